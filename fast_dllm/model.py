@@ -1,0 +1,335 @@
+"""The Fast-dLLM v2 network (arXiv 2509.26328): a Qwen2.5 decoder with block-causal attention and a static cache.
+
+Tensor axes
+    B batch, T query rows, S keys, H query heads, K key/value heads, G = H // K, D head size, C hidden, V vocabulary.
+
+Two conventions set this network apart from a causal one:
+    block-causal attention  a query in block i attends every key whose block is <= i: both ways inside a block of
+                            `bd_size` absolute positions, causally between blocks.
+    token shift             the logits at position p predict the token at p + 1, so the prediction for a masked
+                            position p is read at p - 1.
+
+Decoding uses three moves: `prefill` a prompt's whole blocks, run the current block or a window of its rows
+(`run_block`), and `commit` it. Which to call when is the business of generation_functions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from fast_dllm.config import FastDLLMConfig
+from fast_dllm.layer_reuse import LayerReuse
+
+PREFILL_ROWS = 1024  # rows a prefill forward runs at once: bounds its mask and activations
+TINY_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny"
+
+
+class ModelError(ValueError):
+    """A model that cannot be used as asked; the message is one line for the person who asked."""
+
+
+class KVCache:
+    """Keys and values of every layer in one preallocated buffer, written in place.
+
+    keys, values: (num_layers, B, max_length, K, D). Row b holds `lengths[b]` committed positions (its prefix cache);
+    the block being denoised sits right behind them (its block cache), at its absolute positions. What lies further
+    back is unread.
+    """
+
+    def __init__(self, config: FastDLLMConfig, batch_size: int, max_length: int, block_size: int, like: Tensor):
+        shape = (config.num_hidden_layers, batch_size, max_length, config.num_key_value_heads, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
+        self.lengths = [0] * batch_size
+        self.block_size = block_size
+        positions = torch.arange(max_length, device=like.device)
+        self.cos, self.sin = rope_tables(positions, config, like.dtype)  # (max_length, D)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        return self.keys.shape[2]
+
+
+@dataclass(frozen=True)
+class Attend:
+    """What every layer of one forward shares: where its rows stand and what they may see.
+
+    cos, sin: (B, T, 1, D). mask: None (every key) or bool, True = may attend, broadcast to (B, K, G * T, S).
+    Without a cache the keys are the rows themselves; with one, rows are written to `slots` (B * T,), flat indices
+    into (cache rows * max_length), and cache rows `rows` (None = all of them) are read up to `num_keys`.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None = None
+    cache: KVCache | None = None
+    slots: Tensor | None = None
+    rows: Tensor | None = None
+    num_keys: int = 0
+
+    def keys_and_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this layer's new keys and values (B, T, K, D); return all that may be read, each (B, S, K, D)."""
+        if self.cache is None:
+            return keys, values
+        seen = []
+        for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
+            buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self.slots, new.flatten(0, 1))
+            held = buffer[:, : self.num_keys]
+            seen.append(held if self.rows is None else held.index_select(0, self.rows))
+        return seen[0], seen[1]
+
+
+def rope_tables(positions: Tensor, config: FastDLLMConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and signed sin of the rotary embedding, (*positions, D), computed in float32.
+
+    Rotate-half RoPE is x * cos + roll(x, D / 2) * sin with the sine's first half negated.
+    """
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions.device) / config.head_dim
+    angles = positions.float().unsqueeze(-1) * (1.0 / config.rope_theta**half)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+def block_causal_mask(num_queries: int, num_keys: int, block_size: int, device: torch.device) -> Tensor:
+    """(T, S) bool, True = may attend, for the last `num_queries` of `num_keys` consecutive positions from 0."""
+    blocks = torch.arange(num_keys, device=device) // block_size
+    return blocks[num_keys - num_queries :, None] >= blocks[None, :]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: FastDLLMConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=True)
+        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
+        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        B, T, _ = x.shape
+        H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
+        queries_keys = torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1).view(B, T, H + K, D)
+        # Two roundings, not a fused multiply-add: so the float32 logits equal the reference implementation bit for bit.
+        queries_keys = queries_keys * attend.cos + queries_keys.roll(D // 2, -1) * attend.sin
+        queries, keys = queries_keys.split((H, K), dim=2)
+        keys, values = attend.keys_and_values(self.layer, keys, self.v_proj(x).view(B, T, K, D))
+        # The G query heads that share a key head become more query rows, so keys and values are never repeated.
+        queries = queries.view(B, T, K, H // K, D).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)  # (B, K, G * T, D)
+        out = F.scaled_dot_product_attention(queries, keys.transpose(1, 2), values.transpose(1, 2), attend.mask)
+        out = out.view(B, K, H // K, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H * D)
+        return self.o_proj(out)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: FastDLLMConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: FastDLLMConfig, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class FastDLLMPreTrainedModel(PreTrainedModel):
+    config_class = FastDLLMConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["DecoderLayer"]
+
+
+class FastDLLMModel(FastDLLMPreTrainedModel):
+    def __init__(self, config: FastDLLMConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attend: Attend) -> Tensor:
+        """Token ids (B, T) -> final hidden states (B, T, C)."""
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            x = layer(x, attend)
+        return self.norm(x)
+
+    def forward_reusing(
+        self, input_ids: Tensor, attend: Attend, reuse: LayerReuse, skip: bool, rows: Tensor, offsets: Tensor
+    ) -> Tensor:
+        """`forward` that stores what the layers of `reuse` give, or (`skip`) reads it back instead of running them."""
+        x = self.embed_tokens(input_ids)
+        for index, layer in enumerate(self.layers):
+            if index not in reuse.layers:
+                x = layer(x, attend)
+            elif skip:
+                x = reuse.read(index, x, rows, offsets)
+            else:
+                layer_input, x = x, layer(x, attend)
+                reuse.store(index, layer_input, x, rows, offsets)
+        return self.norm(x)
+
+
+class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
+    """The network with its language-model head, and the cached moves that block diffusion is made of."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: FastDLLMConfig):
+        super().__init__(config)
+        self.model = FastDLLMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        block_size: int | None = None,
+        rows: Tensor | None = None,
+    ) -> CausalLMOutput:
+        """Logits without a cache.
+
+        input_ids (B, T); position_ids (B, T) or (T,), default 0..T-1; attention_mask (T, T) or (B, T, T) bool,
+        True = may attend, default block-causal with blocks of `block_size` (default `config.bd_size`); `rows` (B, R)
+        picks the rows whose logits are wanted, default all. Returns logits (B, T or R, V).
+        """
+        B, T = input_ids.shape
+        device = input_ids.device
+        if position_ids is None:
+            position_ids = torch.arange(T, device=device)
+        if attention_mask is None:
+            attention_mask = block_causal_mask(T, T, block_size or self.config.bd_size, device)
+        mask = self._mask_for_heads(attention_mask)
+        cos, sin = rope_tables(position_ids, self.config, self.dtype)
+        hidden = self.model(input_ids, Attend(cos.unsqueeze(-2), sin.unsqueeze(-2), mask))
+        if rows is not None:
+            hidden = hidden[torch.arange(B, device=device)[:, None], rows]
+        return CausalLMOutput(logits=self.lm_head(hidden))
+
+    def new_cache(self, batch_size: int, max_length: int, block_size: int | None = None) -> KVCache:
+        """An empty cache for `batch_size` sequences of at most `max_length` positions."""
+        block_size = block_size or self.config.bd_size
+        if max_length > self.config.max_position_embeddings:
+            raise ModelError(
+                f"prompt and answer need {max_length} positions, the model has {self.config.max_position_embeddings}"
+            )
+        return KVCache(self.config, batch_size, max_length, block_size, like=self.lm_head.weight)
+
+    def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int]) -> Tensor:
+        """Append whole blocks of known tokens to cache row `row`; returns the logits (V,) of the last position."""
+        if not token_ids or len(token_ids) % cache.block_size:
+            raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {len(token_ids)} tokens")
+        device = self.lm_head.weight.device
+        tokens = torch.tensor(token_ids, device=device)
+        step = max(PREFILL_ROWS // cache.block_size, 1) * cache.block_size
+        row_index = torch.tensor([row], device=device)
+        for start in range(0, len(token_ids), step):
+            ids = tokens[start : start + step]
+            begin = cache.lengths[row]
+            end = begin + len(ids)
+            mask = self._mask_for_heads(block_causal_mask(len(ids), end, cache.block_size, device))
+            positions = torch.arange(begin, end, device=device)
+            cos, sin = cache.cos[begin:end, None], cache.sin[begin:end, None]  # (T, 1, D)
+            attend = Attend(cos, sin, mask, cache, row * cache.max_length + positions, row_index, end)
+            hidden = self.model(ids[None], attend)
+            cache.lengths[row] = end
+        return self.lm_head(hidden[0, -1])
+
+    def run_block(
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        read: Sequence[Sequence[int]],
+        *,
+        reuse: LayerReuse | None = None,
+        skip: bool = False,
+    ) -> Tensor:
+        """Run T rows of the current block of each cache row in `rows` and write their keys and values in place.
+
+        token_ids (B, T) are the tokens at rows [offsets[b], offsets[b] + T) of the block; they see the committed
+        prefix and the whole block. `read` (B, R) picks the rows of T whose logits are computed. With `reuse`, its
+        layers' results are stored, or (`skip`) stand in for the layers. Returns logits (B, R, V).
+        """
+        device = self.lm_head.weight.device
+        B, T = len(rows), len(token_ids[0])
+        starts = [cache.lengths[row] for row in rows]
+        # One host-to-device copy for all the integers of the step.
+        packed = torch.tensor(
+            [[row, start + offset, start + cache.block_size, offset, *ids, *picked]
+             for row, start, offset, ids, picked in zip(rows, starts, offsets, token_ids, read, strict=True)]
+        ).to(device, non_blocking=True)  # fmt: skip
+        row_idx, first_pos, num_keys, first_offset = packed[:, :4, None].unbind(1)  # (B, 1) each
+        ids, picked = packed[:, 4 : 4 + T], packed[:, 4 + T :]
+        steps = torch.arange(T, device=device)
+        positions = first_pos + steps  # (B, T)
+        longest = max(starts) + cache.block_size
+        mask = None
+        if min(starts) != max(starts):
+            mask = (torch.arange(longest, device=device) < num_keys)[:, None, None]  # (B, 1, 1, S)
+        attend = Attend(
+            cache.cos[positions].unsqueeze(2),
+            cache.sin[positions].unsqueeze(2),
+            mask,
+            cache,
+            (row_idx * cache.max_length + positions).flatten(),
+            None if list(rows) == list(range(cache.batch_size)) else row_idx[:, 0],
+            longest,
+        )
+        if reuse is None:
+            hidden = self.model(ids, attend)
+        else:
+            hidden = self.model.forward_reusing(ids, attend, reuse, skip, row_idx, first_offset + steps)
+        return self.lm_head(hidden.gather(1, picked.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
+
+    def commit(self, cache: KVCache, row: int) -> None:
+        """Count the current block of a cache row, run with its final tokens just before, as part of its prefix."""
+        cache.lengths[row] += cache.block_size
+
+    def _mask_for_heads(self, mask: Tensor) -> Tensor:
+        """(T, S) or (B, T, S) -> (B or 1, 1, G * T, S): one copy of the mask for each query head of a key head."""
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        mask = mask if mask.dim() == 3 else mask[None]
+        return mask.repeat(1, groups, 1)[:, None]
+
+
+AutoConfig.register(FastDLLMConfig.model_type, FastDLLMConfig)
+AutoModelForCausalLM.register(FastDLLMConfig, FastDLLMForCausalLM)
