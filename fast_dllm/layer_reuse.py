@@ -34,7 +34,9 @@ def subset_layers(layer_subset: str, num_layers: int) -> range:
     """
     check_reuse(1, layer_subset)
     if num_layers < MIN_LAYERS:
-        raise ValueError(f"layer_subset {layer_subset!r} needs at least {MIN_LAYERS} layers, the model has {num_layers}")
+        raise ValueError(
+            f"layer_subset {layer_subset!r} needs at least {MIN_LAYERS} layers, the model has {num_layers}"
+        )
     start = {"first": 1, "middle": num_layers // 2 - 6, "last": num_layers - 12}[layer_subset]
     return range(start, 12 if layer_subset == "first" else start + 12)
 

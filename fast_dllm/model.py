@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
@@ -171,7 +172,7 @@ class DecoderLayer(nn.Module):
 class FastDLLMPreTrainedModel(PreTrainedModel):
     config_class = FastDLLMConfig
     base_model_prefix = "model"
-    _no_split_modules = ["DecoderLayer"]
+    _no_split_modules = ("DecoderLayer",)
 
 
 class FastDLLMModel(FastDLLMPreTrainedModel):
@@ -208,7 +209,7 @@ class FastDLLMModel(FastDLLMPreTrainedModel):
 class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
     """The network with its language-model head, and the cached moves that block diffusion is made of."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: FastDLLMConfig):
         super().__init__(config)
@@ -252,8 +253,11 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
             )
         return KVCache(self.config, batch_size, max_length, block_size, like=self.lm_head.weight)
 
-    def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int]) -> Tensor:
-        """Append whole blocks of known tokens to cache row `row`; returns the logits (V,) of the last position."""
+    def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int], *, read_last: bool = True) -> Tensor | None:
+        """Append whole blocks of known tokens to cache row `row`.
+
+        Returns the logits (V,) of the last position, or None where they are not wanted (`read_last` False).
+        """
         if not token_ids or len(token_ids) % cache.block_size:
             raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {len(token_ids)} tokens")
         device = self.lm_head.weight.device
@@ -270,7 +274,7 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
             attend = Attend(cos, sin, mask, cache, row * cache.max_length + positions, row_index, end)
             hidden = self.model(ids[None], attend)
             cache.lengths[row] = end
-        return self.lm_head(hidden[0, -1])
+        return self.lm_head(hidden[0, -1]) if read_last else None
 
     def run_block(
         self,
@@ -290,7 +294,7 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
         layers' results are stored, or (`skip`) stand in for the layers. Returns logits (B, R, V).
         """
         device = self.lm_head.weight.device
-        B, T = len(rows), len(token_ids[0])
+        T = len(token_ids[0])
         starts = [cache.lengths[row] for row in rows]
         # One host-to-device copy for all the integers of the step.
         packed = torch.tensor(
