@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Evaluate on this machine, without Slurm. See --help.
+set -euo pipefail
+# shellcheck source=sbatch/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+  cat <<HELP
+Usage: bash sbatch/local.sh [OPTION...]
+Evaluates on this machine (makes the venv if it is missing) and writes
+results/<experiment>/<task>[_limit_<N>]/<configuration>/{results.json,summary.json}.
+
+  --task T          ${TASKS[*]} (default gsm8k)
+  --limit N         only the first N questions (of each subtask)
+  --experiment E    $(experiments | paste -sd ' ' -) (default $DEFAULT_EXPERIMENT)
+  --config C[,C]    plain (the model without layer reuse, the default) or one of
+                    ${CONFIGS[*]}
+  --matrix          the nine configurations; those that are complete are skipped
+  --force           with --matrix, run the complete ones again as well
+  --model M         tiny, a folder or a hub id (default: $DEFAULT_MODEL with a CUDA GPU, else tiny)
+  --threshold X     confidence above which a token is accepted, 0 to 1 (default 1 for plain, else 0.9)
+  --batch_size N    questions decoded together (default 1)
+  --num_fewshot N   examples in the prompt (default 0)
+  --help
+
+Examples:
+  bash sbatch/local.sh --model tiny --task gsm8k --limit 10
+  bash sbatch/local.sh --task toy_math --limit 50 --config k2_middle
+  bash sbatch/local.sh --task toy_math --limit 50 --matrix
+HELP
+}
+
+parse_options() {
+  TASK=gsm8k LIMIT="" EXPERIMENT=$DEFAULT_EXPERIMENT MODEL="" THRESHOLD="" BATCH_SIZE=1 FEWSHOT=0 MATRIX=0 FORCE=0
+  SELECTED=()
+  while (($#)); do
+    case $1 in
+      --task) need_value "$1" $#; TASK=$2; shift ;;
+      --limit) need_value "$1" $#; check_count "$1" "$2"; LIMIT=$2; shift ;;
+      --experiment) need_value "$1" $#; EXPERIMENT=$2; shift ;;
+      --config) need_value "$1" $#; split_configs "$2" plain; shift ;;
+      --model) need_value "$1" $#; MODEL=$2; shift ;;
+      --threshold) need_value "$1" $#; check_threshold "$2"; THRESHOLD=$2; shift ;;
+      --batch_size | --batch-size) need_value "$1" $#; check_count "$1" "$2"; BATCH_SIZE=$2; shift ;;
+      --num_fewshot) need_value "$1" $#; [[ $2 == 0 ]] || check_count "$1" "$2"; FEWSHOT=$2; shift ;;
+      --matrix) MATRIX=1 ;;
+      --force) FORCE=1 ;;
+      -h | --help) usage; exit 0 ;;
+      *) die "unknown option $(shown "$1"); valid: --task --limit --experiment --config --matrix --force --model --threshold --batch_size --num_fewshot --help" ;;
+    esac
+    shift
+  done
+  check_task "$TASK"
+  check_experiment "$EXPERIMENT"
+  if ((MATRIX)); then
+    ((${#SELECTED[@]} == 0)) || die "--matrix runs all nine configurations; leave out --config"
+    SELECTED=("${CONFIGS[@]}")
+  elif ((${#SELECTED[@]} == 0)); then
+    SELECTED=(plain)
+  fi
+  if [[ -z $MODEL ]]; then
+    if has_gpu; then MODEL=$DEFAULT_MODEL; else MODEL=tiny; fi
+  fi
+  resolve_model "$MODEL"
+}
+
+evaluate() { # $1: configuration
+  local config=$1 threshold=${THRESHOLD:-$(default_threshold "$1")}
+  local folder output
+  folder=$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/$config
+  output=results/$folder
+  say "== $folder: model $MODEL, threshold $threshold"
+  eval_command "$EXPERIMENT" "$TASK" "$LIMIT" "$config" "$MODEL" "$threshold" "$BATCH_SIZE" "$FEWSHOT" "$output"
+  "${EVAL_COMMAND[@]}" || return # its own exit status: 2 means that the input was wrong
+  print_summary "$output/summary.json"
+}
+
+main() {
+  parse_options "$@"
+  # data sets given as folders (openai/gsm8k) and the results are found from the project's folder
+  cd -- "$PROJECT_ROOT"
+  venv_activate || exit 1
+  export_environment
+  local config status=0 failed=()
+  for config in "${SELECTED[@]}"; do
+    if ((MATRIX && !FORCE)) && summary_is_complete "$EXPERIMENT" "$TASK" "$LIMIT" "$config"; then
+      say "== $config is complete, skipped"
+      continue
+    fi
+    evaluate "$config" || { status=$?; failed+=("$config"); }
+  done
+  if ((${#failed[@]})); then say "${0##*/}: failed: ${failed[*]}"; fi
+  exit "$status"
+}
+
+main "$@"

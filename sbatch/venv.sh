@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+# The venv: built once, however many jobs on however many nodes want it at the same moment.
+# Run:     bash sbatch/venv.sh      builds it if it is missing, prints its folder
+# Source:  venv_activate            the same, then puts it on PATH
+#
+#   <venv>.d/<hash>.<attempt>/  one build. A venv cannot be moved, so each is built where it stays.
+#       owner, heartbeat        who builds (host, pid), and a counter that changes while the builder lives
+#       complete                the hash of pyproject.toml + constraints.txt, written last, by rename
+#   <venv>                      a link to the newest complete one, for people: source .venv/bin/activate
+#
+# mkdir of the attempt's folder is the lock. It is atomic on NFS and Lustre, where flock may let everyone in. A builder
+# that died is not robbed of its folder: another one makes the next attempt. So the worst that a wrong guess about a
+# slow builder can do is a second, equally good venv. No clock of another node is read; a heartbeat changes or it does not.
+
+# The folder whose pyproject.toml and constraints.txt count: in a job the snapshot of the submitted code.
+CODE_ROOT=${CODE_ROOT:-$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)}
+PROJECT_ROOT=${PROJECT_ROOT:-$CODE_ROOT}
+VENV_DEAD_SECONDS=${VENV_DEAD_SECONDS:-45}
+
+venv_say() { printf 'venv: %s\n' "$*" >&2; }
+
+venv_location() {
+  if [[ -n ${FAST_DLLM_VENV:-} ]]; then
+    case $FAST_DLLM_VENV in /*) printf '%s\n' "${FAST_DLLM_VENV%/}" ;; *) printf '%s\n' "$PWD/${FAST_DLLM_VENV%/}" ;; esac
+  elif [[ -n ${HOME:-} && -d $HOME/scratch ]]; then
+    printf '%s\n' "$HOME/scratch/Fast-dLLM/v2/.venv"
+  else
+    printf '%s\n' "$PROJECT_ROOT/.venv"
+  fi
+}
+
+venv_hash() { cat -- "$CODE_ROOT/pyproject.toml" "$CODE_ROOT/constraints.txt" | sha256sum | cut -c 1-16; }
+
+# $1: the builds' folder, $2: the hash. Prints a complete build whose interpreter still exists (a scratch purge or a
+# removed Python module can leave the mark without it).
+venv_complete() {
+  local build
+  for build in "$1/$2".[0-9][0-9][0-9]; do
+    if [[ -x $build/bin/python && -f $build/complete && $(<"$build/complete") == "$2" ]]; then
+      printf '%s\n' "$build"
+      return 0
+    fi
+  done
+  return 1
+}
+
+venv_heartbeat() { # $1: pid to follow, $2: folder. Ends with the process, also when that was killed with -9.
+  local beat=0 seconds=0
+  while kill -0 "$1" 2>/dev/null && [[ -d $2 ]]; do
+    printf '%s\n' "$((beat += 1))" >"$2/heartbeat.new" && mv -f -- "$2/heartbeat.new" "$2/heartbeat"
+    sleep 2
+    ((seconds += 2))
+    if ((seconds % 20 == 0)); then
+      venv_say "building, $seconds s: $(tail -n 1 -- "$2/build.log" 2>/dev/null | cut -c 1-100)"
+    fi
+  done
+}
+
+# Returns 0 when the builder of $1 is known to be gone, or its heartbeat has not changed for VENV_DEAD_SECONDS.
+venv_wait_for_builder() {
+  local build=$1 host="" pid="" seen="" now since=$SECONDS
+  venv_say "waiting for ${build##*/}, which another process builds ($build)"
+  while [[ -d $build && ! -f $build/complete && ! -f $build/failed ]]; do
+    if [[ -f $build/owner ]]; then read -r host pid <"$build/owner" || true; fi
+    if [[ $host == "$(uname -n)" && -n $pid ]] && ! ps -p "$pid" >/dev/null 2>&1; then return 0; fi
+    now=$(cat -- "$build/heartbeat" 2>/dev/null || true)
+    if [[ $now != "$seen" ]]; then seen=$now since=$SECONDS; fi
+    if ((SECONDS - since >= VENV_DEAD_SECONDS)); then return 0; fi
+    sleep 1
+  done
+}
+
+venv_find_python() {
+  local candidate
+  for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
+    if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      printf '%s\n' "$candidate"
+      return 0
+    fi
+  done
+  echo "no Python >= 3.10 with the venv module found (on a cluster: module load python; Debian: python3-venv; or install uv)" >&2
+  return 1
+}
+
+# Dependencies only, with a .pth line to the project: an editable install would write into the folder that it points to,
+# and a job's is a snapshot.
+venv_fill() { # $1: folder
+  local python requirements=$1/requirements.txt
+  if command -v uv >/dev/null 2>&1; then
+    uv venv --allow-existing --python '>=3.10' "$1" &&
+      UV_LINK_MODE=copy uv pip install --python "$1/bin/python" -r "$CODE_ROOT/pyproject.toml" --extra dev -c "$CODE_ROOT/constraints.txt"
+  else
+    python=$(venv_find_python) && "$python" -m venv "$1" &&
+      "$1/bin/python" - "$CODE_ROOT/pyproject.toml" >"$requirements" <<'PY' &&
+import sys
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")
+PY
+      "$1/bin/python" -m pip install --no-input -r "$requirements" -c "$CODE_ROOT/constraints.txt"
+  fi || return 1
+  local packages
+  packages=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || return 1
+  printf '%s\n' "$PROJECT_ROOT" >"$packages/fast_dllm_project.pth"
+}
+
+venv_build() { # $1: the claimed folder, $2: hash
+  local build=$1 beat status=0
+  printf '%s %s\n' "$(uname -n)" "$$" >"$build/owner"
+  venv_say "building $build with $(command -v uv || echo pip), a few minutes (log: $build/build.log)"
+  venv_heartbeat "$$" "$build" </dev/null >/dev/null &
+  beat=$!
+  venv_fill "$build" >"$build/build.log" 2>&1 </dev/null || status=$?
+  kill "$beat" 2>/dev/null || true
+  wait "$beat" 2>/dev/null || true
+  if ((status != 0)); then
+    tail -n 15 -- "$build/build.log" >&2 || true
+    echo "$status" >"$build/failed" || true
+    return 1
+  fi
+  printf '%s\n' "$2" >"$build/complete.new" && mv -f -- "$build/complete.new" "$build/complete"
+}
+
+# Dead, failed and broken attempts at this hash, and other builds that nothing has used for two weeks.
+venv_tidy() { # $1: the builds' folder, $2: hash, $3: the build to keep
+  local other
+  for other in "$1/$2".[0-9][0-9][0-9]; do
+    if [[ $other < $3 && ! (-f $other/complete && -x $other/bin/python) ]]; then rm -rf -- "$other"; fi
+  done
+  find "$1" -mindepth 2 -maxdepth 2 -name complete -mtime +14 ! -path "$3/*" -print 2>/dev/null | while IFS= read -r other; do
+    rm -rf -- "${other%/complete}"
+  done
+}
+
+venv_publish() { # $1: the location people know, $2: the build
+  if [[ -L $1 || ! -e $1 ]] || rmdir -- "$1" 2>/dev/null; then
+    ln -sfn -- "$2" "$1"
+  else
+    venv_say "$1 was not made by these scripts and is left alone; they use $2"
+  fi
+}
+
+venv_ensure() { # sets VENV
+  local place builds hash attempt last
+  place=$(venv_location) && hash=$(venv_hash) || return 1
+  builds=$place.d
+  mkdir -p -- "$builds" || return 1
+  while ! VENV=$(venv_complete "$builds" "$hash"); do
+    last=""
+    for attempt in "$builds/$hash".[0-9][0-9][0-9]; do [[ -d $attempt ]] && last=$attempt; done
+    if [[ -n $last && ! -f $last/failed && ! -f $last/complete ]]; then
+      venv_wait_for_builder "$last"
+    fi
+    attempt=$(printf '%s/%s.%03d' "$builds" "$hash" "$((10#0${last##*.} + 1))")
+    mkdir -- "$attempt" 2>/dev/null || { [[ -d $attempt ]] && continue; venv_say "cannot write to $builds"; return 1; }
+    # the last builder may have finished between the two looks
+    if VENV=$(venv_complete "$builds" "$hash"); then
+      rmdir -- "$attempt"
+    elif venv_build "$attempt" "$hash"; then
+      venv_tidy "$builds" "$hash" "$attempt"
+    elif ! VENV=$(venv_complete "$builds" "$hash"); then
+      venv_say "the build failed; its log is $attempt/build.log"
+      return 1
+    fi
+  done
+  touch -c -- "$VENV/complete" 2>/dev/null || true
+  [[ -L $place && $(readlink -- "$place") == "$VENV" ]] || venv_publish "$place" "$VENV"
+}
+
+venv_activate() {
+  venv_ensure || return 1
+  export VIRTUAL_ENV=$VENV PATH=$VENV/bin:$PATH
+  # ~/.local and a caller's PYTHONHOME would put other versions in front of the venv's
+  export PYTHONNOUSERSITE=1
+  unset PYTHONHOME
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  set -euo pipefail
+  venv_ensure
+  printf '%s\n' "$VENV"
+fi

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Lint and tests: bash tests/run.sh [pytest arguments]. Makes the venv if it is missing.
+set -euo pipefail
+# shellcheck source=sbatch/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/../sbatch/common.sh"
+
+shell_scripts() { # nul-terminated
+  if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+    git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run
+  else
+    find . \( -name '.venv*' -o -name results -o -name .snapshots \) -prune -o \( -name '*.sh' -o -path ./.ci/run \) -type f -print0
+  fi
+}
+
+lint_shell() {
+  local scripts=() script
+  while IFS= read -r -d '' script; do
+    if [[ -f $script ]]; then scripts+=("$script"); fi
+  done < <(shell_scripts)
+  if command -v shellcheck >/dev/null 2>&1; then
+    echo "== shellcheck (${#scripts[@]} scripts)"
+    shellcheck -x -- "${scripts[@]}"
+  else
+    echo "== shellcheck is not installed: only the syntax of ${#scripts[@]} scripts is checked"
+    for script in "${scripts[@]}"; do bash -n -- "$script"; done
+  fi
+}
+
+main() {
+  cd -- "$PROJECT_ROOT"
+  venv_activate || exit 1
+  # the suite's models are tiny: more threads than one only get in each other's way
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  echo "== ruff"
+  ruff check .
+  ruff format --check .
+  lint_shell
+  echo "== pytest"
+  python -m pytest "$@"
+}
+
+main "$@"
