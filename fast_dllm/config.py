@@ -34,6 +34,7 @@ class FastDLLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if kwargs.get("rope_scaling") or kwargs.get("use_sliding_window"):
             raise ValueError("Fast_dLLM_Qwen has neither RoPE scaling nor sliding-window attention")
+        kwargs.pop("rope_scaling", None)  # null in the published file; transformers 5 warns about the very name
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(

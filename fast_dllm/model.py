@@ -22,19 +22,17 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from fast_dllm.config import FastDLLMConfig
+from fast_dllm.errors import UsageError
 from fast_dllm.layer_reuse import LayerReuse
 
 PREFILL_ROWS = 1024  # rows a prefill forward runs at once: bounds its mask and activations
 TINY_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny"
-
-
-class ModelError(ValueError):
-    """A model that cannot be used as asked; the message is one line for the person who asked."""
 
 
 class KVCache:
@@ -248,7 +246,7 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
         """An empty cache for `batch_size` sequences of at most `max_length` positions."""
         block_size = block_size or self.config.bd_size
         if max_length > self.config.max_position_embeddings:
-            raise ModelError(
+            raise UsageError(
                 f"prompt and answer need {max_length} positions, the model has {self.config.max_position_embeddings}"
             )
         return KVCache(self.config, batch_size, max_length, block_size, like=self.lm_head.weight)
@@ -333,6 +331,71 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
         mask = mask if mask.dim() == 3 else mask[None]
         return mask.repeat(1, groups, 1)[:, None]
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`auto` is the first CUDA GPU where there is one, else the CPU. Raises UsageError for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"unknown device {device!r}; valid ones: auto, cpu, cuda, cuda:N") from None
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device!r} is not there; this machine has {torch.cuda.device_count()} CUDA GPUs")
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 from compute capability 8.0, float16 on 7.x, float32 otherwise and on the CPU."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type != "cuda":
+        return torch.float32
+    major, _ = torch.cuda.get_device_capability(device)
+    return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+
+
+def model_source(path_or_hub_id: str) -> str:
+    """`tiny` is the embedded model's folder; anything else stays as it is."""
+    return str(TINY_MODEL) if path_or_hub_id == "tiny" else path_or_hub_id
+
+
+def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -> FastDLLMForCausalLM:
+    """Load a checkpoint by its tensor names, shard by shard straight to the device.
+
+    `path_or_hub_id`: a folder, a hub id, or `tiny` (the embedded model). Raises UsageError where there is no such
+    checkpoint, it is of another model type or damaged, or a tensor is missing, extra or of the wrong shape.
+    """
+    source = model_source(path_or_hub_id)
+    target = pick_device(device)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if not isinstance(config, FastDLLMConfig):
+            raise UsageError(f"{path_or_hub_id} is a {config.model_type} model, not {FastDLLMConfig.model_type}")
+        model, info = FastDLLMForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=pick_dtype(dtype, target),
+            device_map={"": target},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below by name
+            use_safetensors=True,
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"cannot load model {path_or_hub_id!r}: {' '.join(str(error).split())}") from error
+    faults = [f"lacks tensor {name}" for name in sorted(info["missing_keys"])]
+    faults += [f"has an unexpected tensor {name}" for name in sorted(info["unexpected_keys"])]
+    faults += [
+        f"has {name} of shape {list(found)} instead of {list(expected)}"
+        for name, found, expected in sorted(info["mismatched_keys"])
+    ]
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise UsageError(f"cannot load model {path_or_hub_id!r}: it {faults[0]}{more}")
+    return model.eval().requires_grad_(False)
 
 
 AutoConfig.register(FastDLLMConfig.model_type, FastDLLMConfig)

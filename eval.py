@@ -1,0 +1,181 @@
+"""Evaluate a Fast-dLLM v2 model: register `fast_dllm_v2`, run lm-evaluation-harness's command line, write the summary.
+
+    accelerate launch eval.py --model fast_dllm_v2 --tasks gsm8k --num_fewshot 0 --batch_size 1 --apply_chat_template \
+        --fewshot_as_multiturn --model_args "model_path=tiny,threshold=0.9" --output_path results/mine/
+
+The options are lm_eval's own (`python eval.py run --help`). Exit status: 0 with results.json and summary.json in
+--output_path (where one is given); 2 after one line for bad input; anything else is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# lm_eval options that would write or send results by another way than results.json and summary.json.
+UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "cache_requests", "predict_only")
+
+
+def read_command_line():
+    """(lm_eval's EvaluatorConfig, TaskManager, ModelArguments), all checked. Raises UsageError."""
+    from lm_eval._cli.harness import HarnessCLI
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from fast_dllm.arguments import ModelArguments
+    from fast_dllm.errors import UsageError
+
+    cli = HarnessCLI()
+    namespace = cli.parse_args()
+    if getattr(namespace, "command", None) != "run":
+        cli.execute(namespace)
+        sys.exit(0)
+    for name in UNSUPPORTED:
+        if getattr(namespace, name, None):
+            raise UsageError(f"eval.py does not support --{name}; it writes results.json and summary.json itself")
+    explicit_device = getattr(namespace, "device", None)
+    try:
+        config = EvaluatorConfig.from_cli(namespace)
+    except (ValueError, TypeError, OSError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    if config.model != "fast_dllm_v2":
+        raise UsageError(f"unknown model {config.model!r}; eval.py evaluates fast_dllm_v2")
+    if config.output_path and Path(config.output_path).suffix in (".json", ".jsonl"):
+        raise UsageError(f"--output_path must be a folder, not {config.output_path!r}")
+    if config.limit is not None and not config.limit > 0:
+        raise UsageError(f"--limit must be above 0, not {config.limit:g}")
+    given = {"batch_size": config.batch_size, "device": explicit_device, **config.model_args}
+    given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
+    arguments = ModelArguments.parse(**given)
+
+    config.include_path = config.include_path or str(ROOT / "tasks")
+    try:
+        task_manager = config.process_tasks(config.metadata)
+    except ValueError as error:
+        raise UsageError(f"{error}; `python eval.py ls tasks` lists those there are") from None
+    if not config.tasks:
+        raise UsageError("no task given; pass --tasks NAME (`python eval.py ls tasks` lists those there are)")
+    return config, task_manager, arguments
+
+
+def evaluate(config, task_manager, lm) -> dict | None:
+    """lm_eval's results with samples on the first process, None on the others."""
+    from lm_eval import simple_evaluate
+
+    return simple_evaluate(
+        model=lm,
+        model_args=config.model_args,
+        tasks=config.tasks,
+        num_fewshot=config.num_fewshot,
+        batch_size=lm.arguments.batch_size,
+        device=str(lm.device),
+        limit=config.limit,
+        samples=config.samples,
+        check_integrity=config.check_integrity,
+        write_out=config.write_out,
+        log_samples=True,  # kept in memory: the summary counts them
+        system_instruction=config.system_instruction,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.fewshot_as_multiturn,
+        gen_kwargs=config.gen_kwargs,
+        task_manager=task_manager,
+        random_seed=config.seed[0],
+        numpy_random_seed=config.seed[1],
+        torch_random_seed=config.seed[2],
+        fewshot_random_seed=config.seed[3],
+        confirm_run_unsafe_code=config.confirm_run_unsafe_code,
+        metadata=config.metadata,
+    )
+
+
+def summary_of(found: dict, samples: dict, config, lm, usage, began: float, loaded: float) -> dict:
+    """summary.json's content for a finished run."""
+    from fast_dllm import experiments, results
+
+    arguments = lm.arguments
+    limit = None if config.limit is None else int(config.limit) if config.limit == int(config.limit) else config.limit
+    samples_scored = {task: len({sample["doc_id"] for sample in rows}) for task, rows in samples.items()}
+    expected = sum(int(count["effective"]) for task, count in found["n-samples"].items() if task in samples_scored)
+    details = {
+        "num_fewshot": config.num_fewshot,
+        "chat_template": bool(config.apply_chat_template),
+        "seeds": config.seed,
+        "num_processes": lm.world_size,
+        "model_revision": lm.model_revision,
+        "dtype": str(lm.model.dtype).removeprefix("torch."),
+        **lm.device_report(),
+        **results.code_state(),
+        **results.environment(),
+        "seconds_loading": loaded - began,
+        "start_time": results.timestamp(began),
+        "end_time": results.timestamp(time.time()),
+    }
+    return results.summarize(
+        tasks=[str(task) for task in config.tasks],
+        config=arguments.config_name,
+        experiment=arguments.experiment_name or "active",
+        limit=limit,
+        found=results.scores(found, samples_scored),
+        num_samples=sum(samples_scored.values()),
+        num_samples_expected=expected,
+        usage=usage,
+        generation_code_sha256=results.file_sha256(experiments.generation_file(arguments.experiment_name)),
+        model_args=arguments.as_dict(),
+        details=details,
+    )
+
+
+def write_results(folder: Path, found: dict, samples: dict, summary: dict, log_samples: bool) -> None:
+    """results.json, the samples where asked for, and last of all summary.json, which marks the run complete."""
+    import json
+
+    from lm_eval.utils import handle_non_serializable
+
+    from fast_dllm.results import write_json_atomic, write_text_atomic
+
+    write_json_atomic(folder / "results.json", found, default=handle_non_serializable)
+    if log_samples:
+        for task, rows in samples.items():
+            lines = (json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows)
+            write_text_atomic(folder / f"samples_{task}.jsonl", "".join(f"{line}\n" for line in lines))
+    write_json_atomic(folder / "summary.json", summary)
+
+
+def main() -> None:
+    from lm_eval.utils import make_table, setup_logging
+
+    from fast_dllm.errors import UsageError
+
+    setup_logging()
+    began = time.time()
+    try:
+        config, task_manager, arguments = read_command_line()
+        from fast_dllm.harness import FastDLLM
+
+        lm = FastDLLM(**arguments.as_dict())
+        loaded = time.time()
+        found = evaluate(config, task_manager, lm)
+    except UsageError as error:
+        print(f"eval.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    usage = lm.total_usage()
+    if lm.rank != 0:
+        return
+    if found is None:
+        sys.exit("eval.py: lm_eval returned no results")
+    samples = found.pop("samples")
+    print(make_table(found))
+    if found.get("groups"):
+        print(make_table(found, "groups"))
+    summary = summary_of(found, samples, config, lm, usage, began, loaded)
+    if config.output_path:
+        write_results(Path(config.output_path), found, samples, summary, config.log_samples)
+        print(f"wrote {Path(config.output_path) / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,429 @@
+"""lm-evaluation-harness's view of a Fast-dLLM v2 model: the `LM` registered as `fast_dllm_v2`.
+
+Three things happen here and nowhere else: text becomes token ids and back, a request's settings (`until`,
+`max_gen_toks`, sampling) become arguments of an experiment's generate(), and what it cost is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from fast_dllm import experiments, results
+from fast_dllm.arguments import ModelArguments
+from fast_dllm.errors import UsageError
+from fast_dllm.model import load_model, model_source
+from fast_dllm.tokenizer import load_tokenizer, special_ids
+
+logger = logging.getLogger(__name__)
+
+BOXED = r"Please reason step by step, and put your final answer within \boxed{{}}."
+# Task name prefix -> (what the rendered prompt says, what it says instead). The doubled braces are what the published
+# scores were measured with.
+PROMPT_REWRITES = {
+    "gsm8k": ("Answer:", BOXED),
+    "toy_math": ("Answer:", BOXED),
+    "minerva_math": ("Solution:", BOXED),
+}
+GENERATION_SETTINGS = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
+
+
+def rewrite_prompt(prompt: str, task_name: str | None) -> str:
+    """The prompt as the published scores saw it: some tasks' answer cue becomes an instruction to reason."""
+    for prefix, (cue, instruction) in PROMPT_REWRITES.items():
+        if (task_name or "").startswith(prefix):
+            return prompt.replace(cue, instruction)
+    return prompt
+
+
+def cut_at_stop_strings(text: str, until: Iterable[str]) -> str:
+    """The text before the earliest of the `until` strings (empty ones are ignored)."""
+    ends = [text.find(stop) for stop in until if stop and stop in text]
+    return text[: min(ends)] if ends else text
+
+
+@dataclass
+class Usage:
+    """What a run has cost so far. Seconds are spent in forwards and decoding, without loading the model."""
+
+    requests: int = 0
+    new_tokens: int = 0
+    seconds_generating: float = 0.0
+    forwards: Counter = field(default_factory=Counter)
+    truncated_prompts: int = 0
+    scored_requests: int = 0
+    scored_tokens: int = 0
+    seconds_scoring: float = 0.0
+
+    def merged(self, others: list[Usage]) -> Usage:
+        """Totals over processes that ran side by side: counts add up, the slowest one's seconds count."""
+        parts = [self, *others]
+        total = Usage()
+        for name in ("requests", "new_tokens", "truncated_prompts", "scored_requests", "scored_tokens"):
+            setattr(total, name, sum(getattr(part, name) for part in parts))
+        for name in ("seconds_generating", "seconds_scoring"):
+            setattr(total, name, max(getattr(part, name) for part in parts))
+        for part in parts:
+            total.forwards.update(part.forwards)
+        return total
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One text to generate: its prompt and the settings that change its answer."""
+
+    prompt_ids: tuple[int, ...]
+    until: tuple[str, ...]
+    max_tokens: int  # the answer is cut to this
+    max_new_tokens: int  # what generate() is given: whole blocks that hold max_tokens
+    temperature: float
+    top_p: float
+    seed: int
+
+    @property
+    def batch_key(self) -> tuple:
+        return self.max_new_tokens, self.temperature, self.top_p
+
+
+class MaskedInput(NamedTuple):
+    """Token ids with masks, and the row (one before the masked token) whose logits tell about it."""
+
+    row: int
+    ids: tuple[int, ...]
+
+
+@register_model("fast_dllm_v2")
+class FastDLLM(TemplateLM):
+    """Fast-dLLM v2 with an experiment's generation code. Model arguments: fast_dllm.arguments.ModelArguments."""
+
+    def __init__(self, max_batch_size: int | None = None, **model_args: object):
+        super().__init__()
+        del max_batch_size  # lm_eval always passes it; there is no automatic batch size here
+        self.arguments = ModelArguments.parse(**model_args)
+        self.generation = experiments.load(self.arguments.experiment_name)
+        device = self._join_processes(self.arguments.device)
+        self.tokenizer = load_tokenizer(self.arguments.model_path)
+        self.ids = special_ids(self.tokenizer)
+        self.model = load_model(self.arguments.model_path, device, self.arguments.dtype)
+        self.model_revision = results.model_revision(model_source(self.arguments.model_path))
+        self._device = self.model.device
+        self.block_size = self.arguments.bd_size or self.model.config.bd_size
+        self.max_length = self.model.config.max_position_embeddings // self.block_size * self.block_size
+        self.usage = Usage()
+        self._check_against_model()
+
+    def _join_processes(self, device: str) -> str:
+        """Take a place among `accelerate launch`'s processes; returns this process's device."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return device
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        return str(self.accelerator.device)
+
+    def _check_against_model(self) -> None:
+        """Faults that show only once the model's sizes are known, before any request is answered."""
+        arguments, vocab_size = self.arguments, self.model.config.vocab_size
+        if max(self.ids.mask, self.ids.stop) >= vocab_size:
+            raise UsageError(f"the tokenizer's special ids {self.ids} are outside the model's {vocab_size} tokens")
+        try:
+            # No prompts: only the arguments are checked, by the experiment's own code.
+            self.generation.generate(
+                self.model, [], **self._decoding(max(arguments.max_new_tokens, self.block_size), 0.0, 1.0)
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def _decoding(self, max_new_tokens: int, temperature: float, top_p: float) -> dict[str, object]:
+        arguments = self.arguments
+        return {
+            "mask_id": self.ids.mask,
+            "stop_token": self.ids.stop,
+            "max_new_tokens": max_new_tokens,
+            "block_size": self.block_size,
+            "small_block_size": arguments.small_block_size,
+            "threshold": float(arguments.threshold),
+            "use_block_cache": arguments.use_block_cache,
+            "temperature": temperature,
+            "top_p": top_p,
+            "reuse_k": arguments.reuse_k,
+            "layer_subset": arguments.layer_subset,
+        }
+
+    # ---- processes -------------------------------------------------------------------------------------------
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self.world_size == 1 else self.accelerator.gather(tensor)
+
+    def gather_object(self, obj, dst: int = 0):
+        if self.world_size == 1:
+            return [obj]
+        gathered = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, gathered, dst=dst)
+        return gathered
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            self.accelerator.wait_for_everyone()
+
+    # ---- text and tokens -------------------------------------------------------------------------------------
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.ids.stop
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.ids.stop if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        return self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    # ---- generation ------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answer every request, in order; equal greedy requests are answered once."""
+        asked = [self._request(instance, repeat) for instance, repeat in _with_repeats(requests)]
+        answers: dict[_Request, str] = {}
+        progress = tqdm(total=len(asked), desc="generating", unit="req", disable=disable_tqdm or self.rank != 0)
+        pending = list(dict.fromkeys(asked))
+        progress.update(len(asked) - len(pending))
+        for batch in _batches(pending, self.arguments.batch_size):
+            for request, answer in zip(batch, self._generate_batch(batch), strict=True):
+                answers[request] = answer
+            progress.update(len(batch))
+            if self.usage.seconds_generating:
+                speed = self.usage.new_tokens / self.usage.seconds_generating
+                progress.set_postfix_str(f"{speed:.1f} tok/s")
+        progress.close()
+        if self.arguments.show_speed and self.rank == 0 and asked:
+            self._print_speed()
+        texts = [answers[request] for request in asked]
+        for instance, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", instance.args, text)
+        return texts
+
+    def _request(self, instance: Instance, repeat: int) -> _Request:
+        context, given = instance.args
+        settings = normalize_gen_kwargs(given, default_max_gen_toks=self.arguments.max_new_tokens)
+        unsupported = sorted(set(settings) - set(GENERATION_SETTINGS))
+        if unsupported:
+            raise UsageError(
+                f"task {instance.task_name} asks for {', '.join(unsupported)}; "
+                f"supported generation settings: {', '.join(GENERATION_SETTINGS)}"
+            )
+        max_tokens = settings["max_gen_toks"]
+        # Without a limit of the task's own, generate() gets max_new_tokens as it is: whole blocks, like the reference.
+        # A task's limit is held to the token: blocks enough for it from any place in the first block, then a cut.
+        limited = any(name.startswith("max_") for name in given)
+        budget = max_tokens + 2 * (self.block_size - 1) if limited else max_tokens
+        if max_tokens < 1:
+            raise UsageError(f"task {instance.task_name} asks for max_gen_toks {max_tokens}; it must be at least 1")
+        ids = self.tok_encode(rewrite_prompt(context, instance.task_name))
+        # The prompt may take what the budget leaves of the context, and never less than half of it.
+        room = self.max_length - min(max_tokens, self.max_length // 2)
+        if len(ids) > room:
+            logger.warning("prompt of %d tokens cut to its last %d (%s)", len(ids), room, instance.task_name)
+            self.usage.truncated_prompts += 1
+            ids = ids[-room:]
+        blocks_left = self.max_length // self.block_size - len(ids) // self.block_size
+        temperature = settings.get("temperature", 0.0)
+        sampled = temperature > 0
+        seed = sha256(f"{self.arguments.seed} {instance.task_name} {instance.doc_id} {repeat}".encode()).digest()
+        return _Request(
+            prompt_ids=tuple(ids or [self.prefix_token_id]),
+            until=tuple(settings["until"]),
+            max_tokens=max_tokens,
+            max_new_tokens=min(max(budget // self.block_size, 1), blocks_left) * self.block_size,
+            temperature=temperature,
+            top_p=settings.get("top_p", 1.0) if sampled else 1.0,
+            seed=int.from_bytes(seed[:7], "big") if sampled else 0,
+        )
+
+    def _generate_batch(self, batch: list[_Request]) -> list[str]:
+        """Texts for requests with equal settings; counts what they cost."""
+        first = batch[0]
+        began = time.perf_counter()
+        generations = self.generation.generate(
+            self.model,
+            [list(request.prompt_ids) for request in batch],
+            **self._decoding(first.max_new_tokens, first.temperature, first.top_p),
+            generator=[torch.Generator().manual_seed(request.seed) for request in batch],
+        )
+        self.usage.seconds_generating += time.perf_counter() - began
+        texts = []
+        for request, generation in zip(batch, generations, strict=True):
+            self.usage.requests += 1
+            self.usage.new_tokens += len(generation.tokens)
+            self.usage.forwards.update(generation.forwards)
+            tokens = generation.tokens[: request.max_tokens]
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            texts.append(cut_at_stop_strings(text, request.until))
+        return texts
+
+    def _print_speed(self) -> None:
+        usage = self.usage
+        kinds = ", ".join(f"{kind} {count}" for kind, count in usage.forwards.items() if count)
+        print(
+            f"{usage.requests} answers, {usage.new_tokens} new tokens in {usage.seconds_generating:.1f} s: "
+            f"{usage.new_tokens / usage.seconds_generating:.1f} tokens/s; forwards: {kinds}",
+            flush=True,
+        )
+
+    # ---- log-likelihoods -------------------------------------------------------------------------------------
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        """Score (_, context ids, continuation ids) triples in this run's mode; (log-probability, greedy) each."""
+        chain = self.arguments.loglikelihood_mode == "chain"
+        parts = [self._masked_inputs(context, continuation, chain) for _, context, continuation in requests]
+        scores = self._score(parts, disable_tqdm)
+        for (texts, _, _), score in zip(requests, scores, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, score)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text by the chain rule, each token given all the text before it.
+
+        No stop token stands behind the text: the model is not told where it ends.
+        """
+        texts = [self.tok_encode(instance.args[0]) for instance in requests]
+        windows, counts = [], []
+        for ids in texts:
+            rolling = map(
+                make_disjoint_window,
+                get_rolling_token_windows(
+                    token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length - 1, context_len=1
+                ),
+            )
+            own = [self._masked_inputs(context, continuation, True, end=False) for context, continuation in rolling]
+            windows += own
+            counts.append(len(own))
+        scores = iter(self._score(windows, disable_tqdm))
+        totals = [sum(next(scores)[0] for _ in range(count)) for count in counts]
+        for instance, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", instance.args, total)
+        return totals
+
+    def _masked_inputs(
+        self, context: list[int], continuation: list[int], chain: bool, end: bool = True
+    ) -> list[tuple[MaskedInput, int]]:
+        """What to run to score a continuation: a masked input and the target token whose log-probability to read in it.
+
+        reference: the first continuation token is masked, the rest stays visible. chain: each token in turn, it and
+        all that follow masked. A stop token stands behind the continuation, masks fill the block (`end`).
+        """
+        mask, size = self.ids.mask, self.block_size
+        if not continuation:
+            return []
+        keep = self.max_length - len(continuation) - 1
+        if keep < 1:
+            raise UsageError(f"a continuation of {len(continuation)} tokens does not fit {self.max_length} positions")
+        context = context[-keep:]
+        tail = [self.ids.stop] if end else []
+        inputs = []
+        for index in range(len(continuation) if chain else 1):
+            visible = [] if chain else continuation[index + 1 :]
+            hidden = [mask] * (len(continuation) - index - len(visible))
+            position = len(context) + index
+            ids = [*context, *continuation[:index], *hidden, *visible, *tail]
+            ids += [mask] * (-len(ids) % size)
+            # The prediction is read one row before the masked token; no row behind that row's block can change it.
+            ids = ids[: ((position - 1) // size + 1) * size]
+            inputs.append((MaskedInput(position - 1, tuple(ids)), continuation[index]))
+        return inputs
+
+    @torch.inference_mode()
+    def _score(self, parts: list[list[tuple[MaskedInput, int]]], disable_tqdm: bool) -> list[tuple[float, bool]]:
+        """Sum the targets' log-probabilities of each part. Inputs that are the same get one forward."""
+        wanted: dict[MaskedInput, list[tuple[int, int]]] = {}
+        for index, part in enumerate(parts):
+            for masked, target in part:
+                wanted.setdefault(masked, []).append((index, target))
+        totals, greedy = [0.0] * len(parts), [True] * len(parts)
+        inputs = sorted(wanted, key=lambda masked: -len(masked.ids))  # equal lengths side by side: little padding
+        progress = tqdm(total=len(inputs), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0)
+        began = time.perf_counter()
+        for start in range(0, len(inputs), self.arguments.batch_size):
+            batch = inputs[start : start + self.arguments.batch_size]
+            longest = len(batch[0].ids)
+            # Blocks never see later blocks, so padding at the end changes nothing.
+            ids = torch.tensor([[*ids, *[self.ids.pad] * (longest - len(ids))] for _, ids in batch])
+            rows = torch.tensor([[row] for row, _ in batch])
+            logits = self.model(ids.to(self.device), block_size=self.block_size, rows=rows.to(self.device)).logits
+            log_probs = logits[:, 0].float().log_softmax(dim=-1)
+            best = log_probs.argmax(dim=-1).tolist()
+            for place, masked in enumerate(batch):
+                values = log_probs[place, [target for _, target in wanted[masked]]].tolist()
+                for (index, target), value in zip(wanted[masked], values, strict=True):
+                    totals[index] += value
+                    greedy[index] &= best[place] == target
+            progress.update(len(batch))
+        self.usage.seconds_scoring += time.perf_counter() - began
+        progress.close()
+        self.usage.scored_requests += len(parts)
+        self.usage.scored_tokens += sum(len(part) for part in parts)
+        self.usage.forwards["score"] += len(inputs)
+        return list(zip(totals, greedy, strict=True))
+
+    def device_report(self) -> dict[str, object]:
+        """The device and this process's peak memory: allocated on the GPU, resident on the host."""
+        if self.device.type == "cuda":
+            gpu, peak = torch.cuda.get_device_name(self.device), torch.cuda.max_memory_allocated(self.device)
+        else:
+            gpu, peak = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"device": str(self.device), "gpu": gpu, "peak_memory_bytes": peak}
+
+    def total_usage(self) -> Usage | None:
+        """Usage over all processes on the first one, None on the others."""
+        gathered = self.gather_object(self.usage)
+        return gathered[0].merged(gathered[1:]) if gathered else None
+
+
+def _with_repeats(requests: list[Instance]) -> Iterator[tuple[Instance, int]]:
+    """Each request with how often it came before, so that a task's repeats draw different samples.
+
+    lm_eval pads the processes' lists with more copies than `repeats`; those count as the first one again.
+    """
+    seen: Counter = Counter()
+    for instance in requests:
+        repeat = seen[id(instance)]
+        seen[id(instance)] += 1
+        yield instance, repeat if repeat < (instance.repeats or 1) else 0
+
+
+def _batches(requests: list[_Request], batch_size: int) -> Iterator[list[_Request]]:
+    """Batches of requests with equal settings, each group in order, the last one of a group short."""
+    groups: dict[tuple, list[_Request]] = {}
+    for request in requests:
+        groups.setdefault(request.batch_key, []).append(request)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]

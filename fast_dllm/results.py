@@ -1,0 +1,274 @@
+"""Where results live, what a summary holds, and how it reaches the disk whole. Stands alone: no torch, no lm_eval.
+
+A run leaves two files in results/<experiment>/<task>[_limit_<N>]/<config>/:
+
+    results.json   everything lm_eval returned
+    summary.json   the run in one page: accuracy, cost and provenance; written last, so it marks the run complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "transformers", "lm_eval", "accelerate", "datasets", "tokenizers", "safetensors")
+
+# The number called "accuracy", by task name prefix. Anything else: the first of the fallbacks that the task reports.
+PRIMARY_METRICS = {
+    "gsm8k": "exact_match,flexible-extract",
+    "toy_math": "exact_match,flexible-extract",
+    "toy_choice": "acc,none",
+    "mmlu": "acc,none",
+    "gpqa": "acc,none",
+    "minerva_math": "math_verify,none",
+    "ifeval": "prompt_level_strict_acc,none",
+}
+FALLBACK_METRICS = ("acc,none", "exact_match,none", "exact_match,flexible-extract", "pass@1,create_test")
+
+
+def config_name(reuse_k: int, layer_subset: str | None) -> str:
+    """The folder a configuration is stored under: k<reuse_k>_<layer_subset>, or plain without layer reuse."""
+    return f"k{reuse_k}_{layer_subset}" if layer_subset else "plain"
+
+
+def task_folder(task: str, limit: float | None) -> str:
+    """A limited run has a folder of its own, so that it can never pass for a full one."""
+    return task if limit is None else f"{task}_limit_{limit:g}"
+
+
+def result_dir(root: Path, experiment: str, task: str, config: str, limit: float | None = None) -> Path:
+    return root / experiment / task_folder(task, limit) / config
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace `path` by a file with this text: whole or not at all, and on the disk before this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # mkstemp's 0600 would hide results from the rest of a lab
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json_atomic(path: Path, value: object, default: Callable[[object], object] | None = None) -> None:
+    write_text_atomic(path, json.dumps(value, indent=2, default=default, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def package_sha256() -> str:
+    """One hash over the Python files of fast_dllm/, names and contents."""
+    digest = sha256()
+    for path in sorted((ROOT / "fast_dllm").glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def model_revision(source: str) -> str | None:
+    """What exactly was loaded: a hub model's commit, or for a folder a hash over its files.
+
+    Files over 256 MB count by name, size and modification time: hashing them would take longer than loading them.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        digest = sha256()
+        for path in sorted(folder.glob("*")):
+            if path.suffix in (".json", ".safetensors", ".jinja", ".txt"):
+                state = path.stat()
+                large = state.st_size > 256 * 2**20
+                content = f"{state.st_size} {state.st_mtime_ns}".encode() if large else path.read_bytes()
+                digest.update(path.name.encode() + b"\0" + content + b"\0")
+        return f"files-sha256:{digest.hexdigest()}"
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json")
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def code_state() -> dict[str, object]:
+    """Commit, branch and dirty flag of the code that runs; a job's snapshot carries them in snapshot.json."""
+    snapshot = ROOT / "snapshot.json"
+    if snapshot.is_file():
+        recorded = json.loads(snapshot.read_text())
+        return {key: recorded.get(key) for key in ("git_commit", "git_branch", "git_dirty")}
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+    }
+
+
+def environment() -> dict[str, object]:
+    """Host, job and package versions."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "host": socket.gethostname(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task's or group's accuracy: a fraction, its standard error, the metric's name and the questions scored."""
+
+    accuracy: float
+    stderr: float | None
+    metric: str
+    num_samples: int
+
+
+def score(results: Mapping[str, Mapping], name: str, num_samples: int) -> Score | None:
+    """The primary metric of `name` in lm_eval's results or groups; None where it reports no number."""
+    reported = {key: value for key, value in results[name].items() if "," in key and not isinstance(value, str)}
+    preferred = [metric for prefix, metric in PRIMARY_METRICS.items() if name.startswith(prefix)]
+    numbers = [key for key in reported if "_stderr," not in key]
+    for metric in (*preferred, *FALLBACK_METRICS, *numbers):
+        if metric in reported:
+            stderr = results[name].get(metric.replace(",", "_stderr,", 1))
+            return Score(
+                float(reported[metric]),
+                None if isinstance(stderr, (str, type(None))) else float(stderr),
+                metric,
+                num_samples,
+            )
+    return None
+
+
+def scores(lm_eval_results: Mapping, samples_scored: Mapping[str, int]) -> dict[str, Score]:
+    """Scores of every task and group. `samples_scored`: task name -> number of questions that have a metric."""
+    subtasks = lm_eval_results.get("group_subtasks", {})
+
+    def leaves(name: str) -> set[str]:
+        return set().union(*(leaves(child) for child in subtasks[name])) if subtasks.get(name) else {name}
+
+    found = {}
+    for table in ("results", "groups"):
+        for name in lm_eval_results.get(table, {}):
+            count = sum(samples_scored.get(leaf, 0) for leaf in leaves(name))
+            value = score(lm_eval_results[table], name, count)
+            if value is not None:
+                found[name] = value
+    return found
+
+
+def throughput(usage) -> dict[str, object]:
+    """The cost of a run from its counts (fast_dllm.harness.Usage): generation, scoring, or both."""
+    forwards = {kind: count for kind, count in usage.forwards.items() if count}
+    report: dict[str, object] = {"forwards": forwards}
+    if usage.requests:
+        run = sum(count for kind, count in forwards.items() if kind not in ("reused", "score"))
+        steps = sum(forwards.get(kind, 0) for kind in ("full", "sub", "reused"))
+        report |= {
+            "requests": usage.requests,
+            "seconds_generating": usage.seconds_generating,
+            "new_tokens": usage.new_tokens,
+            "tokens_per_second": _ratio(usage.new_tokens, usage.seconds_generating),
+            "tokens_per_forward": _ratio(usage.new_tokens, run),
+            "tokens_per_step": _ratio(usage.new_tokens, steps),
+            "truncated_prompts": usage.truncated_prompts,
+        }
+    if usage.scored_requests:
+        report |= {
+            "scored_requests": usage.scored_requests,
+            "seconds_scoring": usage.seconds_scoring,
+            "requests_per_second": _ratio(usage.scored_requests, usage.seconds_scoring),
+            "scored_tokens": usage.scored_tokens,
+            "scored_tokens_per_second": _ratio(usage.scored_tokens, usage.seconds_scoring),
+        }
+    return report
+
+
+def _ratio(amount: float, per: float) -> float | None:
+    return amount / per if per else None
+
+
+def summarize(
+    *,
+    tasks: list[str],
+    config: str,
+    experiment: str,
+    limit: float | None,
+    found: Mapping[str, Score],
+    num_samples: int,
+    num_samples_expected: int,
+    usage,
+    generation_code_sha256: str,
+    model_args: Mapping[str, object],
+    details: Mapping[str, object],
+) -> dict[str, object]:
+    """The content of summary.json. Top-level scalars come first, one a line: shell scripts read them with awk."""
+    whole = found.get(tasks[0]) if len(tasks) == 1 else None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": experiment,
+        "task": ",".join(tasks),
+        "config": config,
+        "limit": limit,
+        "num_samples": num_samples,
+        "num_samples_expected": num_samples_expected,
+        "accuracy": whole.accuracy if whole else None,
+        "accuracy_stderr": whole.stderr if whole else None,
+        "metric": whole.metric if whole else None,
+        "generation_code_sha256": generation_code_sha256,
+        "fast_dllm_sha256": package_sha256(),
+        "model_args": dict(model_args),
+        "subtasks": {
+            name: {
+                "accuracy": value.accuracy,
+                "accuracy_stderr": value.stderr,
+                "metric": value.metric,
+                "num_samples": value.num_samples,
+            }
+            for name, value in found.items()
+            if [name] != tasks
+        },
+        "throughput": throughput(usage),
+        **details,
+    }

@@ -1,0 +1,43 @@
+"""The checkpoint's tokenizer and the three special ids that decoding needs, read from it and never hard-coded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fast_dllm.errors import UsageError
+from fast_dllm.model import model_source
+
+MASK_TOKEN = "|<MASK>|"  # Fast-dLLM v2's name for it; a tokenizer with a mask_token of its own need not have it
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Token ids: what masked positions hold, what ends an answer, what pads."""
+
+    mask: int
+    stop: int
+    pad: int
+
+
+def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, a hub id or `tiny`. Raises UsageError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(model_source(path_or_hub_id), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise UsageError(f"cannot load the tokenizer of {path_or_hub_id!r}: {message}") from error
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
+    """The special ids of a tokenizer. Raises UsageError for one without a mask or an end-of-turn token."""
+    mask = tokenizer.mask_token_id
+    if mask is None:
+        mask = tokenizer.get_vocab().get(MASK_TOKEN)
+    if mask is None:
+        raise UsageError(f"the tokenizer of {tokenizer.name_or_path!r} has no mask token ({MASK_TOKEN})")
+    if tokenizer.eos_token_id is None:
+        raise UsageError(f"the tokenizer of {tokenizer.name_or_path!r} has no eos token")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return SpecialIds(mask=mask, stop=tokenizer.eos_token_id, pad=pad)

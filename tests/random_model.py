@@ -1,0 +1,42 @@
+"""A model folder with the golden random weights and a byte-level tokenizer: nothing to download, any text encodes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+SPECIAL = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "|<MASK>|": 319}
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Ids 3..258 are the bytes, the special tokens stand where the golden models expect them."""
+    vocab = dict(SPECIAL)
+    vocab |= {char: 3 + index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", mask_token="|<MASK>|"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_random_model(folder: Path, name: str = "tiny36", **config_changes) -> Path:
+    """Write config, weights and tokenizer of a golden model to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads((GOLDEN / f"{name}.config.json").read_text()) | config_changes
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    shutil.copy(GOLDEN / f"{name}.safetensors", folder / "model.safetensors")
+    byte_tokenizer().save_pretrained(folder)
+    return folder
