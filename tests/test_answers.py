@@ -1,0 +1,174 @@
+"""The store of answers: nothing lost but the batch in flight, nothing reused that could differ."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fast_dllm.answers import AnswerStore, request_key
+
+ROOT = Path(__file__).resolve().parent.parent
+IDENTITY = {"model": "tiny", "threshold": 0.9, "code": "abc"}
+COST = {"seconds_generating": 0.5, "new_tokens": 10, "forwards.sub": 3}
+
+
+def files_of(store: AnswerStore) -> list[Path]:
+    return sorted(store.folder.glob("*.jsonl"))
+
+
+def test_a_second_process_finds_the_answers_of_the_first_and_sums_their_cost(tmp_path):
+    with AnswerStore(tmp_path, IDENTITY) as first:
+        first.append({"a": "one\n\u2713", "b": [-0.1, True]}, COST)
+    with AnswerStore(tmp_path, IDENTITY) as second:
+        assert second["a"] == "one\n\u2713"
+        assert second["b"] == [-0.1, True]
+        assert "c" not in second
+        assert second.num_segments == 1
+        second.append({"c": "three"}, COST)
+        assert second.counters == {"seconds_generating": 1.0, "new_tokens": 20, "forwards.sub": 6}
+        assert second.num_segments == 2
+    assert [file.name for file in files_of(second)] == ["001.rank0.jsonl", "002.rank0.jsonl"]
+
+
+def test_floats_come_back_as_the_same_floats(tmp_path):
+    values = [random.Random(seed).uniform(-1e3, 0) for seed in range(100)]
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        store.append({str(i): [value, False] for i, value in enumerate(values)}, {})
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        assert [store[str(i)][0] for i in range(100)] == values
+
+
+@pytest.mark.parametrize("changed", [{"model": "other"}, {"threshold": 0.90001}, {"code": "abd"}, {"extra": None}])
+def test_nothing_is_reused_when_anything_that_the_answers_depend_on_has_changed(tmp_path, changed):
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        store.append({"a": "one"}, COST)
+    with AnswerStore(tmp_path, IDENTITY | changed) as other:
+        assert len(other) == 0
+        assert other.counters == {}
+    with AnswerStore(tmp_path, dict(reversed(IDENTITY.items()))) as same:
+        assert len(same) == 1
+
+
+def test_a_requests_key_depends_on_each_of_its_parts():
+    keys = {request_key(*parts) for parts in [("a", ["b"], 1), ("a", ["b"], 2), ("a", ["c"], 1), ("ab", [], 1), ("a",)]}
+    assert len(keys) == 5
+    assert request_key("a", {"x": 1, "y": 2}) == request_key("a", {"y": 2, "x": 1})
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_torn_last_line_costs_that_batch_only(tmp_path, cut):
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        store.append({"a": "one"}, COST)
+        store.append({"b": "two"}, COST)
+    file = files_of(store)[0]
+    file.write_bytes(file.read_bytes()[:-cut])
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        assert list(store) == ["a"]
+        assert store.num_torn == 1
+        store.append({"b": "again"}, COST)
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        assert (store["a"], store["b"]) == ("one", "again")
+        assert store.counters["new_tokens"] == 20
+
+
+def test_zeros_that_a_crashed_disk_left_in_a_file_are_no_answers(tmp_path):
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        store.append({"a": "one"}, COST)
+    with files_of(store)[0].open("ab") as file:
+        file.write(b"\0" * 100 + b"\n")
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        assert list(store) == ["a"]
+        assert store.num_torn == 1
+
+
+def test_a_full_disk_raises_and_leaves_no_half_line_behind(tmp_path, monkeypatch):
+    store = AnswerStore(tmp_path, IDENTITY)
+    store.append({"a": "one"}, COST)
+    real_write = os.write
+
+    def short_write(descriptor, data):
+        if len(data) < 20:
+            raise OSError(28, "No space left on device")
+        return real_write(descriptor, data[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", short_write)
+    with pytest.raises(OSError, match="No space"):
+        store.append({"b": "two"}, COST)
+    monkeypatch.undo()
+    assert "b" not in store
+    store.append({"c": "three"}, COST)
+    store.close()
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        assert sorted(store) == ["a", "c"]
+        assert store.num_torn == 0
+
+
+def test_processes_side_by_side_write_their_own_files_and_their_times_do_not_add_up(tmp_path):
+    stores = [AnswerStore(tmp_path, IDENTITY, rank=rank) for rank in (0, 1)]
+    for rank, store in enumerate(stores):
+        store.append({f"question {rank}": "x"}, {"seconds_generating": 1.0 + rank, "new_tokens": 10})
+        store.close()
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        assert len(store) == 2
+        assert store.counters == {"seconds_generating": 2.0, "new_tokens": 20}
+        assert store.num_segments == 1
+
+
+def test_two_processes_of_one_rank_never_share_a_file(tmp_path):
+    first, second = AnswerStore(tmp_path, IDENTITY), AnswerStore(tmp_path, IDENTITY)
+    first.append({"a": "1"}, {})
+    second.append({"b": "2"}, {})
+    assert len(files_of(first)) == 2
+
+
+def test_the_progress_file_says_how_far_the_whole_evaluation_is(tmp_path):
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        store.expect(4)
+        store.append({"a": "one"}, COST)
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        store.expect(4)
+        store.append({"b": "two", "c": "three"}, COST)
+    progress = json.loads((tmp_path / "progress.rank0.json").read_text())
+    assert (progress["answered"], progress["total"], progress["segment_answered"]) == (3, 4, 2)
+    assert (progress["new_tokens"], progress["seconds_generating"]) == (20, 1.0)
+    assert progress["segment_seconds"] > 0
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from fast_dllm.answers import AnswerStore
+with AnswerStore(Path(sys.argv[1]), {"model": "tiny"}) as store:
+    print("ready", flush=True)
+    for i in range(int(sys.argv[2])):
+        if str(i) not in store:
+            store.append({str(i): f"answer {i} " + "x" * 5000}, {"new_tokens": i + 1})
+            print(i, flush=True)
+"""
+
+
+def test_no_answer_that_was_reported_is_lost_over_fifty_kills(tmp_path):
+    num_questions, dice, reported = 4000, random.Random(0), set()
+    for _ in range(50):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, tmp_path, str(num_questions)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(dice.uniform(0, 0.04))
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate()
+        reported |= {line for line in output.split("\n")[:-1] if line}
+    with AnswerStore(tmp_path, {"model": "tiny"}) as store:
+        found = set(store)
+        assert reported, "the writers were killed before they wrote anything"
+        assert reported <= found
+        assert len(found) < num_questions, "the kills came too late to mean anything"
+        assert all(store[key].startswith(f"answer {key} ") for key in found)
+        # each answer was generated once: none was lost and asked again
+        assert store.counters["new_tokens"] == sum(int(key) + 1 for key in found)
