@@ -1,0 +1,64 @@
+"""The recipe of models/tiny: sizes, stages, learning rates. What train.py runs without options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fast_dllm.config import FastDLLMConfig
+
+SEED = 1
+EVERY_LAYER = 36  # so that the subsets 1-11, 12-23 and 24-35 of the layer-reuse experiment apply
+WINDOW = 8  # rows of a sub-block when decoding
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `steps` of `batch` fresh examples each, in a network of `layers`.
+
+    The learning rate rises from 0 to `lr` over `warmup` steps, holds, and falls linearly to `lr * final_lr` over the
+    last `decay` share of the steps. `objective` is "ar" (autoregressive) or "bd" (block diffusion); `uniform_share`
+    is the share of blocks masked by the paper's uniform ratio, the others are masked as decoding meets them.
+    """
+
+    name: str
+    objective: str
+    layers: int
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    decay: float
+    final_lr: float
+    uniform_share: float = 0.3
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        left = (self.steps - step) / max(1, self.decay * self.steps)
+        return self.lr * rise * (self.final_lr + (1 - self.final_lr) * min(1.0, left))
+
+
+STAGES = (
+    Stage("ar", "ar", 9, steps=1100, batch=64, lr=6e-3, warmup=40, decay=0.4, final_lr=0.3),
+    Stage("bd", "bd", 9, steps=1200, batch=64, lr=2e-3, warmup=40, decay=0.4, final_lr=0.3),
+    Stage("deep", "bd", EVERY_LAYER, steps=400, batch=64, lr=1.5e-3, warmup=20, decay=0.7, final_lr=0.0),
+)
+
+
+def tiny_config(tokenizer, layers: int = EVERY_LAYER) -> FastDLLMConfig:
+    """The network of models/tiny, as its config.json has it, with `layers` layers."""
+    return FastDLLMConfig(
+        architectures=["FastDLLMForCausalLM"],
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=224,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        rope_theta=1e4,
+        tie_word_embeddings=True,
+        bd_size=32,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )

@@ -1,0 +1,88 @@
+"""The tokenizer of models/tiny: the words of the toy tasks whole, single digits, anything else byte by byte.
+
+It is a byte-level BPE without merges whose vocabulary holds every piece that the pre-tokenizer cuts out of the tasks'
+texts (`ignore_merges` looks a piece up whole first). So any text encodes and decodes to itself, and a toy question is
+short: an operator with its spaces, "####" or the instruction at the prompt's end are one token each.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tasks.toy.problems import CHOICE_KINDS, LETTERS, choice_prompt, make_choice, make_problem, math_prompt
+
+PAD, START, STOP, MASK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "|<MASK>|"
+# What replaces "Answer:" in the prompts of gsm8k and toy_math (the doubled braces are the published evaluation's).
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{{}}."
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PIECES = "|".join(
+    (
+        re.escape("\n" + INSTRUCTION),
+        r"(?:system|user|assistant)\n",
+        r"\nAnswer:|Question:|#### ",
+        r"\n[A-D]\. ",
+        r" [-+*/=] ",
+        r"\.\n",
+        r" ?[A-Za-z]+",
+        r"[0-9]",
+        r"\s|[^\sA-Za-z0-9]",
+    )
+)
+SAMPLES = 20_000  # problems whose pieces make the vocabulary; every template occurs many times
+
+
+def chat_prompt(message: str) -> str:
+    """The text that CHAT_TEMPLATE renders for one user message and the start of the answer."""
+    return f"{START}user\n{message}{STOP}\n{START}assistant\n"
+
+
+def rewritten(message: str) -> str:
+    """A toy_math message with its ending replaced, as the harness adapter does it."""
+    return message.replace("Answer:", INSTRUCTION)
+
+
+def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer, always the same one."""
+    rng = random.Random(0)
+    cut = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    texts = ["user\n", "assistant\n", "system\n", "\n", *(f" {letter}" for letter in LETTERS), *LETTERS]
+    for index in range(SAMPLES):
+        problem = make_problem(rng)
+        texts += [rewritten(math_prompt(problem)), problem.answer]
+        if index % 4 == 0:
+            texts.append(choice_prompt(make_choice(rng, rng.choice(CHOICE_KINDS))))
+    pieces = {piece for text in texts for piece, _ in cut.pre_tokenize_str(text)}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*alphabet, *sorted(pieces - set(alphabet))]
+    bpe = models.BPE({word: index for index, word in enumerate(words)}, [], ignore_merges=True)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer = cut
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=STOP,
+        mask_token=MASK,
+        additional_special_tokens=[START],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=max_length,
+    )
+
+
+def save_tokenizer(directory: Path, max_length: int = 2048) -> None:
+    """Write the tokenizer's files where AutoTokenizer.from_pretrained finds them."""
+    build_tokenizer(max_length).save_pretrained(directory)
