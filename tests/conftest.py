@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_model import save_random_model
 from safetensors.torch import load_file
 
 from fast_dllm.config import FastDLLMConfig
@@ -50,3 +51,9 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED.name}/ beside this checkout (published tokenizer, GSM8K)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> Path:
+    """A folder that loads like the published checkpoint: the golden 36-layer weights and a byte-level tokenizer."""
+    return save_random_model(tmp_path_factory.mktemp("models") / "random36")

@@ -1,0 +1,219 @@
+"""The lm_eval adapter: requests in, texts and scores out, in order and within their limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import golden_json
+from lm_eval.api.instance import Instance
+
+from fast_dllm.errors import UsageError
+from fast_dllm.harness import FastDLLM, cut_at_stop_strings, rewrite_prompt
+
+ANSWERS = {"until": [], "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def lm(random_model) -> FastDLLM:
+    return FastDLLM(model_path=str(random_model), max_new_tokens=64, threshold=0.6, batch_size=3, device="cpu")
+
+
+def asks(texts: list[str], settings: dict | None = None, task: str = "made_up", kind: str = "generate_until"):
+    return [
+        Instance(kind, {}, (text, dict(ANSWERS if settings is None else settings)), index, metadata=(task, index, 1))
+        for index, text in enumerate(texts)
+    ]
+
+
+def scored(lm: FastDLLM, triples, mode: str) -> list[tuple[float, bool]]:
+    parts = [lm._masked_inputs(context, continuation, mode == "chain") for context, continuation in triples]
+    return lm._score(parts, disable_tqdm=True)
+
+
+def test_reference_scores_equal_the_reference(lm):
+    cases = golden_json("tiny36.loglikelihood.json")
+    assert {(case["mask_id"], case["eos_token"]) for case in cases} == {(lm.ids.mask, lm.ids.stop)}
+    got = scored(lm, [(case["context"], case["continuation"]) for case in cases], "reference")
+    assert [value for value, _ in got] == pytest.approx([case["loglikelihood"] for case in cases], abs=1e-4)
+
+
+def test_the_modes_agree_on_one_token_and_differ_on_more(lm):
+    cases = golden_json("tiny36.loglikelihood.json")
+    for case in cases:
+        pair = (case["context"], case["continuation"])
+        (reference,), (chain,) = scored(lm, [pair], "reference"), scored(lm, [pair], "chain")
+        if len(case["continuation"]) == 1:
+            assert chain == pytest.approx(reference, abs=1e-5)
+        else:
+            assert abs(chain[0] - reference[0]) > 1e-3
+
+
+def plain_log_prob(lm: FastDLLM, ids: list[int], position: int, target: int) -> tuple[float, bool]:
+    """One uncached forward over the whole input, nothing cut, nothing shared."""
+    with torch.inference_mode():
+        logits = lm.model(torch.tensor([ids])).logits[0, position - 1].float()
+    return logits.log_softmax(-1)[target].item(), logits.argmax().item() == target
+
+
+@pytest.mark.parametrize("context_length", [5, 30, 31, 32, 33, 63])
+def test_chain_masks_each_token_and_all_that_follow(lm, context_length):
+    context, continuation = list(range(10, 10 + context_length)), [7, 200, 33]
+    expected, greedy = 0.0, True
+    for index, target in enumerate(continuation):
+        ids = [*context, *continuation[:index], *[lm.ids.mask] * (3 - index), lm.ids.stop]
+        ids += [lm.ids.mask] * (-len(ids) % 32)
+        value, best = plain_log_prob(lm, ids, context_length + index, target)
+        expected, greedy = expected + value, greedy and best
+    assert scored(lm, [(context, continuation)], "chain") == [(pytest.approx(expected, abs=1e-4), greedy)]
+
+
+def test_a_greedy_continuation_is_called_greedy(lm):
+    context = list(range(20, 45))
+    ids = [*context, lm.ids.mask, lm.ids.stop]
+    ids += [lm.ids.mask] * (-len(ids) % 32)
+    with torch.inference_mode():
+        best = lm.model(torch.tensor([ids])).logits[0, len(context) - 1].argmax().item()
+    (hit,), (miss,) = scored(lm, [(context, [best])], "reference"), scored(lm, [(context, [best - 1])], "reference")
+    assert hit[1]
+    assert not miss[1]
+
+
+def test_equal_masked_inputs_need_one_forward(lm):
+    before = lm.usage.forwards["score"]
+    context = list(range(40, 80))
+    scores = scored(lm, [(context, [letter]) for letter in (65, 66, 67, 68)], "reference")
+    assert lm.usage.forwards["score"] == before + 1
+    assert len({value for value, _ in scores}) == 4
+
+
+def test_loglikelihood_keeps_the_order_of_mixed_lengths_and_takes_an_empty_list(lm):
+    pairs = [
+        ("a longer context than the others, over one block of bytes", " x"),
+        ("b", " yy"),
+        ("", "z"),
+        ("c d", " e"),
+    ]
+    together = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    alone = [lm.loglikelihood([Instance("loglikelihood", {}, pair, 0)], disable_tqdm=True)[0] for pair in pairs]
+    assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], abs=1e-5)
+    assert lm.loglikelihood([], disable_tqdm=True) == []
+
+
+def test_rolling_is_the_chain_rule_over_the_whole_text(lm):
+    text = "Ten bytes and a few more, over a block."
+    ids = lm.tok_encode(text)
+    assert len(ids) > 32
+    expected = 0.0
+    for index, target in enumerate(ids):
+        row = [lm.prefix_token_id, *ids[:index], *[lm.ids.mask] * (len(ids) - index)]
+        row += [lm.ids.mask] * (-len(row) % 32)
+        expected += plain_log_prob(lm, row, index + 1, target)[0]
+    got = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    assert got == [pytest.approx(expected, abs=1e-3)]
+    assert lm.loglikelihood_rolling([], disable_tqdm=True) == []
+
+
+def test_answers_come_in_order_whatever_the_batches(lm):
+    texts = [f"Question {'x' * (7 * index)} {index}" for index in range(7)]  # batches of 3: the last one is short
+    together = lm.generate_until(asks(texts), disable_tqdm=True)
+    alone = [lm.generate_until(asks([text]), disable_tqdm=True)[0] for text in texts]
+    assert together == alone
+    assert len(set(together)) > 1
+    assert lm.generate_until([], disable_tqdm=True) == []
+
+
+def test_equal_requests_are_answered_once(lm):
+    before = lm.usage.requests
+    first, second = lm.generate_until(asks(["same", "same"]), disable_tqdm=True)
+    assert first == second
+    assert lm.usage.requests == before + 1
+
+
+def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
+    prompt = "p" * 45
+    (full,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": 64}), disable_tqdm=True)
+    for limit in (1, 5, 20, 33):
+        request = lm._request(asks([prompt], ANSWERS | {"max_gen_toks": limit})[0], 0)
+        (generation,) = lm.generation.generate(
+            lm.model, [list(request.prompt_ids)], **lm._decoding(request.max_new_tokens, 0.0, 1.0)
+        )
+        assert len(generation.tokens) >= limit or generation.tokens[-1] == lm.ids.stop
+        (short,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": limit}), disable_tqdm=True)
+        assert short == lm.tokenizer.decode(generation.tokens[:limit], skip_special_tokens=True)
+        assert len(short) <= len(full)
+
+
+def test_without_a_limit_of_its_own_a_task_gets_max_new_tokens_in_whole_blocks(lm):
+    for length in (10, 32, 45):
+        assert lm._request(asks(["p" * length])[0], 0).max_new_tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"),
+    [(["b"], "a"), (["cd", "bc"], "ab"[:1]), ([], "abcd"), ([""], "abcd"), (["x"], "abcd"), (["a"], "")],
+)
+def test_text_ends_before_the_earliest_stop_string(until, expected):
+    assert cut_at_stop_strings("abcd", until) == expected
+
+
+def test_until_is_honoured_as_list_and_as_string(lm):
+    (whole,) = lm.generate_until(asks(["Tell me"]), disable_tqdm=True)
+    stop = whole[3:5]
+    for until in ([stop, "never there"], stop):
+        (cut,) = lm.generate_until(asks(["Tell me"], {"until": until}), disable_tqdm=True)
+        assert cut == whole[: whole.index(stop)]
+
+
+def test_sampling_depends_on_the_question_and_the_seed_and_not_on_the_batch(lm):
+    settings = {"until": [], "do_sample": True, "temperature": 1.0, "top_p": 0.9}
+    texts = ["one", "two", "three", "four"]
+    together = lm.generate_until(asks(texts, settings), disable_tqdm=True)
+    assert together == lm.generate_until(asks(texts, settings), disable_tqdm=True)
+    assert together[2:] == lm.generate_until(asks(texts, settings)[2:], disable_tqdm=True)
+    (instance,) = asks(["one"], settings)
+    instance.repeats = 2
+    assert len(set(lm.generate_until([instance, instance], disable_tqdm=True))) == 2
+
+
+def test_padding_copies_of_a_request_are_not_answered_again(lm):
+    settings = {"until": [], "do_sample": True, "temperature": 1.0}
+    (instance,) = asks(["once"], settings)
+    before = lm.usage.requests
+    first, copy = lm.generate_until([instance, instance], disable_tqdm=True)  # repeats is 1: the second is padding
+    assert first == copy
+    assert lm.usage.requests == before + 1
+
+
+def test_an_unsupported_generation_setting_is_refused(lm):
+    with pytest.raises(UsageError, match=r"num_beams.*until, max_gen_toks"):
+        lm.generate_until(asks(["x"], ANSWERS | {"num_beams": 4}), disable_tqdm=True)
+
+
+def test_a_prompt_longer_than_the_context_is_cut_from_the_left_and_counted(lm):
+    before = lm.usage.truncated_prompts
+    long = "y" * 3000 + "the end"
+    request = lm._request(asks([long])[0], 0)
+    assert lm.usage.truncated_prompts == before + 1
+    assert len(request.prompt_ids) + request.max_new_tokens <= lm.model.config.max_position_embeddings
+    assert lm.tokenizer.decode(request.prompt_ids).endswith("the end")
+
+
+def test_prompts_are_rewritten_for_the_tasks_that_were_published_so():
+    boxed = r"Please reason step by step, and put your final answer within \boxed{{}}."
+    assert rewrite_prompt("Question: 1?\nAnswer:", "gsm8k") == f"Question: 1?\n{boxed}"
+    assert rewrite_prompt("Question: 1?\nAnswer:", "gsm8k_cot") == f"Question: 1?\n{boxed}"
+    assert rewrite_prompt("Problem: x\n\nSolution:", "minerva_math_algebra") == f"Problem: x\n\n{boxed}"
+    assert rewrite_prompt("Answer: Solution:", "ifeval") == "Answer: Solution:"
+    assert rewrite_prompt("Answer:", None) == "Answer:"
+
+
+def test_usage_adds_up_what_generation_cost(random_model):
+    lm = FastDLLM(model_path=str(random_model), max_new_tokens=64, device="cpu", reuse_k=2, layer_subset="last")
+    texts = ["a", "b" * 40]
+    lm.generate_until(asks(texts), disable_tqdm=True)
+    direct = lm.generation.generate(lm.model, [lm.tok_encode(text) for text in texts], **lm._decoding(64, 0.0, 1.0))
+    assert lm.usage.new_tokens == sum(len(generation.tokens) for generation in direct)
+    for kind in ("prefill", "full", "sub", "commit", "reused"):
+        assert lm.usage.forwards[kind] == sum(generation.forwards[kind] for generation in direct)
+    assert lm.usage.forwards["reused"] > 0
+    assert lm.usage.seconds_generating > 0
