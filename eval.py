@@ -52,14 +52,39 @@ def read_command_line():
     given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
     arguments = ModelArguments.parse(**given)
 
-    config.include_path = config.include_path or str(ROOT / "tasks")
-    try:
-        task_manager = config.process_tasks(config.metadata)
-    except ValueError as error:
-        raise UsageError(f"{error}; `python eval.py ls tasks` lists those there are") from None
     if not config.tasks:
         raise UsageError("no task given; pass --tasks NAME (`python eval.py ls tasks` lists those there are)")
+    try:
+        task_manager = find_tasks(config)
+    except ValueError as error:
+        raise UsageError(f"{error}; `python eval.py ls tasks` lists those there are") from None
     return config, task_manager, arguments
+
+
+def find_tasks(config):
+    """The TaskManager for `config.tasks`, resolved in place: this project's tasks/, --include_path, and lm_eval's own.
+
+    lm_eval reads all of its 13,000 task files to find one, which takes longer than loading a small model. A task that
+    its own folder (lm_eval/tasks/<start of the name>) holds is found there; anything else takes the whole index.
+    """
+    import lm_eval.tasks
+
+    config.include_path = [path for path in (config.include_path, str(ROOT / "tasks")) if path]
+    names = (
+        config.tasks.split(",") if isinstance(config.tasks, str) else [n for t in config.tasks for n in t.split(",")]
+    )
+    if all(name.replace("_", "").isalnum() for name in names):
+        library = Path(lm_eval.tasks.__file__).parent
+        parts = [name.split("_") for name in names]
+        starts = dict.fromkeys("_".join(words[:length]) for words in parts for length in range(1, len(words) + 1))
+        folders = [str(library / start) for start in starts if (library / start).is_dir()]
+        manager = lm_eval.tasks.TaskManager(
+            include_path=config.include_path + folders, include_defaults=False, metadata=config.metadata
+        )
+        if all(name in manager.all_tasks for name in names):
+            config.tasks = list(dict.fromkeys(names))
+            return manager
+    return config.process_tasks(config.metadata)
 
 
 def evaluate(config, task_manager, lm) -> dict | None:

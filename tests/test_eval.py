@@ -1,0 +1,182 @@
+"""eval.py as a user runs it: files left, exit codes, one and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from random_model import save_random_model
+
+TASKS = ROOT / "tests" / "fixtures" / "tasks"
+COMMON = ["--model", "fast_dllm_v2", "--batch_size", "1", "--num_fewshot", "0"]
+COMMON += ["--apply_chat_template", "--fewshot_as_multiturn"]
+
+
+def run_eval(*arguments: str, launch: tuple[str, ...] = (), tasks: Path | None = TASKS, cwd: Path = ROOT):
+    """Run eval.py as a process of its own, offline and on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launch, str(ROOT / "eval.py"), *COMMON, *arguments]
+    if tasks:
+        command += ["--include_path", str(tasks)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
+
+
+def model_args(model: Path, **arguments: object) -> str:
+    given = {"model_path": model, "max_new_tokens": 64, "device": "cpu"} | arguments
+    return ",".join(f"{name}={value}" for name, value in given.items())
+
+
+def load(folder: Path) -> tuple[dict, dict]:
+    return tuple(json.loads((folder / name).read_text()) for name in ("results.json", "summary.json"))
+
+
+@pytest.fixture(scope="module")
+def one_process(random_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "out"
+    arguments = model_args(
+        random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle", show_speed=True
+    )
+    tasks = "made_up_sums"
+    done = run_eval("--tasks", tasks, "--model_args", arguments, "--output_path", f"{folder}/", "--log_samples")
+    assert done.returncode == 0, done.stderr
+    return done, folder
+
+
+def test_a_run_leaves_results_summary_and_samples(one_process):
+    done, folder = one_process
+    results, summary = load(folder)
+    assert {path.name for path in folder.iterdir()} == {"results.json", "summary.json", "samples_made_up_sums.jsonl"}
+    assert summary["accuracy"] == results["results"]["made_up_sums"]["exact_match,flexible-extract"]
+    assert (summary["experiment"], summary["task"], summary["config"]) == ("00_baseline", "made_up_sums", "k2_middle")
+    assert (summary["num_samples"], summary["num_samples_expected"], summary["limit"]) == (7, 7, None)
+    assert summary["metric"] == "exact_match,flexible-extract"
+    assert summary["model_args"]["reuse_k"] == 2
+    assert summary["throughput"]["new_tokens"] > 0
+    assert summary["throughput"]["forwards"]["reused"] > 0
+    assert summary["model_revision"].startswith("files-sha256:")
+    assert summary["dtype"] == "float32"
+    assert summary["peak_memory_bytes"] > 0
+    assert "tokens/s" in done.stdout
+    assert "made_up_sums" in done.stdout
+
+
+def test_two_processes_give_the_same_scores_as_one(one_process, random_model, tmp_path):
+    arguments = model_args(random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle")
+    # torchrun is what `accelerate launch` itself uses for several GPUs; its own CPU launcher starts one process.
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
+    tasks = "made_up_sums,made_up_choice"
+    done = run_eval("--tasks", tasks, "--model_args", arguments, "--output_path", str(tmp_path), launch=launch)
+    assert done.returncode == 0, done.stderr
+    results, summary = load(tmp_path)
+    single_results, single = load(one_process[1])
+    assert summary["num_processes"] == 2
+    assert summary["subtasks"]["made_up_sums"]["num_samples"] == 7
+    assert results["results"]["made_up_sums"] == single_results["results"]["made_up_sums"]
+    for count in ("requests", "new_tokens"):
+        assert summary["throughput"][count] == single["throughput"][count]
+    forwards = summary["throughput"]["forwards"]
+    assert {kind: forwards[kind] for kind in single["throughput"]["forwards"]} == single["throughput"]["forwards"]
+    assert summary["throughput"]["scored_requests"] == 28
+    assert forwards["score"] == 8  # lm_eval gives the shorter process a copy of its last question
+
+
+def test_the_documented_launch_works_unchanged(one_process, random_model, tmp_path):
+    arguments = model_args(random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle")
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    given = ["--model_args", arguments, "--output_path", f"{tmp_path}/"]
+    done = run_eval("--tasks", "made_up_sums", *given, launch=launch)
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path)[0]["results"] == load(one_process[1])[0]["results"]
+
+
+def test_a_limited_choice_task_counts_requests_and_scored_tokens(random_model, tmp_path):
+    arguments = model_args(random_model, loglikelihood_mode="chain")
+    done = run_eval(
+        "--tasks", "made_up_choice", "--limit", "3", "--model_args", arguments, "--output_path", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    _, summary = load(tmp_path)
+    assert (summary["limit"], summary["num_samples"], summary["num_samples_expected"]) == (3, 3, 3)
+    assert summary["metric"] == "acc,none"
+    assert summary["model_args"]["loglikelihood_mode"] == "chain"
+    assert summary["throughput"]["scored_requests"] == 12
+    assert summary["throughput"]["scored_tokens"] == 24  # a space and a letter, a byte each
+    assert summary["throughput"]["forwards"] == {"score": 6}  # the four letters share their masked inputs
+    assert summary["config"] == "plain"
+
+
+def small_model(folder: Path) -> Path:
+    """Eight layers: too few for a subset."""
+    from safetensors.torch import load_file, save_file
+
+    save_random_model(folder, num_hidden_layers=8)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {
+        name: t for name, t in tensors.items() if not name.startswith("model.layers.") or int(name.split(".")[2]) < 8
+    }
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def cut_model(folder: Path) -> Path:
+    weights = save_random_model(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        (["--tasks", "made_up_sums"], {"threshold": 2}, "threshold must be a number from 0 to 1"),
+        (["--tasks", "made_up_sums"], {"treshold": 1}, "valid ones: model_path"),
+        (["--tasks", "made_up_nothing"], {}, "Tasks not found: made_up_nothing"),
+        (["--tasks", "made_up_sums"], {"model_path": cut_model}, "cannot load model"),
+        (["--tasks", "made_up_sums"], {"model_path": small_model, "reuse_k": 2, "layer_subset": "last"}, "13 layers"),
+    ],
+    ids=["threshold", "unknown argument", "task", "truncated weights", "eight layers"],
+)
+def test_bad_input_is_one_line_and_exit_code_2_with_nothing_written(
+    random_model, tmp_path, options, arguments, message
+):
+    given = {"model_path": random_model} | arguments
+    if callable(given["model_path"]):
+        given["model_path"] = given["model_path"](tmp_path / "model")
+    done = run_eval(
+        *options,
+        "--model_args",
+        model_args(**{"model": given.pop("model_path")}, **given),
+        "--output_path",
+        str(tmp_path / "out"),
+    )
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("eval.py: error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_that_cannot_be_written_are_a_failure(random_model, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    given = ["--model_args", model_args(random_model), "--output_path", str(tmp_path / "out")]
+    done = run_eval("--tasks", "made_up_choice", "--limit", "1", *given)
+    assert done.returncode not in (0, 2)
+
+
+def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared):
+    (tmp_path / "openai").symlink_to(shared / "hub" / "openai")
+    out = tmp_path / "out"
+    done = run_eval(
+        "--tasks", "gsm8k", "--limit", "2", "--model_args", model_args(random_model), "--output_path", str(out),
+        "--log_samples", tasks=None, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    _, summary = load(out)
+    assert (summary["task"], summary["num_samples"]) == ("gsm8k", 2)
+    sample = json.loads((out / "samples_gsm8k.jsonl").read_text().splitlines()[0])
+    assert "Janet" in sample["doc"]["question"]

@@ -1,0 +1,166 @@
+"""Summaries and the way they reach the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from fast_dllm import results
+
+
+def usage(**changes) -> SimpleNamespace:
+    base = {
+        "requests": 0,
+        "new_tokens": 0,
+        "seconds_generating": 0.0,
+        "forwards": Counter(),
+        "truncated_prompts": 0,
+        "scored_requests": 0,
+        "scored_tokens": 0,
+        "seconds_scoring": 0.0,
+    }
+    return SimpleNamespace(**base | changes)
+
+
+def test_a_limited_run_has_a_folder_of_its_own(tmp_path):
+    full = results.result_dir(tmp_path, "00_baseline", "gsm8k", "k2_middle")
+    limited = results.result_dir(tmp_path, "00_baseline", "gsm8k", "k2_middle", 10)
+    assert full == tmp_path / "00_baseline" / "gsm8k" / "k2_middle"
+    assert limited == tmp_path / "00_baseline" / "gsm8k_limit_10" / "k2_middle"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    results.write_json_atomic(path, {"a": 1})
+    with pytest.raises(TypeError):
+        results.write_json_atomic(path, {"a": object()})
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk quota exceeded")))
+    with pytest.raises(OSError, match="quota"):
+        results.write_json_atomic(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_written_file_is_readable_by_the_group_as_the_umask_says(tmp_path):
+    old = os.umask(0o027)
+    try:
+        results.write_json_atomic(tmp_path / "summary.json", {})
+    finally:
+        os.umask(old)
+    assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_the_primary_metric_is_the_tasks_own():
+    tables = {
+        "gsm8k": {
+            "exact_match,strict-match": 0.1,
+            "exact_match,flexible-extract": 0.7,
+            "exact_match_stderr,flexible-extract": 0.02,
+        },
+        "ifeval": {"inst_level_loose_acc,none": 0.9, "prompt_level_strict_acc,none": 0.6, "alias": "ifeval"},
+        "unheard_of": {"f1,none": 0.4, "f1_stderr,none": "N/A", "alias": "unheard_of"},
+        "nothing": {"alias": "nothing"},
+    }
+    assert results.score(tables, "gsm8k", 5) == results.Score(0.7, 0.02, "exact_match,flexible-extract", 5)
+    assert results.score(tables, "ifeval", 5).metric == "prompt_level_strict_acc,none"
+    assert results.score(tables, "unheard_of", 5) == results.Score(0.4, None, "f1,none", 5)
+    assert results.score(tables, "nothing", 5) is None
+
+
+def test_a_group_counts_the_questions_of_all_its_subtasks():
+    found = {
+        "results": {"a": {"acc,none": 1.0}, "b": {"acc,none": 0.0}, "sub": {"acc,none": 0.25}},
+        "groups": {"all": {"acc,none": 0.2, "acc_stderr,none": 0.1}},
+        "group_subtasks": {"all": ["sub", "b"], "sub": ["a"], "a": [], "b": []},
+    }
+    scores = results.scores(found, {"a": 3, "b": 7})
+    assert scores["all"] == results.Score(0.2, 0.1, "acc,none", 10)
+    assert scores["sub"].num_samples == 3
+
+
+def test_throughput_counts_forwards_that_ran_and_steps_that_decided():
+    forwards = Counter(prefill=2, full=10, sub=20, commit=8, reused=30, score=0)
+    report = results.throughput(usage(requests=2, new_tokens=120, seconds_generating=4.0, forwards=forwards))
+    assert report["tokens_per_second"] == 30
+    assert report["tokens_per_forward"] == 120 / 40
+    assert report["tokens_per_step"] == 120 / 60
+    assert "scored_requests" not in report
+    assert "score" not in report["forwards"]
+    scored = results.throughput(
+        usage(scored_requests=8, scored_tokens=8, seconds_scoring=2.0, forwards=Counter(score=2))
+    )
+    assert scored["requests_per_second"] == 4
+    assert "new_tokens" not in scored
+
+
+def summary(tasks: list[str], found: dict) -> dict:
+    return results.summarize(
+        tasks=tasks,
+        config="plain",
+        experiment="00_baseline",
+        limit=None,
+        found=found,
+        num_samples=4,
+        num_samples_expected=4,
+        usage=usage(),
+        generation_code_sha256="0" * 64,
+        model_args={},
+        details={"host": "n1"},
+    )
+
+
+def test_a_summary_holds_the_groups_accuracy_and_each_subtasks():
+    group, part = results.Score(0.5, 0.1, "acc,none", 4), results.Score(0.25, None, "acc,none", 2)
+    got = summary(["mmlu"], {"mmlu": group, "mmlu_law": part})
+    assert (got["accuracy"], got["accuracy_stderr"], got["metric"]) == (0.5, 0.1, "acc,none")
+    assert got["subtasks"] == {
+        "mmlu_law": {"accuracy": 0.25, "accuracy_stderr": None, "metric": "acc,none", "num_samples": 2}
+    }
+    assert got["host"] == "n1"
+
+
+def test_several_tasks_at_once_have_no_single_accuracy():
+    one, two = results.Score(0.5, 0.1, "acc,none", 4), results.Score(0.25, None, "acc,none", 2)
+    got = summary(["a", "b"], {"a": one, "b": two})
+    assert got["accuracy"] is None
+    assert set(got["subtasks"]) == {"a", "b"}
+
+
+def test_top_level_scalars_stand_on_lines_of_their_own():
+    text = json.dumps(summary(["a"], {"a": results.Score(0.5, None, "acc,none", 4)}), indent=2)
+    assert '\n  "schema_version": 1,\n' in text
+    assert '\n  "accuracy": 0.5,\n' in text
+
+
+def test_a_folders_revision_changes_with_its_weights(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    first = results.model_revision(str(tmp_path))
+    assert first == results.model_revision(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert results.model_revision(str(tmp_path)) != first
+
+
+def test_the_revision_of_a_hub_model_is_its_cached_commit(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    commit = "a" * 40
+    repo = tmp_path / "models--someone--model"
+    (repo / "snapshots" / commit).mkdir(parents=True)
+    (repo / "snapshots" / commit / "config.json").write_text("{}")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert results.model_revision("someone/model") == commit
+    assert results.model_revision("someone/else") is None
+
+
+def test_a_snapshot_tells_the_commit_it_was_taken_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.code_state() == {"git_commit": None, "git_branch": None, "git_dirty": None}
+    (tmp_path / "snapshot.json").write_text('{"git_commit": "abc", "git_branch": "main", "git_dirty": true}')
+    assert results.code_state() == {"git_commit": "abc", "git_branch": "main", "git_dirty": True}
