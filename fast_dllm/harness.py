@@ -300,6 +300,14 @@ class FastDLLM(TemplateLM):
 
     # ---- log-likelihoods -------------------------------------------------------------------------------------
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability, is greedy) of every continuation, in order. The copies that lm_eval pads the shorter
+        processes' lists with are not scored, nor counted, again."""
+        distinct = {id(instance): instance for instance in requests}
+        scores = super().loglikelihood(list(distinct.values()), disable_tqdm=disable_tqdm)
+        by_id = dict(zip(distinct, scores, strict=True))
+        return [by_id[id(instance)] for instance in requests]
+
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """Score (_, context ids, continuation ids) triples in this run's mode; (log-probability, greedy) each."""
         chain = self.arguments.loglikelihood_mode == "chain"
