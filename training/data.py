@@ -1,7 +1,8 @@
 """Batches for the two training objectives, made as they are needed from a random generator and nothing else.
 
 Autoregressive: one causal sequence a problem. Block diffusion (Fast-dLLM v2): the clean sequence followed by two noisy
-copies of the blocks that hold the answer, so the clean rows are computed once for both complementary masks.
+copies of the blocks that hold the answer, so the clean rows are computed once for both complementary masks. The last
+clean block is left out: nothing attends to it and it predicts nothing.
 Everything is token-shifted: the row at position p predicts the token at p + 1.
 """
 
@@ -19,8 +20,7 @@ from tasks.toy.problems import CHOICE_KINDS, LETTERS, choice_prompt, make_choice
 from training.tokenizer import STOP, chat_prompt, rewritten
 
 COPIES = 2  # noisy copies a clean one; they share its keys and values
-CHOICE_SHARE = 0.2  # of the examples are multiple-choice questions
-LETTER_WEIGHT = 4.0  # a choice has one token that matters, a worked answer about twenty
+LETTER_WEIGHT = 8.0  # a choice has one token that matters, a worked answer about twenty
 AFTER_STOP_WEIGHT = 0.1  # the padding behind the first stop token: decoding never reads it
 AHEAD_WEIGHT = 0.05  # masked rows right of the current sub-block: decoding does not read them yet
 
@@ -55,11 +55,11 @@ class Batch:
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def make_examples(tokenizer, rng: random.Random, count: int) -> list[Example]:
+def make_examples(tokenizer, rng: random.Random, count: int, choice_share: float) -> list[Example]:
     """`count` fresh training examples: toy_math problems and a share of toy_choice questions."""
     texts = []
     for _ in range(count):
-        if rng.random() < CHOICE_SHARE:
+        if rng.random() < choice_share:
             choice = make_choice(rng, rng.choice(CHOICE_KINDS), "train")
             texts.append((choice_prompt(choice), LETTERS[choice.answer], True))
         else:
@@ -97,12 +97,13 @@ def diffusion_mask(num_blocks: int, first_noisy: int, block_size: int, copies: i
     """(T, T) bool for rows [clean | noisy 1 | noisy 2 ...], True = may attend.
 
     Clean rows: block-causal. Noisy rows: their own block of their own copy (block-diagonal) and earlier clean blocks
-    (offset-block-causal). A noisy copy holds blocks first_noisy .. num_blocks - 1.
+    (offset-block-causal). The clean rows hold blocks 0 .. num_blocks - 2, a noisy copy first_noisy .. num_blocks - 1.
     """
-    clean_rows = num_blocks * block_size
-    clean_blocks = torch.arange(clean_rows) // block_size
-    noisy_blocks = clean_blocks[first_noisy * block_size :].repeat(copies)
-    copy_of = torch.arange(copies).repeat_interleave(clean_rows - first_noisy * block_size)
+    clean_rows = (num_blocks - 1) * block_size
+    blocks = torch.arange(num_blocks * block_size) // block_size
+    clean_blocks, noisy_blocks = blocks[:clean_rows], blocks[first_noisy * block_size :]
+    copy_of = torch.arange(copies).repeat_interleave(len(noisy_blocks))
+    noisy_blocks = noisy_blocks.repeat(copies)
     own = (noisy_blocks[:, None] == noisy_blocks) & (copy_of[:, None] == copy_of)
     clean = block_causal_mask(clean_rows, clean_rows, block_size, torch.device("cpu"))
     nothing = torch.zeros(clean_rows, len(noisy_blocks), dtype=torch.bool)
@@ -162,13 +163,13 @@ def diffusion_batches(
         num_blocks = -(-(len(example.prompt) + len(example.answer)) // block_size)
         grouped.setdefault((len(example.prompt) // block_size, num_blocks), []).append(example)
     for (first_noisy, num_blocks), part in sorted(grouped.items()):
-        clean_rows, start = num_blocks * block_size, first_noisy * block_size
+        length, start = num_blocks * block_size, first_noisy * block_size
         ids, reads = [], []
         for example in part:
-            noisy, read = noisy_example(example, tokenizer, rng, clean_rows, block_size, window, uniform_share)
+            noisy, read = noisy_example(example, tokenizer, rng, length, block_size, window, uniform_share)
             ids.append(noisy)
             reads.append(read)
-        positions = torch.cat((torch.arange(clean_rows), torch.arange(start, clean_rows).repeat(COPIES)))
+        positions = torch.cat((torch.arange(length - block_size), torch.arange(start, length).repeat(COPIES)))
         mask = diffusion_mask(num_blocks, first_noisy, block_size)
         yield Batch(torch.tensor(ids), positions, mask, *_stack(reads))
 
@@ -177,22 +178,22 @@ def noisy_example(
     example: Example,
     tokenizer,
     rng: random.Random,
-    clean_rows: int,
+    length: int,
     block_size: int,
     window: int,
     uniform_share: float,
 ) -> tuple[list[int], list[tuple[int, int, float]]]:
-    """One example as [clean | noisy 1 | noisy 2] ids and its (row, target, weight) reads.
+    """One example, padded to `length`, as [clean | noisy 1 | noisy 2] ids and its (row, target, weight) reads.
 
     A block's first token is never masked: when decoding, the commit of the block before has already predicted it. So
     it is learnt at the clean copy's last row of that block.
     """
     prompt_rows = len(example.prompt)
-    clean = (example.prompt + example.answer + [tokenizer.eos_token_id] * clean_rows)[:clean_rows]
+    clean = (example.prompt + example.answer + [tokenizer.eos_token_id] * length)[:length]
     start = prompt_rows // block_size * block_size
     copies = [clean[start:] for _ in range(COPIES)]
     reads = []
-    for block in range(start, clean_rows, block_size):
+    for block in range(start, length, block_size):
         if block >= prompt_rows:
             reads.append((block - 1, clean[block], example.weight(block - prompt_rows)))
         maskable = [offset for offset in range(1, block_size) if block + offset >= prompt_rows]
@@ -206,10 +207,10 @@ def noisy_example(
             num_useful = sum(block + offset < prompt_rows + len(example.answer) for offset in maskable)
             pair = draw_masks(rng, maskable, num_useful, block_size, window, uniform_share)
         for copy, (masked, ahead) in enumerate(zip(pair.masked, pair.ahead, strict=True)):
-            first_row = clean_rows + copy * (clean_rows - start) - start  # + position = row of this copy
+            first_row = length - block_size + copy * (length - start) - start  # + position = row of this copy
             for offset in sorted(masked):
                 position = block + offset
                 copies[copy][position - start] = tokenizer.mask_token_id
                 weight = example.weight(position - prompt_rows) * (AHEAD_WEIGHT if offset >= ahead else 1.0)
                 reads.append((first_row + position - 1, clean[position], weight))
-    return clean + copies[0] + copies[1], reads
+    return [*clean[: length - block_size], *copies[0], *copies[1]], reads

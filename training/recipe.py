@@ -17,7 +17,8 @@ class Stage:
 
     The learning rate rises from 0 to `lr` over `warmup` steps, holds, and falls linearly to `lr * final_lr` over the
     last `decay` share of the steps. `objective` is "ar" (autoregressive) or "bd" (block diffusion); `uniform_share`
-    is the share of blocks masked by the paper's uniform ratio, the others are masked as decoding meets them.
+    is the share of blocks masked by the paper's uniform ratio, the others are masked as decoding meets them;
+    `choice_share` is the share of multiple-choice questions among the examples.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Stage:
     decay: float
     final_lr: float
     uniform_share: float = 0.3
+    choice_share: float = 0.2
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
@@ -40,8 +42,9 @@ class Stage:
 
 STAGES = (
     Stage("ar", "ar", 9, steps=1100, batch=64, lr=6e-3, warmup=40, decay=0.4, final_lr=0.3),
-    Stage("bd", "bd", 9, steps=1200, batch=64, lr=2e-3, warmup=40, decay=0.4, final_lr=0.3),
-    Stage("deep", "bd", EVERY_LAYER, steps=400, batch=64, lr=1.5e-3, warmup=20, decay=0.7, final_lr=0.0),
+    Stage("choice", "ar", 9, steps=900, batch=64, lr=4e-3, warmup=20, decay=0.3, final_lr=0.5, choice_share=0.6),
+    Stage("bd", "bd", 9, steps=900, batch=64, lr=3e-3, warmup=40, decay=0.4, final_lr=0.3, choice_share=0.3),
+    Stage("deep", "bd", EVERY_LAYER, steps=300, batch=32, lr=1.5e-3, warmup=20, decay=0.7, final_lr=0.0),
 )
 
 

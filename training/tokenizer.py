@@ -19,14 +19,16 @@ from tasks.toy.problems import CHOICE_KINDS, LETTERS, choice_prompt, make_choice
 PAD, START, STOP, MASK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "|<MASK>|"
 # What replaces "Answer:" in the prompts of gsm8k and toy_math (the doubled braces are the published evaluation's).
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{{}}."
+# Qwen's, but with ":" behind the role. The harness moves white space at a prompt's end into the continuation that it
+# scores, so a prompt ending in "assistant\n" would not be followed by the one-token letter of a choice.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}:{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
 PIECES = "|".join(
     (
         re.escape("\n" + INSTRUCTION),
-        r"(?:system|user|assistant)\n",
+        r"(?:system|user|assistant):",
         r"\nAnswer:|Question:|#### ",
         r"\n[A-D]\. ",
         r" [-+*/=] ",
@@ -41,7 +43,7 @@ SAMPLES = 20_000  # problems whose pieces make the vocabulary; every template oc
 
 def chat_prompt(message: str) -> str:
     """The text that CHAT_TEMPLATE renders for one user message and the start of the answer."""
-    return f"{START}user\n{message}{STOP}\n{START}assistant\n"
+    return f"{START}user:{message}{STOP}\n{START}assistant:"
 
 
 def rewritten(message: str) -> str:
@@ -58,7 +60,7 @@ def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    texts = ["user\n", "assistant\n", "system\n", "\n", *(f" {letter}" for letter in LETTERS), *LETTERS]
+    texts = ["user:", "assistant:", "system:", "\n", *(f" {letter}" for letter in LETTERS), *LETTERS]
     for index in range(SAMPLES):
         problem = make_problem(rng)
         texts += [rewritten(math_prompt(problem)), problem.answer]

@@ -237,7 +237,7 @@ def make_choice(rng: random.Random, kind: str, split: str | None = None) -> Choi
     """A multiple-choice question over a one-step problem.
 
     kind: "addition", "subtraction", "multiplication" ask for the result; "working" for the line of working.
-    Wrong results lie at least 3 apart from the right one and from each other.
+    No two results share their units or their tens, so a rough idea of the result is enough to choose.
     """
     if kind not in CHOICE_KINDS:
         raise ValueError(f"kind must be one of {', '.join(CHOICE_KINDS)}, not {kind!r}")
@@ -255,7 +255,8 @@ def make_choice(rng: random.Random, kind: str, split: str | None = None) -> Choi
         right, wrong = str(step.result), []
         while len(wrong) < 3:
             number = rng.randint(1, MAX_NUMBER)
-            if all(abs(number - int(taken)) >= 3 for taken in (right, *wrong)):
+            taken = [int(result) for result in (right, *wrong)]
+            if all(number % 10 != other % 10 and number // 10 != other // 10 for other in taken):
                 wrong.append(str(number))
     choices = [right, *wrong]
     rng.shuffle(choices)

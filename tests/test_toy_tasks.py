@@ -1,0 +1,150 @@
+"""toy_math and toy_choice: what the questions are, what the harness makes of them, what is held out."""
+
+import hashlib
+import random
+import re
+import socket
+from fractions import Fraction
+from pathlib import Path
+
+import lm_eval
+import pytest
+import yaml
+from lm_eval.tasks import TaskManager
+
+from tasks.toy.problems import (
+    CHOICE_KINDS,
+    KINDS,
+    Problem,
+    choice_questions,
+    make_choice,
+    make_problem,
+    math_prompt,
+    math_questions,
+)
+
+TASKS = Path(__file__).resolve().parent.parent / "tasks"
+STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+
+
+@pytest.fixture(scope="module")
+def test_problems():
+    return math_questions("test")
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    def no_network(*_):
+        raise OSError("a toy task asked for the network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", no_network)
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+        return manager.load(["toy_math", "toy_choice"])["tasks"]
+
+
+def contents(split, count=6000):
+    rng = random.Random(f"contents {split}")
+    return {make_problem(rng, split).content for _ in range(count)}
+
+
+def test_no_test_content_is_met_in_training(test_problems):
+    held_out = {problem.content for problem in test_problems}
+    assert len(held_out) >= 1000
+    assert not held_out & contents("train")
+    for kind in CHOICE_KINDS:
+        choices = [make_choice(random.Random(f"{kind} {seed}"), kind, "train") for seed in range(300)]
+        assert not held_out & {choice.problem.content for choice in choices}
+        assert {choice.problem.split for choice in choice_questions(kind, "test")} == {"test"}
+
+
+def test_without_the_split_training_would_meet_test_contents(test_problems):
+    assert {problem.content for problem in test_problems} & contents(None)
+
+
+def test_retelling_a_problem_does_not_move_it_to_the_other_split(test_problems):
+    for problem in test_problems[:200]:
+        retold = Problem(problem.kind, "Told in other words.", problem.steps, "umbrellas")
+        assert (retold.content, retold.split) == (problem.content, "test")
+
+
+def test_working_and_result_are_right(test_problems):
+    for problem in test_problems:
+        *lines, last = problem.answer.split("\n")
+        results = []
+        for line in lines:
+            left, op, right, result = re.fullmatch(r"(\d+) ([-+*/]) (\d+) = (\d+) [a-z]+\.", line).groups()
+            left, right = Fraction(left), Fraction(right)
+            expected = {"+": left + right, "-": left - right, "*": left * right, "/": left / right}[op]
+            assert expected == int(result)
+            assert 1 <= expected <= 99
+            results.append(int(result))
+        assert last == f"#### {results[-1]}"
+
+
+def test_each_number_of_the_first_step_stands_in_the_question(test_problems):
+    for problem in test_problems:
+        numbers = {int(number) for number in re.findall(r"\d+", problem.question)}
+        assert {problem.steps[0].left, problem.steps[0].right} <= numbers
+
+
+def test_questions_are_varied(test_problems):
+    assert {problem.kind for problem in test_problems} == set(KINDS)
+    assert {len(problem.steps) for problem in test_problems} == {1, 2, 3}
+    phrases = {re.sub(r"\d+|[A-Z][a-z]+", "_", problem.question) for problem in test_problems}
+    assert len(phrases) > 1000
+
+
+def test_test_questions_are_always_the_same(test_problems):
+    choices = [choice for kind in CHOICE_KINDS for choice in choice_questions(kind, "test")]
+    assert digest((p.question, p.answer) for p in test_problems) == "c8f4a09f47d1671b"
+    assert digest((c.question, c.choices, c.answer) for c in choices) == "1e6a88bd84cc6182"
+
+
+def digest(items):
+    return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()[:16]
+
+
+def test_choices_hold_one_right_answer():
+    for kind in CHOICE_KINDS:
+        for choice in choice_questions(kind, "test"):
+            step = choice.problem.steps[0]
+            assert choice.choices[choice.answer] == (str(step) if kind == "working" else str(step.result))
+            assert len(set(choice.choices)) == 4
+    answers = [choice.answer for kind in CHOICE_KINDS for choice in choice_questions(kind, "test")]
+    assert all(answers.count(letter) > len(answers) / 5 for letter in range(4))
+
+
+def test_toy_math_is_scored_as_gsm8k_is():
+    def load(path):
+        text = re.sub(r"!function \S+", "function", path.read_text())
+        return yaml.safe_load(text)
+
+    ours, gsm8k = (
+        load(path) for path in (TASKS / "toy/toy_math.yaml", Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml")
+    )
+    for key in ("doc_to_text", "doc_to_target", "output_type", "metric_list", "filter_list", "repeats"):
+        assert ours[key] == gsm8k[key]
+    assert ours["generation_kwargs"]["until"] == gsm8k["generation_kwargs"]["until"]
+
+
+def test_harness_loads_toy_math_without_network(tasks, test_problems):
+    task = tasks["toy_math"]
+    docs = list(task.test_docs())
+    assert len(docs) == len(test_problems) >= 1000
+    assert task.doc_to_text(docs[7]) == math_prompt(test_problems[7])
+    assert STRICT.search(task.doc_to_target(docs[7]))[1] == str(test_problems[7].steps[-1].result)
+
+
+def test_harness_makes_four_single_letter_requests_of_a_choice(tasks):
+    for kind in CHOICE_KINDS:
+        task = tasks[f"toy_choice_{kind}"]
+        doc = next(iter(task.test_docs()))
+        requests = task.construct_requests(doc, ctx="context", apply_chat_template=True, metadata=("t", 0, 1))
+        assert [request.args for request in requests] == [("context", letter) for letter in "ABCD"]
+
+
+@pytest.mark.parametrize("call", [lambda rng: make_problem(rng, "tset"), lambda rng: make_choice(rng, "division")])
+def test_unknown_split_or_kind_is_an_error(call):
+    with pytest.raises(ValueError, match="must be"):
+        call(random.Random(0))

@@ -1,0 +1,211 @@
+"""The recipe of models/tiny: masks and batches are what decoding meets, growth changes nothing, training learns."""
+
+import random
+
+import pytest
+import torch
+
+from fast_dllm.model import FastDLLMForCausalLM
+from training import train
+from training.data import (
+    COPIES,
+    Example,
+    autoregressive_batches,
+    diffusion_batches,
+    diffusion_mask,
+    draw_masks,
+    make_examples,
+    noisy_example,
+)
+from training.recipe import EVERY_LAYER, STAGES, Stage, tiny_config
+from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer, chat_prompt, rewritten
+
+BLOCK = 32
+SHORT = (  # two objectives, one growth
+    Stage("ar", "ar", 2, steps=4, batch=8, lr=1e-2, warmup=2, decay=0.5, final_lr=0.5),
+    Stage("bd", "bd", 4, steps=3, batch=4, lr=3e-3, warmup=2, decay=0.5, final_lr=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(2048)
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer):
+    return make_examples(tokenizer, random.Random(0), 60, choice_share=0.3)
+
+
+def small_model(tokenizer, layers=3, seed=0):
+    model = FastDLLMForCausalLM(tiny_config(tokenizer, layers)).eval()
+    train.initialise(model, seed)
+    return model
+
+
+# Tokenizer
+
+
+@pytest.mark.parametrize("text", ["Tom has 12 apples.", "héllo 世界\n\n\ttabs (x) 😀", "Answer: #### -3,000.5\n"])
+def test_any_text_encodes_and_decodes_to_itself(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_digits_are_single_tokens_and_the_instruction_is_one(tokenizer):
+    assert tokenizer.tokenize("12 + 345 = 357") == ["1", "2", "Ġ+Ġ", "3", "4", "5", "Ġ=Ġ", "3", "5", "7"]
+    assert len(tokenizer.tokenize("\n" + INSTRUCTION)) == 1
+    assert len({tokenizer.convert_tokens_to_ids(token) for token in (START, STOP, MASK)}) == 3
+    assert len(tokenizer) < 512
+
+
+def test_chat_template_renders_what_training_reads(tokenizer):
+    message = rewritten("Question: How many?\nAnswer:")
+    messages = [{"role": "user", "content": message}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == chat_prompt(message)
+    assert INSTRUCTION in rendered
+
+
+# Batches
+
+
+def test_noisy_rows_predict_what_decoding_that_block_would(tokenizer, examples):
+    """Noisy rows of the one-sequence form give the logits of a plain block-causal forward of the noisy block."""
+    model = small_model(tokenizer)
+    batch = next(iter(diffusion_batches(examples, tokenizer, random.Random(1), BLOCK, 8, 0.3)))
+    length = int(batch.positions.max()) + 1
+    clean_rows = length - BLOCK
+    start = int(batch.positions[clean_rows])
+    logits = model(batch.ids, batch.mask, batch.positions).logits
+    for copy in range(COPIES):
+        first = clean_rows + copy * (length - start)
+        for block in range(start, length, BLOCK):
+            noisy = batch.ids[:, first + block - start : first + block - start + BLOCK]
+            alone = model(torch.cat((batch.ids[:, :block], noisy), dim=1)).logits[:, block:]  # the prefix is clean
+            rows = slice(first + block - start, first + block - start + BLOCK)
+            torch.testing.assert_close(logits[:, rows], alone, atol=1e-4, rtol=1e-4)
+    assert batch.ids.shape[1] == clean_rows + COPIES * (length - start)
+
+
+def test_diffusion_mask_without_the_offset_would_leak_the_answer():
+    mask = diffusion_mask(num_blocks=3, first_noisy=1, block_size=4)  # rows: clean 0, 1 | noisy 1, 2 | noisy 1, 2
+    assert mask.shape == (24, 24)
+    assert not mask[:8, 8:].any()  # clean rows see no noise
+    assert not mask[8:12, 4:8].any()  # a noisy block never sees its own clean copy
+    assert mask[12:16, :8].all()  # the block after it does
+    assert not mask[8:16, 16:24].any()  # the copies do not see each other
+
+
+def test_only_answer_rows_are_masked_and_never_a_block_start(tokenizer, examples):
+    mask_id = tokenizer.mask_token_id
+    for example in examples:
+        length = -(-(len(example.prompt) + len(example.answer)) // BLOCK) * BLOCK
+        clean = (example.prompt + example.answer + [tokenizer.eos_token_id] * length)[:length]
+        clean_rows, start = length - BLOCK, len(example.prompt) // BLOCK * BLOCK
+        ids, reads = noisy_example(example, tokenizer, random.Random(2), length, BLOCK, 8, 0.3)
+        assert mask_id not in ids[:clean_rows]
+        read = {row: token for row, token, _ in reads}
+        for row in range(clean_rows, len(ids)):
+            position = start + (row - clean_rows) % (length - start)
+            if ids[row] == mask_id:
+                assert position >= len(example.prompt)
+                assert position % BLOCK
+                assert read[row - 1] == clean[position]
+            else:
+                assert ids[row] == clean[position]
+
+
+def test_uniform_masks_are_complementary():
+    maskable = list(range(5, 32))
+    for seed in range(50):
+        first, second = draw_masks(random.Random(seed), maskable, 20, BLOCK, 8, uniform_share=1.0).masked
+        assert first | second == set(maskable)
+        assert not first & second
+
+
+def test_decoding_masks_know_the_left_and_not_the_right():
+    maskable = list(range(5, 32))
+    for seed in range(200):
+        pair = draw_masks(random.Random(seed), maskable, 20, BLOCK, 8, uniform_share=0.0)
+        for masked, ahead in zip(pair.masked, pair.ahead, strict=True):
+            assert {offset for offset in maskable if offset >= ahead} <= masked
+            assert all(offset >= ahead - 8 for offset in masked)
+            assert ahead - 8 < 25  # the current sub-block holds part of the answer
+
+
+def test_stop_tokens_after_the_answer_count_a_little(tokenizer):
+    example = Example(prompt=[1, 2, 3], answer=[4, tokenizer.eos_token_id], is_choice=False)
+    _, reads = noisy_example(example, tokenizer, random.Random(0), BLOCK, BLOCK, 8, uniform_share=1.0)
+    weights = {target: weight for _, target, weight in reads[1:]}
+    assert {target for _, target, _ in reads} == {4, tokenizer.eos_token_id}
+    assert 0 < min(weights.values()) < 1
+
+
+def test_autoregressive_rows_predict_the_next_token(tokenizer, examples):
+    for batch in autoregressive_batches(examples, tokenizer.eos_token_id):
+        following = batch.ids.gather(1, batch.rows + 1)
+        counted = batch.weights > 0
+        assert torch.equal(following[counted], batch.targets[counted])
+
+
+# Growth and training
+
+
+def test_growth_leaves_every_logit_as_it_was(tokenizer):
+    shallow = small_model(tokenizer, layers=3)
+    deep = FastDLLMForCausalLM(tiny_config(tokenizer, 12)).eval()
+    train.grow(shallow.state_dict(), 3, deep, seed=5)
+    ids = torch.randint(0, len(tokenizer), (2, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(shallow(ids).logits, deep(ids).logits)
+    deep.model.layers[3].mlp.down_proj.weight.data.normal_()
+    assert not torch.equal(shallow(ids).logits, deep(ids).logits)
+
+
+def test_growth_spreads_trained_layers_over_every_subset():
+    layers = STAGES[0].layers
+    positions = {train.grown_position(layer, layers, EVERY_LAYER) for layer in range(layers)}
+    assert len(positions) == layers
+    for subset in (range(1, 12), range(12, 24), range(24, 36)):
+        assert len(positions & set(subset)) == layers / 3
+
+
+def run(out, stages, seed=3):
+    trainer = train.Trainer(out, stages, seed, "cpu", "muon", 2048)
+    trainer.run()
+    return trainer
+
+
+def test_twenty_steps_lower_the_loss(tmp_path):
+    stage = Stage("ar", "ar", 2, steps=20, batch=16, lr=1e-2, warmup=2, decay=0.5, final_lr=0.5)
+    trainer = train.Trainer(tmp_path, (stage,), 3, "cpu", "muon", 2048)
+    losses = [trainer.train_step()[0] for _ in range(20)]
+    assert losses[0] > 5.5  # log(vocabulary) = 6.1: nothing is known
+    assert sum(losses[-3:]) / 3 < losses[0] - 2.5
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(train, "build_tokenizer", lambda _: tokenizer)
+    whole = run(tmp_path / "whole", SHORT)
+    stopped = train.Trainer(tmp_path / "stopped", SHORT, 3, "cpu", "muon", 2048)
+    for _ in range(2):
+        stopped.train_step()
+    stopped.save()
+    resumed = run(tmp_path / "stopped", SHORT)
+    for name, value in whole.average.items():
+        assert torch.equal(value, resumed.average[name]), name
+    other = run(tmp_path / "other", SHORT, seed=4)
+    assert not torch.equal(whole.average["model.norm.weight"], other.average["model.norm.weight"])
+
+
+def test_learning_rate_rises_holds_and_falls():
+    stage = Stage("x", "ar", 2, steps=100, batch=1, lr=1.0, warmup=10, decay=0.5, final_lr=0.1)
+    rates = [stage.lr_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[20] == rates[49] == 1.0
+    assert rates[99] == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize("options", [["--threads", "0"], ["--scale", "0"], ["--export", "x"]])
+def test_bad_options_are_one_line_and_exit_2(tmp_path, capsys, options):
+    assert train.main(["--out", str(tmp_path), *options]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
