@@ -117,7 +117,7 @@ def evaluate(config, task_manager, lm) -> dict | None:
     )
 
 
-def summary_of(found: dict, samples: dict, config, lm, usage, began: float, loaded: float) -> dict:
+def summary_of(found: dict, samples: dict, config, lm, cost, began: float, loaded: float) -> dict:
     """summary.json's content for a finished run."""
     from fast_dllm import experiments, results
 
@@ -130,6 +130,7 @@ def summary_of(found: dict, samples: dict, config, lm, usage, began: float, load
         "chat_template": bool(config.apply_chat_template),
         "seeds": config.seed,
         "num_processes": lm.world_size,
+        "num_segments": lm.num_segments,
         "model_revision": lm.model_revision,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         **lm.device_report(),
@@ -147,7 +148,7 @@ def summary_of(found: dict, samples: dict, config, lm, usage, began: float, load
         found=results.scores(found, samples_scored),
         num_samples=sum(samples_scored.values()),
         num_samples_expected=expected,
-        usage=usage,
+        cost=cost,
         generation_code_sha256=results.file_sha256(experiments.generation_file(arguments.experiment_name)),
         model_args=arguments.as_dict(),
         details=details,
@@ -183,11 +184,13 @@ def main() -> None:
 
         lm = FastDLLM(**arguments.as_dict())
         loaded = time.time()
+        if config.output_path:
+            lm.keep_answers(Path(config.output_path))
         found = evaluate(config, task_manager, lm)
     except UsageError as error:
         print(f"eval.py: error: {error}", file=sys.stderr)
         sys.exit(2)
-    usage = lm.total_usage()
+    cost = lm.total_cost()
     if lm.rank != 0:
         return
     if found is None:
@@ -196,9 +199,10 @@ def main() -> None:
     print(make_table(found))
     if found.get("groups"):
         print(make_table(found, "groups"))
-    summary = summary_of(found, samples, config, lm, usage, began, loaded)
+    summary = summary_of(found, samples, config, lm, cost, began, loaded)
     if config.output_path:
         write_results(Path(config.output_path), found, samples, summary, config.log_samples)
+        lm.store.discard()
         print(f"wrote {Path(config.output_path) / 'summary.json'}")
 
 

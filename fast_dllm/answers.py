@@ -28,13 +28,15 @@ its seed included. Two requests with one key share one answer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -50,6 +52,15 @@ def _canonical(value: object) -> str:
 def request_key(*parts: object) -> str:
     """A key for one request, from everything (JSON values) that tells it from another."""
     return hashlib.sha256(_canonical(parts).encode()).hexdigest()
+
+
+def side_by_side(processes: Iterable[Mapping[str, float]]) -> Counter[str]:
+    """What processes that ran at the same time cost together: counts add up, of `seconds...` the slowest one's stay."""
+    total: Counter[str] = Counter()
+    for counters in processes:
+        for name, value in counters.items():
+            total[name] = max(total[name], value) if name.startswith("seconds") else total[name] + value
+    return total
 
 
 class AnswerStore:
@@ -70,6 +81,7 @@ class AnswerStore:
         for file in files:
             self._read(file)
         self.num_recovered = len(self._answers)
+        self.counters_before = self.counters  # what the segments before this one cost
         self._segment, self._file = self._open_segment(files)
 
     def _write_identity(self, identity: Mapping[str, object]) -> None:
@@ -154,9 +166,7 @@ class AnswerStore:
         """Summed over segments. Processes of one segment ran side by side: of `seconds...` the slowest one's count."""
         total: Counter[str] = Counter()
         for ranks in self._segments.values():
-            for name in {name for counters in ranks.values() for name in counters}:
-                values = [counters[name] for counters in ranks.values()]
-                total[name] += max(values) if name.startswith("seconds") else sum(values)
+            total.update(side_by_side(ranks.values()))
         return dict(total)
 
     @property
@@ -185,6 +195,15 @@ class AnswerStore:
             os.close(self._file)
             self._file = -1
             self.report_progress()
+
+    def discard(self) -> None:
+        """Forget this identity's answers: the run they belong to is complete and has its own files."""
+        self.close()
+        shutil.rmtree(self.folder)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()  # unless it holds another identity's answers
+        for progress in self._progress.parent.glob("progress.rank*.json"):
+            progress.unlink(missing_ok=True)
 
     def __enter__(self) -> AnswerStore:
         return self

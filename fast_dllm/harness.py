@@ -12,8 +12,9 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from fast_dllm import experiments, results
+from fast_dllm.answers import AnswerStore, request_key, side_by_side
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model, model_source
@@ -58,32 +60,6 @@ def cut_at_stop_strings(text: str, until: Iterable[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-@dataclass
-class Usage:
-    """What a run has cost so far. Seconds are spent in forwards and decoding, without loading the model."""
-
-    requests: int = 0
-    new_tokens: int = 0
-    seconds_generating: float = 0.0
-    forwards: Counter = field(default_factory=Counter)
-    truncated_prompts: int = 0
-    scored_requests: int = 0
-    scored_tokens: int = 0
-    seconds_scoring: float = 0.0
-
-    def merged(self, others: list[Usage]) -> Usage:
-        """Totals over processes that ran side by side: counts add up, the slowest one's seconds count."""
-        parts = [self, *others]
-        total = Usage()
-        for name in ("requests", "new_tokens", "truncated_prompts", "scored_requests", "scored_tokens"):
-            setattr(total, name, sum(getattr(part, name) for part in parts))
-        for name in ("seconds_generating", "seconds_scoring"):
-            setattr(total, name, max(getattr(part, name) for part in parts))
-        for part in parts:
-            total.forwards.update(part.forwards)
-        return total
-
-
 @dataclass(frozen=True)
 class _Request:
     """One text to generate: its prompt and the settings that change its answer."""
@@ -95,6 +71,7 @@ class _Request:
     temperature: float
     top_p: float
     seed: int
+    truncated: bool = False
 
     @property
     def batch_key(self) -> tuple:
@@ -125,7 +102,8 @@ class FastDLLM(TemplateLM):
         self._device = self.model.device
         self.block_size = self.arguments.bd_size or self.model.config.bd_size
         self.max_length = self.model.config.max_position_embeddings // self.block_size * self.block_size
-        self.usage = Usage()
+        self.cost: Counter[str] = Counter()  # of this process, without loading the model; see results.throughput
+        self.store: AnswerStore | None = None
         self._check_against_model()
 
     def _join_processes(self, device: str) -> str:
@@ -212,21 +190,20 @@ class FastDLLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answer every request, in order; equal greedy requests are answered once."""
         asked = [self._request(instance, repeat) for instance, repeat in _with_repeats(requests)]
-        answers: dict[_Request, str] = {}
-        progress = tqdm(total=len(asked), desc="generating", unit="req", disable=disable_tqdm or self.rank != 0)
-        pending = list(dict.fromkeys(asked))
-        progress.update(len(asked) - len(pending))
+        keys = {request: request_key(*astuple(request)) for request in asked}
+        answers = self._known_answers(keys.values())
+        pending = [request for request, key in keys.items() if key not in answers]
+        progress = tqdm(total=len(keys), desc="generating", unit="req", disable=disable_tqdm or self.rank != 0)
+        progress.update(len(keys) - len(pending))
         for batch in _batches(pending, self.arguments.batch_size):
-            for request, answer in zip(batch, self._generate_batch(batch), strict=True):
-                answers[request] = answer
+            texts, cost = self._generate_batch(batch)
+            self._keep(answers, {keys[request]: text for request, text in zip(batch, texts, strict=True)}, cost)
             progress.update(len(batch))
-            if self.usage.seconds_generating:
-                speed = self.usage.new_tokens / self.usage.seconds_generating
-                progress.set_postfix_str(f"{speed:.1f} tok/s")
+            progress.set_postfix_str(f"{self.cost['new_tokens'] / self.cost['seconds_generating']:.1f} tok/s")
         progress.close()
-        if self.arguments.show_speed and self.rank == 0 and asked:
+        if self.arguments.show_speed and self.rank == 0 and pending:
             self._print_speed()
-        texts = [answers[request] for request in asked]
+        texts = [answers[keys[request]] for request in asked]
         for instance, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", instance.args, text)
         return texts
@@ -252,8 +229,7 @@ class FastDLLM(TemplateLM):
         room = self.max_length - min(max_tokens, self.max_length // 2)
         if len(ids) > room:
             logger.warning("prompt of %d tokens cut to its last %d (%s)", len(ids), room, instance.task_name)
-            self.usage.truncated_prompts += 1
-            ids = ids[-room:]
+        truncated, ids = len(ids) > room, ids[-room:]
         blocks_left = self.max_length // self.block_size - len(ids) // self.block_size
         temperature = settings.get("temperature", 0.0)
         sampled = temperature > 0
@@ -266,10 +242,11 @@ class FastDLLM(TemplateLM):
             temperature=temperature,
             top_p=settings.get("top_p", 1.0) if sampled else 1.0,
             seed=int.from_bytes(seed[:7], "big") if sampled else 0,
+            truncated=truncated,
         )
 
-    def _generate_batch(self, batch: list[_Request]) -> list[str]:
-        """Texts for requests with equal settings; counts what they cost."""
+    def _generate_batch(self, batch: list[_Request]) -> tuple[list[str], Counter[str]]:
+        """Texts for requests with equal settings, and what they cost."""
         first = batch[0]
         began = time.perf_counter()
         generations = self.generation.generate(
@@ -278,25 +255,60 @@ class FastDLLM(TemplateLM):
             **self._decoding(first.max_new_tokens, first.temperature, first.top_p),
             generator=[torch.Generator().manual_seed(request.seed) for request in batch],
         )
-        self.usage.seconds_generating += time.perf_counter() - began
+        cost = Counter(seconds_generating=time.perf_counter() - began)
         texts = []
         for request, generation in zip(batch, generations, strict=True):
-            self.usage.requests += 1
-            self.usage.new_tokens += len(generation.tokens)
-            self.usage.forwards.update(generation.forwards)
-            tokens = generation.tokens[: request.max_tokens]
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            cost.update(requests=1, new_tokens=len(generation.tokens), truncated_prompts=int(request.truncated))
+            cost.update({f"forwards.{kind}": count for kind, count in generation.forwards.items()})
+            text = self.tokenizer.decode(generation.tokens[: request.max_tokens], skip_special_tokens=True)
             texts.append(cut_at_stop_strings(text, request.until))
-        return texts
+        return texts, cost
 
     def _print_speed(self) -> None:
-        usage = self.usage
-        kinds = ", ".join(f"{kind} {count}" for kind, count in usage.forwards.items() if count)
+        cost = self.cost
+        kinds = [
+            f"{name.split('.')[1]} {count}" for name, count in cost.items() if name.startswith("forwards.") and count
+        ]
         print(
-            f"{usage.requests} answers, {usage.new_tokens} new tokens in {usage.seconds_generating:.1f} s: "
-            f"{usage.new_tokens / usage.seconds_generating:.1f} tokens/s; forwards: {kinds}",
+            f"{cost['requests']} answers, {cost['new_tokens']} new tokens in {cost['seconds_generating']:.1f} s: "
+            f"{cost['new_tokens'] / cost['seconds_generating']:.1f} tokens/s; forwards: {', '.join(kinds)}",
             flush=True,
         )
+
+    # ---- answers that outlive the process --------------------------------------------------------------------
+
+    def keep_answers(self, folder: Path) -> None:
+        """Answer durably from here on: what an earlier, interrupted run under the same identity answered counts."""
+        self.store = AnswerStore(folder, self.identity(), rank=self.rank)
+        if self.store.num_recovered:
+            logger.warning("continuing: %d answers of an interrupted run found", self.store.num_recovered)
+
+    def identity(self) -> dict[str, object]:
+        """Everything that changes an answer."""
+        arguments = self.arguments.as_dict()
+        del arguments["show_speed"]
+        return {
+            **arguments,
+            "model_revision": self.model_revision,
+            "dtype": str(self.model.dtype),
+            "device": self.device.type,
+            "generation_code_sha256": results.file_sha256(experiments.generation_file(self.arguments.experiment_name)),
+            "fast_dllm_sha256": results.package_sha256(),
+        }
+
+    def _known_answers(self, keys: Iterable[str]) -> dict[str, object]:
+        if self.store is None:
+            return {}
+        keys = list(keys)
+        self.store.expect(len(keys))
+        return {key: self.store[key] for key in keys if key in self.store}
+
+    def _keep(self, answers: dict[str, object], new: dict[str, object], cost: Counter[str]) -> None:
+        """Add a batch's answers and cost; with a store they are on disk when this returns."""
+        if self.store is not None:
+            self.store.append(new, cost)
+        answers.update(new)
+        self.cost.update(cost)
 
     # ---- log-likelihoods -------------------------------------------------------------------------------------
 
@@ -368,38 +380,65 @@ class FastDLLM(TemplateLM):
             inputs.append((MaskedInput(position - 1, tuple(ids)), continuation[index]))
         return inputs
 
-    @torch.inference_mode()
     def _score(self, parts: list[list[tuple[MaskedInput, int]]], disable_tqdm: bool) -> list[tuple[float, bool]]:
-        """Sum the targets' log-probabilities of each part. Inputs that are the same get one forward."""
-        wanted: dict[MaskedInput, list[tuple[int, int]]] = {}
-        for index, part in enumerate(parts):
+        """Sum the targets' log-probabilities of each part; greedy if every target was the argmax.
+
+        Inputs that are the same get one forward.
+        """
+        wanted: dict[MaskedInput, dict[int, str]] = {}  # input -> target -> key of its answer
+        requests_done: Counter[str] = Counter()  # key of a request's last target -> requests
+        for part in parts:
             for masked, target in part:
-                wanted.setdefault(masked, []).append((index, target))
-        totals, greedy = [0.0] * len(parts), [True] * len(parts)
-        inputs = sorted(wanted, key=lambda masked: -len(masked.ids))  # equal lengths side by side: little padding
-        progress = tqdm(total=len(inputs), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0)
-        began = time.perf_counter()
+                targets = wanted.setdefault(masked, {})
+                if target not in targets:
+                    targets[target] = request_key(self.arguments.loglikelihood_mode, *masked, target)
+            if part:
+                requests_done[wanted[part[-1][0]][part[-1][1]]] += 1
+        answers = self._known_answers(key for targets in wanted.values() for key in targets.values())
+        inputs = [masked for masked, targets in wanted.items() if any(key not in answers for key in targets.values())]
+        inputs.sort(key=lambda masked: -len(masked.ids))  # equal lengths side by side: little padding
+        progress = tqdm(total=len(wanted), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0)
+        progress.update(len(wanted) - len(inputs))
         for start in range(0, len(inputs), self.arguments.batch_size):
             batch = inputs[start : start + self.arguments.batch_size]
-            longest = len(batch[0].ids)
-            # Blocks never see later blocks, so padding at the end changes nothing.
-            ids = torch.tensor([[*ids, *[self.ids.pad] * (longest - len(ids))] for _, ids in batch])
-            rows = torch.tensor([[row] for row, _ in batch])
-            logits = self.model(ids.to(self.device), block_size=self.block_size, rows=rows.to(self.device)).logits
-            log_probs = logits[:, 0].float().log_softmax(dim=-1)
-            best = log_probs.argmax(dim=-1).tolist()
-            for place, masked in enumerate(batch):
-                values = log_probs[place, [target for _, target in wanted[masked]]].tolist()
-                for (index, target), value in zip(wanted[masked], values, strict=True):
-                    totals[index] += value
-                    greedy[index] &= best[place] == target
+            began = time.perf_counter()
+            new = {}
+            for masked, values in zip(batch, self._target_scores(batch, wanted), strict=True):
+                new |= dict(zip(wanted[masked].values(), values, strict=True))
+            cost = Counter(
+                {
+                    "seconds_scoring": time.perf_counter() - began,
+                    "scored_tokens": len(new),
+                    "scored_requests": sum(requests_done[key] for key in new),
+                    "forwards.score": len(batch),
+                }
+            )
+            self._keep(answers, new, cost)
             progress.update(len(batch))
-        self.usage.seconds_scoring += time.perf_counter() - began
         progress.close()
-        self.usage.scored_requests += len(parts)
-        self.usage.scored_tokens += sum(len(part) for part in parts)
-        self.usage.forwards["score"] += len(inputs)
-        return list(zip(totals, greedy, strict=True))
+        scores = []
+        for part in parts:
+            values = [answers[wanted[masked][target]] for masked, target in part]
+            scores.append((sum(value for value, _ in values), all(greedy for _, greedy in values)))
+        return scores
+
+    @torch.inference_mode()
+    def _target_scores(
+        self, batch: list[MaskedInput], wanted: dict[MaskedInput, dict[int, str]]
+    ) -> list[list[tuple[float, bool]]]:
+        """One forward for the batch; (log-probability, is the argmax) of every wanted target of each input."""
+        longest = max(len(ids) for _, ids in batch)
+        # Blocks never see later blocks, so padding at the end changes nothing.
+        ids = torch.tensor([[*ids, *[self.ids.pad] * (longest - len(ids))] for _, ids in batch], device=self.device)
+        rows = torch.tensor([[row] for row, _ in batch], device=self.device)
+        log_probs = self.model(ids, block_size=self.block_size, rows=rows).logits[:, 0].float().log_softmax(dim=-1)
+        best = log_probs.argmax(dim=-1).tolist()
+        scores = []
+        for place, masked in enumerate(batch):
+            targets = list(wanted[masked])
+            values = log_probs[place, targets].tolist()
+            scores.append([(value, best[place] == target) for target, value in zip(targets, values, strict=True)])
+        return scores
 
     def device_report(self) -> dict[str, object]:
         """The device and this process's peak memory: allocated on the GPU, resident on the host."""
@@ -409,10 +448,20 @@ class FastDLLM(TemplateLM):
             gpu, peak = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"device": str(self.device), "gpu": gpu, "peak_memory_bytes": peak}
 
-    def total_usage(self) -> Usage | None:
-        """Usage over all processes on the first one, None on the others."""
-        gathered = self.gather_object(self.usage)
-        return gathered[0].merged(gathered[1:]) if gathered else None
+    def total_cost(self) -> Counter[str] | None:
+        """The run's cost over all processes, and all segments of an interrupted run; None but on the first process."""
+        gathered = self.gather_object(self.cost)
+        if gathered is None:
+            return None
+        total = side_by_side(gathered)
+        if self.store is not None:
+            total.update(self.store.counters_before)
+        return total
+
+    @property
+    def num_segments(self) -> int:
+        """How many processes' lives it took to answer everything: 1 for a run that was never interrupted."""
+        return 1 if self.store is None else max(self.store.num_segments, 1)
 
 
 def _with_repeats(requests: list[Instance]) -> Iterator[tuple[Instance, int]]:

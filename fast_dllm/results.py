@@ -198,29 +198,37 @@ def scores(lm_eval_results: Mapping, samples_scored: Mapping[str, int]) -> dict[
     return found
 
 
-def throughput(usage) -> dict[str, object]:
-    """The cost of a run from its counts (fast_dllm.harness.Usage): generation, scoring, or both."""
-    forwards = {kind: count for kind, count in usage.forwards.items() if count}
+def throughput(cost: Mapping[str, float]) -> dict[str, object]:
+    """The cost of a run as the summary tells it: generation, scoring, or both.
+
+    `cost` counts requests, new_tokens, truncated_prompts, seconds_generating, scored_requests, scored_tokens,
+    seconds_scoring (all without loading the model) and forwards.<kind>.
+    """
+    forwards = {
+        name.removeprefix("forwards."): count for name, count in cost.items() if name.startswith("forwards.") and count
+    }
     report: dict[str, object] = {"forwards": forwards}
-    if usage.requests:
+    if cost.get("requests"):
         run = sum(count for kind, count in forwards.items() if kind not in ("reused", "score"))
         steps = sum(forwards.get(kind, 0) for kind in ("full", "sub", "reused"))
+        new_tokens, seconds = cost["new_tokens"], cost["seconds_generating"]
         report |= {
-            "requests": usage.requests,
-            "seconds_generating": usage.seconds_generating,
-            "new_tokens": usage.new_tokens,
-            "tokens_per_second": _ratio(usage.new_tokens, usage.seconds_generating),
-            "tokens_per_forward": _ratio(usage.new_tokens, run),
-            "tokens_per_step": _ratio(usage.new_tokens, steps),
-            "truncated_prompts": usage.truncated_prompts,
+            "requests": cost["requests"],
+            "seconds_generating": seconds,
+            "new_tokens": new_tokens,
+            "tokens_per_second": _ratio(new_tokens, seconds),
+            "tokens_per_forward": _ratio(new_tokens, run),
+            "tokens_per_step": _ratio(new_tokens, steps),
+            "truncated_prompts": cost.get("truncated_prompts", 0),
         }
-    if usage.scored_requests:
+    if cost.get("scored_requests"):
+        requests, tokens, seconds = (cost[name] for name in ("scored_requests", "scored_tokens", "seconds_scoring"))
         report |= {
-            "scored_requests": usage.scored_requests,
-            "seconds_scoring": usage.seconds_scoring,
-            "requests_per_second": _ratio(usage.scored_requests, usage.seconds_scoring),
-            "scored_tokens": usage.scored_tokens,
-            "scored_tokens_per_second": _ratio(usage.scored_tokens, usage.seconds_scoring),
+            "scored_requests": requests,
+            "seconds_scoring": seconds,
+            "requests_per_second": _ratio(requests, seconds),
+            "scored_tokens": tokens,
+            "scored_tokens_per_second": _ratio(tokens, seconds),
         }
     return report
 
@@ -238,7 +246,7 @@ def summarize(
     found: Mapping[str, Score],
     num_samples: int,
     num_samples_expected: int,
-    usage,
+    cost: Mapping[str, float],
     generation_code_sha256: str,
     model_args: Mapping[str, object],
     details: Mapping[str, object],
@@ -269,6 +277,6 @@ def summarize(
             for name, value in found.items()
             if [name] != tasks
         },
-        "throughput": throughput(usage),
+        "throughput": throughput(cost),
         **details,
     }

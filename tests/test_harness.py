@@ -79,10 +79,10 @@ def test_a_greedy_continuation_is_called_greedy(lm):
 
 
 def test_equal_masked_inputs_need_one_forward(lm):
-    before = lm.usage.forwards["score"]
+    before = lm.cost["forwards.score"]
     context = list(range(40, 80))
     scores = scored(lm, [(context, [letter]) for letter in (65, 66, 67, 68)], "reference")
-    assert lm.usage.forwards["score"] == before + 1
+    assert lm.cost["forwards.score"] == before + 1
     assert len({value for value, _ in scores}) == 4
 
 
@@ -123,10 +123,10 @@ def test_answers_come_in_order_whatever_the_batches(lm):
 
 
 def test_equal_requests_are_answered_once(lm):
-    before = lm.usage.requests
+    before = lm.cost["requests"]
     first, second = lm.generate_until(asks(["same", "same"]), disable_tqdm=True)
     assert first == second
-    assert lm.usage.requests == before + 1
+    assert lm.cost["requests"] == before + 1
 
 
 def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
@@ -178,10 +178,10 @@ def test_sampling_depends_on_the_question_and_the_seed_and_not_on_the_batch(lm):
 def test_padding_copies_of_a_request_are_not_answered_again(lm):
     settings = {"until": [], "do_sample": True, "temperature": 1.0}
     (instance,) = asks(["once"], settings)
-    before = lm.usage.requests
+    before = lm.cost["requests"]
     first, copy = lm.generate_until([instance, instance], disable_tqdm=True)  # repeats is 1: the second is padding
     assert first == copy
-    assert lm.usage.requests == before + 1
+    assert lm.cost["requests"] == before + 1
 
 
 def test_an_unsupported_generation_setting_is_refused(lm):
@@ -190,10 +190,10 @@ def test_an_unsupported_generation_setting_is_refused(lm):
 
 
 def test_a_prompt_longer_than_the_context_is_cut_from_the_left_and_counted(lm):
-    before = lm.usage.truncated_prompts
     long = "y" * 3000 + "the end"
     request = lm._request(asks([long])[0], 0)
-    assert lm.usage.truncated_prompts == before + 1
+    assert request.truncated
+    assert not lm._request(asks(["short"])[0], 0).truncated
     assert len(request.prompt_ids) + request.max_new_tokens <= lm.model.config.max_position_embeddings
     assert lm.tokenizer.decode(request.prompt_ids).endswith("the end")
 
@@ -207,13 +207,91 @@ def test_prompts_are_rewritten_for_the_tasks_that_were_published_so():
     assert rewrite_prompt("Answer:", None) == "Answer:"
 
 
-def test_usage_adds_up_what_generation_cost(random_model):
+def test_the_cost_of_generation_adds_up(random_model):
     lm = FastDLLM(model_path=str(random_model), max_new_tokens=64, device="cpu", reuse_k=2, layer_subset="last")
     texts = ["a", "b" * 40]
     lm.generate_until(asks(texts), disable_tqdm=True)
     direct = lm.generation.generate(lm.model, [lm.tok_encode(text) for text in texts], **lm._decoding(64, 0.0, 1.0))
-    assert lm.usage.new_tokens == sum(len(generation.tokens) for generation in direct)
+    assert lm.cost["new_tokens"] == sum(len(generation.tokens) for generation in direct)
     for kind in ("prefill", "full", "sub", "commit", "reused"):
-        assert lm.usage.forwards[kind] == sum(generation.forwards[kind] for generation in direct)
-    assert lm.usage.forwards["reused"] > 0
-    assert lm.usage.seconds_generating > 0
+        assert lm.cost[f"forwards.{kind}"] == sum(generation.forwards[kind] for generation in direct)
+    assert lm.cost["forwards.reused"] > 0
+    assert lm.cost["seconds_generating"] > 0
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing may catch it."""
+
+
+def killed_after(lm: FastDLLM, num_batches: int, monkeypatch) -> None:
+    batches = iter(range(num_batches))
+    original = lm._generate_batch
+
+    def generate_batch(batch):
+        if next(batches, None) is None:
+            raise Killed
+        return original(batch)
+
+    monkeypatch.setattr(lm, "_generate_batch", generate_batch)
+
+
+def test_an_interrupted_run_answers_only_what_is_missing(random_model, tmp_path, monkeypatch):
+    texts = [f"{'x' * index} {index}" for index in range(5)]
+
+    def new_lm(**changes) -> FastDLLM:
+        lm = FastDLLM(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu", **changes)
+        lm.keep_answers(tmp_path)
+        return lm
+
+    undisturbed = FastDLLM(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu")
+    expected = undisturbed.generate_until(asks(texts), disable_tqdm=True)
+
+    first = new_lm()
+    killed_after(first, 2, monkeypatch)
+    with pytest.raises(Killed):
+        first.generate_until(asks(texts), disable_tqdm=True)
+    second = new_lm()
+    assert second.generate_until(asks(texts), disable_tqdm=True) == expected
+    assert second.cost["requests"] == 1
+    assert second.num_segments == 2
+    total, whole = second.total_cost(), undisturbed.total_cost()
+    assert {name: total[name] for name in whole if "seconds" not in name} == {
+        name: whole[name] for name in whole if "seconds" not in name
+    }
+    assert total["seconds_generating"] == first.cost["seconds_generating"] + second.cost["seconds_generating"]
+
+    other = new_lm(threshold=0.5)
+    other.generate_until(asks(texts), disable_tqdm=True)
+    assert other.cost["requests"] == 5, "another threshold must not find these answers"
+
+
+def test_an_interrupted_scoring_run_scores_only_what_is_missing(random_model, tmp_path, monkeypatch):
+    requests = [
+        Instance("loglikelihood", {}, (context, letter), 0) for context in ("one", "two", "three") for letter in "AB"
+    ]
+
+    def new_lm(folder) -> FastDLLM:
+        lm = FastDLLM(model_path=str(random_model), device="cpu")
+        lm.keep_answers(folder)
+        return lm
+
+    whole = new_lm(tmp_path / "undisturbed")
+    expected = whole.loglikelihood(requests, disable_tqdm=True)
+    first = new_lm(tmp_path / "disturbed")
+    calls, original = iter(range(2)), first._target_scores
+
+    def target_scores(batch, wanted):
+        if next(calls, None) is None:
+            raise Killed
+        return original(batch, wanted)
+
+    monkeypatch.setattr(first, "_target_scores", target_scores)
+    with pytest.raises(Killed):
+        first.loglikelihood(requests, disable_tqdm=True)
+    second = new_lm(tmp_path / "disturbed")
+    assert [tuple(score) for score in second.loglikelihood(requests, disable_tqdm=True)] == expected
+    assert second.cost["forwards.score"] == 1
+    for name in ("scored_requests", "scored_tokens", "forwards.score"):
+        assert second.total_cost()[name] == whole.total_cost()[name]
+    second.store.discard()
+    assert not any((tmp_path / "disturbed").iterdir())

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 
 from fast_dllm import results
 
-
-def usage(**changes) -> SimpleNamespace:
-    base = {
-        "requests": 0,
-        "new_tokens": 0,
-        "seconds_generating": 0.0,
-        "forwards": Counter(),
-        "truncated_prompts": 0,
-        "scored_requests": 0,
-        "scored_tokens": 0,
-        "seconds_scoring": 0.0,
-    }
-    return SimpleNamespace(**base | changes)
+KINDS = ("prefill", "full", "sub", "commit", "reused", "score")
 
 
 def test_a_limited_run_has_a_folder_of_its_own(tmp_path):
@@ -83,16 +69,14 @@ def test_a_group_counts_the_questions_of_all_its_subtasks():
 
 
 def test_throughput_counts_forwards_that_ran_and_steps_that_decided():
-    forwards = Counter(prefill=2, full=10, sub=20, commit=8, reused=30, score=0)
-    report = results.throughput(usage(requests=2, new_tokens=120, seconds_generating=4.0, forwards=forwards))
+    cost = {f"forwards.{kind}": count for kind, count in zip(KINDS, (2, 10, 20, 8, 30, 0), strict=True)}
+    report = results.throughput(cost | {"requests": 2, "new_tokens": 120, "seconds_generating": 4.0})
     assert report["tokens_per_second"] == 30
     assert report["tokens_per_forward"] == 120 / 40
     assert report["tokens_per_step"] == 120 / 60
     assert "scored_requests" not in report
     assert "score" not in report["forwards"]
-    scored = results.throughput(
-        usage(scored_requests=8, scored_tokens=8, seconds_scoring=2.0, forwards=Counter(score=2))
-    )
+    scored = results.throughput({"scored_requests": 8, "scored_tokens": 8, "seconds_scoring": 2.0, "forwards.score": 2})
     assert scored["requests_per_second"] == 4
     assert "new_tokens" not in scored
 
@@ -106,7 +90,7 @@ def summary(tasks: list[str], found: dict) -> dict:
         found=found,
         num_samples=4,
         num_samples_expected=4,
-        usage=usage(),
+        cost={},
         generation_code_sha256="0" * 64,
         model_args={},
         details={"host": "n1"},
