@@ -1,0 +1,186 @@
+"""Decoding speed: forwards/s by kind, tokens/s and peak memory, medians after a warm-up; a JSON line last.
+
+    python benchmarks/decode.py --model tiny --batch_size 1 --threshold 0.9
+    python benchmarks/decode.py --random_weights 36x512          # layers x hidden size, nothing to load
+
+Forward kinds are those of generation_functions.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
+block), sub (a sub-block), commit (a block, one row read). "weights" is the share of time that reading every weight once
+would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller forwards can be faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fast_dllm import experiments
+from fast_dllm.config import FastDLLMConfig
+from fast_dllm.errors import UsageError
+from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="folder, hub id or tiny")
+    parser.add_argument("--random_weights", metavar="LAYERSxHIDDEN", help="a random model of this shape instead")
+    parser.add_argument("--experiment", help="a name under experiments/ (default: the active file)")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--small_block_size", type=int, default=8)
+    parser.add_argument("--prompt_tokens", type=int, default=128)
+    parser.add_argument("--new_tokens", type=int, default=128)
+    parser.add_argument("--reuse_k", type=int, default=1)
+    parser.add_argument("--layer_subset")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs; the median counts")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    return parser.parse_args()
+
+
+def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> FastDLLMForCausalLM:
+    layers, _, hidden = shape.partition("x")
+    if not (layers.isdecimal() and hidden.isdecimal() and int(hidden) % 64 == 0):
+        raise UsageError(
+            f"--random_weights takes LAYERSxHIDDEN with HIDDEN a multiple of 64, like 36x512, not {shape!r}"
+        )
+    heads = max(int(hidden) // 64, 4)
+    config = FastDLLMConfig(
+        vocab_size=512,
+        hidden_size=int(hidden),
+        intermediate_size=int(hidden) * 5 // 2,
+        num_hidden_layers=int(layers),
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return FastDLLMForCausalLM(config).to(device=device, dtype=dtype).eval()
+
+
+def median_seconds(work, runs: int, device: torch.device) -> float:
+    """Median wall-clock seconds of `work`, after two runs that do not count."""
+    seconds = []
+    for run in range(runs + 2):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if run >= 2:
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes/s read by a large copy: what a pass over the weights can reach."""
+    source = torch.ones(2**28 if device.type == "cuda" else 2**25, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return source.numel() * 4 * 2 / median_seconds(lambda: target.copy_(source), 5, device)
+
+
+@torch.inference_mode()
+def time_forwards(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> dict[str, float]:
+    """Seconds of one forward of each kind over the whole batch."""
+    batch, sub = arguments.batch_size, arguments.small_block_size
+    prefix = max(arguments.prompt_tokens // block, 1) * block
+    cache = model.new_cache(batch, prefix + block, block)
+    prompt = torch.randint(3, 300, (prefix,)).tolist()
+    rows = list(range(batch))
+
+    def prefill() -> None:
+        cache.lengths = [0] * batch
+        for row in rows:
+            model.prefill(cache, row, prompt)
+
+    def run(offset: int, width: int, read: list[int]) -> None:
+        model.run_block(cache, rows, [prompt[:width]] * batch, [offset] * batch, [read] * batch)
+
+    work = {
+        "prefill": prefill,
+        "full": lambda: run(0, block, list(range(sub))),
+        "sub": lambda: run(sub, sub, list(range(sub))),
+        "commit": lambda: run(0, block, [block - 1]),
+    }
+    return {kind: median_seconds(once, arguments.runs * 4, model.device) for kind, once in work.items()}
+
+
+def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> dict[str, object]:
+    """Tokens/s of whole answers to random prompts, with the forwards they took."""
+    generation = experiments.load(arguments.experiment)
+    randomness = torch.Generator().manual_seed(0)
+    shape = (arguments.batch_size, arguments.prompt_tokens)
+    prompts = torch.randint(3, min(model.config.vocab_size, 300), shape, generator=randomness).tolist()
+    answers = []
+
+    def answer() -> None:
+        answers[:] = generation.generate(
+            model,
+            prompts,
+            mask_id=model.config.vocab_size - 1,
+            stop_token=model.config.vocab_size - 2,  # random prompts rarely lead there: answers run their full length
+            max_new_tokens=arguments.new_tokens // block * block,
+            block_size=block,
+            small_block_size=arguments.small_block_size,
+            threshold=arguments.threshold,
+            reuse_k=arguments.reuse_k,
+            layer_subset=arguments.layer_subset,
+        )
+
+    seconds = median_seconds(answer, arguments.runs, model.device)
+    tokens = sum(len(generation.tokens) for generation in answers)
+    forwards = {kind: sum(generation.forwards[kind] for generation in answers) for kind in answers[0].forwards}
+    return {"seconds": seconds, "new_tokens": tokens, "tokens_per_second": tokens / seconds, "forwards": forwards}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        device = pick_device(arguments.device)
+        if arguments.random_weights:
+            model = random_model(arguments.random_weights, device, pick_dtype(arguments.dtype, device))
+        else:
+            model = load_model(arguments.model, arguments.device, arguments.dtype)
+        block = model.config.bd_size
+        seconds = time_forwards(model, arguments, block)
+        answers = time_answers(model, arguments, block)
+    except ValueError as error:
+        print(f"decode.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    at_best = weight_bytes / copy_bandwidth(device)
+    if device.type == "cuda":
+        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    else:
+        name, peak = (
+            f"CPU, {torch.get_num_threads()} threads",
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+    model_name = arguments.random_weights or arguments.model
+    print(
+        f"{model_name} ({weight_bytes / 2**20:.0f} MiB {str(model.dtype)[6:]}) on {name}, batch {arguments.batch_size}"
+    )
+    print(f"{'forward':>8} {'ms':>9} {'forwards/s':>11} {'weights':>8}")
+    for kind, value in seconds.items():
+        print(f"{kind:>8} {value * 1e3:9.2f} {1 / value:11.1f} {at_best / value:8.1%}")
+    taken = ", ".join(f"{kind} {count}" for kind, count in answers["forwards"].items() if count)
+    print(f"answers: {answers['new_tokens']} tokens, {answers['tokens_per_second']:.1f} tokens/s ({taken})")
+    print(f"peak memory: {peak / 2**20:.0f} MiB")
+    settings = {**vars(arguments), "device_name": name, "dtype": str(model.dtype)[6:]}
+    print(json.dumps({"settings": settings, "forward_seconds": seconds, "answers": answers, "peak_memory_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main()
