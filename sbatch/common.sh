@@ -107,18 +107,21 @@ export_environment() {
   export PYTHONPATH=$CODE_ROOT PYTHONUNBUFFERED=1
 }
 
-# Sets EVAL_COMMAND. $1 experiment, $2 task, $3 limit or "", $4 configuration, $5 model, $6 threshold, $7 batch size,
-# $8 few-shot examples, $9 output folder
-eval_command() {
-  local arguments="model_path=$5,threshold=$6,show_speed=True,experiment_name=$1"
-  if [[ $4 != plain ]]; then
-    arguments+=",reuse_k=${4:1:1},layer_subset=${4#k?_}"
+# The run is named by these variables, in every script: EXPERIMENT TASK LIMIT (or "") CONFIG, and how it is done by
+# MODEL THRESHOLD BATCH_SIZE FEWSHOT.
+# shellcheck disable=SC2153
+run_folder() { printf '%s/%s/%s\n' "$EXPERIMENT" "$(task_folder "$TASK" "$LIMIT")" "$CONFIG"; }
+
+eval_command() { # $1: output folder. Sets EVAL_COMMAND
+  local arguments="model_path=$MODEL,threshold=$THRESHOLD,show_speed=True,experiment_name=$EXPERIMENT"
+  if [[ $CONFIG != plain ]]; then
+    arguments+=",reuse_k=${CONFIG:1:1},layer_subset=${CONFIG#k?_}"
   fi
   # every value that a user's `accelerate config` could change is given
   EVAL_COMMAND=(accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no)
   has_gpu || EVAL_COMMAND+=(--cpu)
-  EVAL_COMMAND+=("$CODE_ROOT/eval.py" --tasks "$2" --batch_size "$7" --num_fewshot "$8" --model fast_dllm_v2
-    --apply_chat_template --fewshot_as_multiturn)
-  [[ -z $3 ]] || EVAL_COMMAND+=(--limit "$3")
-  EVAL_COMMAND+=(--model_args "$arguments" --output_path "$9/")
+  EVAL_COMMAND+=("$CODE_ROOT/eval.py" --tasks "$TASK" --batch_size "$BATCH_SIZE" --num_fewshot "$FEWSHOT"
+    --model fast_dllm_v2 --apply_chat_template --fewshot_as_multiturn)
+  [[ -z $LIMIT ]] || EVAL_COMMAND+=(--limit "$LIMIT")
+  EVAL_COMMAND+=(--model_args "$arguments" --output_path "$1/")
 }

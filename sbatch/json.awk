@@ -1,6 +1,6 @@
-# Reads whole JSON files, strictly, without Python: prints `file <tab> dotted.key <tab> value` for every scalar (strings
-# as they stand in the file, escapes kept), or one line `file <tab> ! <tab> reason` and nothing else for a file that is
-# not one complete JSON object. Files that do not exist print nothing.
+# Reads whole JSON files, strictly, without Python: prints `file <tab> dotted.key <tab> string|other <tab> value` for every
+# scalar (strings as they stand in the file, escapes kept), or one line `file <tab> ! <tab> other <tab> reason` and nothing
+# else for a file that is not one complete JSON object. Files that do not exist print nothing.
 # Usage: LC_ALL=C awk -f json.awk file...
 BEGIN {
   STRING = "^\"([^\"\\\\[:cntrl:]]|\\\\[\"\\\\/bfnrt]|\\\\u[0-9a-fA-F][0-9a-fA-F][0-9a-fA-F][0-9a-fA-F])*\""
@@ -20,7 +20,7 @@ function read_file(file,    line, status, lines) {
   if (status == 0 || fault != "") {
     close(file)
     if (fault == "" && expect != "nothing") fault = lines ? "it ends in the middle" : "it is empty"
-    if (fault != "") print file "\t!\t" fault
+    if (fault != "") print file "\t!\tother\t" fault
     else for (lines = 1; lines <= count; lines++) print file "\t" out[lines]
   }
 }
@@ -61,8 +61,8 @@ function take(token,    first, scalar) {
     if (first == "]" && expect == "value or end") close_container(first)
     else if (first == "{" || first == "[") open_container(first)
     else if (scalar) {
-      if (first == "\"") token = substr(token, 2, length(token) - 2)
-      out[++count] = path() "\t" token
+      if (first == "\"") out[++count] = path() "\tstring\t" substr(token, 2, length(token) - 2)
+      else out[++count] = path() "\tother\t" token
       expect = "comma"
     } else wrong(token)
   } else if (expect == "comma") {

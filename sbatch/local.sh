@@ -3,12 +3,14 @@
 set -euo pipefail
 # shellcheck source=sbatch/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=sbatch/evaluate.sh
+source "$CODE_ROOT/sbatch/evaluate.sh"
 
 usage() {
   cat <<HELP
 Usage: bash sbatch/local.sh [OPTION...]
 Evaluates on this machine (makes the venv if it is missing) and writes
-results/<experiment>/<task>[_limit_<N>]/<configuration>/{results.json,summary.json}.
+results/<experiment>/<task>[_limit_<N>]/<configuration>/{results.json,summary.json}. Interrupted, it goes on where it was.
 
   --task T          ${TASKS[*]} (default gsm8k)
   --limit N         only the first N questions (of each subtask)
@@ -16,7 +18,7 @@ results/<experiment>/<task>[_limit_<N>]/<configuration>/{results.json,summary.js
   --config C[,C]    plain (the model without layer reuse, the default) or one of
                     ${CONFIGS[*]}
   --matrix          the nine configurations; those that are complete are skipped
-  --force           with --matrix, run the complete ones again as well
+  --force           answer every question again; with --matrix the complete configurations too
   --model M         tiny, a folder or a hub id (default: $DEFAULT_MODEL with a CUDA GPU, else tiny)
   --threshold X     confidence above which a token is accepted, 0 to 1 (default 1 for plain, else 0.9)
   --batch_size N    questions decoded together (default 1)
@@ -31,7 +33,7 @@ HELP
 }
 
 parse_options() {
-  TASK=gsm8k LIMIT="" EXPERIMENT=$DEFAULT_EXPERIMENT MODEL="" THRESHOLD="" BATCH_SIZE=1 FEWSHOT=0 MATRIX=0 FORCE=0
+  TASK=gsm8k LIMIT="" EXPERIMENT=$DEFAULT_EXPERIMENT MODEL="" GIVEN_THRESHOLD="" BATCH_SIZE=1 FEWSHOT=0 MATRIX=0 FRESH=0
   SELECTED=()
   while (($#)); do
     case $1 in
@@ -40,11 +42,11 @@ parse_options() {
       --experiment) need_value "$1" $#; EXPERIMENT=$2; shift ;;
       --config) need_value "$1" $#; split_configs "$2" plain; shift ;;
       --model) need_value "$1" $#; MODEL=$2; shift ;;
-      --threshold) need_value "$1" $#; check_threshold "$2"; THRESHOLD=$2; shift ;;
+      --threshold) need_value "$1" $#; check_threshold "$2"; GIVEN_THRESHOLD=$2; shift ;;
       --batch_size | --batch-size) need_value "$1" $#; check_count "$1" "$2"; BATCH_SIZE=$2; shift ;;
       --num_fewshot) need_value "$1" $#; [[ $2 == 0 ]] || check_count "$1" "$2"; FEWSHOT=$2; shift ;;
       --matrix) MATRIX=1 ;;
-      --force) FORCE=1 ;;
+      --force) FRESH=1 ;;
       -h | --help) usage; exit 0 ;;
       *) die "unknown option $(shown "$1"); valid: --task --limit --experiment --config --matrix --force --model --threshold --batch_size --num_fewshot --help" ;;
     esac
@@ -64,30 +66,22 @@ parse_options() {
   resolve_model "$MODEL"
 }
 
-evaluate() { # $1: configuration
-  local config=$1 threshold=${THRESHOLD:-$(default_threshold "$1")}
-  local folder output
-  folder=$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/$config
-  output=results/$folder
-  say "== $folder: model $MODEL, threshold $threshold"
-  eval_command "$EXPERIMENT" "$TASK" "$LIMIT" "$config" "$MODEL" "$threshold" "$BATCH_SIZE" "$FEWSHOT" "$output"
-  "${EVAL_COMMAND[@]}" || return # its own exit status: 2 means that the input was wrong
-  print_summary "$output/summary.json"
-}
-
 main() {
   parse_options "$@"
   # data sets given as folders (openai/gsm8k) and the results are found from the project's folder
   cd -- "$PROJECT_ROOT"
   venv_activate || exit 1
   export_environment
-  local config status=0 failed=()
-  for config in "${SELECTED[@]}"; do
-    if ((MATRIX && !FORCE)) && summary_is_complete "$EXPERIMENT" "$TASK" "$LIMIT" "$config"; then
-      say "== $config is complete, skipped"
+  local status=0 failed=()
+  for CONFIG in "${SELECTED[@]}"; do
+    THRESHOLD=${GIVEN_THRESHOLD:-$(default_threshold "$CONFIG")}
+    if ((MATRIX && !FRESH)) && summary_is_complete "$EXPERIMENT" "$TASK" "$LIMIT" "$CONFIG"; then
+      say "== $CONFIG is complete, skipped"
       continue
     fi
-    evaluate "$config" || { status=$?; failed+=("$config"); }
+    say "== $(run_folder): model $MODEL, threshold $THRESHOLD"
+    # a single run ends with eval.py's own exit status: 2 means that the input was wrong
+    if evaluate; then print_summary "results/$(run_folder)/summary.json"; else status=$? failed+=("$CONFIG"); fi
   done
   if ((${#failed[@]})); then say "${0##*/}: failed: ${failed[*]}"; fi
   exit "$status"

@@ -2,23 +2,31 @@
 # Is a summary.json a complete result of what its folder says? Answered with awk alone: no Python, no venv.
 
 # Questions in the full task; `--limit` counts per subtask in the groups.
-declare -A TASK_SIZE=([gsm8k]=1319 [mmlu]=14042 [gpqa_main_n_shot]=448 [minerva_math]=5000 [ifeval]=541)
+declare -A TASK_SIZE=([gsm8k]=1319 [mmlu]=14042 [gpqa_main_n_shot]=448 [minerva_math]=5000 [ifeval]=541
+  [toy_math]=1200 [toy_choice]=1200)
 GROUP_TASKS=(mmlu minerva_math toy_choice)
 declare -A JSON=()
 
 load_json() { # files; JSON["file:key"] for each scalar, JSON["file:!"] why it is not valid
-  local file key value
-  while IFS=$'\t' read -r file key value; do
+  local file key type value
+  while IFS=$'\t' read -r file key type value; do
     JSON["$file:$key"]=$value
+    if [[ $key != *.* && $type == string ]]; then JSON["$file:$key:type"]=string; fi
   done < <(LC_ALL=C awk -f "$CODE_ROOT/sbatch/json.awk" "$@")
+}
+
+# The number under a top-level key; of a string, with its quotes
+summary_number() { # file, key
+  if [[ -n ${JSON["$1:$2:type"]-} ]]; then printf '"%s"' "${JSON["$1:$2"]}"; else printf '%s' "${JSON["$1:$2"]-}"; fi
 }
 
 # $1 file (already loaded), $2 experiment, $3 task, $4 limit or "", $5 configuration. Sets REASON when it is not complete.
 check_summary() {
-  local file=$1 samples expected
+  local file=$1 samples expected limit accuracy
   REASON=""
   summary_field() { printf '%s' "${JSON["$file:$1"]-}"; }
-  samples=$(summary_field num_samples) expected=$(summary_field num_samples_expected)
+  samples=$(summary_number "$file" num_samples) expected=$(summary_number "$file" num_samples_expected)
+  limit=$(summary_number "$file" limit) accuracy=$(summary_number "$file" accuracy)
   if [[ -n ${JSON["$file:!"]-} ]]; then
     REASON="not valid JSON, ${JSON["$file:!"]}"
   elif [[ $(summary_field schema_version) != 1 ]]; then
@@ -27,16 +35,16 @@ check_summary() {
     REASON="it is of experiment '$(summary_field experiment)'"
   elif [[ $(summary_field task) != "$3" ]]; then
     REASON="it is of task '$(summary_field task)'"
-  elif [[ $(summary_field limit) != "${4:-null}" ]]; then
-    REASON="it has limit '$(summary_field limit)'"
+  elif [[ $limit != "${4:-null}" ]]; then
+    REASON="it has limit '$limit'"
   elif [[ $(summary_field config) != "$5" ]]; then
     REASON="it is of configuration '$(summary_field config)'"
   elif [[ ! $samples =~ ^[1-9][0-9]*$ || $samples != "$expected" ]]; then
     REASON="$samples of $expected samples"
   elif ! expected_size "$3" "$4" "$expected"; then
     REASON="$expected samples, the task has $SIZE"
-  elif [[ ! $(summary_field accuracy) =~ ^(0|1|0\.[0-9]+|1\.0+|[1-9](\.[0-9]+)?[eE]-[0-9]+)$ ]]; then
-    REASON="the accuracy is '$(summary_field accuracy)'"
+  elif [[ ! $accuracy =~ ^(0|1|0\.[0-9]+|1\.0+|[1-9](\.[0-9]+)?[eE]-[0-9]+)$ ]]; then
+    REASON="the accuracy is '$accuracy'"
   fi
   [[ -z $REASON ]]
 }

@@ -4,18 +4,18 @@
 # Source:  venv_activate            the same, then puts it on PATH
 #
 #   <venv>.d/<hash>.<attempt>/  one build. A venv cannot be moved, so each is built where it stays.
-#       owner, heartbeat        who builds (host, pid), and a counter that changes while the builder lives
+#       owner, heartbeat        who builds, and whether it lives: see lock.sh
 #       complete                the hash of pyproject.toml + constraints.txt, written last, by rename
 #   <venv>                      a link to the newest complete one, for people: source .venv/bin/activate
 #
-# mkdir of the attempt's folder is the lock. It is atomic on NFS and Lustre, where flock may let everyone in. A builder
-# that died is not robbed of its folder: another one makes the next attempt. So the worst that a wrong guess about a
-# slow builder can do is a second, equally good venv. No clock of another node is read; a heartbeat changes or it does not.
+# The attempt's folder is a claim of lock.sh. A builder that died is not robbed of it: another one makes the next attempt.
+# So the worst that a wrong guess about a slow builder can do is a second, equally good venv.
 
 # The folder whose pyproject.toml and constraints.txt count: in a job the snapshot of the submitted code.
 CODE_ROOT=${CODE_ROOT:-$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)}
 PROJECT_ROOT=${PROJECT_ROOT:-$CODE_ROOT}
-VENV_DEAD_SECONDS=${VENV_DEAD_SECONDS:-45}
+# shellcheck source=sbatch/lock.sh
+source "$CODE_ROOT/sbatch/lock.sh"
 
 venv_say() { printf 'venv: %s\n' "$*" >&2; }
 
@@ -35,7 +35,7 @@ venv_hash() { cat -- "$CODE_ROOT/pyproject.toml" "$CODE_ROOT/constraints.txt" | 
 # removed Python module can leave the mark without it).
 venv_complete() {
   local build
-  for build in "$1/$2".[0-9][0-9][0-9]; do
+  for build in "$1/$2".[0-9][0-9][0-9][0-9]; do
     if [[ -x $build/bin/python && -f $build/complete && $(<"$build/complete") == "$2" ]]; then
       printf '%s\n' "$build"
       return 0
@@ -44,31 +44,7 @@ venv_complete() {
   return 1
 }
 
-venv_heartbeat() { # $1: pid to follow, $2: folder. Ends with the process, also when that was killed with -9.
-  local beat=0 seconds=0
-  while kill -0 "$1" 2>/dev/null && [[ -d $2 ]]; do
-    printf '%s\n' "$((beat += 1))" >"$2/heartbeat.new" && mv -f -- "$2/heartbeat.new" "$2/heartbeat"
-    sleep 2
-    ((seconds += 2))
-    if ((seconds % 20 == 0)); then
-      venv_say "building, $seconds s: $(tail -n 1 -- "$2/build.log" 2>/dev/null | cut -c 1-100)"
-    fi
-  done
-}
-
-# Returns 0 when the builder of $1 is known to be gone, or its heartbeat has not changed for VENV_DEAD_SECONDS.
-venv_wait_for_builder() {
-  local build=$1 host="" pid="" seen="" now since=$SECONDS
-  venv_say "waiting for ${build##*/}, which another process builds ($build)"
-  while [[ -d $build && ! -f $build/complete && ! -f $build/failed ]]; do
-    if [[ -f $build/owner ]]; then read -r host pid <"$build/owner" || true; fi
-    if [[ $host == "$(uname -n)" && -n $pid ]] && ! ps -p "$pid" >/dev/null 2>&1; then return 0; fi
-    now=$(cat -- "$build/heartbeat" 2>/dev/null || true)
-    if [[ $now != "$seen" ]]; then seen=$now since=$SECONDS; fi
-    if ((SECONDS - since >= VENV_DEAD_SECONDS)); then return 0; fi
-    sleep 1
-  done
-}
+venv_report() { venv_say "building, $2 s: $(tail -n 1 -- "$1/build.log" 2>/dev/null | cut -c 1-100)"; }
 
 venv_find_python() {
   local candidate
@@ -110,9 +86,8 @@ PY
 
 venv_build() { # $1: the claimed folder, $2: hash
   local build=$1 beat status=0
-  printf '%s %s\n' "$(uname -n)" "$$" >"$build/owner"
   venv_say "building $build with $(command -v uv || echo pip), a few minutes (log: $build/build.log)"
-  venv_heartbeat "$$" "$build" </dev/null >/dev/null &
+  beat "$build" venv_report "$build" </dev/null >/dev/null &
   beat=$!
   venv_fill "$build" >"$build/build.log" 2>&1 </dev/null || status=$?
   kill "$beat" 2>/dev/null || true
@@ -128,7 +103,7 @@ venv_build() { # $1: the claimed folder, $2: hash
 # Dead, failed and broken attempts at this hash, and other builds that nothing has used for two weeks.
 venv_tidy() { # $1: the builds' folder, $2: hash, $3: the build to keep
   local other
-  for other in "$1/$2".[0-9][0-9][0-9]; do
+  for other in "$1/$2".[0-9][0-9][0-9][0-9]; do
     if [[ $other < $3 && ! (-f $other/complete && -x $other/bin/python) ]]; then rm -rf -- "$other"; fi
   done
   find "$1" -mindepth 2 -maxdepth 2 -name complete -mtime +14 ! -path "$3/*" -print 2>/dev/null | while IFS= read -r other; do
@@ -145,25 +120,23 @@ venv_publish() { # $1: the location people know, $2: the build
 }
 
 venv_ensure() { # sets VENV
-  local place builds hash attempt last
+  local place builds hash last
   place=$(venv_location) && hash=$(venv_hash) || return 1
   builds=$place.d
   mkdir -p -- "$builds" || return 1
   while ! VENV=$(venv_complete "$builds" "$hash"); do
-    last=""
-    for attempt in "$builds/$hash".[0-9][0-9][0-9]; do [[ -d $attempt ]] && last=$attempt; done
-    if [[ -n $last && ! -f $last/failed && ! -f $last/complete ]]; then
-      venv_wait_for_builder "$last"
+    last=$(claim_latest "$builds/$hash")
+    if [[ -n $last && ! -e $last/failed && ! -e $last/complete ]]; then
+      venv_say "waiting for $last, which is being built by $(lock_owner "$builds/$hash")"
+      wait_for_owner "$last" complete forever
     fi
-    attempt=$(printf '%s/%s.%03d' "$builds" "$hash" "$((10#0${last##*.} + 1))")
-    mkdir -- "$attempt" 2>/dev/null || { [[ -d $attempt ]] && continue; venv_say "cannot write to $builds"; return 1; }
     # the last builder may have finished between the two looks
-    if VENV=$(venv_complete "$builds" "$hash"); then
-      rmdir -- "$attempt"
-    elif venv_build "$attempt" "$hash"; then
-      venv_tidy "$builds" "$hash" "$attempt"
+    if VENV=$(venv_complete "$builds" "$hash"); then break; fi
+    claim_next "$builds/$hash" "$last" || { [[ -d $CLAIM ]] && continue; venv_say "cannot write to $builds"; return 1; }
+    if venv_build "$CLAIM" "$hash"; then
+      venv_tidy "$builds" "$hash" "$CLAIM"
     elif ! VENV=$(venv_complete "$builds" "$hash"); then
-      venv_say "the build failed; its log is $attempt/build.log"
+      venv_say "the build failed; its log is $CLAIM/build.log"
       return 1
     fi
   done

@@ -1,0 +1,84 @@
+# shellcheck shell=bash
+# One evaluation with its records: what _job.sh, baseline.sh and local.sh share. Sourced after common.sh.
+# shellcheck source=sbatch/failure.sh
+source "$CODE_ROOT/sbatch/failure.sh"
+
+TOLD_TO_STOP=no
+
+count_answers() { # batches of answers that are on disk for the run
+  { find "results/$(run_folder)/answers" -name '*.jsonl' -exec cat -- {} + 2>/dev/null || true; } | wc -l
+}
+
+log_of_this_job() { # the file that Slurm writes this script's output to; relative to the project if it is inside
+  local file
+  file=$(readlink "/proc/$$/fd/2" 2>/dev/null) || true
+  if [[ -f $file ]]; then printf '%s' "${file#"$PROJECT_ROOT"/}"; fi
+}
+
+# In a batch job: in the background, because bash runs a trap only between commands, and the signal before the end of a
+# job must be noticed at once. By hand: in the foreground, where Ctrl-C reaches it.
+run_eval() { # log file
+  local child status
+  if [[ ${BATCH:-no} != yes ]]; then
+    "${EVAL_COMMAND[@]}" 2>&1 | tee -a -- "$1"
+    return # pipefail: eval.py's status
+  fi
+  "${EVAL_COMMAND[@]}" &
+  child=$!
+  trap 'TOLD_TO_STOP=yes; kill -TERM "$child" 2>/dev/null || true' TERM
+  while :; do
+    status=0
+    wait "$child" || status=$?
+    kill -0 "$child" 2>/dev/null || break # otherwise only the wait was interrupted
+  done
+  return "$status"
+}
+
+# Reads the run's variables, and FRESH (1: answer everything again, the old summary is set aside). Leaves summary.json, or
+# failure.json and FAILURE_CLASS.
+evaluate() {
+  local folder output log start=0 status=0 text=""
+  FAILURE_CLASS=""
+  folder=$(run_folder) output=results/$(run_folder)
+  log=$(log_of_this_job)
+  if [[ ${BATCH:-no} != yes ]]; then log=logs/$folder/local_$$.log; fi
+  mkdir -p -- "$output" "logs/$folder" || return
+  if ! lock_acquire "$output/.lock" short; then
+    say "$folder is being evaluated by $(lock_owner "$output/.lock"); nothing is done here"
+    return 75
+  fi
+  [[ ! -f $log ]] || start=$(wc -c <"$log")
+  rm -f -- "$output/failure.json" "$output"/progress.rank*.json
+  if ((FRESH)); then
+    rm -rf -- "$output/answers"
+    if [[ -f $output/summary.json ]]; then mv -f -- "$output/summary.json" "$output/summary.previous.json"; fi
+  fi
+  record_job "$output" "${SLURM_JOB_ID:-}" "$log"
+  eval_command "$output"
+  run_eval "$log" || status=$?
+  if ((status == 0)) && ! { load_json "$output/summary.json" && check_summary "$output/summary.json" "$EXPERIMENT" "$TASK" "$LIMIT" "$CONFIG"; }; then
+    say "eval.py ended without an error, but its summary is not complete: ${REASON:-no file}"
+    status=70
+  fi
+  if ((status == 0)); then
+    rm -f -- "$output/failure.json" "$output"/progress.rank*.json
+  else
+    if [[ -f $log ]]; then text=$(tail -c "+$((start + 1))" -- "$log" | tail -c 20000 | tr -d '\0'); fi
+    FAILURE_CLASS=$(classify_failure "$status" "$text" "$TOLD_TO_STOP")
+    write_failure "$output" "$FAILURE_CLASS" "$status" "$log" "$text"
+    say "$folder: ${FAILURE_TEXT[$FAILURE_CLASS]} (exit status $status)"
+  fi
+  lock_release
+  return "$status"
+}
+
+record_job() { # folder, job id or "", log. What status asks sacct about when the job had no chance to write failure.json
+  printf '{\n  "schema_version": 1,\n  "job_id": %s,\n  "log": %s\n}\n' "$(json_string "$2")" "$(json_string "$3")" |
+    write_whole "$1/job.json"
+}
+
+keep_in_artifacts() { # the summary is small and tracked; results/ may lie on a disk that is purged
+  local folder
+  folder=$(run_folder)
+  mkdir -p -- "artifacts/$folder" && write_whole "artifacts/$folder/summary.json" <"results/$folder/summary.json"
+}

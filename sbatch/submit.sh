@@ -1,0 +1,62 @@
+# shellcheck shell=bash
+# The code that is submitted is the code that runs: a copy of it, and the sbatch command that runs from there.
+
+snapshot_files() { # everything that EXPERIMENT's evaluation reads, except data and downloaded models; nul-terminated
+  local paths=(eval.py pyproject.toml constraints.txt fast_dllm tasks sbatch "experiments/$EXPERIMENT")
+  if [[ -f generation_functions.py ]]; then paths+=(generation_functions.py); fi
+  if [[ $MODEL == tiny ]]; then paths+=(models/tiny); fi
+  find "${paths[@]}" -name __pycache__ -prune -o -type f ! -name cluster.env ! -name '*.pyc' -print0 | LC_ALL=C sort -z
+}
+
+# Sets SNAPSHOT (a hash of the files and of the git state) and SNAPSHOT_STATE, without writing anything.
+snapshot_name() {
+  local commit="" branch="" dirty=null
+  if commit=$(git rev-parse HEAD 2>/dev/null); then
+    branch=$(git rev-parse --abbrev-ref HEAD)
+    if [[ -n $(git status --porcelain --untracked-files=no) ]]; then dirty=true; else dirty=false; fi
+  fi
+  SNAPSHOT_STATE=$(printf '{\n  "git_commit": "%s",\n  "git_branch": "%s",\n  "git_dirty": %s\n}' "$commit" "$branch" "$dirty")
+  SNAPSHOT=$({ snapshot_files | xargs -0 sha256sum; printf '%s' "$SNAPSHOT_STATE"; } | sha256sum | cut -c 1-16)
+}
+
+snapshot_make() {
+  local new
+  new=.snapshots/.new.$(uname -n).$$
+  if [[ -d .snapshots/$SNAPSHOT ]]; then return 0; fi
+  mkdir -p -- "$new" && snapshot_files | xargs -0 cp -p --parents -t "$new" -- && printf '%s\n' "$SNAPSHOT_STATE" >"$new/snapshot.json"
+  # a file that was edited while it was copied would not be the one that was hashed
+  if [[ $({ (cd -- "$new" && snapshot_files | xargs -0 sha256sum); printf '%s' "$SNAPSHOT_STATE"; } | sha256sum | cut -c 1-16) != "$SNAPSHOT" ]]; then
+    rm -rf -- "$new"
+    say "a file changed while the code was copied; nothing was submitted, run it again"
+    return 1
+  fi
+  mv -T -- "$new" ".snapshots/$SNAPSHOT" 2>/dev/null || rm -rf -- "$new" # another run.sh was faster with the same files
+  [[ -d .snapshots/$SNAPSHOT ]]
+}
+
+# Sets SBATCH_COMMAND from the run's variables. $1: --dependency for sbatch, or ""; the rest: further options of _job.sh
+sbatch_command() {
+  local code=${SNAPSHOT:+.snapshots/$SNAPSHOT/}
+  SBATCH_COMMAND=(sbatch --parsable "--job-name=$(run_folder)" "--output=logs/$(run_folder)/slurm_%j.log")
+  if [[ -n $1 ]]; then SBATCH_COMMAND+=("--dependency=$1" --kill-on-invalid-dep=yes); fi
+  shift
+  SBATCH_COMMAND+=("${code}sbatch/_job.sh")
+  if [[ -n $SNAPSHOT ]]; then SBATCH_COMMAND+=(--snapshot "$SNAPSHOT"); fi
+  SBATCH_COMMAND+=(--experiment "$EXPERIMENT" --task "$TASK")
+  if [[ -n $LIMIT ]]; then SBATCH_COMMAND+=(--limit "$LIMIT"); fi
+  SBATCH_COMMAND+=(--config "$CONFIG" --model "$MODEL" --threshold "$THRESHOLD" "$@")
+}
+
+# Runs SBATCH_COMMAND and prints the job's id; on failure the error. Inside a job, sbatch would take that job's SLURM_
+# variables for settings.
+submit() {
+  local name output
+  output=$(
+    for name in $(compgen -e SLURM_); do
+      if [[ $name != SLURM_CONF ]]; then unset "$name"; fi
+    done
+    "${SBATCH_COMMAND[@]}" 2>&1
+  ) || { printf '%s\n' "${output//$'\n'/ }"; return 1; }
+  output=$(tail -n 1 <<<"$output") # warnings come first
+  printf '%s\n' "${output%%;*}"
+}

@@ -1,0 +1,164 @@
+"""A copy of the scripts in a folder of its own with stand-ins for Slurm, uv and the evaluation, to test sbatch/."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import subprocess
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FAKES = ROOT / "tests" / "fake_slurm"
+CONFIGS = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
+CODE = "def generate(): ...\n"
+
+
+@functools.cache
+def system_tools(without: str = "") -> Path:
+    """A folder with links to the ordinary programs, so that a Slurm, uv or GPU of this machine is not found."""
+    tools = Path(tempfile.mkdtemp(prefix="system_tools_"))
+    atexit.register(shutil.rmtree, tools)
+    hidden = {"sbatch", "squeue", "sacct", "scancel", "sinfo", "scontrol", "uv", "nvidia-smi"}
+    for folder in ("/usr/bin", "/bin", "/usr/local/bin"):
+        for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
+            hide = program.name in hidden or (without and program.name.startswith(without))
+            if not hide and not (tools / program.name).exists():
+                (tools / program.name).symlink_to(program)
+    return tools
+
+
+class Project:
+    """A project folder and the environment its scripts run in. `slurm`: False leaves Slurm's commands off the PATH."""
+
+    def __init__(self, folder: Path, slurm: bool = True) -> None:
+        self.root = folder
+        self.state = folder.parent / "fake_slurm_state"
+        for name in ("jobs", "ids", "bin", "home"):
+            (self.state / name).mkdir(parents=True)
+        shutil.copytree(ROOT / "sbatch", folder / "sbatch", ignore=shutil.ignore_patterns("cluster.env"))
+        for name in ("pyproject.toml", "constraints.txt", "setup_tmpdir_venv.sh"):
+            shutil.copy(ROOT / name, folder)
+        for name in ("fast_dllm", "tasks", "models/tiny", "experiments/00_baseline", "experiments/01_other"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "a file").write_text("")
+        (folder / "eval.py").write_text("")
+        for name in ("00_baseline", "01_other"):
+            (folder / "experiments" / name / "generation_functions.py").write_text(CODE)
+        for name in ("sbatch", "squeue", "sacct", "scancel") if slurm else ():
+            (self.state / "bin" / name).symlink_to(FAKES / "slurm")
+        for name in ("fake_uv", "fake_accelerate"):
+            shutil.copy(
+                FAKES / name, self.state / "bin" / name.removeprefix("fake_").replace("accelerate", "fake_accelerate")
+            )
+        # only what scripts may expect everywhere: no Slurm, nvidia-smi or Python of this machine
+        self.environment = {
+            "PATH": f"{self.state / 'bin'}:{system_tools()}",
+            "HOME": str(self.state / "home"),
+            "FAST_DLLM_VENV": str(self.state / "venv"),
+            "FAKE_SLURM": str(self.state),
+            "FAKE_UV_LOG": str(self.state / "uv.log"),
+            "LC_ALL": "C.UTF-8",
+        }
+
+    # -- running -------------------------------------------------------------------------------------------------------
+    def bash(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", *arguments],
+            cwd=self.root,
+            env=self.environment | extra,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def run(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
+        return self.bash("sbatch/run.sh", *arguments, **extra)
+
+    def job(self, job_id: str, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
+        """_job.sh as Slurm runs it: from another place, its output in the log file."""
+        spool = self.state / "spool_script"
+        shutil.copy(self.root / "sbatch" / "_job.sh", spool)
+        self.set_job(job_id, "RUNNING")
+        log = self.root / "logs" / f"job_{job_id}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("a") as file:
+            return subprocess.run(
+                ["bash", str(spool), *arguments],
+                cwd="/",
+                env=self.environment | {"SLURM_JOB_ID": job_id, "SLURM_SUBMIT_DIR": str(self.root)} | extra,
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                timeout=120,
+            )
+
+    # -- the pretended cluster -----------------------------------------------------------------------------------------
+    def set_job(
+        self, job_id: str, state: str, name: str | None = None, reason: str = "None", folder: str | None = None
+    ):
+        file = self.state / "jobs" / job_id
+        if name is None:
+            name = file.read_text().strip().split("|")[2] if file.exists() else "unnamed"
+        file.write_text(f"{state}|{reason}|{name}|{folder or self.root}\n")
+
+    def calls(self, command: str) -> list[str]:
+        log = self.state / "calls.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [line for line in lines if line.split(" ")[0] == command]
+
+    def submitted(self) -> list[str]:
+        """Names of the jobs that exist, in the order of their ids."""
+        files = sorted((self.state / "jobs").iterdir(), key=lambda file: int(file.name))
+        return [file.read_text().split("|")[2] for file in files]
+
+    def evaluations(self) -> list[str]:
+        log = self.state / "evaluations.log"
+        return log.read_text().splitlines() if log.exists() else []
+
+    # -- results -------------------------------------------------------------------------------------------------------
+    def folder(self, config: str, task: str = "gsm8k", experiment: str = "00_baseline", top: str = "results") -> Path:
+        folder = self.root / top / experiment / task / config
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def summary(self, folder: str, top: str = "results", **changes: object) -> Path:
+        """Write a summary that is complete, but for the changes."""
+        content = {
+            "schema_version": 1,
+            "experiment": "00_baseline",
+            "task": "gsm8k",
+            "config": folder,
+            "limit": None,
+            "num_samples": 1319,
+            "num_samples_expected": 1319,
+            "accuracy": 0.7369,
+            "accuracy_stderr": 0.012,
+            "metric": "exact_match,flexible-extract",
+            "generation_code_sha256": sha256(CODE.encode()).hexdigest(),
+            "model_args": {"model_path": "Efficient-Large-Model/Fast_dLLM_v2_7B", "threshold": 0.9},
+            "throughput": {"tokens_per_second": 48.9, "forwards": {"full": 1, "sub": 2}},
+            "seeds": [0, 1234],
+        } | changes
+        path = self.folder(folder, top=top) / "summary.json"
+        path.write_text(json.dumps(content, indent=2) + "\n")
+        return path
+
+    def statuses(self, *arguments: str, **extra: str) -> dict[str, str]:
+        """What --status says of each configuration: "complete", or the text in the parentheses."""
+        result = self.run("--status", *arguments, **extra)
+        assert result.returncode == 0, result.stderr
+        found = {}
+        for line in result.stdout.splitlines():
+            if line.startswith(("  ✓ ", "  ✗ ")):
+                name, _, detail = line[4:].partition(" (")
+                found[name] = "✓ " * line.startswith("  ✓ ") + detail.removesuffix(")")
+        return found
+
+    def written(self) -> set[str]:
+        """Every path in the project, to see that nothing was written."""
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*")}

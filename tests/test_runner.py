@@ -1,0 +1,499 @@
+"""sbatch/run.sh on a pretended cluster: what it calls complete, what it submits, and what it refuses."""
+
+import itertools
+import json
+import os
+import subprocess
+import time
+
+import pytest
+from script_project import CONFIGS, Project, system_tools
+
+LINE = "=" * 77
+HOSTILE = [
+    "",
+    " ",
+    "a b",
+    "a'; touch pwned; '",
+    '"',
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a\nb",
+    "../00_baseline",
+    "*",
+    "-x",
+    "é",
+]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path / 'lab\'s  "own" $project; folder')
+
+
+@pytest.fixture
+def no_cluster(tmp_path):
+    return Project(tmp_path / "project", slurm=False)
+
+
+def write_json(path, **content):
+    path.write_text(json.dumps({"schema_version": 1} | content, indent=2) + "\n")
+
+
+# -- status ------------------------------------------------------------------------------------------------------------
+def test_the_frame_shows_every_state_in_matrix_order(project):
+    project.summary("k1_first")
+    project.set_job("123", "RUNNING", "00_baseline/gsm8k/k1_middle")
+    write_json(
+        project.folder("k1_middle") / "progress.rank0.json",
+        answered=412,
+        total=1319,
+        new_tokens=48900,
+        seconds_generating=1000.0,
+        segment_answered=412,
+        segment_seconds=680.0,
+    )
+    project.set_job("124", "PENDING", "00_baseline/gsm8k/k1_last", "Priority")
+    log = "logs/00_baseline/gsm8k/k2_middle/slurm_119.log"
+    write_json(project.folder("k2_middle") / "job.json", job_id="119", log=log)
+    write_json(project.folder("k2_middle") / "failure.json", **{"class": "gpu_oom"}, job_id="119", log=log)
+    project.summary("k2_last", generation_code_sha256="0" * 64)
+    project.summary("k3_first", num_samples=1318)
+    project.summary("k3_middle", top="artifacts")
+    result = project.run("--status")
+    assert result.returncode == 0
+    assert result.stdout.splitlines() == [
+        LINE,
+        "Experiment Status: 00_baseline / gsm8k",
+        LINE,
+        "  ✓ k1_first",
+        "  ✗ k1_middle (running, job 123, 412/1319, 48.9 tok/s, ~25 min left)",
+        "  ✗ k1_last (queued, job 124, Priority)",
+        "  ✗ k2_first (pending)",
+        f"  ✗ k2_middle (failed: out of GPU memory, job 119, log: {log})",
+        "  ✗ k2_last (stale: generation code changed since it ran)",
+        "  ✗ k3_first (corrupt: 1318 of 1319 samples)",
+        "  ✓ k3_middle (only in artifacts/)",
+        "  ✗ k3_last (pending)",
+        LINE,
+        "Completed: 2 / 9",
+        LINE,
+    ]
+    assert result.stderr == ""
+
+
+def test_status_needs_no_slurm_no_venv_and_no_python_and_is_quick(no_cluster):
+    for config in CONFIGS:
+        no_cluster.summary(config)
+    no_cluster.environment["PATH"] = str(system_tools(without="python"))
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        statuses = no_cluster.statuses()
+        times.append(time.monotonic() - began)
+    assert statuses == dict.fromkeys(CONFIGS, "✓ ")
+    assert min(times) < 1
+    assert not (no_cluster.state / "uv.log").exists()
+
+
+def test_status_asks_the_queue_and_the_accounting_once(project):
+    for number, config in enumerate(CONFIGS):
+        write_json(project.folder(config) / "job.json", job_id=str(100 + number), log="x.log")
+        project.set_job(str(100 + number), "NODE_FAIL", f"00_baseline/gsm8k/{config}")
+    statuses = project.statuses()
+    assert statuses["k1_first"] == "failed: node failure, job 100, log: x.log"
+    assert len(project.calls("squeue")) == 1
+    assert len(project.calls("sacct")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schema_version": 2}, "schema version '2', not 1"),
+        ({"experiment": "01_other"}, "it is of experiment '01_other'"),
+        ({"task": "mmlu"}, "it is of task 'mmlu'"),
+        ({"config": "k1_middle"}, "it is of configuration 'k1_middle'"),
+        ({"limit": 1319}, "it has limit '1319'"),
+        ({"num_samples": 1318}, "1318 of 1319 samples"),
+        ({"num_samples": 10, "num_samples_expected": 10}, "10 samples, the task has 1319"),
+        ({"num_samples": None}, "null of 1319 samples"),
+        ({"accuracy": None}, "the accuracy is 'null'"),
+        ({"accuracy": "0.7"}, "the accuracy is '\"0.7\"'"),
+        ({"accuracy": 7.3}, "the accuracy is '7.3'"),
+        ({"accuracy": float("nan")}, "not valid JSON, unexpected N"),
+        ({"accuracy": True}, "the accuracy is 'true'"),
+    ],
+)
+def test_a_summary_of_something_else_is_corrupt(project, changes, reason):
+    project.summary("k1_first", **changes)
+    assert project.statuses()["k1_first"] == f"corrupt: {reason}"
+
+
+@pytest.mark.parametrize("accuracy", [0, 0.0, 1, 1.0, 1e-05, 7.5e-05, 0.7369])
+def test_every_accuracy_that_python_can_write_is_a_number(project, accuracy):
+    project.summary("k1_first", accuracy=accuracy)
+    assert project.statuses()["k1_first"] == "✓ "
+
+
+def test_a_truncated_summary_is_never_complete(project):
+    whole = project.summary("k1_first").read_bytes().rstrip()
+    targets = [project.folder(config) / "summary.json" for config in CONFIGS]
+    cuts = [*range(0, len(whole), 23), len(whole) - 1]
+    for start in range(0, len(cuts), len(targets)):
+        batch = cuts[start : start + len(targets)]
+        for target, cut in zip(targets, batch, strict=False):
+            target.write_bytes(whole[:cut])
+        statuses = project.statuses()
+        assert all(statuses[config].startswith("corrupt: ") for config in CONFIGS[: len(batch)]), (batch, statuses)
+    project.folder("k1_first").joinpath("summary.json").write_bytes(whole)
+    assert project.statuses()["k1_first"] == "✓ "  # and the same file, whole, is
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "1", "{}", "{}{}", "<html>404</html>", '{"a": 1,}', "\0" * 300, '{"a" 1}', "null"]
+)
+def test_what_is_no_summary_at_all_is_corrupt(project, content):
+    (project.folder("k1_first") / "summary.json").write_text(content)
+    assert project.statuses()["k1_first"].startswith("corrupt: ")
+
+
+def test_a_limited_summary_is_complete_only_under_its_own_limit(project):
+    project.summary("k1_first", limit=10, num_samples=10, num_samples_expected=10)
+    assert project.statuses()["k1_first"] == "corrupt: it has limit '10'"
+    target = project.folder("k1_first", task="gsm8k_limit_10")
+    (project.folder("k1_first") / "summary.json").rename(target / "summary.json")
+    assert project.statuses("--limit", "10")["k1_first"] == "✓ "
+    assert project.statuses()["k1_first"] == "pending"
+    assert project.statuses("--limit", "11")["k1_first"] == "pending"
+
+
+def test_results_with_another_threshold_or_model_than_asked_for_are_stale(project):
+    project.summary("k1_first")
+    assert project.statuses("--threshold", "0.90")["k1_first"] == "✓ "
+    assert project.statuses("--threshold", "0.8")["k1_first"] == "stale: it ran with threshold 0.9, not 0.8"
+    model = "Efficient-Large-Model/Fast_dLLM_v2_7B"
+    assert project.statuses("--model", model)["k1_first"] == "✓ "
+    assert project.statuses("--model", "tiny")["k1_first"] == f"stale: it ran with model {model}, not tiny"
+    project.run("--threshold", "0.8", "k1_first")
+    assert project.submitted() == []
+
+
+def test_a_job_of_the_same_name_in_another_folder_is_not_this_projects(project):
+    project.set_job("5", "RUNNING", "00_baseline/gsm8k/k1_first", folder="/somewhere/else")
+    assert project.statuses()["k1_first"] == "pending"
+
+
+def test_a_running_job_hides_the_one_that_waits_to_continue_it(project):
+    project.set_job("7", "PENDING", "00_baseline/gsm8k/k1_first", "Dependency")
+    project.set_job("6", "RUNNING", "00_baseline/gsm8k/k1_first")
+    project.set_job("8", "PENDING", "00_baseline/gsm8k/k1_middle", "Dependency")
+    project.summary("k1_last")
+    project.set_job("9", "PENDING", "00_baseline/gsm8k/k1_last", "DependencyNeverSatisfied")
+    statuses = project.statuses()
+    assert statuses["k1_last"] == "✓ "
+    assert statuses["k1_first"] == "running, job 6"
+    assert statuses["k1_middle"] == "queued, job 8, Dependency"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ("TIMEOUT", "time limit reached"),
+        ("PREEMPTED", "preempted"),
+        ("NODE_FAIL", "node failure"),
+        ("OUT_OF_MEMORY", "out of host memory"),
+        ("CANCELLED by 1000", "cancelled"),
+        ("FAILED", "code error"),
+        ("COMPLETED", "ended without a result"),
+    ],
+)
+def test_a_job_that_had_no_chance_to_write_is_classified_by_the_accounting(project, state, text):
+    write_json(project.folder("k1_first") / "job.json", job_id="9", log="logs/a.log")
+    # what an earlier job left is not this job's
+    write_json(project.folder("k1_first") / "failure.json", **{"class": "gpu_oom"}, job_id="8", log="logs/old.log")
+    project.set_job("9", state, "00_baseline/gsm8k/k1_first")
+    assert project.statuses()["k1_first"] == f"failed: {text}, job 9, log: logs/a.log"
+
+
+def test_without_accounting_such_a_job_is_known_by_its_recorded_id(project):
+    write_json(project.folder("k1_first") / "job.json", job_id="9", log="logs/a.log")
+    (project.state / "sacct.fail").write_text("sacct: error: Slurm accounting storage is disabled\n")
+    assert project.statuses()["k1_first"] == "failed: ended without a result, job 9, log: logs/a.log"
+
+
+def test_check_fails_until_everything_is_complete(project):
+    for config in CONFIGS[:-1]:
+        project.summary(config)
+    assert project.run("--status", "--check").returncode == 3
+    assert project.run("--status").returncode == 0
+    project.summary(CONFIGS[-1])
+    assert project.run("--check", "--status").returncode == 0
+
+
+def test_status_as_json_says_the_same(project):
+    project.summary("k1_first")
+    project.set_job("4", "PENDING", "00_baseline/gsm8k/k1_middle", 'a "reason" \\ of its own')
+    status = json.loads(project.run("--status", "--json").stdout)
+    assert (status["completed"], status["total"], status["limit"]) == (1, 9, None)
+    assert [entry["config"] for entry in status["configurations"]] == CONFIGS
+    assert status["configurations"][0] == {
+        "config": "k1_first", "state": "complete", "detail": "", "job": "", "accuracy": 0.7369,
+    }  # fmt: skip
+    assert status["configurations"][1]["detail"] == 'queued, job 4, a "reason" \\ of its own'
+    assert status["configurations"][2]["state"] == "pending"
+
+
+# -- submission --------------------------------------------------------------------------------------------------------
+def test_nine_jobs_are_submitted_once(project):
+    result = project.run()
+    assert result.returncode == 0, result.stderr
+    assert project.submitted() == [f"00_baseline/gsm8k/{config}" for config in CONFIGS]
+    assert project.run().returncode == 0
+    assert len(project.submitted()) == 9
+    assert project.statuses()["k3_last"] == "queued, job 9, Priority"
+
+
+def test_the_submitted_command_is_this_one(project):
+    project.run("--limit", "5", "--model", "tiny", "--continue", "1", "k2_middle")
+    [snapshot] = (project.root / ".snapshots").iterdir()
+    assert project.calls("sbatch") == [
+        "sbatch --parsable --job-name=00_baseline/gsm8k_limit_5/k2_middle"
+        " --output=logs/00_baseline/gsm8k_limit_5/k2_middle/slurm_%j.log"
+        f" .snapshots/{snapshot.name}/sbatch/_job.sh --snapshot {snapshot.name} --experiment 00_baseline --task gsm8k"
+        " --limit 5 --config k2_middle --model tiny --threshold 0.9 --continue 1"
+    ]
+    recorded = json.loads((project.folder("k2_middle", task="gsm8k_limit_5") / "job.json").read_text())
+    assert recorded["job_id"] == "1"
+
+
+def test_two_runs_at_once_submit_nine_jobs(project):
+    command = ["bash", "sbatch/run.sh"]
+    environment = project.environment | {"FAKE_SBATCH_SECONDS": "0.05"}
+    runs = [subprocess.Popen(command, cwd=project.root, env=environment, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [run.wait(60) for run in runs] == [0, 0, 0]
+    assert sorted(project.submitted()) == sorted(f"00_baseline/gsm8k/{config}" for config in CONFIGS)
+
+
+def test_a_run_that_died_while_submitting_does_not_block_the_next(project):
+    lock = project.root / "logs" / "00_baseline" / "gsm8k" / ".submit.0007"
+    lock.mkdir(parents=True)
+    (lock / "owner").write_text(f"{os.uname().nodename} 999999999\n")
+    assert project.run().returncode == 0
+    assert len(project.submitted()) == 9
+
+
+def test_a_dead_run_on_another_node_is_noticed_by_its_heartbeat(project):
+    lock = project.root / "logs" / "00_baseline" / "gsm8k" / ".submit.0007"
+    lock.mkdir(parents=True)
+    (lock / "owner").write_text("another-node 1\n")
+    began = time.monotonic()
+    assert project.run(DEAD_SECONDS="2").returncode == 0
+    assert time.monotonic() - began > 1.5
+    assert len(project.submitted()) == 9
+
+
+def test_only_what_is_missing_or_corrupt_is_submitted(project):
+    project.summary("k1_first")
+    project.summary("k1_middle", top="artifacts")
+    project.summary("k1_last", generation_code_sha256="0" * 64)
+    project.summary("k2_first", num_samples=3)
+    project.set_job("50", "RUNNING", "00_baseline/gsm8k/k2_middle")
+    result = project.run("--config", "k1_first,k1_middle,k1_last,k2_first,k2_middle,k2_last")
+    assert sorted(project.submitted()) == [
+        "00_baseline/gsm8k/k2_first", "00_baseline/gsm8k/k2_last", "00_baseline/gsm8k/k2_middle",
+    ]  # fmt: skip
+    assert (
+        "k1_last: not submitted, stale: generation code changed since it ran (--force runs it again)" in result.stdout
+    )
+
+
+def test_force_runs_complete_ones_again_but_nothing_twice(project):
+    project.summary("k1_first")
+    project.set_job("50", "RUNNING", "00_baseline/gsm8k/k1_middle")
+    result = project.run("--force", "k1_first", "k1_middle")
+    assert result.returncode == 1
+    assert "scancel 50" in result.stderr
+    assert sorted(project.submitted()) == ["00_baseline/gsm8k/k1_first", "00_baseline/gsm8k/k1_middle"]
+    assert project.calls("sbatch")[0].endswith("--fresh")
+
+
+def test_nothing_is_submitted_while_the_queue_is_unknown(project):
+    (project.state / "squeue.fail").write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
+    result = project.run()
+    assert result.returncode == 1
+    assert "squeue failed, so nothing is submitted: slurm_load_jobs error" in result.stderr
+    assert project.submitted() == []
+    assert project.statuses()["k1_first"] == "pending"  # status goes on with what it knows
+
+
+def test_a_submission_that_failed_half_way_is_not_repeated(project):
+    (project.state / "sbatch.fail_after_submit").touch()
+    result = project.run()
+    assert result.returncode == 1
+    assert "k1_first: sbatch failed: sbatch: error: Batch job submission failed: Socket timed out" in result.stderr
+    (project.state / "sbatch.fail_after_submit").unlink()
+    assert project.run().returncode == 0
+    assert len(project.submitted()) == 9
+
+
+def test_a_rejected_submission_is_reported_and_can_be_repeated(project):
+    (project.state / "sbatch.fail").write_text("sbatch: error: Invalid account or account/partition combination\n")
+    result = project.run("k1_first")
+    assert result.returncode == 1
+    assert "Invalid account" in result.stderr
+    (project.state / "sbatch.fail").unlink()
+    assert project.run("k1_first").returncode == 0
+    assert project.submitted() == ["00_baseline/gsm8k/k1_first"]
+
+
+def test_a_configuration_that_is_evaluated_by_hand_is_not_submitted(project):
+    lock = project.folder("k1_first") / ".lock.0001"
+    lock.mkdir()
+    (lock / "owner").write_text(f"{os.uname().nodename} {os.getpid()}\n")
+    assert project.statuses()["k1_first"].startswith("running, no job: process ")
+    project.run("k1_first")
+    assert project.submitted() == []
+    (lock / "released").touch()
+    project.run("k1_first")
+    assert len(project.submitted()) == 1
+
+
+def test_a_dry_run_shows_the_commands_and_writes_nothing(project):
+    project.summary("k1_first")
+    before = project.written()
+    result = project.run("--dry-run")
+    assert result.returncode == 0
+    assert project.written() == before
+    assert project.calls("sbatch") == []
+    assert "  k1_first: not submitted, complete (--force runs it again)\n" in result.stdout
+    assert "k1_middle: would be submitted (pending)" in result.stdout
+    assert result.stdout.count("sbatch --parsable") == 8
+
+
+def test_without_slurm_submitting_says_what_to_do_instead(no_cluster):
+    result = no_cluster.run()
+    assert result.returncode == 1
+    assert "sbatch/local.sh" in result.stderr
+    assert no_cluster.run("--dry-run").returncode == 0
+
+
+def test_loglikelihood_tasks_name_the_one_configuration_that_suffices(project):
+    result = project.run("--task", "mmlu", "--dry-run")
+    assert "One configuration suffices: k1_first" in result.stderr
+    assert "suffices" not in project.run("--task", "mmlu", "--dry-run", "k1_first").stderr
+    assert "suffices" not in project.run("--task", "gsm8k", "--dry-run").stderr
+
+
+def test_cluster_settings_reach_sbatch_and_the_callers_environment_wins(project):
+    (project.state / "bin" / "sbatch").unlink()
+    fake = project.state / "bin" / "sbatch"
+    fake.write_text(f'#!/usr/bin/env bash\nenv | grep ^SBATCH_ >>"{project.state}/seen"\necho 1\n')
+    fake.chmod(0o755)
+    settings = "# the lab's\n\nSBATCH_ACCOUNT=gts-lab\nSBATCH_QOS=embers\nSBATCH_COMMENT=$(touch pwned) 'x'\n"
+    (project.root / "sbatch" / "cluster.env").write_text(settings)
+    assert project.run("k1_first", SBATCH_QOS="inferno").returncode == 0
+    seen = set((project.state / "seen").read_text().splitlines())
+    assert seen == {"SBATCH_ACCOUNT=gts-lab", "SBATCH_QOS=inferno", "SBATCH_COMMENT=$(touch pwned) 'x'"}
+    assert not (project.root / "pwned").exists()
+    (project.root / "sbatch" / "cluster.env").write_text("export SBATCH_ACCOUNT=x\n")
+    result = project.run("k1_first")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+def test_the_example_of_cluster_settings_can_be_used_as_it_stands(project):
+    example = (project.root / "sbatch" / "cluster.env.example").read_text()
+    (project.root / "sbatch" / "cluster.env").write_text(example)
+    assert project.run("--dry-run").returncode == 0
+    (project.root / "sbatch" / "cluster.env").write_text(example.replace("#SBATCH", "SBATCH").replace("#HF", "HF"))
+    assert project.run("--dry-run").returncode == 0
+
+
+def test_the_snapshot_is_the_code_at_submission(project):
+    project.run("k1_first")
+    code = project.root / "experiments" / "00_baseline" / "generation_functions.py"
+    code.write_text("def generate(): return 'edited'\n")
+    project.run("k1_middle")
+    commands = project.calls("sbatch")
+    snapshots = [command.split("--snapshot ")[1].split()[0] for command in commands]
+    assert len(set(snapshots)) == 2
+    first, second = [project.root / ".snapshots" / name for name in snapshots]
+    assert "edited" not in (first / "experiments/00_baseline/generation_functions.py").read_text()
+    assert "edited" in (second / "experiments/00_baseline/generation_functions.py").read_text()
+    assert (first / "sbatch" / "common.sh").exists()
+    assert not list((project.root / ".snapshots").glob(".new*"))
+
+
+def test_a_snapshot_records_the_commit(project):
+    git = ["git", "-C", project.root, "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    (project.root / ".gitignore").write_text("results/\nlogs/\n.snapshots/\n")
+    subprocess.run([*git, "init", "-q", "-b", "topic"], check=True)
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    project.run("k1_first")
+    [snapshot] = (project.root / ".snapshots").iterdir()
+    state = json.loads((snapshot / "snapshot.json").read_text())
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert state == {"git_commit": head, "git_branch": "topic", "git_dirty": False}
+
+
+# -- what users type ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("word", HOSTILE)
+@pytest.mark.parametrize(
+    "option", ["--task", "--experiment", "--config", "--limit", "--threshold", "--model", "--continue", None]
+)
+def test_a_wrong_word_is_one_line_exit_2_and_nothing_written(project, option, word):
+    before = project.written()
+    result = project.run(*([option] if option else []), word)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stdout == ""
+    assert project.written() == before
+    assert project.calls("sbatch") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--task", "gsm9k"], "gsm8k mmlu gpqa_main_n_shot minerva_math ifeval toy_math toy_choice"),
+        (["--experiment", "02_none"], "00_baseline 01_other"),
+        (["--config", "k4_first"], " ".join(CONFIGS)),
+        (["k2_middel"], " ".join(CONFIGS)),
+        (["--statsu"], "--status --check --json --dry-run --force --limit --task --experiment"),
+        (["--limit"], "--limit needs a value"),
+        (["--limit", "1.5"], "a whole number"),
+        (["--threshold", "2"], "from 0 to 1"),
+        (["--model", "nosuchmodel"], "neither 'tiny', nor a folder, nor a hub id"),
+        (["--model", "."], "no config.json in the folder"),
+        (["--check"], "go with --status"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_valid_ones(project, arguments, named):
+    result = project.run(*arguments)
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_options_combine_in_any_order(project):
+    words = [("--task", "gsm8k"), ("--limit", "7"), ("--experiment", "01_other"), ("--status",), ("k1_last",)]
+    orders = [words, words[::-1], words[2:] + words[:2]]
+    outputs = {project.run(*itertools.chain(*order)).stdout for order in orders}
+    assert len(outputs) == 1
+    assert "Experiment Status: 01_other / gsm8k_limit_7" in outputs.pop()
+
+
+def test_a_model_folder_is_passed_on_with_its_full_path(project):
+    (project.root / "my model").mkdir()
+    (project.root / "my model" / "config.json").write_text("{}")
+    project.run("--model", "my model", "k1_first")
+    command = (project.state / "ids" / "1" / "command").read_text()
+    arguments = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert arguments[arguments.index("--model") + 1] == str(project.root / "my model")
+
+
+def test_help_names_every_option_task_and_configuration(project):
+    text = project.run("--help").stdout
+    for word in ("--status", "--dry-run", "--force", "--limit", "--continue", "minerva_math", "01_other", *CONFIGS):
+        assert word in text
