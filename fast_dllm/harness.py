@@ -386,14 +386,16 @@ class FastDLLM(TemplateLM):
         Inputs that are the same get one forward.
         """
         wanted: dict[MaskedInput, dict[int, str]] = {}  # input -> target -> key of its answer
-        requests_done: Counter[str] = Counter()  # key of a request's last target -> requests
+        num_uses: Counter[str] = Counter()  # key of an answer -> tokens of the requests that it scores
+        num_ends: Counter[str] = Counter()  # key of an answer -> requests that it completes
         for part in parts:
             for masked, target in part:
                 targets = wanted.setdefault(masked, {})
                 if target not in targets:
                     targets[target] = request_key(self.arguments.loglikelihood_mode, *masked, target)
+                num_uses[targets[target]] += 1
             if part:
-                requests_done[wanted[part[-1][0]][part[-1][1]]] += 1
+                num_ends[targets[target]] += 1
         answers = self._known_answers(key for targets in wanted.values() for key in targets.values())
         inputs = [masked for masked, targets in wanted.items() if any(key not in answers for key in targets.values())]
         inputs.sort(key=lambda masked: -len(masked.ids))  # equal lengths side by side: little padding
@@ -408,8 +410,8 @@ class FastDLLM(TemplateLM):
             cost = Counter(
                 {
                     "seconds_scoring": time.perf_counter() - began,
-                    "scored_tokens": len(new),
-                    "scored_requests": sum(requests_done[key] for key in new),
+                    "scored_tokens": sum(num_uses[key] for key in new),
+                    "scored_requests": sum(num_ends[key] for key in new),
                     "forwards.score": len(batch),
                 }
             )
