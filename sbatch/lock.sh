@@ -37,7 +37,7 @@ beat() { # folder, command and arguments to run every 20 s or nothing. Ends with
   shift
   while ! process_gone "$owner" && [[ -d $folder ]]; do
     printf '%s\n' "$((count += 1))" >"$folder/heartbeat.new" && mv -f -- "$folder/heartbeat.new" "$folder/heartbeat"
-    sleep 2
+    sleep 2 >/dev/null 2>&1 # it may outlive this loop, and must not hold the caller's pipe open
     if (($# && count % 10 == 0)); then "$@" $((count * 2)); fi
   done
 }

@@ -1,0 +1,276 @@
+"""The venv: built once however many want it, taken over from the dead, never half of one; and the script to source."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from script_project import Project
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path / "lab's project")
+
+
+def builds(project):
+    log = project.state / "uv.log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def pretend_nodes(project):
+    """`uname -n` says $FAKE_NODE: processes here look as if they were on several nodes; and flock lets everyone in."""
+    for name, body in {
+        "uname": '[[ $* == -n ]] && echo "$FAKE_NODE" || /usr/bin/uname "$@"',
+        "flock": "exit 0",
+    }.items():
+        (project.state / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (project.state / "bin" / name).chmod(0o755)
+
+
+def start(project, node="n1", **extra):
+    environment = project.environment | {"FAKE_NODE": node} | extra
+    return subprocess.Popen(
+        ["bash", "sbatch/venv.sh"],
+        cwd=project.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(check, seconds=20):
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def is_complete(venv: str) -> bool:
+    folder = Path(venv)
+    return (folder / "complete").read_text().strip() == folder.name.split(".")[0] and (folder / "bin/python").exists()
+
+
+def test_nine_jobs_on_three_nodes_build_one_venv_once(project):
+    pretend_nodes(project)
+    jobs = [start(project, node=f"n{number % 3}", FAKE_UV_SECONDS="2") for number in range(9)]
+    outputs = [job.communicate(timeout=60) for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 9, outputs
+    venvs = {stdout.strip() for stdout, _ in outputs}
+    assert len(venvs) == 1
+    assert is_complete(venvs.pop())
+    assert len(builds(project)) == 1
+
+
+def test_a_builder_that_was_killed_is_taken_over_by_one_of_those_that_wait(project):
+    pretend_nodes(project)
+    first = start(project, node="n1", FAKE_UV_SECONDS="30")
+    wait_until(lambda: builds(project))
+    waiting = [start(project, node=f"n{number}", DEAD_SECONDS="4") for number in (2, 3, 4)]
+    time.sleep(1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    began = time.monotonic()
+    outputs = [job.communicate(timeout=60) for job in waiting]
+    assert [job.returncode for job in waiting] == [0, 0, 0], outputs
+    assert time.monotonic() - began < 20
+    assert len({stdout for stdout, _ in outputs}) == 1
+    assert len(builds(project)) == 2
+    assert [path.name.split(".")[1] for path in (project.state / "venv.d").iterdir()] == ["0002"]
+
+
+def test_a_dead_builder_is_taken_over_within_a_minute_by_default(project):
+    text = (project.root / "sbatch" / "lock.sh").read_text()
+    seconds = int(text.split("DEAD_SECONDS:-")[1].split("}")[0])
+    assert 20 <= seconds <= 50  # a heartbeat every 2 s; NFS may show it late
+
+
+def test_a_builder_on_the_same_node_is_seen_to_be_dead_at_once(project):
+    first = start(project, FAKE_UV_SECONDS="30")
+    wait_until(lambda: builds(project))
+    first.kill()
+    first.communicate()
+    began = time.monotonic()
+    assert start(project).wait(30) == 0
+    assert time.monotonic() - began < 10
+
+
+def test_a_slow_builder_that_lives_is_waited_for(project):
+    pretend_nodes(project)
+    slow = start(project, node="n1", FAKE_UV_SECONDS="8")
+    wait_until(lambda: builds(project))
+    assert start(project, node="n2", DEAD_SECONDS="4").wait(40) == 0
+    assert slow.wait(10) == 0
+    assert len(builds(project)) == 1
+
+
+def test_a_failed_build_is_an_error_with_its_log_and_the_next_command_tries_again(project):
+    failing = project.state / "uv.log.fail"
+    failing.touch()
+    result = project.bash("sbatch/venv.sh")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "no route to the package index" in result.stderr
+    assert not (project.state / "venv").exists()
+    failing.unlink()
+    assert is_complete(project.bash("sbatch/venv.sh").stdout.strip())
+
+
+def test_a_complete_venv_is_used_again_until_the_requirements_change(project):
+    first = project.bash("sbatch/venv.sh").stdout.strip()
+    assert project.bash("sbatch/venv.sh").stdout.strip() == first
+    assert len(builds(project)) == 1
+    with (project.root / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    second = project.bash("sbatch/venv.sh").stdout.strip()
+    assert second != first
+    assert is_complete(first), "jobs may still be running from the old one"
+    assert (project.state / "venv").resolve() == Path(second)
+
+
+def test_a_venv_without_its_interpreter_is_built_anew(project):
+    first = project.bash("sbatch/venv.sh").stdout.strip()
+    (Path(first) / "bin" / "python").unlink()
+    second = project.bash("sbatch/venv.sh").stdout.strip()
+    assert second != first
+    assert is_complete(second)
+
+
+def test_a_venv_without_the_mark_does_not_count(project):
+    first = Path(project.bash("sbatch/venv.sh").stdout.strip())
+    (first / "complete").write_text("")
+    second = Path(project.bash("sbatch/venv.sh").stdout.strip())
+    assert second != first
+    assert len(builds(project)) == 2
+
+
+def test_a_venv_that_somebody_made_by_hand_is_left_alone(project):
+    (project.state / "venv" / "bin").mkdir(parents=True)
+    mine = project.state / "venv" / "bin" / "python"
+    mine.write_text("mine")
+    result = project.bash("sbatch/venv.sh")
+    assert is_complete(result.stdout.strip())
+    assert mine.read_text() == "mine"
+    assert "was not made by these scripts and is left alone" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("scratch", "given", "expected"),
+    [
+        (False, None, "{root}/.venv"),
+        (True, None, "{home}/scratch/Fast-dLLM/v2/.venv"),
+        (True, "{home}/mine", "{home}/mine"),
+        (True, "relative", "{root}/relative"),
+    ],
+)
+def test_where_the_venv_is(project, scratch, given, expected):
+    names = {"root": project.root, "home": project.environment["HOME"]}
+    if scratch:
+        (Path(project.environment["HOME"]) / "scratch").mkdir()
+    del project.environment["FAST_DLLM_VENV"]
+    extra = {"FAST_DLLM_VENV": given.format(**names)} if given else {}
+    venv = project.bash("sbatch/venv.sh", **extra).stdout.strip()
+    assert venv.startswith(expected.format(**names) + ".d/")
+
+
+def test_pip_builds_what_pyproject_and_constraints_say(project):
+    """Without uv: the real venv module, and pip replaced by a recorder."""
+    (project.state / "bin" / "uv").unlink()
+    recorder = project.state / "bin" / "python3"
+    real = shutil.which("python3", path=project.environment["PATH"])
+    recorder.write_text(
+        f"""#!/usr/bin/env bash
+if [[ $* == "-m venv "* ]]; then
+  {real} -m venv --without-pip "$3"
+  rm "$3/bin/python"
+  printf '#!/usr/bin/env bash\\nif [[ $* == "-m pip "* ]]; then printf "%%s\\\\n" "$@" >"{project.state}/pip"; else exec {real} "$@"; fi\\n' >"$3/bin/python"
+  chmod +x "$3/bin/python"
+else
+  exec {real} "$@"
+fi
+"""  # noqa: E501
+    )
+    recorder.chmod(0o755)
+    stand_in = (
+        '[project]\ndependencies = ["torch>=2.9", "lm_eval"]\n[project.optional-dependencies]\ndev = ["pytest>=8"]\n'
+    )
+    (project.root / "pyproject.toml").write_text(stand_in)
+    # the .pth file goes where that interpreter says: keep it out of the real one
+    script = project.root / "sbatch" / "venv.sh"
+    purelib = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+    assert purelib in script.read_text()
+    here = f"print('{project.state}')".replace("'", '"')
+    script.write_text(script.read_text().replace(purelib, here))
+    result = project.bash("sbatch/venv.sh")
+    assert result.returncode == 0, result.stderr
+    venv = Path(result.stdout.strip())
+    arguments = (project.state / "pip").read_text().splitlines()
+    assert arguments == ["-m", "pip", "install", "--no-input", "-r", f"{venv}/requirements.txt", "-c",
+                         f"{project.root}/constraints.txt"]  # fmt: skip
+    assert (venv / "requirements.txt").read_text().split() == ["torch>=2.9", "lm_eval", "pytest>=8"]
+    assert (project.state / "fast_dllm_project.pth").read_text() == f"{project.root}\n"
+
+
+def test_every_direct_dependency_is_pinned():
+    root = Path(__file__).resolve().parent.parent
+    pinned = {line.split("==")[0] for line in (root / "constraints.txt").read_text().splitlines() if "==" in line}
+    text = (root / "pyproject.toml").read_text()
+    listed = text.split("\ndependencies = [")[1].split("]")[0] + text.split("\ndev = [")[1].split("]")[0]
+    names = set(re.findall(r'"([A-Za-z_-]+)', listed))
+    assert {"torch", "lm_eval", "pytest"} <= names
+    assert names <= pinned
+
+
+# -- setup_tmpdir_venv.sh ----------------------------------------------------------------------------------------------
+SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
+
+
+def in_shell(project, shell, *words, **extra):
+    environment = project.environment | extra
+    return subprocess.run(
+        [shell, *words], cwd=project.root, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_sourcing_activates_a_venv_in_tmpdir_and_changes_no_option(project, shell, tmp_path):
+    fast = tmp_path / "node disk"
+    fast.mkdir()
+    script = """
+    show() { set -o; if [ -n "${BASH_VERSION:-}" ]; then shopt -p; shopt -po; fi; trap; }
+    set -u; set -e
+    before=$(show); umask_before=$(umask); directory=$PWD
+    source ./setup_tmpdir_venv.sh >/dev/null 2>&1
+    [ "$(show)" = "$before" ] || { echo options changed; exit 1; }
+    [ "$(umask)" = "$umask_before" ] && [ "$PWD" = "$directory" ]
+    typeset -f | grep fast_dllm && exit 1
+    typeset | grep -i "^_fast_dllm" && exit 1
+    echo "$VIRTUAL_ENV"; command -v python
+    """
+    result = in_shell(project, shell, "-c", script, TMPDIR=str(fast))
+    assert result.returncode == 0, result.stdout + result.stderr
+    venv, python = result.stdout.split("\n")[:2]
+    assert venv.startswith(str(fast))
+    assert python == f"{venv}/bin/python"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_executing_it_instead_says_to_source_it(project, shell):
+    result = in_shell(project, shell, "setup_tmpdir_venv.sh")
+    assert result.returncode == 2
+    assert "source setup_tmpdir_venv.sh" in result.stderr
+    assert builds(project) == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_failed_build_leaves_the_shell_running_and_as_it_was(project, shell, tmp_path):
+    (project.state / "uv.log.fail").touch()
+    script = "source ./setup_tmpdir_venv.sh; echo status $? ${VIRTUAL_ENV:-none}"
+    result = in_shell(project, shell, "-c", script, TMPDIR=str(tmp_path))
+    assert result.stdout == "status 1 none\n"
