@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fast_dllm.model import FastDLLMForCausalLM
-from training import train
+from training import plot, train
 from training.data import (
     COPIES,
     Example,
@@ -203,6 +203,22 @@ def test_learning_rate_rises_holds_and_falls():
     assert rates[0] == pytest.approx(0.1)
     assert rates[20] == rates[49] == 1.0
     assert rates[99] == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_stage_may_ask_for_longer_problems(tokenizer):
+    rng = random.Random(0)
+    long = [example.answer for example in make_examples(tokenizer, rng, 40, 0.0, num_steps_shares=(0, 0, 1))]
+    assert {tokenizer.decode(answer).count("=") for answer in long} == {3}
+
+
+def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f'{{"stage": "ar", "step": {step}, "loss": {loss}}}\n' for step, loss in
+                           ((10, 3.0), (20, 2.0), (20, 1.9), (30, 1.0))))  # fmt: skip
+    assert [(entry["step"], entry["loss"]) for entry in plot.read_log(log)] == [(10, 3.0), (20, 1.9), (30, 1.0)]
+    log.write_text("Segmentation fault\n")
+    with pytest.raises(ValueError, match="not a log"):
+        plot.read_log(log)
 
 
 @pytest.mark.parametrize("options", [["--threads", "0"], ["--scale", "0"], ["--export", "x"]])

@@ -9,7 +9,7 @@ Everything is token-shifted: the row at position p predicts the token at p + 1.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,15 +55,21 @@ class Batch:
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def make_examples(tokenizer, rng: random.Random, count: int, choice_share: float) -> list[Example]:
-    """`count` fresh training examples: toy_math problems and a share of toy_choice questions."""
+def make_examples(
+    tokenizer, rng: random.Random, count: int, choice_share: float, num_steps_shares: Sequence[float] | None = None
+) -> list[Example]:
+    """`count` fresh training examples: toy_math problems and a share of toy_choice questions.
+
+    `num_steps_shares` weighs problems of one, two and three steps; None leaves that to the generator.
+    """
     texts = []
     for _ in range(count):
         if rng.random() < choice_share:
             choice = make_choice(rng, rng.choice(CHOICE_KINDS), "train")
             texts.append((choice_prompt(choice), LETTERS[choice.answer], True))
         else:
-            problem = make_problem(rng, "train")
+            num_steps = rng.choices((1, 2, 3), num_steps_shares)[0] if num_steps_shares else None
+            problem = make_problem(rng, "train", num_steps)
             texts.append((rewritten(math_prompt(problem)), problem.answer, False))
     prompts = tokenizer([chat_prompt(prompt) for prompt, _, _ in texts]).input_ids
     answers = tokenizer([answer + STOP for _, answer, _ in texts]).input_ids

@@ -18,7 +18,8 @@ class Stage:
     The learning rate rises from 0 to `lr` over `warmup` steps, holds, and falls linearly to `lr * final_lr` over the
     last `decay` share of the steps. `objective` is "ar" (autoregressive) or "bd" (block diffusion); `uniform_share`
     is the share of blocks masked by the paper's uniform ratio, the others are masked as decoding meets them;
-    `choice_share` is the share of multiple-choice questions among the examples.
+    `choice_share` is the share of multiple-choice questions among the examples; `num_steps_shares` weighs the problems
+    of one, two and three steps (None: as in the test).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stage:
     final_lr: float
     uniform_share: float = 0.3
     choice_share: float = 0.2
+    num_steps_shares: tuple[float, float, float] | None = None
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
@@ -40,11 +42,15 @@ class Stage:
         return self.lr * rise * (self.final_lr + (1 - self.final_lr) * min(1.0, left))
 
 
+# From here on one-step problems are always right: fewer of them, and fewer masks that decoding never meets.
+HARD = {"choice_share": 0.2, "uniform_share": 0.15, "num_steps_shares": (1, 3, 5)}
 STAGES = (
     Stage("ar", "ar", 9, steps=1100, batch=64, lr=6e-3, warmup=40, decay=0.4, final_lr=0.3),
     Stage("choice", "ar", 9, steps=900, batch=64, lr=4e-3, warmup=20, decay=0.3, final_lr=0.5, choice_share=0.6),
-    Stage("bd", "bd", 9, steps=900, batch=64, lr=3e-3, warmup=40, decay=0.4, final_lr=0.3, choice_share=0.3),
-    Stage("deep", "bd", EVERY_LAYER, steps=300, batch=32, lr=1.5e-3, warmup=20, decay=0.7, final_lr=0.0),
+    Stage("bd", "bd", 9, steps=200, batch=64, lr=3e-3, warmup=40, decay=0.4, final_lr=1.0, choice_share=0.3),
+    Stage("bd-long", "bd", 9, steps=300, batch=64, lr=5e-3, warmup=10, decay=0.5, final_lr=1.0, choice_share=0.25),
+    Stage("bd-hard", "bd", 9, steps=850, batch=64, lr=5e-3, warmup=10, decay=0.7, final_lr=0.1, **HARD),
+    Stage("deep", "bd", EVERY_LAYER, steps=400, batch=32, lr=1.5e-3, warmup=20, decay=0.7, final_lr=0.0, **HARD),
 )
 
 

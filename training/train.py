@@ -79,7 +79,7 @@ def grow(weights: dict[str, Tensor], layers: int, model: FastDLLMForCausalLM, se
 def stage_batches(stage: Stage, step: int, tokenizer, seed: int, block_size: int) -> Iterator[Batch]:
     """The micro-batches of one step."""
     rng = random.Random(f"{seed} {stage.name} {step}")
-    examples = make_examples(tokenizer, rng, stage.batch, stage.choice_share)
+    examples = make_examples(tokenizer, rng, stage.batch, stage.choice_share, stage.num_steps_shares)
     if stage.objective == "ar":
         return autoregressive_batches(examples, tokenizer.eos_token_id)
     return diffusion_batches(examples, tokenizer, rng, block_size, WINDOW, stage.uniform_share)
