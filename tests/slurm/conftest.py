@@ -1,0 +1,38 @@
+"""A Slurm for these tests, started once; skipped where none is installed."""
+
+import subprocess
+
+import pytest
+from cluster import Cluster, why_not
+from slurm_project import SlurmProject
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    if reason := why_not():
+        pytest.skip(reason)
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def project(cluster, tmp_path, request):
+    """A copy of the repository whose jobs run on the cluster. When a test fails, their logs are printed."""
+    project = SlurmProject(tmp_path / "lab's own project", cluster)
+    yield project
+    cluster.run("scancel", "--user=root", "--state=PENDING", check=False)
+    cluster.run("scancel", "--user=root", check=False)
+    cluster.wait_idle()
+    if getattr(request.node, "failed", False):
+        print(subprocess.run(["bash", "-c", "tail -n 40 $(find logs -name '*.log')"], cwd=project.root, text=True))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    if call.when == "call" and outcome.get_result().failed:
+        item.failed = True

@@ -1,0 +1,108 @@
+"""A copy of this repository, its scripts and its tiny model, as a user of the cluster has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from cluster import Cluster, wait_for
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PARTS = ("sbatch", "fast_dllm", "experiments", "tasks", "models")
+FILES = ("eval.py", "generation_functions.py", "pyproject.toml", "constraints.txt")
+TASK = "toy_math"
+
+
+def venv_of_this_run() -> str:
+    """Where this checkout's scripts keep their venv: the copy's requirements are the same, so it is not built again."""
+    script = "source sbatch/common.sh; venv_location"
+    return subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+class SlurmProject:
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        self.root, self.cluster = folder, cluster
+        folder.mkdir(parents=True)
+        for part in PARTS:
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "cluster.env"))
+        for file in FILES:
+            shutil.copy(ROOT / file, folder)
+        # as on PACE: an account has to be named. One thread each: the nodes are one small machine.
+        self.environment = cluster.environment | {
+            "SBATCH_ACCOUNT": "gts-lab",
+            "FAST_DLLM_VENV": venv_of_this_run(),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def bash(self, *arguments: str, check: bool = True, **extra: str) -> subprocess.CompletedProcess:
+        result = subprocess.run(
+            ["bash", *arguments],
+            cwd=self.root,
+            env=self.environment | extra,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            stdin=subprocess.DEVNULL,
+        )
+        assert not check or result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    def submit(self, limit: int, *arguments: str, **extra: str) -> str:
+        words = ["--task", TASK, "--model", "tiny", "--limit", str(limit)]
+        return self.bash("sbatch/run.sh", *words, *arguments, **extra).stdout
+
+    def status(self, limit: int) -> dict[str, dict]:
+        words = ["--status", "--json", "--task", TASK, "--limit", str(limit)]
+        entries = json.loads(self.bash("sbatch/run.sh", *words).stdout)["configurations"]
+        return {entry["config"]: entry for entry in entries}
+
+    def folder(self, config: str, limit: int) -> Path:
+        return self.root / "results" / "00_baseline" / f"{TASK}_limit_{limit}" / config
+
+    def summary(self, config: str, limit: int) -> dict:
+        return json.loads((self.folder(config, limit) / "summary.json").read_text())
+
+    def numbers(self, config: str, limit: int) -> dict:
+        """What must not depend on what happened on the way."""
+        summary = self.summary(config, limit)
+        names = ("forwards", "new_tokens", "requests", "tokens_per_forward")
+        throughput = {name: summary["throughput"][name] for name in names}
+        return throughput | {name: summary[name] for name in ("accuracy", "accuracy_stderr", "num_samples", "subtasks")}
+
+    def answered(self, config: str, limit: int) -> int:
+        files = self.folder(config, limit).glob("answers/*/*.jsonl")
+        return sum(file.read_bytes().count(b"\n") for file in files)
+
+    def wait_answered(self, config: str, limit: int, count: int) -> None:
+        wait_for(f"{count} answers of {config}", lambda: self.answered(config, limit) >= count, 240)
+
+    def wait_state(self, config: str, limit: int, state: str, seconds: float = 300) -> dict:
+        def reached() -> dict | None:
+            entry = self.status(limit)[config]
+            assert state == "failed" or entry["state"] != "failed", entry
+            return entry if entry["state"] == state else None
+
+        return wait_for(f"{config} to be {state}", reached, seconds, every=1)
+
+    def jobs(self, config: str, limit: int) -> list[dict[str, str]]:
+        name = f"00_baseline/{TASK}_limit_{limit}/{config}"
+        found = [job for job in self.cluster.jobs() if job["JobName"] == name and job["WorkDir"] == str(self.root)]
+        return found
+
+    def processes(self, config: str, limit: int) -> list[int]:
+        """The evaluation's processes, by their command line."""
+        wanted = f"results/00_baseline/{TASK}_limit_{limit}/{config}/".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    cwd, command = (entry / "cwd").readlink(), (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if wanted in command and cwd == self.root:
+                    found.append(int(entry.name))
+        return found

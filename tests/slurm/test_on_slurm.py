@@ -1,0 +1,168 @@
+"""The runner on a real Slurm: nothing submitted twice, lost, or wrongly called done, whatever happens to the jobs."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from cluster import NODES, wait_for
+from slurm_project import TASK
+
+pytestmark = pytest.mark.slurm
+CONFIGS = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
+
+
+def kill(processes):
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def complete_both(project, disturbed, undisturbed, limit):
+    """Wait until both are complete, and compare: with stored outputs the subsets of one k give the same tokens."""
+    project.wait_state(disturbed, limit, "complete")
+    project.wait_state(undisturbed, limit, "complete")
+    assert project.numbers(disturbed, limit) == project.numbers(undisturbed, limit)
+    assert project.summary(undisturbed, limit)["num_segments"] == 1
+    assert project.summary(disturbed, limit)["num_segments"] == 2
+
+
+def test_two_runs_at_once_give_nine_jobs_and_nine_complete_summaries(project):
+    words = ["bash", "sbatch/run.sh", "--task", TASK, "--model", "tiny", "--limit", "1"]
+    runs = [
+        subprocess.Popen(words, cwd=project.root, env=project.environment, stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    first = {config: project.jobs(config, 1)[0]["JobIDRaw"] for config in CONFIGS}
+    assert len(set(first.values())) == 9
+    for config in CONFIGS:
+        project.wait_state(config, 1, "complete", seconds=600)
+    frame = project.bash("sbatch/run.sh", "--status", "--task", TASK, "--limit", "1", "--check").stdout
+    assert "Completed: 9 / 9" in frame
+    wait_for("the queue to be empty", lambda: not project.cluster.run("squeue", "-h").stdout)
+    # each ran once; what waited to continue it never started
+    for config in CONFIGS:
+        ran = [job for job in project.jobs(config, 1) if job["State"] == "COMPLETED"]
+        assert [job["JobIDRaw"] for job in ran] == [first[config]]
+    copies = list((project.root / "artifacts").rglob("summary.json"))
+    assert len(copies) == 9
+    before = len(project.cluster.jobs())
+    assert project.submit(1).count("not submitted, complete") == 9
+    assert len(project.cluster.jobs()) == before
+
+
+def test_a_cancelled_job_is_not_continued_and_goes_on_when_it_is_submitted_again(project):
+    limit = 5
+    project.submit(limit, "k1_first", "k1_middle")
+    project.wait_answered("k1_middle", limit, 1)
+    project.cluster.run("scancel", project.status(limit)["k1_middle"]["job"])
+    entry = project.wait_state("k1_middle", limit, "failed")
+    assert entry["detail"].startswith("failed: cancelled, job ")
+    wait_for(
+        "its successor to be gone", lambda: all(job["State"] == "CANCELLED" for job in project.jobs("k1_middle", limit))
+    )
+    project.submit(limit, "k1_first", "k1_middle")
+    complete_both(project, "k1_middle", "k1_first", limit)
+
+
+def test_a_killed_evaluation_is_not_continued_and_goes_on_when_it_is_submitted_again(project):
+    limit = 5
+    project.submit(limit, "k1_first", "k1_last")
+    project.wait_answered("k1_last", limit, 1)
+    kill(project.processes("k1_last", limit))
+    entry = project.wait_state("k1_last", limit, "failed")
+    assert entry["detail"].startswith("failed: killed by signal 9, job ")
+    project.submit(limit, "k1_first", "k1_last")
+    complete_both(project, "k1_last", "k1_first", limit)
+
+
+def test_a_preempted_job_is_continued_without_anyone_typing(project):
+    limit = 5
+    project.submit(limit, "k3_first", SBATCH_QOS="inferno")
+    project.submit(limit, "k3_middle", SBATCH_QOS="embers")
+    project.wait_answered("k3_middle", limit, 1)
+    node = project.jobs("k3_middle", limit)[0]["NodeList"]
+    project.cluster.run(
+        *(
+            "sbatch",
+            "--account=gts-lab",
+            "--qos=inferno",
+            f"--nodelist={node}",
+            "--gres=gpu:rtx_6000:2",
+            "--cpus-per-task=1",
+        ),
+        *("--output=/dev/null", "--wrap=sleep 3"),
+    )
+    wait_for("the preemption", lambda: project.jobs("k3_middle", limit)[0]["State"] == "PREEMPTED")
+    complete_both(project, "k3_middle", "k3_first", limit)
+    assert [job["State"] for job in project.jobs("k3_middle", limit)][:2] == ["PREEMPTED", "COMPLETED"]
+
+
+def test_a_job_on_a_node_that_dies_is_continued_on_another(project):
+    limit = 5
+    cluster = project.cluster
+    project.submit(limit, "k2_first", "k2_last")
+    project.wait_answered("k2_last", limit, 1)
+    job = project.jobs("k2_last", limit)[0]
+    dead = job["NodeList"]
+    try:
+        cluster.cut_power(dead)
+        wait_for("the node to be down", lambda: cluster.state(job["JobIDRaw"]) == "NODE_FAIL", 120)
+        [other] = set(NODES) - {dead}
+        project.wait_state("k2_last", limit, "complete")
+        assert project.jobs("k2_last", limit)[1]["NodeList"] == other
+    finally:
+        cluster.start_node(dead)
+        cluster.wait_idle()
+    project.submit(limit, "k2_first")
+    project.wait_state("k2_first", limit, "complete")
+    assert project.numbers("k2_last", limit) == project.numbers("k2_first", limit)
+    assert project.summary("k2_last", limit)["num_segments"] == 2
+
+
+def test_a_job_at_its_time_limit_is_continued_and_answers_only_what_is_missing(project):
+    # long enough for Slurm's shortest limit, one minute, which it looks at every half
+    project.submit(2, "k2_middle")
+    project.wait_state("k2_middle", 2, "complete")
+    seconds_each = project.summary("k2_middle", 2)["throughput"]["seconds_generating"] / 2
+    limit = int(150 / seconds_each) + 1
+    project.submit(limit, "k2_middle", SBATCH_TIMELIMIT="1")
+    project.wait_answered("k2_middle", limit, 1)
+    first = project.jobs("k2_middle", limit)[0]["JobIDRaw"]
+    wait_for("the time limit", lambda: project.cluster.state(first) == "TIMEOUT", 180)
+    answered = project.answered("k2_middle", limit)
+    # the jobs that follow have the time that they need
+    project.cluster.run(
+        "scontrol", "update", f"JobName=00_baseline/{TASK}_limit_{limit}/k2_middle", "TimeLimit=60", check=False
+    )
+    second = wait_for(
+        "the next job", lambda: [job for job in project.jobs("k2_middle", limit) if job["JobIDRaw"] != first]
+    )
+    project.cluster.run("scontrol", "update", f"JobId={second[0]['JobIDRaw']}", "TimeLimit=60")
+    project.wait_state("k2_middle", limit, "complete", seconds=400)
+    summary = project.summary("k2_middle", limit)
+    assert summary["num_segments"] == 2
+    assert summary["num_samples"] == limit
+    assert summary["throughput"]["requests"] == limit
+    assert project.answered("k2_middle", limit) == limit  # nothing was answered twice
+    assert 0 < answered < limit
+    assert [job["State"] for job in project.jobs("k2_middle", limit)][:2] == ["TIMEOUT", "COMPLETED"]
+
+
+def test_code_that_is_edited_while_jobs_wait_changes_nothing_for_them(project):
+    project.cluster.run("scontrol", "update", "PartitionName=gpu", "State=DOWN")
+    try:
+        project.submit(1, "k1_first")
+        code = project.root / "experiments" / "00_baseline" / "generation_functions.py"
+        original = code.read_text()
+        code.write_text("raise RuntimeError('edited while the job waited')\n")
+        (project.root / "eval.py").write_text("raise RuntimeError('edited while the job waited')\n")
+        time.sleep(1)
+    finally:
+        project.cluster.run("scontrol", "update", "PartitionName=gpu", "State=UP")
+    entry = project.wait_state("k1_first", 1, "stale")
+    assert entry["detail"] == "stale: generation code changed since it ran"
+    code.write_text(original)
+    assert project.status(1)["k1_first"]["state"] == "complete"
