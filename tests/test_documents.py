@@ -1,0 +1,67 @@
+"""Every command in the documents runs, or is marked as needing the cluster; every link leads somewhere."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from script_project import Project
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("docs/experiments.md", "docs/operations.md", "docs/reference/pace-cluster.md")
+BLOCK = re.compile(r"^```(\S[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(kind):
+    found = []
+    for document in DOCUMENTS:
+        for number, match in enumerate(BLOCK.finditer((ROOT / document).read_text())):
+            if match[1] == kind:
+                found.append(pytest.param(match[2], id=f"{document}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize("commands", blocks("bash"))
+def test_the_commands_run(commands, tmp_path):
+    project = Project(tmp_path / "project")
+    del project.environment["FAST_DLLM_VENV"]
+    result = project.bash("-euo", "pipefail", "-c", commands)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("commands", blocks("bash cluster"))
+def test_what_needs_the_cluster_is_at_least_bash_and_names_files_that_exist(commands):
+    subprocess.run(["bash", "-n"], input=commands, text=True, check=True)
+    for path in re.findall(r"\S+\.(?:sh|example)\b", commands):
+        assert (ROOT / path).exists(), path
+
+
+def test_blocks_of_both_kinds_were_found():
+    assert len(blocks("bash")) >= 5
+    assert len(blocks("bash cluster")) >= 5
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_block_of_commands_is_of_one_of_the_two_kinds(document):
+    kinds = {match[1] for match in BLOCK.finditer((ROOT / document).read_text())}
+    assert kinds <= {"bash", "bash cluster"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text()):
+        assert target.startswith("https://") or ((ROOT / document).parent / target).exists(), target
+
+
+def test_every_option_of_the_runner_is_documented():
+    options = re.search(r'^OPTIONS="(.*)"$', (ROOT / "sbatch/run.sh").read_text(), re.MULTILINE)[1].split()
+    text = (ROOT / "docs/operations.md").read_text()
+    assert [option for option in options if f"{option}" not in text] == []
+
+
+def test_every_reason_for_a_failure_is_explained():
+    script = (ROOT / "sbatch/failure.sh").read_text()
+    texts = re.findall(r'\[\w+\]="([^"(:]+)', script.split("FAILURE_TEXT=(")[1].split("\n)")[0])
+    assert len(texts) >= 15
+    table = (ROOT / "docs/operations.md").read_text()
+    assert [text for text in texts if text.strip() not in table] == []
