@@ -123,6 +123,7 @@ RANK = {
     "tokenizer": 3,
     "experiments": 3,
     "arguments": 4,
+    "chat": 5,
     "harness": 6,
 }
 

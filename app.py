@@ -1,0 +1,272 @@
+"""A page to watch block diffusion think: python app.py, then http://localhost:10086
+
+Conversation on the left, the answer's tokens as they are unmasked on the right; two configurations side by side; replay
+of every step. Runs on the embedded model where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import sys
+import time
+from collections.abc import Iterator
+
+import gradio as gr
+
+from fast_dllm import experiments
+from fast_dllm.chat import Chatbot, Conversation, Frame, Settings, parse_model_args, with_defaults
+from fast_dllm.errors import UsageError
+from fast_dllm.layer_reuse import LAYER_SUBSETS, REUSE_KS
+
+REFRESH_SECONDS = 0.05  # a page cannot show more than this; steps in between are in the replay
+ACTIVE = "active file"
+NO_SUBSET = "none"
+EXAMPLES = [
+    "Tom has 12 apples. He buys 7 more. How many apples does he have now?",
+    "Explain in two sentences why the sky is blue.",
+    "Write a haiku about a tensor.",
+]
+STYLE = """
+.cells{font-family:ui-monospace,monospace;font-size:14px;line-height:2.1;overflow-wrap:anywhere}
+.blk{display:inline;border-left:3px solid #4f46e5;padding-left:3px;margin-right:4px}
+.sub{display:inline;border-left:1px dotted #94a3b8;padding-left:2px}
+.sub.on{background:rgba(79,70,229,.10)}
+.c{display:inline-block;min-width:.7em;border-radius:4px;margin:0 1px;padding:0 2px;white-space:pre}
+.c{unicode-bidi:isolate}
+.m{background:#cbd5e1;color:#475569}
+.new{outline:2px solid #111827;font-weight:600;color:#111827}
+.stats{font-size:13px;opacity:.8;margin-top:.6em}
+.err{color:#b91c1c;font-weight:600}
+"""
+
+
+def confidence_colour(confidence: float) -> str:
+    """Red for a guess, green for a certainty."""
+    return f"hsl({int(120 * confidence)} 75% 78%)"
+
+
+def cells_html(frame: Frame | None, title: str = "") -> str:
+    """One frame as HTML. Every token's text is escaped: what the model or a visitor wrote is shown, never run."""
+    heading = f"<b>{html.escape(title)}</b>" if title else ""
+    if frame is None:
+        return f"<div class='cells'>{heading}<div class='stats'>The tokens of the next answer appear here.</div></div>"
+    parts = []
+    opened_block = opened_sub = False
+    for cell in frame.cells:
+        first = not parts
+        new_block, new_sub = cell.position % frame.block_size == 0, cell.position % frame.small_block_size == 0
+        if first or new_sub:
+            parts.append("</span>" * opened_sub)
+            if first or new_block:
+                parts.append("</span>" * opened_block + "<span class='blk'>")
+                opened_block = True
+            start = cell.position // frame.small_block_size * frame.small_block_size
+            working = not frame.done and start == frame.sub_block[0] and frame.kind in ("full", "sub", "reused")
+            parts.append(f"<span class='sub{' on' if working else ''}'>")
+            opened_sub = True
+        parts.append(cell_html(frame, cell))
+    parts.append("</span>" * (opened_sub + opened_block))
+    return f"<div class='cells'>{heading}<div>{''.join(parts)}</div><div class='stats'>{frame.statistics()}</div></div>"
+
+
+def cell_html(frame: Frame, cell) -> str:
+    if cell.text is None:
+        return "<span class='c m'>▒</span>"
+    shown = html.escape(cell.text.replace("\n", "⏎")) or "∅"
+    if not frame.is_new(cell):
+        return f"<span class='c' title='{cell.confidence:.3f}'>{shown}</span>"
+    colour = confidence_colour(cell.confidence)
+    return f"<span class='c new' style='background:{colour}' title='{cell.confidence:.3f}'>{shown}</span>"
+
+
+def error_html(error: Exception) -> str:
+    return f"<div class='cells err'>{html.escape(str(error) or type(error).__name__)}</div>"
+
+
+def read_settings(experiment, reuse_k, subset, threshold, sub_block, temperature, top_p, budget) -> Settings:
+    """The page's controls as checked settings."""
+    return Settings.parse(
+        experiment_name=None if experiment == ACTIVE else experiment,
+        reuse_k=int(reuse_k),
+        layer_subset=None if subset == NO_SUBSET else subset,
+        threshold=threshold,
+        small_block_size=int(sub_block),
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=int(budget),
+    )
+
+
+class Page:
+    """What the page's buttons do. Holds no visitor's state: that lives in the visitor's own page."""
+
+    def __init__(self, chatbot: Chatbot):
+        self.chatbot = chatbot
+
+    def answer(self, text: str, messages: list[dict], *controls) -> Iterator[tuple]:
+        """(message box, conversation, cells, frames, slider, messages) while an answer is written."""
+        try:
+            conversation = Conversation(self.chatbot, read_settings(*controls), list(messages))
+            frames, dropped = conversation.ask(text)
+        except (UsageError, RuntimeError) as error:
+            yield text, shown_messages(messages), error_html(error), [], gr.skip(), messages
+            return
+        if dropped:
+            gr.Info(f"{dropped} oldest messages no longer fit the context and were left out")
+        asked = [*messages, {"role": "user", "content": text}]
+        seen: list[Frame] = []
+        try:
+            for frame in throttled(frames, seen):
+                messages = [*asked, {"role": "assistant", "content": frame.text}]
+                yield "", shown_messages(messages), cells_html(frame), seen, replay_slider(seen), messages
+        except RuntimeError as error:
+            yield text, shown_messages(messages), error_html(error), seen, replay_slider(seen), messages
+        finally:
+            frames.close()
+
+    def compare(self, text: str, subset_b: str, reuse_b: int, threshold_b: float, *controls) -> Iterator[tuple]:
+        """(cells A, cells B): the same prompt with the page's settings, then with the second configuration."""
+        shown = ["", ""]
+        try:
+            first = read_settings(*controls)
+            subset = None if subset_b == NO_SUBSET else subset_b
+            second = first.changed(reuse_k=int(reuse_b), layer_subset=subset, threshold=threshold_b)
+            messages, _ = self.chatbot.fit([{"role": "user", "content": text}], first)
+        except (UsageError, RuntimeError) as error:
+            yield error_html(error), ""
+            return
+        for side, settings in enumerate((first, second)):
+            title = (
+                f"{'AB'[side]}: k{settings.reuse_k} {settings.layer_subset or 'no subset'}, θ {settings.threshold:g}"
+            )
+            frames = self.chatbot.stream(messages, settings)
+            try:
+                for frame in throttled(frames, []):
+                    shown[side] = cells_html(frame, title)
+                    yield tuple(shown)
+            except RuntimeError as error:
+                shown[side] = error_html(error)
+                yield tuple(shown)
+            finally:
+                frames.close()
+
+
+def throttled(frames: Iterator[Frame], seen: list[Frame]) -> Iterator[Frame]:
+    """Collect every frame in `seen`; pass on those that a page can show in time, and the last one."""
+    shown = 0.0
+    last = None
+    for last in frames:
+        seen.append(last)
+        if time.monotonic() - shown >= REFRESH_SECONDS or last.done:
+            shown = time.monotonic()
+            yield last
+
+
+def shown_messages(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The conversation for the page, where text would be read as HTML: tags in it are shown, never run."""
+    return [message | {"content": html.escape(message["content"])} for message in messages]
+
+
+def replay_slider(seen: list[Frame]):
+    last = max(len(seen), 1)
+    return gr.Slider(minimum=1, maximum=max(last, 2), value=last, step=1, interactive=len(seen) > 1)
+
+
+def replay(step: int, seen: list[Frame]) -> str:
+    return cells_html(seen[min(int(step), len(seen)) - 1] if seen else None)
+
+
+def controls(chatbot: Chatbot) -> list:
+    """The settings' widgets, in the order of `read_settings`."""
+    start = chatbot.default_settings()
+    sizes = [size for size in (1, 2, 4, 8, 16, 32) if chatbot.block_size % size == 0]
+    with gr.Row():
+        experiment = gr.Dropdown(
+            [ACTIVE, *experiments.available()], value=start.experiment_name or ACTIVE, label="experiment"
+        )
+        reuse_k = gr.Dropdown(list(REUSE_KS), value=start.reuse_k, label="reuse_k")
+        subset = gr.Dropdown([NO_SUBSET, *LAYER_SUBSETS], value=start.layer_subset or NO_SUBSET, label="layer_subset")
+        sub_block = gr.Dropdown(sizes, value=start.small_block_size, label="sub-block size")
+    with gr.Row():
+        threshold = gr.Slider(0, 1, value=start.threshold, step=0.01, label="threshold", elem_id="threshold")
+        temperature = gr.Slider(0, 2, value=start.temperature, step=0.05, label="temperature")
+        top_p = gr.Slider(0.05, 1, value=start.top_p, step=0.05, label="top-p")
+        most = chatbot.max_length // 2
+        budget = gr.Slider(32, most, value=min(start.max_new_tokens, most), step=32, label="new-token budget")
+    return [experiment, reuse_k, subset, threshold, sub_block, temperature, top_p, budget]
+
+
+def build(chatbot: Chatbot) -> gr.Blocks:
+    """The page. Every event that runs the model shares one queue: visitors wait for each other."""
+    page = Page(chatbot)
+    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
+    with gr.Blocks(title="Fast-dLLM v2: watch it think") as blocks:
+        gr.Markdown(f"### Watch block diffusion think\n`{chatbot.arguments.model_path}` on `{chatbot.model.device}`")
+        frames, messages = gr.State([]), gr.State([])
+        with gr.Accordion("Settings", open=False):
+            settings = controls(chatbot)
+        with gr.Tab("Chat"), gr.Row():
+            with gr.Column():
+                talk = gr.Chatbot(
+                    label="conversation", height=380, render_markdown=False, buttons=[], feedback_options=None
+                )
+                text = gr.Textbox(label="message", placeholder="Ask something", lines=2, elem_id="message")
+                with gr.Row():
+                    send = gr.Button("Send", variant="primary", elem_id="send")
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
+                    clear = gr.Button("Clear", elem_id="clear")
+                gr.Examples(EXAMPLES, inputs=text)
+            with gr.Column():
+                cells = gr.HTML(cells_html(None), elem_id="cells")
+                step = gr.Slider(
+                    1, 2, value=1, step=1, label="replay: step of the last answer", interactive=False, elem_id="replay"
+                )
+        with gr.Tab("Side by side"):
+            prompt = gr.Textbox(label="prompt", lines=2, value=EXAMPLES[0], elem_id="prompt")
+            with gr.Row():
+                gr.Markdown("**A** uses the settings above. **B**:")
+                reuse_b = gr.Dropdown(list(REUSE_KS), value=3, label="reuse_k of B")
+                subset_b = gr.Dropdown([NO_SUBSET, *LAYER_SUBSETS], value="last", label="layer_subset of B")
+                threshold_b = gr.Slider(0, 1, value=0.9, step=0.01, label="threshold of B")
+            with gr.Row():
+                compare = gr.Button("Compare", variant="primary", elem_id="compare")
+                stop_compare = gr.Button("Stop", variant="stop")
+            with gr.Row():
+                side_a, side_b = gr.HTML(elem_id="side-a"), gr.HTML(elem_id="side-b")
+        outputs = [text, talk, cells, frames, step, messages]
+        running = [
+            trigger(page.answer, [text, messages, *settings], outputs, **one_at_a_time)
+            for trigger in (send.click, text.submit)
+        ]
+        stop.click(None, cancels=running)
+        clear.click(lambda: ([], cells_html(None), [], []), None, [talk, cells, frames, messages], cancels=running)
+        step.input(replay, [step, frames], cells)
+        both = compare.click(
+            page.compare, [prompt, subset_b, reuse_b, threshold_b, *settings], [side_a, side_b], **one_at_a_time
+        )
+        stop_compare.click(None, cancels=[both])
+    return blocks.queue(default_concurrency_limit=8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="tiny, a folder or a hub id")
+    parser.add_argument("--model_args", default="", help="name=value,... as eval.py takes them")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=10086)
+    parser.add_argument("--share", action="store_true", help="a public link through gradio's servers")
+    arguments = parser.parse_args()
+    try:
+        given = parse_model_args(arguments.model_args)
+        if arguments.model:
+            given["model_path"] = arguments.model
+        chatbot = Chatbot(with_defaults(given))
+    except UsageError as error:
+        print(f"app.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    build(chatbot).launch(server_name=arguments.host, server_port=arguments.port, share=arguments.share, css=STYLE)
+
+
+if __name__ == "__main__":
+    main()

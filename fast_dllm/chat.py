@@ -1,0 +1,301 @@
+"""A conversation with the model and the denoising of its answers, for any interface: page, terminal, script.
+
+Everything an interface shows is in a `Frame`; everything it may change is in `Settings`. Neither knows about widgets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+
+import torch
+
+from fast_dllm import experiments
+from fast_dllm.arguments import ModelArguments
+from fast_dllm.errors import UsageError
+from fast_dllm.model import load_model
+from fast_dllm.tokenizer import load_tokenizer, special_ids
+
+FORWARD_KINDS = ("prefill", "full", "sub", "commit", "reused")
+STEP_KINDS = ("full", "sub", "reused")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an answer is decoded. `parse` checks; the model arguments' rules hold, and two more for sampling."""
+
+    experiment_name: str | None = None
+    reuse_k: int = 1
+    layer_subset: str | None = None
+    threshold: float = 0.9
+    small_block_size: int = 8
+    use_block_cache: bool = True
+    temperature: float = 0.0
+    top_p: float = 0.95
+    max_new_tokens: int = 512
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, **given: object) -> Settings:
+        """Settings from values or their texts (`"0.8"`, `"none"`). Raises UsageError naming fault and choices."""
+        names = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise UsageError(f"unknown setting {name!r}; valid ones: {', '.join(names)}")
+        values = {name: _value(text) for name, text in given.items()}
+        own = {name: values.pop(name, getattr(cls, name)) for name in ("temperature", "top_p")}
+        for name, value in own.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UsageError(f"{name} must be a number, not {value!r}")
+        if own["temperature"] < 0:
+            raise UsageError(f"temperature must not be negative, not {own['temperature']}")
+        if not 0 < own["top_p"] <= 1:
+            raise UsageError(f"top_p must be above 0 and at most 1, not {own['top_p']}")
+        defaults = {name: getattr(cls, name) for name in names if name not in own}
+        checked = ModelArguments.parse(**defaults | values)
+        return cls(**{name: getattr(checked, name) for name in names if name not in own}, **own)
+
+    def changed(self, **given: object) -> Settings:
+        """These settings with some changed, checked together."""
+        current = {field.name: getattr(self, field.name) for field in fields(self)}
+        unknown = given.keys() - current.keys()
+        return Settings.parse(**given) if unknown else Settings.parse(**current | given)
+
+
+def _value(text: object) -> object:
+    """What a typed text means: a number, a truth value, nothing, or itself."""
+    if not isinstance(text, str):
+        return text
+    word = text.strip()
+    if word.lower() in ("", "none"):
+        return None
+    if word.lower() in ("true", "on", "yes"):
+        return True
+    if word.lower() in ("false", "off", "no"):
+        return False
+    for number in (int, float):
+        try:
+            return number(word)
+        except ValueError:
+            continue
+    return word
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One position of the answer: still masked (`text` None), or a token with the confidence and step it came with."""
+
+    position: int
+    text: str | None = None
+    confidence: float = 0.0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An answer as it stands after one forward.
+
+    cells: from the answer's first position to the end of its open block. sub_block: the (start, end) positions just
+    worked on. kind: the forward that led here. text: the answer up to its first mask, without its stop token.
+    steps, forwards, num_tokens, seconds: counted from the start of the answer.
+    """
+
+    cells: tuple[Cell, ...]
+    block_size: int
+    small_block_size: int
+    sub_block: tuple[int, int]
+    kind: str
+    text: str
+    steps: int
+    forwards: dict[str, int] = field(default_factory=dict)
+    num_tokens: int = 0
+    seconds: float = 0.0
+    done: bool = False
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.num_tokens / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    def is_new(self, cell: Cell) -> bool:
+        """Whether the cell was unmasked by this very forward."""
+        return cell.text is not None and cell.step == self.number
+
+    @cached_property
+    def number(self) -> int:
+        """This frame's number: 1 for an answer's first forward."""
+        return sum(self.forwards.values())
+
+    def statistics(self) -> str:
+        """One line: steps, tokens per step, tokens/s, forwards by kind."""
+        kinds = ", ".join(f"{kind} {count}" for kind, count in self.forwards.items() if count)
+        return (
+            f"{self.num_tokens} tokens, {self.steps} denoising steps ({self.tokens_per_step:.2f} tokens/step), "
+            f"{self.tokens_per_second:.1f} tokens/s; forwards: {kinds or 'none'}"
+        )
+
+
+class Chatbot:
+    """A loaded model that answers conversations. One answer at a time; interfaces queue."""
+
+    def __init__(self, arguments: ModelArguments):
+        self.arguments = arguments
+        self.tokenizer = load_tokenizer(arguments.model_path)
+        self.ids = special_ids(self.tokenizer)
+        self.model = load_model(arguments.model_path, arguments.device, arguments.dtype)
+        self.block_size = arguments.bd_size or self.model.config.bd_size
+        self.max_length = self.model.config.max_position_embeddings // self.block_size * self.block_size
+
+    def default_settings(self) -> Settings:
+        """The settings that the model arguments name."""
+        names = {field.name for field in fields(Settings)}
+        given = {name: value for name, value in self.arguments.as_dict().items() if name in names}
+        given["max_new_tokens"] = min(given["max_new_tokens"], self.max_length // 2)
+        return Settings.parse(**given)
+
+    def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def fit(self, messages: list[dict[str, str]], settings: Settings) -> tuple[list[dict[str, str]], int]:
+        """The latest messages that leave room for the answer, and how many of the oldest were left out.
+
+        A conversation is cut at a user's turn; a system message at its head stays. Raises UsageError when not even the
+        last message fits, or when it is empty.
+        """
+        if not messages or not messages[-1]["content"].strip():
+            raise UsageError("the message is empty")
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        turns = messages[len(system) :]
+        room = self.max_length - max(settings.max_new_tokens, self.block_size)
+        if room < self.block_size:
+            raise UsageError(
+                f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in {self.max_length} positions"
+            )
+        for start in range(len(turns)):
+            if turns[start]["role"] == "user":
+                kept = system + turns[start:]
+                length = len(self.prompt_ids(kept))
+                if length <= room:
+                    return kept, start
+        raise UsageError(f"the message is {length} tokens long; with this answer budget {room} fit")
+
+    def stream(self, messages: list[dict[str, str]], settings: Settings) -> Iterator[Frame]:
+        """Frames of the answer to a conversation that fits (see `fit`). Closing the iterator stops within one step."""
+        generation = experiments.load(settings.experiment_name)
+        prompt = self.prompt_ids(messages)
+        try:
+            events = self._events(generation, prompt, settings)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return self._frames(events, len(prompt), settings)
+
+    def _events(self, generation, prompt: list[int], settings: Settings):
+        return generation.denoise(
+            self.model,
+            [prompt],
+            mask_id=self.ids.mask,
+            stop_token=self.ids.stop,
+            max_new_tokens=max(settings.max_new_tokens // self.block_size, 1) * self.block_size,
+            block_size=self.block_size,
+            small_block_size=settings.small_block_size,
+            threshold=float(settings.threshold),
+            use_block_cache=settings.use_block_cache,
+            temperature=float(settings.temperature),
+            top_p=float(settings.top_p),
+            reuse_k=settings.reuse_k,
+            layer_subset=settings.layer_subset,
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+
+    def _frames(self, events, num_prompt: int, settings: Settings) -> Iterator[Frame]:
+        filled: dict[int, Cell] = {}
+        token_at: dict[int, int] = {}
+        forwards = dict.fromkeys(FORWARD_KINDS, 0)
+        end = num_prompt
+        began = time.perf_counter()
+        for event in events:
+            forwards[event.kind] += 1
+            number = sum(forwards.values())
+            for position, token, confidence in zip(event.positions, event.tokens, event.confidences, strict=True):
+                filled[position] = Cell(position, self.tokenizer.decode([token]), confidence, number)
+                token_at[position] = token
+            block_end = (event.start // self.block_size + 1) * self.block_size
+            end = max([end, *(position + 1 for position in filled)] + [block_end] * (event.kind in STEP_KINDS))
+            if event.generation is not None:
+                end = num_prompt + len(event.generation.tokens)
+            cells = tuple(filled.get(position, Cell(position)) for position in range(num_prompt, end))
+            known = []
+            for position in range(num_prompt, end):
+                if position not in token_at or token_at[position] == self.ids.stop:
+                    break
+                known.append(token_at[position])
+            yield Frame(
+                cells=cells,
+                block_size=self.block_size,
+                small_block_size=settings.small_block_size,
+                sub_block=(event.start, event.end),
+                kind=event.kind,
+                text=self.tokenizer.decode(known, skip_special_tokens=True),
+                steps=sum(forwards[kind] for kind in STEP_KINDS),
+                forwards=dict(forwards),
+                num_tokens=sum(cell.text is not None for cell in cells),
+                seconds=time.perf_counter() - began,
+                done=event.generation is not None,
+            )
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and the settings in force."""
+
+    chatbot: Chatbot
+    settings: Settings
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def clear(self) -> None:
+        self.messages.clear()
+
+    def set(self, name: str, value: object) -> None:
+        """Change one setting; raises UsageError and keeps the old one where the value is wrong."""
+        self.settings = self.settings.changed(**{name: value})
+
+    def ask(self, text: str) -> tuple[Iterator[Frame], int]:
+        """Frames of the answer to `text`, and how many old messages no longer fit. The answer becomes part of the
+        conversation as far as it was read: also when the iterator is closed early. A message that is refused, or
+        whose answer fails before its first frame, leaves no trace."""
+        kept, dropped = self.chatbot.fit([*self.messages, {"role": "user", "content": text}], self.settings)
+        frames = self.chatbot.stream(kept, self.settings)
+        return self._remember(kept, frames), dropped
+
+    def _remember(self, kept: list[dict[str, str]], frames: Iterator[Frame]) -> Iterator[Frame]:
+        last = None
+        try:
+            for frame in frames:
+                last = frame
+                yield frame
+        finally:
+            if last is not None:
+                self.messages = [*kept, {"role": "assistant", "content": last.text}]
+
+
+def with_defaults(given: dict[str, object]) -> ModelArguments:
+    """Model arguments for an interface: the embedded model is the default where there is no GPU."""
+    model = {} if torch.cuda.is_available() else {"model_path": "tiny"}
+    return ModelArguments.parse(**model | given)
+
+
+def parse_model_args(text: str) -> dict[str, object]:
+    """`name=value,name=value` as eval.py's --model_args takes it."""
+    given = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"model argument {part!r} is not name=value")
+        given[name.strip()] = _value(value)
+    return given

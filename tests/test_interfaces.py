@@ -1,0 +1,219 @@
+"""The page in a real browser and the chat in a real terminal, on a model that needs no download."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import ROOT
+
+pexpect = pytest.importorskip("pexpect")
+sync_api = pytest.importorskip("playwright.sync_api")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+ALL_UNMASKED = "document.querySelectorAll('{0} .c').length > 3 && !document.querySelector('{0} .m')"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def page_address(random_model, tmp_path_factory):
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine")
+    port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
+    arguments = ["--port", str(port), "--model", str(random_model), "--model_args", "max_new_tokens=64"]
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "app.py", *arguments], cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT
+        )
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(address, timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser(page_address):
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS.split())
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser, page_address):
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(60_000)
+    opened.goto(page_address)
+    opened.wait_for_selector("#message textarea")
+    yield opened
+    opened.close()
+
+
+def ask(page, text: str) -> None:
+    page.fill("#message textarea", text)
+    page.click("#send")
+
+
+def test_an_answer_streams_in_and_can_be_replayed(page):
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")  # seen while masks are still there
+    page.wait_for_selector("#cells .new")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert "denoising steps" in page.inner_text("#cells .stats")
+    assert page.locator("#cells .blk").count() >= 2
+    slider = page.locator("#replay input[type=range]")
+    slider.evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input', {bubbles: true})); }")
+    page.wait_for_selector("#cells .m")
+
+
+def test_what_a_visitor_or_the_model_writes_is_shown_as_text(page):
+    hostile = '<img src=x onerror="window.hacked=1"><b>bold</b> שלום עולם'
+    ask(page, hostile)
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert page.get_by_text(hostile).count() >= 1
+    assert page.evaluate("window.hacked") is None
+
+
+def test_stop_ends_an_answer_and_the_next_one_works(page):
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")
+    page.click("#stop")
+    time.sleep(1.5)
+    before = page.inner_text("#cells")
+    time.sleep(1.5)
+    assert page.inner_text("#cells") == before
+    assert page.locator("#cells .m").count() > 0
+    ask(page, "Again")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+
+
+def test_an_empty_and_a_too_long_message_are_told_and_harm_nothing(page):
+    ask(page, " ")
+    page.wait_for_selector("#cells .err:has-text('empty')")
+    ask(page, "x" * 4000)
+    page.wait_for_selector("#cells .err:has-text('tokens long')")
+    ask(page, "Hello")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+
+
+def test_two_configurations_run_side_by_side(page):
+    page.get_by_role("tab", name="Side by side").click()
+    page.fill("#prompt textarea", "Hello")
+    page.click("#compare")
+    for side in ("#side-a", "#side-b"):
+        page.wait_for_function(ALL_UNMASKED.format(side))
+    assert "reused" not in page.inner_text("#side-a .stats")
+    assert re.search(r"reused \d+", page.inner_text("#side-b .stats"))
+    assert "k3 last" in page.inner_text("#side-b")
+
+
+def test_two_visitors_are_answered_in_turn(page, browser, page_address):
+    other = browser.new_page()
+    other.set_default_timeout(60_000)
+    other.goto(page_address)
+    other.wait_for_selector("#message textarea")
+    ask(page, "one")
+    ask(other, "two, another question")
+    page.click("#stop")  # the first visitor's stop leaves the second one alone
+    other.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert "two, another question" in other.inner_text("body")
+    assert "two, another question" not in page.inner_text("body")
+    other.close()
+
+
+def test_a_control_changes_the_next_answer(page):
+    page.get_by_text("Settings").first.click()
+    page.locator("#threshold input[type=number]").fill("0")
+    page.locator("#threshold input[type=number]").press("Tab")
+    ask(page, "Hello")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    per_step = float(re.search(r"\(([\d.]+) tokens/step\)", page.inner_text("#cells .stats"))[1])
+    assert per_step > 3
+
+
+@pytest.fixture
+def terminal(random_model):
+    arguments = ["run_chatbot.py", "--model", str(random_model), "--model_args", "max_new_tokens=64"]
+    child = pexpect.spawn(
+        sys.executable, arguments, cwd=str(ROOT), env=ENVIRONMENT, encoding="utf-8", timeout=90, dimensions=(40, 120)
+    )
+    child.expect("/help tells")
+    yield child
+    child.close(force=True)
+
+
+def test_the_terminal_streams_obeys_commands_and_survives_ctrl_c(terminal):
+    terminal.expect("> ")
+    terminal.sendline("Hello")
+    terminal.expect("[▒░]")  # masks are seen filling
+    terminal.expect(r"tokens/s; forwards:[^\n]*\n")
+    terminal.expect("> ")
+    terminal.sendline("/set threshold 0.8")
+    terminal.expect("threshold = 0.8")
+    terminal.sendline("/set threshold 9")
+    terminal.expect("error: threshold must be a number from 0 to 1")
+    terminal.sendline("/nope")
+    terminal.expect("error: unknown command /nope")
+    terminal.sendline("Hello again")
+    terminal.expect("[▒░]")
+    terminal.sendintr()
+    terminal.expect(r"\(stopped\)")
+    terminal.expect("> ")
+    terminal.sendline("clear")
+    terminal.expect("forgotten")
+    terminal.sendline("exit")
+    terminal.expect(pexpect.EOF)
+    terminal.wait()
+    assert terminal.exitstatus == 0
+
+
+def run_chatbot(*arguments: str, typed: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, "run_chatbot.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, input=typed, capture_output=True, text=True, timeout=120)
+
+
+def test_once_prints_only_the_answer(random_model):
+    given = ["--model", str(random_model), "--model_args", "max_new_tokens=32"]
+    once = run_chatbot(*given, "--once", "Hello")
+    piped = run_chatbot(*given, typed="Hello\nexit\n")
+    assert once.returncode == piped.returncode == 0
+    assert once.stdout == piped.stdout
+    assert once.stdout.strip()
+    assert "\x1b" not in once.stdout
+
+
+def test_bad_arguments_are_one_line_and_exit_code_2(random_model):
+    for program in ("run_chatbot.py", "app.py"):
+        command = [sys.executable, program, "--model", str(random_model), "--model_args", "threshold=3"]
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        assert done.stderr.strip().splitlines()[-1].endswith("threshold must be a number from 0 to 1, not 3")
+        assert "Traceback" not in done.stderr
