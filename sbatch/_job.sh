@@ -109,6 +109,7 @@ main() {
   say "job $SLURM_JOB_ID on $(uname -n): $(run_folder), code ${SNAPSHOT:-of the project folder}"
   if ((!FRESH)) && summary_is_complete "$EXPERIMENT" "$TASK" "$LIMIT" "$CONFIG"; then
     say "$(run_folder) is complete, nothing to do"
+    keep_in_artifacts # the job before may have been ended between its last answer and this
     exit 0
   fi
   if [[ -n $AFTER ]]; then continue_after "$AFTER"; fi

@@ -51,8 +51,9 @@ cgroup_oom() {
 # $1 exit status, $2 the run's part of the log, $3 yes when the shell was told to stop (SIGTERM)
 classify_failure() {
   local ended pattern
-  # slurmstepd says why before it sends the signal: "*** JOB 12 ON n1 CANCELLED AT ... DUE TO TIME LIMIT ***"
-  ended=$(grep -E "^slurmstepd[^ ]*: error: \*\*\* (JOB|STEP) ${SLURM_JOB_ID:-none}[ .]" <<<"$2" | tail -n 1)
+  # slurmstepd says why before it sends the signal, often in the middle of a progress bar's line:
+  # "slurmstepd-n1: error: *** JOB 12 ON n1 CANCELLED AT ... DUE TO TIME LIMIT ***"
+  ended=$(grep -Eo "slurmstepd[^ ]*: error: \*\*\* (JOB|STEP) ${SLURM_JOB_ID:-none}[ .].*" <<<"$2" | tail -n 1)
   case $ended in
     *"DUE TO TIME LIMIT"*) echo time_limit && return ;;
     *"DUE TO PREEMPTION"*) echo preemption && return ;;

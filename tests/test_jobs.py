@@ -89,8 +89,11 @@ def test_a_job_runs_the_code_that_was_submitted(project):
 
 def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
     project.job("10", *JOB)
+    copy = project.root / "artifacts" / "00_baseline" / "gsm8k_limit_5" / "k2_middle" / "summary.json"
+    copy.unlink()  # as if the first had been ended before it made it
     assert project.job("11", *JOB).returncode == 0
     assert len(project.evaluations()) == 1
+    assert copy.exists()
     (output(project) / "answers" / "old").mkdir()
     assert project.job("12", *JOB, "--fresh").returncode == 0
     assert len(project.evaluations()) == 2
@@ -168,6 +171,7 @@ def test_a_job_that_slurm_ends_says_why_and_leaves_its_successor_only_if_that_he
     process = start_job(project, "10", *JOB, FAKE_EVAL="sleep")
     wait_until(lambda: project.evaluations())
     with (project.root / "logs" / "job_10.log").open("a") as log:
+        log.write("generating:  20%|##        | 1/5")
         log.write(f"slurmstepd-n1: error: *** JOB 10 ON n1 CANCELLED AT 2026-11-22T06:41:36{due} ***\n")
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143

@@ -23,6 +23,8 @@ def venv_of_this_run() -> str:
 
 
 class SlurmProject:
+    seconds_each: float | None = None  # of a question, as first measured
+
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.root, self.cluster = folder, cluster
         folder.mkdir(parents=True)
@@ -76,6 +78,14 @@ class SlurmProject:
     def answered(self, config: str, limit: int) -> int:
         files = self.folder(config, limit).glob("answers/*/*.jsonl")
         return sum(file.read_bytes().count(b"\n") for file in files)
+
+    def questions_for(self, seconds: float) -> int:
+        """How many questions keep one evaluation busy for about so long on this machine."""
+        if SlurmProject.seconds_each is None:
+            words = ["--task", TASK, "--model", "tiny", "--limit", "3", "--config", "k3_last"]
+            self.bash("sbatch/local.sh", *words)
+            SlurmProject.seconds_each = self.summary("k3_last", 3)["throughput"]["seconds_generating"] / 3
+        return max(3, int(seconds / SlurmProject.seconds_each) + 1)
 
     def wait_answered(self, config: str, limit: int, count: int) -> None:
         wait_for(f"{count} answers of {config}", lambda: self.answered(config, limit) >= count, 240)

@@ -54,7 +54,7 @@ def test_two_runs_at_once_give_nine_jobs_and_nine_complete_summaries(project):
 
 
 def test_a_cancelled_job_is_not_continued_and_goes_on_when_it_is_submitted_again(project):
-    limit = 5
+    limit = project.questions_for(seconds=15)
     project.submit(limit, "k1_first", "k1_middle")
     project.wait_answered("k1_middle", limit, 1)
     project.cluster.run("scancel", project.status(limit)["k1_middle"]["job"])
@@ -68,7 +68,7 @@ def test_a_cancelled_job_is_not_continued_and_goes_on_when_it_is_submitted_again
 
 
 def test_a_killed_evaluation_is_not_continued_and_goes_on_when_it_is_submitted_again(project):
-    limit = 5
+    limit = project.questions_for(seconds=15)
     project.submit(limit, "k1_first", "k1_last")
     project.wait_answered("k1_last", limit, 1)
     kill(project.processes("k1_last", limit))
@@ -79,29 +79,20 @@ def test_a_killed_evaluation_is_not_continued_and_goes_on_when_it_is_submitted_a
 
 
 def test_a_preempted_job_is_continued_without_anyone_typing(project):
-    limit = 5
-    project.submit(limit, "k3_first", SBATCH_QOS="inferno")
+    limit = project.questions_for(seconds=15)
     project.submit(limit, "k3_middle", SBATCH_QOS="embers")
     project.wait_answered("k3_middle", limit, 1)
     node = project.jobs("k3_middle", limit)[0]["NodeList"]
-    project.cluster.run(
-        *(
-            "sbatch",
-            "--account=gts-lab",
-            "--qos=inferno",
-            f"--nodelist={node}",
-            "--gres=gpu:rtx_6000:2",
-            "--cpus-per-task=1",
-        ),
-        *("--output=/dev/null", "--wrap=sleep 3"),
-    )
+    paid = ("--account=gts-lab", "--qos=inferno", f"--nodelist={node}", "--gres=gpu:rtx_6000:2", "--cpus-per-task=1")
+    project.cluster.run("sbatch", *paid, "--output=/dev/null", "--wrap=sleep 3")
     wait_for("the preemption", lambda: project.jobs("k3_middle", limit)[0]["State"] == "PREEMPTED")
+    project.submit(limit, "k3_first", SBATCH_QOS="inferno")
     complete_both(project, "k3_middle", "k3_first", limit)
     assert [job["State"] for job in project.jobs("k3_middle", limit)][:2] == ["PREEMPTED", "COMPLETED"]
 
 
 def test_a_job_on_a_node_that_dies_is_continued_on_another(project):
-    limit = 5
+    limit = project.questions_for(seconds=15)
     cluster = project.cluster
     project.submit(limit, "k2_first", "k2_last")
     project.wait_answered("k2_last", limit, 1)
@@ -124,10 +115,7 @@ def test_a_job_on_a_node_that_dies_is_continued_on_another(project):
 
 def test_a_job_at_its_time_limit_is_continued_and_answers_only_what_is_missing(project):
     # long enough for Slurm's shortest limit, one minute, which it looks at every half
-    project.submit(2, "k2_middle")
-    project.wait_state("k2_middle", 2, "complete")
-    seconds_each = project.summary("k2_middle", 2)["throughput"]["seconds_generating"] / 2
-    limit = int(150 / seconds_each) + 1
+    limit = project.questions_for(seconds=110)
     project.submit(limit, "k2_middle", SBATCH_TIMELIMIT="1")
     project.wait_answered("k2_middle", limit, 1)
     first = project.jobs("k2_middle", limit)[0]["JobIDRaw"]
@@ -146,7 +134,6 @@ def test_a_job_at_its_time_limit_is_continued_and_answers_only_what_is_missing(p
     assert summary["num_segments"] == 2
     assert summary["num_samples"] == limit
     assert summary["throughput"]["requests"] == limit
-    assert project.answered("k2_middle", limit) == limit  # nothing was answered twice
     assert 0 < answered < limit
     assert [job["State"] for job in project.jobs("k2_middle", limit)][:2] == ["TIMEOUT", "COMPLETED"]
 
