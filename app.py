@@ -7,9 +7,11 @@ of every step. Runs on the embedded model where there is no GPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import html
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 
 import gradio as gr
@@ -81,6 +83,9 @@ def cell_html(frame: Frame, cell) -> str:
 
 
 def error_html(error: Exception) -> str:
+    """What went wrong, for the page; a fault that is not the visitor's goes to the server's log in full."""
+    if not isinstance(error, UsageError):
+        traceback.print_exception(error)
     return f"<div class='cells err'>{html.escape(str(error) or type(error).__name__)}</div>"
 
 
@@ -109,7 +114,7 @@ class Page:
         try:
             conversation = Conversation(self.chatbot, read_settings(*controls), list(messages))
             frames, dropped = conversation.ask(text)
-        except (UsageError, RuntimeError) as error:
+        except Exception as error:  # an experiment's code may raise anything; the page goes on
             yield text, shown_messages(messages), error_html(error), [], gr.skip(), messages
             return
         if dropped:
@@ -120,7 +125,7 @@ class Page:
             for frame in throttled(frames, seen):
                 messages = [*asked, {"role": "assistant", "content": frame.text}]
                 yield "", shown_messages(messages), cells_html(frame), seen, replay_slider(seen), messages
-        except RuntimeError as error:
+        except Exception as error:
             yield text, shown_messages(messages), error_html(error), seen, replay_slider(seen), messages
         finally:
             frames.close()
@@ -133,23 +138,21 @@ class Page:
             subset = None if subset_b == NO_SUBSET else subset_b
             second = first.changed(reuse_k=int(reuse_b), layer_subset=subset, threshold=threshold_b)
             messages, _ = self.chatbot.fit([{"role": "user", "content": text}], first)
-        except (UsageError, RuntimeError) as error:
+        except UsageError as error:
             yield error_html(error), ""
             return
         for side, settings in enumerate((first, second)):
             title = (
                 f"{'AB'[side]}: k{settings.reuse_k} {settings.layer_subset or 'no subset'}, θ {settings.threshold:g}"
             )
-            frames = self.chatbot.stream(messages, settings)
             try:
-                for frame in throttled(frames, []):
-                    shown[side] = cells_html(frame, title)
-                    yield tuple(shown)
-            except RuntimeError as error:
+                with contextlib.closing(self.chatbot.stream(messages, settings)) as frames:
+                    for frame in throttled(frames, []):
+                        shown[side] = cells_html(frame, title)
+                        yield tuple(shown)
+            except Exception as error:
                 shown[side] = error_html(error)
                 yield tuple(shown)
-            finally:
-                frames.close()
 
 
 def throttled(frames: Iterator[Frame], seen: list[Frame]) -> Iterator[Frame]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import traceback
 
 from rich.console import Console
 from rich.live import Live
@@ -130,7 +131,9 @@ def talk(console: Console, conversation: Conversation) -> None:
                 command(console, conversation, line)
             elif line:
                 respond(console, conversation, line)
-        except (UsageError, RuntimeError) as error:  # RuntimeError: out of memory, a CUDA fault; the talk goes on
+        except Exception as error:  # out of memory, a CUDA fault, an experiment's own error: the talk goes on
+            if not isinstance(error, UsageError):
+                traceback.print_exception(error)
             print(f"error: {error}", file=sys.stderr, flush=True)
 
 

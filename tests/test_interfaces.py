@@ -159,6 +159,27 @@ def test_a_control_changes_the_next_answer(page):
     assert per_step > 3
 
 
+def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, monkeypatch):
+    import app
+    from fast_dllm.arguments import ModelArguments
+    from fast_dllm.chat import Chatbot
+
+    chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
+    page = app.Page(chatbot)
+    controls = (app.ACTIVE, 1, app.NO_SUBSET, 0.5, 8, 0.0, 0.95, 64)
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            chatbot.model, "run_block", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
+        )
+        *_, last = page.answer("Hello", [], *controls)
+        assert "out of &lt;memory&gt;" in last[2]
+        *_, sides = page.compare("Hello", "last", 3, 0.9, *controls)
+        assert all("out of &lt;memory&gt;" in side for side in sides)
+    *_, last = page.answer("Hello", [], *controls)
+    assert "denoising steps" in last[2]
+    assert [message["role"] for message in last[5]] == ["user", "assistant"]
+
+
 @pytest.fixture
 def terminal(random_model):
     arguments = ["run_chatbot.py", "--model", str(random_model), "--model_args", "max_new_tokens=64"]
