@@ -5,6 +5,8 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=sbatch/evaluate.sh
 source "$CODE_ROOT/sbatch/evaluate.sh"
+# shellcheck source=sbatch/status.sh
+source "$CODE_ROOT/sbatch/status.sh"
 
 usage() {
   cat <<HELP
@@ -18,6 +20,7 @@ results/<experiment>/<task>[_limit_<N>]/<configuration>/{results.json,summary.js
   --config C[,C]    plain (the model without layer reuse, the default) or one of
                     ${CONFIGS[*]}
   --matrix          the nine configurations; those that are complete are skipped
+  --demo            the matrix on toy_math with the tiny model, 200 questions each, and its table: a few minutes
   --force           answer every question again; with --matrix the complete configurations too
   --model M         tiny, a folder or a hub id (default: $DEFAULT_MODEL with a CUDA GPU, else tiny)
   --threshold X     confidence above which a token is accepted, 0 to 1 (default 1 for plain, else 0.9)
@@ -26,6 +29,7 @@ results/<experiment>/<task>[_limit_<N>]/<configuration>/{results.json,summary.js
   --help
 
 Examples:
+  bash sbatch/local.sh --demo
   bash sbatch/local.sh --model tiny --task gsm8k --limit 10
   bash sbatch/local.sh --task toy_math --limit 50 --config k2_middle
   bash sbatch/local.sh --task toy_math --limit 50 --matrix
@@ -33,7 +37,7 @@ HELP
 }
 
 parse_options() {
-  TASK=gsm8k LIMIT="" EXPERIMENT=$DEFAULT_EXPERIMENT MODEL="" GIVEN_THRESHOLD="" BATCH_SIZE=1 FEWSHOT=0 MATRIX=0 FRESH=0
+  TASK=gsm8k LIMIT="" EXPERIMENT=$DEFAULT_EXPERIMENT MODEL="" GIVEN_THRESHOLD="" BATCH_SIZE="" FEWSHOT=0 MATRIX=0 DEMO=0 FRESH=0
   SELECTED=()
   while (($#)); do
     case $1 in
@@ -46,12 +50,18 @@ parse_options() {
       --batch_size | --batch-size) need_value "$1" $#; check_count "$1" "$2"; BATCH_SIZE=$2; shift ;;
       --num_fewshot) need_value "$1" $#; [[ $2 == 0 ]] || check_count "$1" "$2"; FEWSHOT=$2; shift ;;
       --matrix) MATRIX=1 ;;
+      --demo) DEMO=1 ;;
       --force) FRESH=1 ;;
       -h | --help) usage; exit 0 ;;
-      *) die "unknown option $(shown "$1"); valid: --task --limit --experiment --config --matrix --force --model --threshold --batch_size --num_fewshot --help" ;;
+      *) die "unknown option $(shown "$1"); valid: --task --limit --experiment --config --matrix --demo --force --model --threshold --batch_size --num_fewshot --help" ;;
     esac
     shift
   done
+  if ((DEMO)); then
+    # an answer does not depend on the batch that it was given in; together the questions take a fifth of the time
+    TASK=toy_math MATRIX=1 LIMIT=${LIMIT:-200} MODEL=${MODEL:-tiny} BATCH_SIZE=${BATCH_SIZE:-32}
+  fi
+  BATCH_SIZE=${BATCH_SIZE:-1}
   check_task "$TASK"
   check_experiment "$EXPERIMENT"
   if ((MATRIX)); then
@@ -66,24 +76,38 @@ parse_options() {
   resolve_model "$MODEL"
 }
 
+is_done() { # CONFIG of a matrix has a result that is shown as it is
+  read_files
+  QUEUED=()
+  examine
+  case ${STATE[$CONFIG]} in
+    complete) say "== $CONFIG is complete, skipped" ;;
+    stale) ((!DEMO)) && say "== $CONFIG is ${DETAIL[$CONFIG]}; skipped, --force runs it again" ;;
+    *) return 1 ;;
+  esac
+}
+
 main() {
   parse_options "$@"
   # data sets given as folders (openai/gsm8k) and the results are found from the project's folder
   cd -- "$PROJECT_ROOT"
   venv_activate || exit 1
   export_environment
-  local status=0 failed=()
+  local status=0 number=0 failed=()
   for CONFIG in "${SELECTED[@]}"; do
-    THRESHOLD=${GIVEN_THRESHOLD:-$(default_threshold "$CONFIG")}
-    if ((MATRIX && !FRESH)) && summary_is_complete "$EXPERIMENT" "$TASK" "$LIMIT" "$CONFIG"; then
-      say "== $CONFIG is complete, skipped"
-      continue
-    fi
-    say "== $(run_folder): model $MODEL, threshold $THRESHOLD"
+    THRESHOLD=${GIVEN_THRESHOLD:-$(default_threshold "$CONFIG")} number=$((number + 1))
+    if ((MATRIX && !FRESH)) && is_done; then continue; fi
+    say "== $(run_folder): model $MODEL, threshold $THRESHOLD (${number} of ${#SELECTED[@]})"
     # a single run ends with eval.py's own exit status: 2 means that the input was wrong
     if evaluate; then print_summary "results/$(run_folder)/summary.json"; else status=$? failed+=("$CONFIG"); fi
   done
   if ((${#failed[@]})); then say "${0##*/}: failed: ${failed[*]}"; fi
+  if ((MATRIX)); then
+    THRESHOLD=${GIVEN_THRESHOLD:-0.9}
+    examine_all || true # the queue does not matter here
+    print_frame
+    print_table
+  fi
   exit "$status"
 }
 

@@ -117,6 +117,8 @@ judge() { # summary file, remark. Sets STATE and DETAIL of CONFIG
     STATE[$CONFIG]=stale DETAIL[$CONFIG]="stale: it ran with threshold $threshold, not $THRESHOLD"
   elif [[ -n $MODEL && $model != "$MODEL" ]]; then
     STATE[$CONFIG]=stale DETAIL[$CONFIG]="stale: it ran with model $model, not $MODEL"
+  elif [[ $model == tiny && $1 == results/* && models/tiny/model.safetensors -nt $1 ]]; then
+    STATE[$CONFIG]=stale DETAIL[$CONFIG]="stale: models/tiny changed since it ran"
   else
     STATE[$CONFIG]=complete
   fi
@@ -144,6 +146,29 @@ print_frame() {
     fi
   done
   printf '%s\nCompleted: %d / %d\n%s\n' "$line" "$completed" "${#SELECTED[@]}" "$line"
+}
+
+# Accuracy with its standard error, tokens/s and tokens a forward of what is complete, as the matrix
+print_table() {
+  local k subset file
+  printf '%-6s' ""
+  printf ' | %-33s' first middle last
+  printf '\n'
+  for k in 1 2 3; do
+    printf 'k = %d ' "$k"
+    for subset in first middle last; do
+      CONFIG=k${k}_$subset
+      file=results/$(run_folder)/summary.json
+      if [[ ${STATE[$CONFIG]-} == complete && -e $file ]]; then
+        awk -v a="${JSON["$file:accuracy"]}" -v e="${JSON["$file:accuracy_stderr"]}" -v s="${JSON["$file:throughput.tokens_per_second"]-}" \
+          -v f="${JSON["$file:throughput.tokens_per_forward"]-}" \
+          'BEGIN { printf " | %5.1f%% ± %3.1f %6.1f tok/s %5.2f/fwd", 100 * a, 100 * e, s, f }'
+      else
+        printf ' | %-33s' -
+      fi
+    done
+    printf '\n'
+  done
 }
 
 print_json() {

@@ -5,7 +5,7 @@
 #
 #   <venv>.d/<hash>.<attempt>/  one build. A venv cannot be moved, so each is built where it stays.
 #       owner, heartbeat        who builds, and whether it lives: see lock.sh
-#       complete                the hash of pyproject.toml + constraints.txt, written last, by rename
+#       complete                the hash of the requirements, written last, by rename
 #   <venv>                      a link to the newest complete one, for people: source .venv/bin/activate
 #
 # The attempt's folder is a claim of lock.sh. A builder that died is not robbed of it: another one makes the next attempt.
@@ -29,7 +29,12 @@ venv_location() {
   fi
 }
 
-venv_hash() { cat -- "$CODE_ROOT/pyproject.toml" "$CODE_ROOT/constraints.txt" | sha256sum | cut -c 1-16; }
+# Of what decides about the venv's content: constraints.txt and the [project] tables of pyproject.toml. A changed lint rule
+# is no reason to build again.
+venv_hash() {
+  { awk '/^\[/ { wanted = /^\[project/ } wanted' "$CODE_ROOT/pyproject.toml" && cat -- "$CODE_ROOT/constraints.txt"; } |
+    sha256sum | cut -c 1-16
+}
 
 # $1: the builds' folder, $2: the hash. Prints a complete build whose interpreter still exists (a scratch purge or a
 # removed Python module can leave the mark without it).

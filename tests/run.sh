@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint and tests: bash tests/run.sh [pytest arguments]. Makes the venv if it is missing.
+# Lint and tests: bash tests/run.sh [pytest arguments]. Makes the venv if it is missing. Leaves out what takes minutes
+# (-m slow) or drives a real Slurm (-m slurm).
 set -euo pipefail
 # shellcheck source=sbatch/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../sbatch/common.sh"
@@ -36,7 +37,7 @@ main() {
   ruff format --check .
   lint_shell
   echo "== pytest"
-  python -m pytest "$@"
+  python -m pytest -m "not slow and not slurm" "$@"
 }
 
 main "$@"

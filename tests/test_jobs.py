@@ -305,6 +305,33 @@ def test_the_local_matrix_skips_what_is_complete_and_goes_on_after_a_failure(pro
     assert len(set(project.statuses("--limit", "5").values())) == 1
 
 
+def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project):
+    result = project.bash("sbatch/local.sh", "--demo", "--limit", "7")
+    assert result.returncode == 0, result.stderr
+    assert len(project.evaluations()) == 9
+    assert all("--tasks toy_math" in line and "--batch_size 32" in line for line in project.evaluations())
+    assert "Experiment Status: 00_baseline / toy_math_limit_7" in result.stdout
+    assert "Completed: 9 / 9" in result.stdout
+    assert result.stdout.count(" 50.0% ± 1.0") == 9
+    assert "(9 of 9)" in result.stderr
+    project.bash("sbatch/local.sh", "--demo", "--limit", "7")
+    assert len(project.evaluations()) == 9
+    # another tiny model: its old numbers are not shown as its own
+    (project.root / "models" / "tiny" / "model.safetensors").write_text("retrained")
+    result = project.bash("sbatch/local.sh", "--demo", "--limit", "7")
+    assert len(project.evaluations()) == 18
+    assert "Completed: 9 / 9" in result.stdout
+
+
+def test_the_local_matrix_shows_results_of_another_model_as_stale_and_keeps_them(project):
+    project.bash("sbatch/local.sh", "--limit", "5", "--config", "k1_first", "--model", "tiny")
+    (project.root / "mine").mkdir()
+    (project.root / "mine" / "config.json").write_text("{}")
+    result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix", "--model", "mine")
+    assert len(project.evaluations()) == 1 + 8
+    assert "✗ k1_first (stale: it ran with model tiny, not" in result.stdout
+
+
 def test_local_passes_on_that_the_input_was_wrong(project):
     assert project.bash("sbatch/local.sh", "--limit", "5", FAKE_EVAL="wrong").returncode == 2
 

@@ -122,12 +122,24 @@ def test_a_failed_build_is_an_error_with_its_log_and_the_next_command_tries_agai
     assert is_complete(project.bash("sbatch/venv.sh").stdout.strip())
 
 
-def test_a_complete_venv_is_used_again_until_the_requirements_change(project):
+@pytest.mark.parametrize(
+    ("changed", "old", "new"),
+    [
+        ("constraints.txt", "torch==2.13.*", "torch==2.14.*"),
+        ("pyproject.toml", '"accelerate>=', '"einops", "accelerate>='),
+        ("pyproject.toml", '"pytest>=', '"hypothesis", "pytest>='),
+    ],
+)
+def test_a_complete_venv_is_used_again_until_the_requirements_change(project, changed, old, new):
     first = project.bash("sbatch/venv.sh").stdout.strip()
     assert project.bash("sbatch/venv.sh").stdout.strip() == first
     assert len(builds(project)) == 1
-    with (project.root / "constraints.txt").open("a") as file:
-        file.write("# changed\n")
+    with (project.root / "pyproject.toml").open("a") as file:
+        file.write("[tool.other]\ndependencies = ['not ours']\n")
+    assert project.bash("sbatch/venv.sh").stdout.strip() == first
+    changed, text = project.root / changed, (project.root / changed).read_text()
+    changed.write_text(text.replace(old, new, 1))
+    assert changed.read_text() != text
     second = project.bash("sbatch/venv.sh").stdout.strip()
     assert second != first
     assert is_complete(first), "jobs may still be running from the old one"
