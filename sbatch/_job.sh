@@ -67,7 +67,7 @@ end_of_job() {
   for tries in 1 2 3 4 5 6; do
     if [[ -n $class && $class != terminated && $class != killed ]] || ! command -v sacct >/dev/null 2>&1; then break; fi
     ((tries == 1)) || sleep 5 # the accounting may lag behind
-    class=$(class_of_state "$(sacct -X -n -P -j "$1" -o State 2>/dev/null | head -n 1)")
+    class=$(class_of_state "$(sacct -X -n -P -j "$1" -o State,ExitCode 2>/dev/null | head -n 1)")
   done
   printf '%s\n' "${class:-killed}"
 }

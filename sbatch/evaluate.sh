@@ -20,8 +20,9 @@ log_of_this_job() { # the file that Slurm writes this script's output to; relati
 run_eval() { # log file
   local child status
   if [[ ${BATCH:-no} != yes ]]; then
-    "${EVAL_COMMAND[@]}" 2>&1 | tee -a -- "$1"
-    return # pipefail: eval.py's status
+    # both streams go into the log and stay what they are; pipefail makes the status eval.py's
+    { { "${EVAL_COMMAND[@]}" 2>&3 | tee -a -- "$1"; } 3>&1 >&4 | tee -a -- "$1" >&2; } 4>&1
+    return
   fi
   "${EVAL_COMMAND[@]}" &
   child=$!

@@ -22,15 +22,16 @@ FAILURE_PATTERNS=(
   'hub_network:Max retries exceeded|Name or service not known|name resolution|Connection(Error| refused| reset)|ConnectTimeout|OfflineMode|LocalEntryNotFoundError|LocalEntryNotFound|Couldn.t reach|couldn.t connect to|Network is unreachable'
 )
 
-class_of_state() { # a job state as sacct writes it
+class_of_state() { # "state|exit code:signal", as sacct writes it
   case $1 in
-    TIMEOUT | DEADLINE) echo time_limit ;;
-    PREEMPTED) echo preemption ;;
-    NODE_FAIL | BOOT_FAIL) echo node_failure ;;
-    OUT_OF_MEMORY) echo host_oom ;;
+    FAILED*:9) echo killed ;;
+    TIMEOUT* | DEADLINE*) echo time_limit ;;
+    PREEMPTED*) echo preemption ;;
+    NODE_FAIL* | BOOT_FAIL*) echo node_failure ;;
+    OUT_OF_MEMORY*) echo host_oom ;;
     CANCELLED*) echo cancelled ;;
-    FAILED) echo code_error ;;
-    COMPLETED) echo no_result ;;
+    FAILED*) echo code_error ;;
+    COMPLETED*) echo no_result ;;
     *) echo "" ;;
   esac
 }

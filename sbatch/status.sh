@@ -23,7 +23,7 @@ read_queue() {
   done <<<"$lines"
 }
 
-# Sets ENDED[job]=state for jobs that are gone and left no record, from one sacct call.
+# Sets ENDED[job]="state|exit code" for jobs that are gone and left no record, from one sacct call.
 read_ended() {
   local ids="" config folder recorded id state
   ENDED=()
@@ -35,8 +35,8 @@ read_ended() {
   done
   [[ -n $ids ]] && command -v sacct >/dev/null 2>&1 || return 0
   while IFS='|' read -r id state; do
-    if [[ -n $id ]]; then ENDED[$id]=${state%% *}; fi
-  done < <(timeout 30 sacct -X -n -P -j "$ids" -o JobIDRaw,State 2>/dev/null)
+    if [[ -n $id ]]; then ENDED[$id]=$state; fi
+  done < <(timeout 30 sacct -X -n -P -j "$ids" -o JobIDRaw,State,ExitCode 2>/dev/null)
 }
 
 read_files() {

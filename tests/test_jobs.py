@@ -333,7 +333,13 @@ def test_the_local_matrix_shows_results_of_another_model_as_stale_and_keeps_them
 
 
 def test_local_passes_on_that_the_input_was_wrong(project):
-    assert project.bash("sbatch/local.sh", "--limit", "5", FAKE_EVAL="wrong").returncode == 2
+    result = project.bash("sbatch/local.sh", "--limit", "5", FAKE_EVAL="wrong")
+    assert result.returncode == 2
+    message = "eval.py: error: layer_subset needs 13 layers\n"
+    assert message in result.stderr
+    assert message not in result.stdout
+    [log] = (project.root / "logs").rglob("local_*.log")
+    assert log.read_text() == message
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,8 @@ def test_a_running_job_hides_the_one_that_waits_to_continue_it(project):
         ("NODE_FAIL", "node failure"),
         ("OUT_OF_MEMORY", "out of host memory"),
         ("CANCELLED by 1000", "cancelled"),
-        ("FAILED", "code error"),
+        ("FAILED:1:0", "code error"),
+        ("FAILED:0:9", "killed by signal 9"),
         ("COMPLETED", "ended without a result"),
     ],
 )
