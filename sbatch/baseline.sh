@@ -86,4 +86,4 @@ main() {
   fi
 }
 
-main "$@"
+main "$@"; exit # read to here before it starts: a pull may change this file meanwhile

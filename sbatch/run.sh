@@ -180,4 +180,4 @@ main() {
   esac
 }
 
-main "$@"
+main "$@"; exit # read to here before it starts: a pull may change this file meanwhile

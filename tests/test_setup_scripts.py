@@ -223,7 +223,7 @@ fi
     assert result.returncode == 0, result.stderr
     venv = Path(result.stdout.strip())
     arguments = (project.state / "pip").read_text().splitlines()
-    assert arguments == ["-m", "pip", "install", "--no-input", "-r", f"{venv}/requirements.txt", "-c",
+    assert arguments == ["-m", "pip", "install", "--no-input", "--no-compile", "-r", f"{venv}/requirements.txt", "-c",
                          f"{project.root}/constraints.txt"]  # fmt: skip
     assert (venv / "requirements.txt").read_text().split() == ["torch>=2.9", "lm_eval", "pytest>=8"]
     assert (project.state / "fast_dllm_project.pth").read_text() == f"{project.root}\n"
