@@ -135,4 +135,4 @@ main() {
   exit "$status"
 }
 
-main "$@"; exit # read to here before it starts: a pull may change this file meanwhile
+main "$@"
