@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -31,33 +30,13 @@ from fast_dllm.answers import AnswerStore, request_key, side_by_side
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model, model_source
+from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
+from fast_dllm.scoring import MaskedInput, masked_inputs, target_scores
 from fast_dllm.tokenizer import load_tokenizer, special_ids
 
 logger = logging.getLogger(__name__)
 
-BOXED = r"Please reason step by step, and put your final answer within \boxed{{}}."
-# Task name prefix -> (what the rendered prompt says, what it says instead). The doubled braces are what the published
-# scores were measured with.
-PROMPT_REWRITES = {
-    "gsm8k": ("Answer:", BOXED),
-    "toy_math": ("Answer:", BOXED),
-    "minerva_math": ("Solution:", BOXED),
-}
 GENERATION_SETTINGS = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
-
-
-def rewrite_prompt(prompt: str, task_name: str | None) -> str:
-    """The prompt as the published scores saw it: some tasks' answer cue becomes an instruction to reason."""
-    for prefix, (cue, instruction) in PROMPT_REWRITES.items():
-        if (task_name or "").startswith(prefix):
-            return prompt.replace(cue, instruction)
-    return prompt
-
-
-def cut_at_stop_strings(text: str, until: Iterable[str]) -> str:
-    """The text before the earliest of the `until` strings (empty ones are ignored)."""
-    ends = [text.find(stop) for stop in until if stop and stop in text]
-    return text[: min(ends)] if ends else text
 
 
 @dataclass(frozen=True)
@@ -76,13 +55,6 @@ class _Request:
     @property
     def batch_key(self) -> tuple:
         return self.max_new_tokens, self.temperature, self.top_p
-
-
-class MaskedInput(NamedTuple):
-    """Token ids with masks, and the row (one before the masked token) whose logits tell about it."""
-
-    row: int
-    ids: tuple[int, ...]
 
 
 @register_model("fast_dllm_v2")
@@ -355,30 +327,15 @@ class FastDLLM(TemplateLM):
     def _masked_inputs(
         self, context: list[int], continuation: list[int], chain: bool, end: bool = True
     ) -> list[tuple[MaskedInput, int]]:
-        """What to run to score a continuation: a masked input and the target token whose log-probability to read in it.
-
-        reference: the first continuation token is masked, the rest stays visible. chain: each token in turn, it and
-        all that follow masked. A stop token stands behind the continuation, masks fill the block (`end`).
-        """
-        mask, size = self.ids.mask, self.block_size
-        if not continuation:
-            return []
-        keep = self.max_length - len(continuation) - 1
-        if keep < 1:
-            raise UsageError(f"a continuation of {len(continuation)} tokens does not fit {self.max_length} positions")
-        context = context[-keep:]
-        tail = [self.ids.stop] if end else []
-        inputs = []
-        for index in range(len(continuation) if chain else 1):
-            visible = [] if chain else continuation[index + 1 :]
-            hidden = [mask] * (len(continuation) - index - len(visible))
-            position = len(context) + index
-            ids = [*context, *continuation[:index], *hidden, *visible, *tail]
-            ids += [mask] * (-len(ids) % size)
-            # The prediction is read one row before the masked token; no row behind that row's block can change it.
-            ids = ids[: ((position - 1) // size + 1) * size]
-            inputs.append((MaskedInput(position - 1, tuple(ids)), continuation[index]))
-        return inputs
+        return masked_inputs(
+            context,
+            continuation,
+            chain=chain,
+            mask_id=self.ids.mask,
+            stop_token=self.ids.stop if end else None,
+            block_size=self.block_size,
+            max_length=self.max_length,
+        )
 
     def _score(self, parts: list[list[tuple[MaskedInput, int]]], disable_tqdm: bool) -> list[tuple[float, bool]]:
         """Sum the targets' log-probabilities of each part; greedy if every target was the argmax.
@@ -405,7 +362,9 @@ class FastDLLM(TemplateLM):
             batch = inputs[start : start + self.arguments.batch_size]
             began = time.perf_counter()
             new = {}
-            for masked, values in zip(batch, self._target_scores(batch, wanted), strict=True):
+            for masked, values in zip(
+                batch, self._target_scores(batch, [wanted[masked] for masked in batch]), strict=True
+            ):
                 new |= dict(zip(wanted[masked].values(), values, strict=True))
             cost = Counter(
                 {
@@ -424,23 +383,8 @@ class FastDLLM(TemplateLM):
             scores.append((sum(value for value, _ in values), all(greedy for _, greedy in values)))
         return scores
 
-    @torch.inference_mode()
-    def _target_scores(
-        self, batch: list[MaskedInput], wanted: dict[MaskedInput, dict[int, str]]
-    ) -> list[list[tuple[float, bool]]]:
-        """One forward for the batch; (log-probability, is the argmax) of every wanted target of each input."""
-        longest = max(len(ids) for _, ids in batch)
-        # Blocks never see later blocks, so padding at the end changes nothing.
-        ids = torch.tensor([[*ids, *[self.ids.pad] * (longest - len(ids))] for _, ids in batch], device=self.device)
-        rows = torch.tensor([[row] for row, _ in batch], device=self.device)
-        log_probs = self.model(ids, block_size=self.block_size, rows=rows).logits[:, 0].float().log_softmax(dim=-1)
-        best = log_probs.argmax(dim=-1).tolist()
-        scores = []
-        for place, masked in enumerate(batch):
-            targets = list(wanted[masked])
-            values = log_probs[place, targets].tolist()
-            scores.append([(value, best[place] == target) for target, value in zip(targets, values, strict=True)])
-        return scores
+    def _target_scores(self, batch: list[MaskedInput], targets: list[dict[int, str]]) -> list[list[tuple[float, bool]]]:
+        return target_scores(self.model, batch, targets, block_size=self.block_size, pad_id=self.ids.pad)
 
     def device_report(self) -> dict[str, object]:
         """The device and this process's peak memory: allocated on the GPU, resident on the host."""

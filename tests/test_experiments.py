@@ -115,7 +115,9 @@ def test_model_arguments_have_the_documented_defaults():
 RANK = {
     "answers": 0,
     "errors": 0,
+    "prompts": 0,
     "results": 0,
+    "scoring": 1,
     "config": 1,
     "sampling": 1,
     "layer_reuse": 1,

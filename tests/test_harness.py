@@ -8,7 +8,8 @@ from conftest import golden_json
 from lm_eval.api.instance import Instance
 
 from fast_dllm.errors import UsageError
-from fast_dllm.harness import FastDLLM, cut_at_stop_strings, rewrite_prompt
+from fast_dllm.harness import FastDLLM
+from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
 
 ANSWERS = {"until": [], "do_sample": False}
 
@@ -280,10 +281,10 @@ def test_an_interrupted_scoring_run_scores_only_what_is_missing(random_model, tm
     first = new_lm(tmp_path / "disturbed")
     calls, original = iter(range(2)), first._target_scores
 
-    def target_scores(batch, wanted):
+    def target_scores(batch, targets):
         if next(calls, None) is None:
             raise Killed
-        return original(batch, wanted)
+        return original(batch, targets)
 
     monkeypatch.setattr(first, "_target_scores", target_scores)
     with pytest.raises(Killed):
