@@ -123,12 +123,12 @@ submit_under_lock() {
 
 submit_missing() {
   local status=0 state
+  MODEL=${MODEL:-$DEFAULT_MODEL} THRESHOLD=${THRESHOLD:-0.9}
   # under the lock: what another run.sh has just submitted is seen
   if ! examine_all; then
     say "run.sh: squeue failed, so nothing is submitted: $QUEUE_FAULT"
     ((DRY_RUN)) || return 1
   fi
-  MODEL=${MODEL:-$DEFAULT_MODEL} THRESHOLD=${THRESHOLD:-0.9}
   snapshot_name
   for CONFIG in "${SELECTED[@]}"; do
     state=${STATE[$CONFIG]}

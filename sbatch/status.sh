@@ -121,6 +121,11 @@ judge() { # summary file, remark. Sets STATE and DETAIL of CONFIG
     STATE[$CONFIG]=stale DETAIL[$CONFIG]="stale: models/tiny changed since it ran"
   else
     STATE[$CONFIG]=complete
+    # not what these scripts run unless told to, and nobody asked for another here: say so
+    if [[ -z $MODEL && $model != "$DEFAULT_MODEL" ]]; then DETAIL[$CONFIG]+=${2:+, }"model $model"; fi
+    if [[ -z $THRESHOLD ]] && awk -v a="$threshold" 'BEGIN { exit a + 0 == 0.9 }'; then
+      DETAIL[$CONFIG]+=${DETAIL[$CONFIG]:+, }"threshold $threshold"
+    fi
   fi
 }
 

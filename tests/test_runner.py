@@ -178,6 +178,14 @@ def test_results_with_another_threshold_or_model_than_asked_for_are_stale(projec
     assert project.submitted() == []
 
 
+def test_results_that_were_made_otherwise_than_by_default_say_so_and_are_not_taken_for_the_default(project):
+    project.summary("k1_first", model_args={"model_path": "tiny", "threshold": 0.8})
+    assert project.statuses()["k1_first"] == "✓ model tiny, threshold 0.8"
+    result = project.run("k1_first")
+    assert "k1_first: not submitted, stale: it ran with threshold 0.8, not 0.9 (--force runs it again)" in result.stdout
+    assert project.submitted() == []
+
+
 def test_a_job_of_the_same_name_in_another_folder_is_not_this_projects(project):
     project.set_job("5", "RUNNING", "00_baseline/gsm8k/k1_first", folder="/somewhere/else")
     assert project.statuses()["k1_first"] == "pending"
