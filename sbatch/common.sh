@@ -118,7 +118,7 @@ eval_command() { # $1: output folder. Sets EVAL_COMMAND
     arguments+=",reuse_k=${CONFIG:1:1},layer_subset=${CONFIG#k?_}"
   fi
   # every value that a user's `accelerate config` could change is given
-  EVAL_COMMAND=(accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no)
+  EVAL_COMMAND=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no)
   has_gpu || EVAL_COMMAND+=(--cpu)
   EVAL_COMMAND+=("$CODE_ROOT/eval.py" --tasks "$TASK" --batch_size "$BATCH_SIZE" --num_fewshot "$FEWSHOT"
     --model fast_dllm_v2 --apply_chat_template --fewshot_as_multiturn)

@@ -65,6 +65,8 @@ evaluate() {
     rm -f -- "$output/failure.json" "$output"/progress.rank*.json
   else
     if [[ -f $log ]]; then text=$(tail -c "+$((start + 1))" -- "$log" | tail -c 20000 | tr -d '\0'); fi
+    # accelerate's launcher turns every exit status into 1; eval.py's own line tells that the input was wrong
+    if grep -q '^eval\.py: error: ' <<<"$text"; then status=2; fi
     FAILURE_CLASS=$(classify_failure "$status" "$text" "$TOLD_TO_STOP")
     write_failure "$output" "$FAILURE_CLASS" "$status" "$log" "$text"
     say "$folder: ${FAILURE_TEXT[$FAILURE_CLASS]} (exit status $status)"
