@@ -1,7 +1,5 @@
 """A Slurm for these tests, started once; skipped where none is installed."""
 
-import subprocess
-
 import pytest
 from cluster import Cluster, why_not
 from slurm_project import SlurmProject
@@ -28,7 +26,9 @@ def project(cluster, tmp_path, request):
     cluster.run("scancel", "--user=root", check=False)
     cluster.wait_idle()
     if getattr(request.node, "failed", False):
-        print(subprocess.run(["bash", "-c", "tail -n 40 $(find logs -name '*.log')"], cwd=project.root, text=True))
+        for log in sorted((project.root / "logs").rglob("*.log")):
+            lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+            print(f"== {log.name}", *[line for line in lines if "req/s" not in line][-25:], sep="\n")
 
 
 @pytest.hookimpl(hookwrapper=True)
