@@ -57,8 +57,8 @@ evaluate() {
   record_job "$output" "${SLURM_JOB_ID:-}" "$log"
   eval_command "$output"
   run_eval "$log" || status=$?
-  if ((status == 0)) && ! { load_json "$output/summary.json" && check_summary "$output/summary.json" "$EXPERIMENT" "$TASK" "$LIMIT" "$CONFIG"; }; then
-    say "eval.py ended without an error, but its summary is not complete: ${REASON:-no file}"
+  if ((status == 0)) && ! has_new_summary "$output"; then
+    say "eval.py ended without an error, but left no complete summary: ${REASON:-no file}"
     status=70
   fi
   if ((status == 0)); then
@@ -73,6 +73,12 @@ evaluate() {
   fi
   lock_release
   return "$status"
+}
+
+has_new_summary() { # folder. Complete, and of this run: job.json was written when it began
+  load_json "$1/summary.json"
+  check_summary "$1/summary.json" "$EXPERIMENT" "$TASK" "$LIMIT" "$CONFIG" || return 1
+  if [[ ! $1/summary.json -nt $1/job.json ]]; then REASON="it is of an earlier run" && return 1; fi
 }
 
 record_job() { # folder, job id or "", log. What status asks sacct about when the job had no chance to write failure.json

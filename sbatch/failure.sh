@@ -66,7 +66,8 @@ classify_failure() {
   for pattern in "${FAILURE_PATTERNS[@]}"; do
     if grep -Eq -- "${pattern#*:}" <<<"$2"; then echo "${pattern%%:*}" && return; fi
   done
-  if [[ $1 == 137 ]]; then
+  # accelerate's launcher turns the death of eval.py into a silent status 1
+  if [[ $1 == 137 ]] || ! grep -Eq 'Traceback|[Ee]rror' <<<"$2"; then
     if cgroup_oom; then echo host_oom; else echo killed; fi
   else
     echo code_error

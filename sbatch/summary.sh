@@ -9,6 +9,9 @@ declare -A JSON=()
 
 load_json() { # files; JSON["file:key"] for each scalar, JSON["file:!"] why it is not valid
   local file key type value
+  for key in "${!JSON[@]}"; do # what was read of them before is no longer true
+    for file; do if [[ $key == "$file:"* ]]; then unset 'JSON[$key]'; fi; done
+  done
   while IFS=$'\t' read -r file key type value; do
     JSON["$file:$key"]=$value
     if [[ $key != *.* && $type == string ]]; then JSON["$file:$key:type"]=string; fi

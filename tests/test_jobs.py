@@ -55,7 +55,7 @@ def wait_until(check, seconds=20):
 
 def test_a_job_leaves_a_complete_summary_and_a_copy_under_artifacts(project):
     assert project.job("10", *JOB).returncode == 0, log_of(project)
-    assert project.statuses("--limit", "5")["k2_middle"] == "✓ "
+    assert project.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
     copy = project.root / "artifacts" / "00_baseline" / "gsm8k_limit_5" / "k2_middle" / "summary.json"
     assert copy.read_bytes() == (output(project) / "summary.json").read_bytes()
     assert not (output(project) / "failure.json").exists()
@@ -68,8 +68,8 @@ def test_the_evaluation_is_this_command(project):
         ["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert words == [
-        "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--cpu", str(project.root / "eval.py"), "--tasks", "gsm8k", "--batch_size", "1", "--num_fewshot", "0",
+        "launch", "--quiet", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
+        "--dynamo_backend", "no", "--cpu", str(project.root / "eval.py"), "--tasks", "gsm8k", "--batch_size", "1", "--num_fewshot", "0",
         "--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn", "--limit", "5", "--model_args",
         "model_path=tiny,threshold=0.9,show_speed=True,experiment_name=00_baseline,reuse_k=2,layer_subset=middle",
         "--output_path", "results/00_baseline/gsm8k_limit_5/k2_middle/",
@@ -146,8 +146,10 @@ def test_wrong_input_keeps_its_exit_status(project):
     assert failure(project)["class"] == "wrong_input"
 
 
-def test_a_killed_evaluation_is_no_code_error(project):
-    assert project.job("10", *JOB, FAKE_EVAL="killed").returncode == 137
+@pytest.mark.parametrize(("how", "status"), [("killed", 137), ("child_killed", 1)])
+def test_a_killed_evaluation_is_no_code_error(project, how, status):
+    """accelerate's launcher, killed itself or left alone with a child that was, exits with 1 and says nothing."""
+    assert project.job("10", *JOB, FAKE_EVAL=how).returncode == status
     assert failure(project)["class"] == "killed"
 
 
@@ -156,6 +158,15 @@ def test_an_evaluation_that_ends_well_without_a_whole_summary_has_failed(project
     assert project.job("10", *JOB, FAKE_EVAL=how).returncode == 70
     assert not (project.root / "artifacts").exists()
     assert not project.statuses("--limit", "5")["k2_middle"].startswith("✓")
+
+
+@pytest.mark.parametrize("words", [[], ["--force"]])
+def test_an_older_summary_does_not_pass_for_this_run(project, words):
+    command = ["sbatch/local.sh", "--limit", "5", "--config", "k1_first"]
+    assert project.bash(*command).returncode == 0
+    result = project.bash(*command, *words, FAKE_EVAL="silent")
+    assert result.returncode == 70
+    assert "left no complete summary" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -388,5 +399,5 @@ def test_the_array_says_that_it_is_deprecated_and_runs_the_configuration_of_its_
     result = project.bash("sbatch/_array.sh", "--limit", "5", "--model", "tiny", **environment)
     assert result.returncode == 0, result.stderr
     assert "deprecated: use bash sbatch/run.sh" in result.stderr
-    assert project.statuses("--limit", "5")["k2_middle"] == "✓ "
+    assert project.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
     assert project.bash("sbatch/_array.sh", **(environment | {"SLURM_ARRAY_TASK_ID": "9"})).returncode == 2
