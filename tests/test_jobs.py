@@ -69,7 +69,8 @@ def test_the_evaluation_is_this_command(project):
     ).stdout.splitlines()
     assert words == [
         "launch", "--quiet", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no", "--cpu", str(project.root / "eval.py"), "--tasks", "gsm8k", "--batch_size", "1", "--num_fewshot", "0",
+        "--dynamo_backend", "no", "--cpu", str(project.root / "eval.py"),
+        "--tasks", "gsm8k", "--batch_size", "1", "--num_fewshot", "0",
         "--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn", "--limit", "5", "--model_args",
         "model_path=tiny,threshold=0.9,show_speed=True,experiment_name=00_baseline,reuse_k=2,layer_subset=middle",
         "--output_path", "results/00_baseline/gsm8k_limit_5/k2_middle/",
