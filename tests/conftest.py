@@ -1,37 +1,18 @@
-"""Fixtures that many tests share: the golden models and the outside material that may be absent."""
+"""Fixtures that many tests share."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from golden_models import GOLDEN_MODELS, SHARED, golden_model
 from random_model import save_random_model
-from safetensors.torch import load_file
 
-from fast_dllm.config import FastDLLMConfig
 from fast_dllm.model import FastDLLMForCausalLM
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / "tests" / "golden"
-SHARED = ROOT.parent / "shared"
-GOLDEN_MODELS = ("tiny28", "tiny36")
-
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-
-
-def golden_json(name: str) -> list[dict]:
-    return json.loads((GOLDEN / name).read_text())
-
-
-def golden_model(name: str) -> FastDLLMForCausalLM:
-    model = FastDLLMForCausalLM(FastDLLMConfig(**golden_json(f"{name}.config.json")))
-    missing, unexpected = model.load_state_dict(load_file(GOLDEN / f"{name}.safetensors"), strict=False)
-    assert not unexpected
-    assert set(missing) <= ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from conftest import ROOT, golden_json
+from golden_models import ROOT, golden_json
 
 from fast_dllm.layer_reuse import LayerReuse, is_reuse_step, subset_layers
 from fast_dllm.sampling import predict, rows_to_unmask, top_p_sample

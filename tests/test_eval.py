@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from golden_models import ROOT
 from random_model import save_random_model
 
 TASKS = ROOT / "tests" / "fixtures" / "tasks"

@@ -6,7 +6,7 @@ import ast
 import shutil
 
 import pytest
-from conftest import ROOT
+from golden_models import ROOT
 
 from fast_dllm import experiments
 from fast_dllm.arguments import ModelArguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GOLDEN, GOLDEN_MODELS, golden_json
+from golden_models import GOLDEN, GOLDEN_MODELS, golden_json
 from safetensors.torch import load_file
 
 from generation_functions import generate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import golden_json
+from golden_models import golden_json
 from lm_eval.api.instance import Instance
 
 from fast_dllm.errors import UsageError

@@ -12,7 +12,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import ROOT
+from golden_models import ROOT
 
 pexpect = pytest.importorskip("pexpect")
 sync_api = pytest.importorskip("playwright.sync_api")

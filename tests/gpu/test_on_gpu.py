@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import golden_json, golden_model
+from golden_models import golden_json, golden_model
 
 from fast_dllm.model import load_model
 from generation_functions import generate
