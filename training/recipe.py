@@ -50,7 +50,8 @@ STAGES = (
     Stage("bd", "bd", 9, steps=200, batch=64, lr=3e-3, warmup=40, decay=0.4, final_lr=1.0, choice_share=0.3),
     Stage("bd-long", "bd", 9, steps=300, batch=64, lr=5e-3, warmup=10, decay=0.5, final_lr=1.0, choice_share=0.25),
     Stage("bd-hard", "bd", 9, steps=850, batch=64, lr=5e-3, warmup=10, decay=0.7, final_lr=0.1, **HARD),
-    Stage("deep", "bd", EVERY_LAYER, steps=400, batch=32, lr=1.5e-3, warmup=20, decay=0.7, final_lr=0.0, **HARD),
+    Stage("bd-anneal", "bd", 9, steps=300, batch=64, lr=1.5e-3, warmup=5, decay=1.0, final_lr=0.0, **HARD),
+    Stage("deep", "bd", EVERY_LAYER, steps=100, batch=32, lr=3e-4, warmup=5, decay=1.0, final_lr=0.0, **HARD),
 )
 
 

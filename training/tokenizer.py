@@ -38,7 +38,7 @@ PIECES = "|".join(
         r"\s|[^\sA-Za-z0-9]",
     )
 )
-SAMPLES = 20_000  # problems whose pieces make the vocabulary; every template occurs many times
+SAMPLES = 4_000  # problems whose pieces make the vocabulary; every template occurs many times
 
 
 def chat_prompt(message: str) -> str:

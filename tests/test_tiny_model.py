@@ -1,0 +1,155 @@
+"""The embedded model: it loads like any checkpoint, answers, stops by itself, and scores what its README says."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from fast_dllm.model import TINY_MODEL, load_model
+from fast_dllm.tokenizer import load_tokenizer, special_ids
+from generation_functions import generate
+from tasks.toy.problems import math_prompt, math_questions
+from training.recipe import tiny_config
+from training.tokenizer import build_tokenizer, rewritten
+
+ROOT = Path(__file__).resolve().parent.parent
+# (question, working and result); three of each number of steps, none of them a training problem.
+FIXED = (
+    (
+        "Eva has 25 cups. She uses 2. How many cups does she have left?",
+        "25 - 2 = 23 cups.\n#### 23",
+    ),
+    (
+        "Omar collects 46 white cookies and 13 red cookies. How many cookies does Omar have now?",
+        "46 + 13 = 59 cookies.\n#### 59",
+    ),
+    (
+        "Rosa collects 45 eggs. Then she puts them evenly into 5 bags. How many eggs are in each?",
+        "45 / 5 = 9 eggs.\n#### 9",
+    ),
+    (
+        "Ann buys 6 boxes of 3 pens each. After that she hands Mia 10. How many pens does she have left?",
+        "6 * 3 = 18 pens.\n18 - 10 = 8 pens.\n#### 8",
+    ),
+    (
+        "Ben owns 36 coins. After that he wins 27 more. After that he loses 40. How many coins does he have left?",
+        "36 + 27 = 63 coins.\n63 - 40 = 23 coins.\n#### 23",
+    ),
+    (
+        "Rosa has 35 marbles. Max has 7 more than Rosa. How many marbles do they have together?",
+        "35 + 7 = 42 marbles.\n35 + 42 = 77 marbles.\n#### 77",
+    ),
+    (
+        "Hugo has 11 pens. Sara has 5 fewer than Hugo. Together they use 14. How many pens are left?",
+        "11 - 5 = 6 pens.\n11 + 6 = 17 pens.\n17 - 14 = 3 pens.\n#### 3",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny", device="cpu").eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("tiny")
+
+
+def answer(model, tokenizer, questions, threshold):
+    """Finished generations and their texts for questions put as the harness puts them."""
+    prompts = []
+    for question in questions:
+        message = {"role": "user", "content": rewritten(f"Question: {question}\nAnswer:")}
+        text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        prompts.append(tokenizer(text, add_special_tokens=False).input_ids)
+    ids = special_ids(tokenizer)
+    generations = generate(
+        model, prompts, mask_id=ids.mask, stop_token=ids.stop, max_new_tokens=128, threshold=threshold
+    )
+    return generations, [tokenizer.decode(g.tokens, skip_special_tokens=True) for g in generations]
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.9])
+def test_fixed_questions_are_answered_exactly(tiny, tokenizer, threshold):
+    generations, texts = answer(tiny, tokenizer, [question for question, _ in FIXED], threshold)
+    assert texts == [expected for _, expected in FIXED]
+    assert {g.tokens[-1] for g in generations} == {tokenizer.eos_token_id}
+
+
+def test_fixed_questions_are_test_questions():
+    held_out = {problem.question: problem.answer for problem in math_questions("test")}
+    assert len(FIXED) >= 6
+    for question, expected in FIXED:
+        assert held_out[question] == expected
+
+
+def test_other_numbers_give_another_answer(tiny, tokenizer):
+    question, expected = FIXED[0]
+    changed = re.sub(r"\d+", lambda number: str(int(number[0]) + 1), question, count=1)
+    assert changed != question
+    assert answer(tiny, tokenizer, [changed], 1.0)[1] != [expected]
+
+
+def test_a_confident_step_unmasks_several_tokens(tiny, tokenizer):
+    def tokens_and_steps(threshold):
+        generations, _ = answer(tiny, tokenizer, [question for question, _ in FIXED], threshold)
+        # A block's first token comes from a prefill or a commit, without a step.
+        given = sum(g.forwards["commit"] + g.forwards["prefill"] for g in generations)
+        steps = sum(g.forwards["full"] + g.forwards["sub"] for g in generations)
+        return sum(len(g.tokens) for g in generations), steps, given
+
+    tokens, steps, given = tokens_and_steps(1.0)
+    assert tokens <= steps + given  # one token a step
+    tokens, steps, _ = tokens_and_steps(0.9)
+    assert tokens >= 1.5 * steps
+
+
+def test_weights_are_small_and_in_half_precision():
+    path = TINY_MODEL / "model.safetensors"
+    assert path.stat().st_size <= 8_000_000
+    with safe_open(path, framework="pt") as tensors:
+        names = list(tensors.keys())
+        assert {tensors.get_tensor(name).dtype for name in names} == {torch.bfloat16}
+        assert len({name.split(".")[2] for name in names if ".layers." in name}) == 36
+
+
+def test_shipped_configuration_and_tokenizer_are_the_recipes(tiny, tokenizer):
+    built = build_tokenizer(tokenizer.model_max_length)
+    assert tokenizer.get_vocab() == built.get_vocab()
+    assert tokenizer.chat_template == built.chat_template
+    recipe = tiny_config(built)
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rope_theta", "bd_size"):
+        assert getattr(tiny.config, name) == getattr(recipe, name)
+
+
+def scores(tmp_path, tasks, threshold):
+    arguments = f"model_path=tiny,threshold={threshold},show_speed=True"
+    command = [sys.executable, "eval.py", "--model", "fast_dllm_v2", "--tasks", tasks, "--num_fewshot", "0"]
+    command += ["--batch_size", "32", "--apply_chat_template", "--fewshot_as_multiturn", "--model_args", arguments]
+    subprocess.run([*command, "--output_path", str(tmp_path)], cwd=ROOT, check=True)
+    (path,) = tmp_path.rglob("results*.json")
+    return json.loads(path.read_text())["results"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("threshold", "least"), [(1.0, 0.95), (0.9, 0.93)])
+def test_all_toy_math_questions(tmp_path, threshold, least):
+    result = scores(tmp_path, "toy_math", threshold)["toy_math"]
+    assert result["exact_match,flexible-extract"] >= least
+    assert result["exact_match,strict-match"] >= least
+
+
+@pytest.mark.slow
+def test_all_toy_choice_questions(tmp_path):
+    assert scores(tmp_path, "toy_choice", 1.0)["toy_choice"]["acc,none"] >= 0.8
+
+
+def test_prompts_of_the_tests_are_the_tasks_own():
+    problem = math_questions("test", 1)[0]
+    assert math_prompt(problem) == f"Question: {problem.question}\nAnswer:"
