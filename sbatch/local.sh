@@ -58,7 +58,7 @@ parse_options() {
     shift
   done
   if ((DEMO)); then
-    # an answer does not depend on the batch that it was given in; together the questions take a fifth of the time
+    # an answer does not depend on the batch that it was given in; together the questions take a third of the time
     TASK=toy_math MATRIX=1 LIMIT=${LIMIT:-200} MODEL=${MODEL:-tiny} BATCH_SIZE=${BATCH_SIZE:-32}
   fi
   BATCH_SIZE=${BATCH_SIZE:-1}

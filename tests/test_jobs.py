@@ -282,6 +282,16 @@ def test_a_job_whose_gpu_is_gone_does_not_fall_back_to_the_cpu(project):
     assert failure(project)["class"] == "node_failure"
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"OMP_NUM_THREADS": "4"}, "4")])
+def test_the_tiny_model_gets_one_thread_unless_told_otherwise(project, given, expected):
+    accelerate = project.state / "bin" / "fake_accelerate"
+    accelerate.write_text(
+        accelerate.read_text().replace("set -euo", 'echo "$OMP_NUM_THREADS" >"$FAKE_SLURM/omp"\nset -euo')
+    )
+    assert project.bash("sbatch/local.sh", "--model", "tiny", "--limit", "5", **given).returncode == 0
+    assert (project.state / "omp").read_text().strip() == expected
+
+
 def test_with_a_gpu_the_evaluation_is_not_forced_to_the_cpu(project):
     present = project.state / "bin" / "nvidia-smi"
     present.write_text("#!/usr/bin/env bash\necho 'GPU 0: NVIDIA RTX 6000'\n")
