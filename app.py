@@ -26,6 +26,7 @@ ACTIVE = "active file"
 NO_SUBSET = "none"
 EXAMPLES = [
     "Tom has 12 apples. He buys 7 more. How many apples does he have now?",
+    "Ann buys 8 boxes of 8 cards each. She makes 23 more. Next she drops 11. How many cards does Ann have in the end?",
     "Explain in two sentences why the sky is blue.",
     "Write a haiku about a tensor.",
 ]
@@ -226,7 +227,7 @@ def build(chatbot: Chatbot) -> gr.Blocks:
                     1, 2, value=1, step=1, label="replay: step of the last answer", interactive=False, elem_id="replay"
                 )
         with gr.Tab("Side by side"):
-            prompt = gr.Textbox(label="prompt", lines=2, value=EXAMPLES[0], elem_id="prompt")
+            prompt = gr.Textbox(label="prompt", lines=2, value=EXAMPLES[1], elem_id="prompt")
             with gr.Row():
                 gr.Markdown("**A** uses the settings above. **B**:")
                 reuse_b = gr.Dropdown(list(REUSE_KS), value=3, label="reuse_k of B")

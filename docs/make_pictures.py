@@ -17,7 +17,10 @@ from fast_dllm.arguments import ModelArguments
 from fast_dllm.chat import Chatbot, Conversation, Frame
 
 ROOT = Path(__file__).resolve().parent.parent
-QUESTION = "Tom has 12 apples. He buys 7 more. How many apples does Tom have now?"
+QUESTION = (
+    "Hugo has 80 cookies. He drops 30. He makes 22 more. Then he puts them evenly into 9 boxes. "
+    "How many cookies are in each?"
+)
 PADDING, CELL_GAP, ROW_HEIGHT, WIDTH = 16, 3, 30, 1180
 INK, MASK, SEEN, LINE = "#111827", "#cbd5e1", "#f1f5f9", "#4f46e5"
 
