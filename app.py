@@ -244,7 +244,8 @@ def build(chatbot: Chatbot) -> gr.Blocks:
             for trigger in (send.click, text.submit)
         ]
         stop.click(None, cancels=running)
-        clear.click(lambda: ([], cells_html(None), [], []), None, [talk, cells, frames, messages], cancels=running)
+        for forget in (clear.click, talk.clear):  # the button, and the conversation's own bin
+            forget(lambda: ([], cells_html(None), [], []), None, [talk, cells, frames, messages], cancels=running)
         step.input(replay, [step, frames], cells)
         both = compare.click(
             page.compare, [prompt, subset_b, reuse_b, threshold_b, *settings], [side_a, side_b], **one_at_a_time
