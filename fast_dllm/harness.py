@@ -284,6 +284,17 @@ class FastDLLM(TemplateLM):
 
     # ---- log-likelihoods -------------------------------------------------------------------------------------
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of context and continuation, split where the text is split if a token boundary is there.
+
+        lm_eval moves a context's trailing white space into the continuation. A chat prompt ends in a newline of its own
+        token; moved, it would be the one masked token of reference mode, with the answer's letter visible behind it.
+        """
+        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context)
+        if whole[: len(alone)] == alone:
+            return alone, whole[len(alone) :]
+        return super()._encode_pair(context, continuation)
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, is greedy) of every continuation, in order. The copies that lm_eval pads the shorter
         processes' lists with are not scored, nor counted, again."""

@@ -37,7 +37,8 @@ main() {
   ruff format --check .
   lint_shell
   echo "== pytest"
-  python -m pytest -m "not slow and not slurm" "$@"
+  # two files at a time: each test is one thread; a file's tests share what they set up
+  python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm" "$@"
 }
 
 main "$@"; exit # read to here before it starts: a pull may change this file meanwhile

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from fast_dllm.errors import UsageError
 from fast_dllm.harness import FastDLLM
 from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
+from fast_dllm.tokenizer import load_tokenizer
 
 ANSWERS = {"until": [], "do_sample": False}
 
@@ -98,6 +99,30 @@ def test_loglikelihood_keeps_the_order_of_mixed_lengths_and_takes_an_empty_list(
     alone = [lm.loglikelihood([Instance("loglikelihood", {}, pair, 0)], disable_tqdm=True)[0] for pair in pairs]
     assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], abs=1e-5)
     assert lm.loglikelihood([], disable_tqdm=True) == []
+
+
+def letters_after_a_chat(lm) -> list[tuple[list[int], list[int]]]:
+    chat = lm.apply_chat_template([{"role": "user", "content": "Which one?\nA. x\nB. y\nC. z\nD. w\nAnswer:"}])
+    assert chat.endswith("\n")
+    return [lm._encode_pair(chat, letter) for letter in "ABCD"]
+
+
+def assert_only_the_letter_is_masked(lm, pairs) -> None:
+    assert all(len(continuation) == 1 for _, continuation in pairs)
+    inputs = {lm._masked_inputs(context, continuation, False)[0][0] for context, continuation in pairs}
+    assert len(inputs) == 1, "the four letters of a question need one forward"
+
+
+def test_a_letter_after_a_chat_prompt_is_the_masked_token(lm):
+    assert_only_the_letter_is_masked(lm, letters_after_a_chat(lm))
+
+
+def test_so_it_is_with_the_published_tokenizer(lm, shared, monkeypatch):
+    monkeypatch.setattr(lm, "tokenizer", load_tokenizer(str(shared / "reference" / "fast_dllm_v2_7b")))
+    assert_only_the_letter_is_masked(lm, letters_after_a_chat(lm))
+    context, continuation = lm._encode_pair("Answer: ", "A")  # here the space belongs to the letter's token
+    assert lm.tokenizer.decode(continuation) == " A"
+    assert lm.tokenizer.decode(context) == "Answer:"
 
 
 def test_rolling_is_the_chain_rule_over_the_whole_text(lm):
