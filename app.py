@@ -70,7 +70,10 @@ def cells_html(frame: Frame | None, title: str = "") -> str:
             opened_sub = True
         parts.append(cell_html(frame, cell))
     parts.append("</span>" * (opened_sub + opened_block))
-    return f"<div class='cells'>{heading}<div>{''.join(parts)}</div><div class='stats'>{frame.statistics()}</div></div>"
+    state = "cells done" if frame.done else "cells"
+    return (
+        f"<div class='{state}'>{heading}<div>{''.join(parts)}</div><div class='stats'>{frame.statistics()}</div></div>"
+    )
 
 
 def cell_html(frame: Frame, cell) -> str:

@@ -25,7 +25,7 @@ ENVIRONMENT = os.environ | {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "CUDA_VISIBLE_DEVICES": "",
 }
-ALL_UNMASKED = "document.querySelectorAll('{0} .c').length > 3 && !document.querySelector('{0} .m')"
+ALL_UNMASKED = "document.querySelector('{0} .cells.done') && !document.querySelector('{0} .m')"
 
 
 def free_port() -> int:
