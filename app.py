@@ -119,18 +119,20 @@ class Page:
             conversation = Conversation(self.chatbot, read_settings(*controls), list(messages))
             frames, dropped = conversation.ask(text)
         except Exception as error:  # an experiment's code may raise anything; the page goes on
-            yield text, shown_messages(messages), error_html(error), [], gr.skip(), messages
+            yield gr.skip(), shown_messages(messages), error_html(error), [], gr.skip(), messages
             return
         if dropped:
             gr.Info(f"{dropped} oldest messages no longer fit the context and were left out")
         asked = [*messages, {"role": "user", "content": text}]
         seen: list[Frame] = []
+        box = ""  # emptied once, as the answer begins: what a visitor types while it is written stays
         try:
             for frame in throttled(frames, seen):
                 messages = [*asked, {"role": "assistant", "content": frame.text}]
-                yield "", shown_messages(messages), cells_html(frame), seen, replay_slider(seen), messages
+                yield box, shown_messages(messages), cells_html(frame), seen, replay_slider(seen), messages
+                box = gr.skip()
         except Exception as error:
-            yield text, shown_messages(messages), error_html(error), seen, replay_slider(seen), messages
+            yield gr.skip(), shown_messages(messages), error_html(error), seen, replay_slider(seen), messages
         finally:
             frames.close()
 
@@ -200,7 +202,9 @@ def controls(chatbot: Chatbot) -> list:
         temperature = gr.Slider(0, 2, value=start.temperature, step=0.05, label="temperature")
         top_p = gr.Slider(0.05, 1, value=start.top_p, step=0.05, label="top-p")
         most = chatbot.max_length // 2
-        budget = gr.Slider(32, most, value=min(start.max_new_tokens, most), step=32, label="new-token budget")
+        budget = gr.Slider(
+            32, most, value=min(start.max_new_tokens, most), step=32, label="new-token budget", elem_id="budget"
+        )
     return [experiment, reuse_k, subset, threshold, sub_block, temperature, top_p, budget]
 
 

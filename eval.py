@@ -119,7 +119,7 @@ def evaluate(config, task_manager, lm) -> dict | None:
 
 def summary_of(found: dict, samples: dict, config, lm, cost, began: float, loaded: float) -> dict:
     """summary.json's content for a finished run."""
-    from fast_dllm import experiments, results
+    from fast_dllm import results
 
     arguments = lm.arguments
     limit = None if config.limit is None else int(config.limit) if config.limit == int(config.limit) else config.limit
@@ -149,7 +149,7 @@ def summary_of(found: dict, samples: dict, config, lm, cost, began: float, loade
         num_samples=sum(samples_scored.values()),
         num_samples_expected=expected,
         cost=cost,
-        generation_code_sha256=results.file_sha256(experiments.generation_file(arguments.experiment_name)),
+        code_hashes=lm.code_hashes,
         model_args=arguments.as_dict(),
         details=details,
     )

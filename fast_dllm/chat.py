@@ -60,8 +60,7 @@ class Settings:
     def changed(self, **given: object) -> Settings:
         """These settings with some changed, checked together."""
         current = {field.name: getattr(self, field.name) for field in fields(self)}
-        unknown = given.keys() - current.keys()
-        return Settings.parse(**given) if unknown else Settings.parse(**current | given)
+        return Settings.parse(**current | given)
 
 
 def _value(text: object) -> object:

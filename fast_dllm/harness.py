@@ -66,6 +66,11 @@ class FastDLLM(TemplateLM):
         del max_batch_size  # lm_eval always passes it; there is no automatic batch size here
         self.arguments = ModelArguments.parse(**model_args)
         self.generation = experiments.load(self.arguments.experiment_name)
+        # Taken as the code is loaded: whoever edits a file during a long run does not change what ran.
+        self.code_hashes = {
+            "generation_code_sha256": results.file_sha256(experiments.generation_file(self.arguments.experiment_name)),
+            "fast_dllm_sha256": results.package_sha256(),
+        }
         device = self._join_processes(self.arguments.device)
         self.tokenizer = load_tokenizer(self.arguments.model_path)
         self.ids = special_ids(self.tokenizer)
@@ -264,8 +269,7 @@ class FastDLLM(TemplateLM):
             "model_revision": self.model_revision,
             "dtype": str(self.model.dtype),
             "device": self.device.type,
-            "generation_code_sha256": results.file_sha256(experiments.generation_file(self.arguments.experiment_name)),
-            "fast_dllm_sha256": results.package_sha256(),
+            **self.code_hashes,
         }
 
     def _known_answers(self, keys: Iterable[str]) -> dict[str, object]:

@@ -247,7 +247,7 @@ def summarize(
     num_samples: int,
     num_samples_expected: int,
     cost: Mapping[str, float],
-    generation_code_sha256: str,
+    code_hashes: Mapping[str, str],
     model_args: Mapping[str, object],
     details: Mapping[str, object],
 ) -> dict[str, object]:
@@ -264,8 +264,7 @@ def summarize(
         "accuracy": whole.accuracy if whole else None,
         "accuracy_stderr": whole.stderr if whole else None,
         "metric": whole.metric if whole else None,
-        "generation_code_sha256": generation_code_sha256,
-        "fast_dllm_sha256": package_sha256(),
+        **code_hashes,
         "model_args": dict(model_args),
         "subtasks": {
             name: {

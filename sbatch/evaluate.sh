@@ -81,11 +81,6 @@ has_new_summary() { # folder. Complete, and of this run: job.json was written wh
   if [[ ! $1/summary.json -nt $1/job.json ]]; then REASON="it is of an earlier run" && return 1; fi
 }
 
-record_job() { # folder, job id or "", log. What status asks sacct about when the job had no chance to write failure.json
-  printf '{\n  "schema_version": 1,\n  "job_id": %s,\n  "log": %s\n}\n' "$(json_string "$2")" "$(json_string "$3")" |
-    write_whole "$1/job.json"
-}
-
 keep_in_artifacts() { # the summary is small and tracked; results/ may lie on a disk that is purged
   local folder
   folder=$(run_folder)

@@ -85,6 +85,11 @@ write_whole() { # file; the content from stdin. Whole or not at all, and on the 
   cat >"$new" && sync -- "$new" && mv -f -- "$new" "$1"
 }
 
+record_job() { # folder, job id or "", log. What status asks sacct about when the job had no chance to write failure.json
+  printf '{\n  "schema_version": 1,\n  "job_id": %s,\n  "log": %s\n}\n' "$(json_string "$2")" "$(json_string "$3")" |
+    write_whole "$1/job.json"
+}
+
 # $1 folder of the run, $2 class, $3 exit status, $4 log path or "", $5 last part of the log
 write_failure() {
   mkdir -p -- "$1"

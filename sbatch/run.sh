@@ -97,14 +97,9 @@ submit_config() { # CONFIG, which is missing, or complete and --force
   fi
   mkdir -p -- "logs/$(run_folder)" # Slurm does not make it, and loses the log
   id=$(submit) || { say "  $CONFIG: sbatch failed: $id"; return 1; }
-  record_submission "$id"
-  printf '  %s: job %s\n' "$CONFIG" "$id"
-}
-
-record_submission() { # job id
   mkdir -p -- "results/$(run_folder)"
-  printf '{\n  "schema_version": 1,\n  "job_id": "%s",\n  "log": "logs/%s/slurm_%s.log"\n}\n' "$1" "$(run_folder)" "$1" |
-    write_whole "results/$(run_folder)/job.json"
+  record_job "results/$(run_folder)" "$id" "logs/$(run_folder)/slurm_$id.log"
+  printf '  %s: job %s\n' "$CONFIG" "$id"
 }
 
 submit_under_lock() {

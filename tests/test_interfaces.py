@@ -82,6 +82,26 @@ def ask(page, text: str) -> None:
     page.click("#send")
 
 
+def set_number(page, control: str, value: float) -> None:
+    number = page.locator(f"#{control} input[type=number]")
+    if not number.is_visible():
+        page.get_by_text("Settings").first.click()
+    number.fill(str(value))
+    number.press("Tab")
+
+
+def shown_at_rest(page, seconds: float = 2.0) -> str:
+    """The answer's cells once nothing in them has changed for a while."""
+    before, since = page.inner_text("#cells"), time.monotonic()
+    end = since + 60
+    while time.monotonic() - since < seconds:
+        assert time.monotonic() < end, "the answer goes on"
+        time.sleep(0.1)
+        if (now := page.inner_text("#cells")) != before:
+            before, since = now, time.monotonic()
+    return before
+
+
 def test_an_answer_streams_in_and_can_be_replayed(page):
     ask(page, "Hello")
     page.wait_for_selector("#cells .m")  # seen while masks are still there
@@ -103,14 +123,13 @@ def test_what_a_visitor_or_the_model_writes_is_shown_as_text(page):
 
 
 def test_stop_ends_an_answer_and_the_next_one_works(page):
+    set_number(page, "budget", 256)  # long enough that it cannot end by itself first
     ask(page, "Hello")
     page.wait_for_selector("#cells .m")
     page.click("#stop")
-    time.sleep(1.5)
-    before = page.inner_text("#cells")
-    time.sleep(1.5)
-    assert page.inner_text("#cells") == before
-    assert page.locator("#cells .m").count() > 0
+    assert "▒" in shown_at_rest(page)
+    assert page.locator("#cells .done").count() == 0
+    set_number(page, "budget", 32)
     ask(page, "Again")
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
 
@@ -122,6 +141,15 @@ def test_an_empty_and_a_too_long_message_are_told_and_harm_nothing(page):
     page.wait_for_selector("#cells .err:has-text('tokens long')")
     ask(page, "Hello")
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
+
+
+def test_what_is_typed_while_an_answer_is_written_stays(page):
+    set_number(page, "budget", 256)
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")
+    page.fill("#message textarea", "my next question")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert page.input_value("#message textarea") == "my next question"
 
 
 def test_two_configurations_run_side_by_side(page):
@@ -150,9 +178,7 @@ def test_two_visitors_are_answered_in_turn(page, browser, page_address):
 
 
 def test_a_control_changes_the_next_answer(page):
-    page.get_by_text("Settings").first.click()
-    page.locator("#threshold input[type=number]").fill("0")
-    page.locator("#threshold input[type=number]").press("Tab")
+    set_number(page, "threshold", 0)
     ask(page, "Hello")
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
     per_step = float(re.search(r"\(([\d.]+) tokens/step\)", page.inner_text("#cells .stats"))[1])
