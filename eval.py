@@ -3,12 +3,15 @@
     accelerate launch eval.py --model fast_dllm_v2 --tasks gsm8k --num_fewshot 0 --batch_size 1 --apply_chat_template \
         --fewshot_as_multiturn --model_args "model_path=tiny,threshold=0.9" --output_path results/mine/
 
-The options are lm_eval's own (`python eval.py run --help`). Exit status: 0 with results.json and summary.json in
---output_path (where one is given); 2 after one line for bad input; anything else is a failure.
+The options are lm_eval's own (`python eval.py run --help`), and one more: `--configurations k1_first,k2_last` evaluates
+these one after the other with one loaded model, each into a folder of its own in --output_path; the first that fails
+ends it. Exit status: 0 with results.json and summary.json in --output_path (where one is given); 2 after one line for
+bad input, with nothing evaluated; anything else is a failure.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -19,6 +22,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # lm_eval options that would write or send results by another way than results.json and summary.json.
 UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "cache_requests", "predict_only")
+
+
+def take_configurations(words: list[str]) -> tuple[list[dict[str, object]], list[str]]:
+    """(the model arguments of each of --configurations, the words for lm_eval). Raises UsageError."""
+    from fast_dllm.arguments import CONFIGURATIONS
+    from fast_dllm.errors import UsageError
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--configurations", metavar="C[,C]")
+    given, rest = parser.parse_known_args(words)
+    if given.configurations is None:
+        return [], rest
+    names = list(dict.fromkeys(given.configurations.split(",")))
+    for name in names:
+        if name not in CONFIGURATIONS:
+            raise UsageError(f"no configuration named {name!r}; valid: {', '.join(CONFIGURATIONS)}")
+    return [CONFIGURATIONS[name] for name in names], rest
 
 
 def read_command_line():
@@ -171,25 +191,24 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, log_s
     write_json_atomic(folder / "summary.json", summary)
 
 
-def main() -> None:
-    from lm_eval.utils import make_table, setup_logging
+def forget_task_modules() -> None:
+    """Let lm_eval execute the tasks' Python files again.
 
-    from fast_dllm.errors import UsageError
+    It keeps them for as long as the process lives, with what they hold at module level: GPQA's random generator would
+    go on where the run before left it, and shuffle the options in another way.
+    """
+    for name, module in list(sys.modules.items()):
+        if hasattr(module, "__mtime__"):  # lm_eval's mark on the files that its tasks name
+            del sys.modules[name]
 
-    setup_logging()
-    began = time.time()
-    try:
-        config, task_manager, arguments = read_command_line()
-        from fast_dllm.harness import FastDLLM
 
-        lm = FastDLLM(**arguments.as_dict())
-        loaded = time.time()
-        if config.output_path:
-            lm.keep_answers(Path(config.output_path))
-        found = evaluate(config, task_manager, lm)
-    except UsageError as error:
-        print(f"eval.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+def run(config, task_manager, lm, folder: Path | None, began: float, loaded: float) -> None:
+    """One evaluation from the first question to its files in `folder`."""
+    from lm_eval.utils import make_table
+
+    if folder:
+        lm.keep_answers(folder)
+    found = evaluate(config, task_manager, lm)
     cost = lm.total_cost()
     if lm.rank != 0:
         return
@@ -200,10 +219,42 @@ def main() -> None:
     if found.get("groups"):
         print(make_table(found, "groups"))
     summary = summary_of(found, samples, config, lm, cost, began, loaded)
-    if config.output_path:
-        write_results(Path(config.output_path), found, samples, summary, config.log_samples)
+    if folder:
+        write_results(folder, found, samples, summary, config.log_samples)
         lm.store.discard()
-        print(f"wrote {Path(config.output_path) / 'summary.json'}")
+        print(f"wrote {folder / 'summary.json'}", flush=True)
+
+
+def main() -> None:
+    from lm_eval.utils import setup_logging
+
+    from fast_dllm.errors import UsageError
+
+    setup_logging()
+    began = time.time()
+    try:
+        configurations, sys.argv[1:] = take_configurations(sys.argv[1:])
+        config, task_manager, arguments = read_command_line()
+        from fast_dllm.harness import FastDLLM
+
+        lm = FastDLLM(**arguments.as_dict())
+        loaded = time.time()
+        output = Path(config.output_path) if config.output_path else None
+        if not configurations:
+            run(config, task_manager, lm, output, began, loaded)
+        variants = [lm.configured(**given) for given in configurations]  # all are checked before the first one answers
+        for number, variant in enumerate(variants, 1):
+            name = variant.arguments.config_name
+            if lm.rank == 0:
+                print(f"== {name} ({number} of {len(variants)})", flush=True)
+            if number > 1:
+                began = loaded = time.time()
+                forget_task_modules()
+                config, task_manager, _ = read_command_line()
+            run(config, task_manager, variant, output and output / name, began, loaded)
+    except UsageError as error:
+        print(f"eval.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

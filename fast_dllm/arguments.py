@@ -6,12 +6,16 @@ from dataclasses import asdict, dataclass, fields
 
 from fast_dllm.errors import UsageError
 from fast_dllm.experiments import generation_file
-from fast_dllm.layer_reuse import check_reuse
+from fast_dllm.layer_reuse import LAYER_SUBSETS, REUSE_KS, check_reuse
 from fast_dllm.results import config_name
 
 DEFAULT_MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOGLIKELIHOOD_MODES = ("reference", "chain")
+# The experiment's matrix, in the order of every table: k rows, subsets first/middle/last.
+CONFIGURATIONS = {
+    config_name(k, subset): {"reuse_k": k, "layer_subset": subset} for k in REUSE_KS for subset in LAYER_SUBSETS
+}
 
 
 @dataclass(frozen=True)

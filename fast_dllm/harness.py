@@ -6,6 +6,7 @@ Three things happen here and nowhere else: text becomes token ids and back, a re
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import resource
@@ -82,6 +83,17 @@ class FastDLLM(TemplateLM):
         self.cost: Counter[str] = Counter()  # of this process, without loading the model; see results.throughput
         self.store: AnswerStore | None = None
         self._check_against_model()
+
+    def configured(self, **given: object) -> FastDLLM:
+        """This loaded model with other model arguments that concern decoding alone; answers and cost begin anew.
+
+        Raises UsageError where they are wrong.
+        """
+        other = copy.copy(self)
+        other.arguments = ModelArguments.parse(**self.arguments.as_dict() | given)
+        other.cost, other.store = Counter(), None
+        other._check_against_model()
+        return other
 
     def _join_processes(self, device: str) -> str:
         """Take a place among `accelerate launch`'s processes; returns this process's device."""

@@ -114,10 +114,16 @@ export_environment() {
 # shellcheck disable=SC2153
 run_folder() { printf '%s/%s/%s\n' "$EXPERIMENT" "$(task_folder "$TASK" "$LIMIT")" "$CONFIG"; }
 
-eval_command() { # $1: output folder. Sets EVAL_COMMAND
+# Sets EVAL_COMMAND. Several configurations (of the matrix) are answered by one process with one loaded model.
+eval_command() { # configuration...
+  local output several=""
+  output=results/$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/
   local arguments="model_path=$MODEL,threshold=$THRESHOLD,show_speed=True,experiment_name=$EXPERIMENT"
-  if [[ $CONFIG != plain ]]; then
-    arguments+=",reuse_k=${CONFIG:1:1},layer_subset=${CONFIG#k?_}"
+  if (($# > 1)); then
+    several=$(IFS=,; printf '%s' "$*")
+  else
+    output+=$1/
+    if [[ $1 != plain ]]; then arguments+=",reuse_k=${1:1:1},layer_subset=${1#k?_}"; fi
   fi
   # every value that a user's `accelerate config` could change is given
   EVAL_COMMAND=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no)
@@ -125,5 +131,6 @@ eval_command() { # $1: output folder. Sets EVAL_COMMAND
   EVAL_COMMAND+=("$CODE_ROOT/eval.py" --tasks "$TASK" --batch_size "$BATCH_SIZE" --num_fewshot "$FEWSHOT"
     --model fast_dllm_v2 --apply_chat_template --fewshot_as_multiturn)
   [[ -z $LIMIT ]] || EVAL_COMMAND+=(--limit "$LIMIT")
-  EVAL_COMMAND+=(--model_args "$arguments" --output_path "$1/")
+  [[ -z $several ]] || EVAL_COMMAND+=(--configurations "$several")
+  EVAL_COMMAND+=(--model_args "$arguments" --output_path "$output")
 }

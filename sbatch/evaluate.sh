@@ -36,43 +36,63 @@ run_eval() { # log file
 }
 
 # Reads the run's variables, and FRESH (1: answer everything again, the old summary is set aside). Leaves summary.json, or
-# failure.json and FAILURE_CLASS.
-evaluate() {
-  local folder output log start=0 status=0 text=""
-  FAILURE_CLASS=""
-  folder=$(run_folder) output=results/$(run_folder)
+# failure.json and FAILURE_CLASS. Given several configurations, one process answers them one after the other and stops at
+# the first that fails; DONE, FAILED and LEFT (not begun) tell which are which.
+evaluate() { # [configuration...], else CONFIG
+  local log start=0 status=0 text="" held=()
+  FAILURE_CLASS="" DONE=() FAILED=() LEFT=()
+  (($#)) || set -- "$CONFIG"
   log=$(log_of_this_job)
-  if [[ ${BATCH:-no} != yes ]]; then log=logs/$folder/local_$$.log; fi
-  mkdir -p -- "$output" "logs/$folder" || return
+  if [[ ${BATCH:-no} != yes ]]; then
+    log=logs/$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/$(if (($# == 1)); then printf '%s/' "$1"; fi)local_$$.log
+    mkdir -p -- "$(dirname -- "$log")" || return
+  fi
+  for CONFIG; do
+    if run_begin "$log"; then held+=("$CONFIG"); else status=$? FAILED+=("$CONFIG"); fi
+  done
+  ((${#held[@]})) || return "$status"
+  [[ ! -f $log ]] || start=$(wc -c <"$log")
+  eval_command "${held[@]}"
+  run_eval "$log" || status=$?
+  for CONFIG in "${held[@]}"; do
+    if ((${#LEFT[@]} == 0)) && has_new_summary "results/$(run_folder)" && ((status == 0 || ${#held[@]} > 1)); then
+      DONE+=("$CONFIG")
+      rm -f -- "results/$(run_folder)/failure.json" "results/$(run_folder)"/progress.rank*.json
+    else
+      LEFT+=("$CONFIG")
+    fi
+  done
+  if ((${#LEFT[@]})); then
+    CONFIG=${LEFT[0]} FAILED+=("$CONFIG") LEFT=("${LEFT[@]:1}")
+    if ((status == 0)); then
+      say "eval.py ended without an error, but left no complete summary: ${REASON:-no file}"
+      status=70
+    fi
+    if [[ -f $log ]]; then text=$(tail -c "+$((start + 1))" -- "$log" | tail -c 20000 | tr -d '\0'); fi
+    # accelerate's launcher turns every exit status into 1; eval.py's own line tells that the input was wrong
+    if grep -q '^eval\.py: error: ' <<<"$text"; then status=2; fi
+    FAILURE_CLASS=$(classify_failure "$status" "$text" "$TOLD_TO_STOP")
+    write_failure "results/$(run_folder)" "$FAILURE_CLASS" "$status" "$log" "$text"
+    say "$(run_folder): ${FAILURE_TEXT[$FAILURE_CLASS]} (exit status $status)"
+  fi
+  for CONFIG in "${held[@]}"; do lock_release "results/$(run_folder)/.lock"; done
+  return "$status"
+}
+
+run_begin() { # log. Takes CONFIG's folder for this process and clears what an earlier try left
+  local output
+  output=results/$(run_folder)
+  mkdir -p -- "$output" || return
   if ! lock_acquire "$output/.lock" short; then
-    say "$folder is being evaluated by $(lock_owner "$output/.lock"); nothing is done here"
+    say "$(run_folder) is being evaluated by $(lock_owner "$output/.lock"); nothing is done here"
     return 75
   fi
-  [[ ! -f $log ]] || start=$(wc -c <"$log")
   rm -f -- "$output/failure.json" "$output"/progress.rank*.json
   if ((FRESH)); then
     rm -rf -- "$output/answers"
     if [[ -f $output/summary.json ]]; then mv -f -- "$output/summary.json" "$output/summary.previous.json"; fi
   fi
-  record_job "$output" "${SLURM_JOB_ID:-}" "$log"
-  eval_command "$output"
-  run_eval "$log" || status=$?
-  if ((status == 0)) && ! has_new_summary "$output"; then
-    say "eval.py ended without an error, but left no complete summary: ${REASON:-no file}"
-    status=70
-  fi
-  if ((status == 0)); then
-    rm -f -- "$output/failure.json" "$output"/progress.rank*.json
-  else
-    if [[ -f $log ]]; then text=$(tail -c "+$((start + 1))" -- "$log" | tail -c 20000 | tr -d '\0'); fi
-    # accelerate's launcher turns every exit status into 1; eval.py's own line tells that the input was wrong
-    if grep -q '^eval\.py: error: ' <<<"$text"; then status=2; fi
-    FAILURE_CLASS=$(classify_failure "$status" "$text" "$TOLD_TO_STOP")
-    write_failure "$output" "$FAILURE_CLASS" "$status" "$log" "$text"
-    say "$folder: ${FAILURE_TEXT[$FAILURE_CLASS]} (exit status $status)"
-  fi
-  lock_release
-  return "$status"
+  record_job "$output" "${SLURM_JOB_ID:-}" "$1"
 }
 
 has_new_summary() { # folder. Complete, and of this run: job.json was written when it began

@@ -87,28 +87,50 @@ is_done() { # CONFIG of a matrix has a result that is shown as it is
   esac
 }
 
+# The configurations with one threshold share a process, and the model that it loads. One that fails does not stop the
+# others: they go on in another process. Sets STATUS and ALL_FAILED.
+evaluate_pending() { # threshold, configuration...
+  THRESHOLD=$1
+  shift
+  local pending=("$@") status
+  while ((${#pending[@]})); do
+    say "== $EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/$(IFS=,; printf '%s' "${pending[*]}"): model $MODEL, threshold $THRESHOLD"
+    status=0
+    evaluate "${pending[@]}" || status=$?
+    if ((!MATRIX)); then
+      for CONFIG in ${DONE[@]+"${DONE[@]}"}; do print_summary "results/$(run_folder)/summary.json"; done
+    fi
+    ALL_FAILED+=(${FAILED[@]+"${FAILED[@]}"})
+    ((status == 0)) || STATUS=$status
+    # what was wrong with the input of one is wrong for all; 2 is eval.py's own exit status
+    if ((status == 2)); then ALL_FAILED+=(${LEFT[@]+"${LEFT[@]}"}) && return; fi
+    pending=(${LEFT[@]+"${LEFT[@]}"})
+  done
+}
+
 main() {
   parse_options "$@"
   # data sets given as folders (openai/gsm8k) and the results are found from the project's folder
   cd -- "$PROJECT_ROOT"
   venv_activate || exit 1
   export_environment
-  local status=0 number=0 failed=()
+  local plain=() reuse=()
+  STATUS=0 ALL_FAILED=()
   for CONFIG in "${SELECTED[@]}"; do
-    THRESHOLD=${GIVEN_THRESHOLD:-$(default_threshold "$CONFIG")} number=$((number + 1))
+    THRESHOLD=${GIVEN_THRESHOLD:-$(default_threshold "$CONFIG")}
     if ((MATRIX && !FRESH)) && is_done; then continue; fi
-    say "== $(run_folder): model $MODEL, threshold $THRESHOLD (${number} of ${#SELECTED[@]})"
-    # a single run ends with eval.py's own exit status: 2 means that the input was wrong
-    if evaluate; then print_summary "results/$(run_folder)/summary.json"; else status=$? failed+=("$CONFIG"); fi
+    if [[ $CONFIG == plain ]]; then plain=(plain); else reuse+=("$CONFIG"); fi
   done
-  if ((${#failed[@]})); then say "${0##*/}: failed: ${failed[*]}"; fi
+  if ((${#plain[@]})); then evaluate_pending "${GIVEN_THRESHOLD:-$(default_threshold plain)}" plain; fi
+  if ((${#reuse[@]})); then evaluate_pending "${GIVEN_THRESHOLD:-$(default_threshold k1_first)}" "${reuse[@]}"; fi
+  if ((${#ALL_FAILED[@]})); then say "${0##*/}: failed: ${ALL_FAILED[*]}"; fi
   if ((MATRIX)); then
     THRESHOLD=${GIVEN_THRESHOLD:-0.9}
     examine_all || true # the queue does not matter here
     print_frame
     print_table
   fi
-  exit "$status"
+  exit "$STATUS"
 }
 
 main "$@"

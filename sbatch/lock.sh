@@ -58,7 +58,9 @@ wait_for_owner() {
   done
 }
 
-# $1: base, $2: as wait_for_owner's $3. One lock a process: sets LOCK. Fails when a living owner is at work.
+declare -A LOCK=() LOCK_BEAT=() # by base: the claim that this process holds, and the process that keeps it alive
+
+# $1: base, $2: as wait_for_owner's $3. Fails when a living owner is at work.
 lock_acquire() {
   local last older
   mkdir -p -- "$(dirname -- "$1")"
@@ -73,9 +75,9 @@ lock_acquire() {
   for older in "$1".[0-9][0-9][0-9][0-9]; do
     if [[ $older != "$CLAIM" ]]; then rm -rf -- "$older"; fi
   done
-  LOCK=$CLAIM
-  beat "$LOCK" </dev/null >/dev/null 2>&1 &
-  LOCK_BEAT=$!
+  LOCK[$1]=$CLAIM
+  beat "$CLAIM" </dev/null >/dev/null 2>&1 &
+  LOCK_BEAT[$1]=$!
 }
 
 lock_owner() { # base. Prints "host pid" of the latest claim
@@ -90,9 +92,9 @@ lock_is_held() { # base. At a glance, for the status: on another host its clock 
   if [[ $host == "$(uname -n)" ]]; then ! process_gone "$pid"; else [[ -n $(find "$claim/heartbeat" -mmin -2 2>/dev/null) ]]; fi
 }
 
-lock_release() { # the folder stays: its number must not be given out again
-  : >"$LOCK/released"
-  kill "$LOCK_BEAT" 2>/dev/null || true
-  wait "$LOCK_BEAT" 2>/dev/null || true
-  LOCK=""
+lock_release() { # base. The folder stays: its number must not be given out again
+  : >"${LOCK[$1]}/released"
+  kill "${LOCK_BEAT[$1]}" 2>/dev/null || true
+  wait "${LOCK_BEAT[$1]}" 2>/dev/null || true
+  unset "LOCK[$1]" "LOCK_BEAT[$1]"
 }

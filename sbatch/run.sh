@@ -103,15 +103,16 @@ submit_config() { # CONFIG, which is missing, or complete and --force
 }
 
 submit_under_lock() {
-  local status=0
+  local status=0 lock
   warn_if_reuse_cannot_matter
   command -v sbatch >/dev/null 2>&1 || ((DRY_RUN)) || { say "run.sh: no sbatch here, so this is no Slurm cluster; sbatch/local.sh evaluates on this machine"; return 1; }
   if ((DRY_RUN)); then
     submit_missing
   else
-    lock_acquire "logs/$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/.submit" forever
+    lock=logs/$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/.submit
+    lock_acquire "$lock" forever
     submit_missing || status=$?
-    lock_release
+    lock_release "$lock"
     return "$status"
   fi
 }

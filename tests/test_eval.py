@@ -94,6 +94,37 @@ def test_the_documented_launch_works_unchanged(one_process, random_model, tmp_pa
     assert load(tmp_path)[0]["results"] == load(one_process[1])[0]["results"]
 
 
+def test_configurations_with_one_loaded_model_equal_runs_of_their_own(random_model, tmp_path):
+    common = {"experiment_name": "00_baseline"}
+    given = ["--tasks", "made_up_shuffled", "--log_samples", "--output_path", f"{tmp_path}/"]
+    names = ["k1_first", "k3_middle", "k2_last"]
+    done = run_eval(*given, "--model_args", model_args(random_model, **common), "--configurations", ",".join(names))
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [
+        f"== {name} ({number} of 3)" for number, name in enumerate(names, 1)
+    ]
+    alone = tmp_path / "alone"
+    arguments = model_args(random_model, reuse_k=2, layer_subset="last", **common)
+    done = run_eval(*given[:-1], str(alone), "--model_args", arguments)
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        _, summary = load(tmp_path / name)
+        assert (summary["config"], summary["num_samples"]) == (name, 7)
+    (results, summary), (alone_results, alone_summary) = load(tmp_path / "k2_last"), load(alone)
+    assert results["results"] == alone_results["results"]
+    # the same questions in the same order: the task's own random generator began anew
+    samples = [(folder / "samples_made_up_shuffled.jsonl").read_text() for folder in (tmp_path / "k2_last", alone)]
+    assert samples[0] == samples[1]
+    counts = ("forwards", "requests", "new_tokens")
+    assert [summary["throughput"][name] for name in counts] == [alone_summary["throughput"][name] for name in counts]
+    assert summary["throughput"]["forwards"]["reused"] > 0
+    different = ("throughput", "seconds_loading", "start_time", "end_time", "peak_memory_bytes")
+    assert summary.keys() == alone_summary.keys()
+    assert {k: v for k, v in summary.items() if k not in different} == {
+        k: v for k, v in alone_summary.items() if k not in different
+    }
+
+
 def test_a_limited_choice_task_counts_requests_and_scored_tokens(random_model, tmp_path):
     arguments = model_args(random_model, loglikelihood_mode="chain")
     done = run_eval(
@@ -158,6 +189,21 @@ def test_bad_input_is_one_line_and_exit_code_2_with_nothing_written(
     assert len(errors) == 1
     assert message in errors[0]
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_configuration_is_named_before_anything_is_loaded(tmp_path):
+    given = [
+        "--model_args",
+        "model_path=tiny",
+        "--configurations",
+        "k1_first,k4_last",
+        "--output_path",
+        f"{tmp_path}/out",
+    ]
+    done = run_eval("--tasks", "made_up_sums", *given)
+    assert done.returncode == 2
+    assert "eval.py: error: no configuration named 'k4_last'; valid: k1_first, k1_middle" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,13 +1,14 @@
 """sbatch/_job.sh and its siblings with a pretended evaluation: results kept, failures named, jobs continued or not."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import time
 
 import pytest
-from script_project import Project
+from script_project import CONFIGS, Project
 
 JOB = ["--config", "k2_middle", "--limit", "5", "--model", "tiny", "--continue", "2"]
 
@@ -316,32 +317,74 @@ def test_local_prints_and_stores_the_plain_model_at_threshold_one(project):
     assert "accuracy             0.5" in result.stdout
 
 
-def test_the_local_matrix_skips_what_is_complete_and_goes_on_after_a_failure(project):
+def evaluated(project) -> list[str]:
+    """The configurations of each evaluation process, in order."""
+    return [line.partition("--configurations ")[2].split(" ")[0].replace("\\,", ",") for line in project.evaluations()]
+
+
+def test_the_local_matrix_skips_what_is_complete_and_loads_the_model_once_for_the_rest(project):
     words = ["sbatch/local.sh", "--limit", "5", "--matrix"]
     project.bash("sbatch/local.sh", "--limit", "5", "--config", "k1_first,k3_last")
-    result = project.bash(*words, FAKE_EVAL="fail:x")
-    assert result.returncode == 1
-    assert len(project.evaluations()) == 2 + 7
-    assert "failed: k1_middle k1_last k2_first k2_middle k2_last k3_first k3_middle" in result.stderr
+    assert evaluated(project) == ["k1_first,k3_last"]
     assert project.bash(*words).returncode == 0
+    assert evaluated(project)[1:] == ["k1_middle,k1_last,k2_first,k2_middle,k2_last,k3_first,k3_middle"]
     assert len(set(project.statuses("--limit", "5").values())) == 1
+
+
+def test_the_local_matrix_goes_on_after_a_configuration_that_fails(project):
+    result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix", FAKE_EVAL="fail_at:k2_first")
+    assert result.returncode == 1
+    assert evaluated(project) == [",".join(CONFIGS), ",".join(CONFIGS[4:])]
+    assert "failed: k2_first\n" in result.stderr
+    assert (
+        json.loads((project.folder("k2_first", "gsm8k_limit_5") / "failure.json").read_text())["class"] == "code_error"
+    )
+    statuses = project.statuses("--limit", "5")
+    assert statuses.pop("k2_first").startswith("failed: code error")
+    assert all(state.startswith("✓") for state in statuses.values())
+    # each that fails has its own process, record and reason
+    result = project.bash("sbatch/local.sh", "--limit", "6", "--matrix", FAKE_EVAL="fail:Traceback")
+    assert len(project.evaluations()) == 2 + 9
+    assert f"failed: {' '.join(CONFIGS)}" in result.stderr
+
+
+def test_a_wrong_input_ends_the_local_matrix_at_once(project):
+    result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix", FAKE_EVAL="wrong")
+    assert result.returncode == 2
+    assert len(project.evaluations()) == 1
+    assert f"failed: {' '.join(CONFIGS)}" in result.stderr
+
+
+def test_a_configuration_that_another_process_evaluates_is_left_to_it(project):
+    folder = project.folder("k1_last", "gsm8k_limit_5")
+    (folder / ".lock.0001").mkdir()
+    (folder / ".lock.0001" / "owner").write_text(f"{os.uname().nodename} {os.getpid()}\n")
+    beat = subprocess.Popen(["bash", "-c", "while :; do date +%N >.lock.0001/heartbeat; sleep 0.2; done"], cwd=folder)
+    try:
+        result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix")
+    finally:
+        beat.kill()
+        beat.wait()
+    assert result.returncode == 75
+    assert "k1_last is being evaluated by" in result.stderr
+    assert evaluated(project) == [",".join(config for config in CONFIGS if config != "k1_last")]
 
 
 def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project):
     result = project.bash("sbatch/local.sh", "--demo", "--limit", "7")
     assert result.returncode == 0, result.stderr
-    assert len(project.evaluations()) == 9
-    assert all("--tasks toy_math" in line and "--batch_size 32" in line for line in project.evaluations())
+    assert evaluated(project) == [",".join(CONFIGS)]
+    assert "--tasks toy_math" in project.evaluations()[0]
+    assert "--batch_size 32" in project.evaluations()[0]
     assert "Experiment Status: 00_baseline / toy_math_limit_7" in result.stdout
     assert "Completed: 9 / 9" in result.stdout
     assert result.stdout.count(" 50.0% ± 1.0") == 9
-    assert "(9 of 9)" in result.stderr
     project.bash("sbatch/local.sh", "--demo", "--limit", "7")
-    assert len(project.evaluations()) == 9
+    assert len(project.evaluations()) == 1
     # another tiny model: its old numbers are not shown as its own
     (project.root / "models" / "tiny" / "model.safetensors").write_text("retrained")
     result = project.bash("sbatch/local.sh", "--demo", "--limit", "7")
-    assert len(project.evaluations()) == 18
+    assert evaluated(project)[1:] == [",".join(CONFIGS)]
     assert "Completed: 9 / 9" in result.stdout
 
 
@@ -350,7 +393,7 @@ def test_the_local_matrix_shows_results_of_another_model_as_stale_and_keeps_them
     (project.root / "mine").mkdir()
     (project.root / "mine" / "config.json").write_text("{}")
     result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix", "--model", "mine")
-    assert len(project.evaluations()) == 1 + 8
+    assert evaluated(project)[1:] == [",".join(CONFIGS[1:])]
     assert "✗ k1_first (stale: it ran with model tiny, not" in result.stdout
 
 
