@@ -67,7 +67,8 @@ def find_tasks(config):
     """The TaskManager for `config.tasks`, resolved in place: this project's tasks/, --include_path, and lm_eval's own.
 
     lm_eval reads all of its 13,000 task files to find one, which takes longer than loading a small model. A task that
-    its own folder (lm_eval/tasks/<start of the name>) holds is found there; anything else takes the whole index.
+    its own folder (lm_eval/tasks/<start of the name>) holds is found there, and a group of the folder's name also in
+    lm_eval/tasks/benchmarks; anything else takes the whole index.
     """
     import lm_eval.tasks
 
@@ -80,6 +81,10 @@ def find_tasks(config):
         parts = [name.split("_") for name in names]
         starts = dict.fromkeys("_".join(words[:length]) for words in parts for length in range(1, len(words) + 1))
         folders = [str(library / start) for start in starts if (library / start).is_dir()]
+        groups = library / "benchmarks"
+        folders += [str(groups)] * any(
+            (groups / f"{name}.yaml").is_file() and (library / name).is_dir() for name in names
+        )
         manager = lm_eval.tasks.TaskManager(
             include_path=config.include_path + folders, include_defaults=False, metadata=config.metadata
         )

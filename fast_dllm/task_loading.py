@@ -1,4 +1,4 @@
-"""lm_eval's task definitions as they are run here: what they need is checked first, their documents stay what they are."""
+"""lm_eval's task definitions as they are run here: what they need is checked first, their documents stay the same."""
 
 from __future__ import annotations
 

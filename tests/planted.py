@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import eval as program
 from transformers import PreTrainedTokenizerBase
 
+import eval as program
 from fast_dllm.harness import FastDLLM
 from generation_functions import Generation
 
