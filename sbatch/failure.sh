@@ -19,7 +19,7 @@ FAILURE_PATTERNS=(
   'host_oom:oom.kill|Out Of Memory|^MemoryError|Cannot allocate memory|DefaultCPUAllocator: .*allocate memory'
   'disk_quota:No space left on device|Disk quota exceeded'
   'dataset_access:GatedRepoError|gated (dataset|repo)|(401|403) Client Error|Access to (dataset|model) .* is restricted'
-  'hub_network:Max retries exceeded|Name or service not known|name resolution|Connection(Error| refused| reset)|ConnectTimeout|OfflineMode|LocalEntryNotFoundError|LocalEntryNotFound|Couldn.t reach|couldn.t connect to|Network is unreachable'
+  'hub_network:Max retries exceeded|Name or service not known|name resolution|Connection(Error| refused| reset)|ConnectTimeout|OfflineMode|LocalEntryNotFoundError|LocalEntryNotFound|Couldn.t reach|couldn.t connect to|Network is unreachable|could not be fetched'
 )
 
 class_of_state() { # "state|exit code:signal", as sacct writes it

@@ -74,6 +74,7 @@ main() {
   if [[ $MODEL == */* && ! -d $MODEL ]]; then
     fetch "model $MODEL" python -c 'import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))' "$MODEL"
   fi
+  if one_of ifeval "${SELECTED[@]}"; then fetch "sentence data" python "$CODE_ROOT/sbatch/nltk_data.py" "$VENV"; fi
   for task in "${SELECTED[@]}"; do
     fetch "task $task" python -c '
 import sys
