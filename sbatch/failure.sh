@@ -4,7 +4,7 @@
 declare -A FAILURE_TEXT=(
   [time_limit]="time limit reached" [preemption]="preempted" [node_failure]="node failure" [cancelled]="cancelled"
   [terminated]="told to stop" [killed]="killed by signal 9" [host_oom]="out of host memory" [gpu_oom]="out of GPU memory"
-  [disk_quota]="disk full or over quota" [dataset_access]="no access to the data set or model (gated: see docs/operations.md)"
+  [disk_quota]="disk full or over quota" [dataset_access]="no access to the data set or model (gated: ask for it on its page of the hub, then: hf auth login)"
   [hub_network]="hub not reachable, or not in the local cache" [wrong_input]="wrong input" [venv]="no venv"
   [code_error]="code error" [no_progress]="no progress in two jobs" [no_result]="ended without a result"
 )

@@ -15,7 +15,8 @@ from benchmark_hub import HUB, MMLU_SUBGROUPS, mmlu_items, num_mmlu_questions, w
 from golden_models import ROOT
 from planted import ScriptedLM, run_planted
 
-from fast_dllm import task_loading
+import eval as program
+from fast_dllm import harness, task_loading
 from fast_dllm.tokenizer import load_tokenizer
 
 PROMPTS = HUB.parent / "prompts"
@@ -330,3 +331,21 @@ def test_ifeval(plant, changes, strict, loose):
     hits = ["0" not in row for row in strict]
     assert (summary["accuracy"], summary["metric"]) == (sum(hits) / 5, "prompt_level_strict_acc,none")
     assert summary["accuracy_stderr"] == pytest.approx(sum_stderr(hits))
+
+
+def test_without_its_sentence_data_ifeval_is_refused_before_a_model_is_loaded(monkeypatch, capsys):
+    def never(*_, **__):
+        raise AssertionError("a model was loaded, or a download begun")
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setattr(nltk, "download", never)
+    monkeypatch.setattr(harness, "FastDLLM", never)
+    given = ["--model", "fast_dllm_v2", "--tasks", "gsm8k,ifeval", "--model_args", "model_path=tiny,device=cpu"]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *given])
+    with pytest.raises(SystemExit) as stopped:
+        program.main()
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert (
+        line == "eval.py: error: ifeval needs nltk's sentence data, which is not there; run: python sbatch/nltk_data.py"
+    )
