@@ -48,6 +48,7 @@ def read_command_line():
 
     from fast_dllm.arguments import ModelArguments
     from fast_dllm.errors import UsageError
+    from fast_dllm.task_loading import check_requirements, keep_documents
 
     cli = HarnessCLI()
     namespace = cli.parse_args()
@@ -78,14 +79,16 @@ def read_command_line():
         task_manager = find_tasks(config)
     except ValueError as error:
         raise UsageError(f"{error}; `python eval.py ls tasks` lists those there are") from None
-    return config, task_manager, arguments
+    check_requirements(task_manager, config.tasks, config.confirm_run_unsafe_code)
+    return config, keep_documents(task_manager), arguments
 
 
 def find_tasks(config):
     """The TaskManager for `config.tasks`, resolved in place: this project's tasks/, --include_path, and lm_eval's own.
 
     lm_eval reads all of its 13,000 task files to find one, which takes longer than loading a small model. A task that
-    its own folder (lm_eval/tasks/<start of the name>) holds is found there; anything else takes the whole index.
+    its own folder (lm_eval/tasks/<start of the name>) holds is found there, and a group of the folder's name also in
+    lm_eval/tasks/benchmarks; anything else takes the whole index.
     """
     import lm_eval.tasks
 
@@ -98,6 +101,10 @@ def find_tasks(config):
         parts = [name.split("_") for name in names]
         starts = dict.fromkeys("_".join(words[:length]) for words in parts for length in range(1, len(words) + 1))
         folders = [str(library / start) for start in starts if (library / start).is_dir()]
+        groups = library / "benchmarks"
+        folders += [str(groups)] * any(
+            (groups / f"{name}.yaml").is_file() and (library / name).is_dir() for name in names
+        )
         manager = lm_eval.tasks.TaskManager(
             include_path=config.include_path + folders, include_defaults=False, metadata=config.metadata
         )
@@ -191,17 +198,6 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, log_s
     write_json_atomic(folder / "summary.json", summary)
 
 
-def forget_task_modules() -> None:
-    """Let lm_eval execute the tasks' Python files again.
-
-    It keeps them for as long as the process lives, with what they hold at module level: GPQA's random generator would
-    go on where the run before left it, and shuffle the options in another way.
-    """
-    for name, module in list(sys.modules.items()):
-        if hasattr(module, "__mtime__"):  # lm_eval's mark on the files that its tasks name
-            del sys.modules[name]
-
-
 def run(config, task_manager, lm, folder: Path | None, began: float, loaded: float) -> None:
     """One evaluation from the first question to its files in `folder`."""
     from lm_eval.utils import make_table
@@ -249,8 +245,6 @@ def main() -> None:
                 print(f"== {name} ({number} of {len(variants)})", flush=True)
             if number > 1:
                 began = loaded = time.time()
-                forget_task_modules()
-                config, task_manager, _ = read_command_line()
             run(config, task_manager, variant, output and output / name, began, loaded)
     except UsageError as error:
         print(f"eval.py: error: {error}", file=sys.stderr)

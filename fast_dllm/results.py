@@ -36,7 +36,13 @@ PRIMARY_METRICS = {
     "minerva_math": "math_verify,none",
     "ifeval": "prompt_level_strict_acc,none",
 }
-FALLBACK_METRICS = ("acc,none", "exact_match,none", "exact_match,flexible-extract", "pass@1,create_test")
+FALLBACK_METRICS = (
+    "acc,none",
+    "exact_match,none",
+    "exact_match,flexible-extract",
+    "pass@1,create_test",  # humaneval
+    "pass_at_1,none",  # mbpp
+)
 
 
 def config_name(reuse_k: int, layer_subset: str | None) -> str:

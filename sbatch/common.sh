@@ -14,6 +14,9 @@ DEFAULT_EXPERIMENT=00_baseline DEFAULT_MODEL=Efficient-Large-Model/Fast_dLLM_v2_
 # k rows, subsets first/middle/last: the order of every table
 CONFIGS=(k1_first k1_middle k1_last k2_first k2_middle k2_last k3_first k3_middle k3_last)
 TASKS=(gsm8k mmlu gpqa_main_n_shot minerva_math ifeval toy_math toy_choice)
+# Scored by running what the model wrote: local.sh evaluates them with --confirm_run_unsafe_code, prefetch.sh fetches them.
+# shellcheck disable=SC2034 # read by those two
+CODE_TASKS=(humaneval humaneval_instruct mbpp)
 
 die() { # one line, then exit 2: the request was wrong and nothing was started
   printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -48,7 +51,9 @@ check_experiment() {
   one_of "$1" ${names[@]+"${names[@]}"} || die "no experiment named $(shown "$1"); there is: ${names[*]:-none}"
 }
 
-check_task() { one_of "$1" "${TASKS[@]}" || die "no task named $(shown "$1"); valid: ${TASKS[*]}"; }
+check_task() { # $1: name, rest: further valid names
+  one_of "$1" "${TASKS[@]}" "${@:2}" || die "no task named $(shown "$1"); valid: ${TASKS[*]} ${*:2}"
+}
 
 check_config() { # $1: name, $2: further valid names
   # shellcheck disable=SC2086 # $2 is a list of words
@@ -131,6 +136,7 @@ eval_command() { # configuration...
   EVAL_COMMAND+=("$CODE_ROOT/eval.py" --tasks "$TASK" --batch_size "$BATCH_SIZE" --num_fewshot "$FEWSHOT"
     --model fast_dllm_v2 --apply_chat_template --fewshot_as_multiturn)
   [[ -z $LIMIT ]] || EVAL_COMMAND+=(--limit "$LIMIT")
+  [[ -z ${CONFIRMED:-} ]] || EVAL_COMMAND+=(--confirm_run_unsafe_code)
   [[ -z $several ]] || EVAL_COMMAND+=(--configurations "$several")
   EVAL_COMMAND+=(--model_args "$arguments" --output_path "$output")
 }

@@ -4,7 +4,7 @@
 declare -A FAILURE_TEXT=(
   [time_limit]="time limit reached" [preemption]="preempted" [node_failure]="node failure" [cancelled]="cancelled"
   [terminated]="told to stop" [killed]="killed by signal 9" [host_oom]="out of host memory" [gpu_oom]="out of GPU memory"
-  [disk_quota]="disk full or over quota" [dataset_access]="no access to the data set or model (gated: see docs/operations.md)"
+  [disk_quota]="disk full or over quota" [dataset_access]="no access to the data set or model (gated: ask for it on its page of the hub, then: hf auth login)"
   [hub_network]="hub not reachable, or not in the local cache" [wrong_input]="wrong input" [venv]="no venv"
   [code_error]="code error" [no_progress]="no progress in two jobs" [no_result]="ended without a result"
 )
@@ -19,7 +19,7 @@ FAILURE_PATTERNS=(
   'host_oom:oom.kill|Out Of Memory|^MemoryError|Cannot allocate memory|DefaultCPUAllocator: .*allocate memory'
   'disk_quota:No space left on device|Disk quota exceeded'
   'dataset_access:GatedRepoError|gated (dataset|repo)|(401|403) Client Error|Access to (dataset|model) .* is restricted'
-  'hub_network:Max retries exceeded|Name or service not known|name resolution|Connection(Error| refused| reset)|ConnectTimeout|OfflineMode|LocalEntryNotFoundError|LocalEntryNotFound|Couldn.t reach|couldn.t connect to|Network is unreachable'
+  'hub_network:Max retries exceeded|Name or service not known|name resolution|Connection(Error| refused| reset)|ConnectTimeout|OfflineMode|LocalEntryNotFoundError|LocalEntryNotFound|Couldn.t reach|couldn.t connect to|Network is unreachable|could not be fetched'
 )
 
 class_of_state() { # "state|exit code:signal", as sacct writes it

@@ -14,7 +14,8 @@ Usage: bash sbatch/local.sh [OPTION...]
 Evaluates on this machine (makes the venv if it is missing) and writes
 results/<experiment>/<task>[_limit_<N>]/<configuration>/{results.json,summary.json}. Interrupted, it goes on where it was.
 
-  --task T          ${TASKS[*]} (default gsm8k)
+  --task T          ${TASKS[*]} (default gsm8k),
+                    or ${CODE_TASKS[*]}
   --limit N         only the first N questions (of each subtask)
   --experiment E    $(experiments | paste -sd ' ' -) (default $DEFAULT_EXPERIMENT)
   --config C[,C]    plain (the model without layer reuse, the default) or one of
@@ -26,6 +27,8 @@ results/<experiment>/<task>[_limit_<N>]/<configuration>/{results.json,summary.js
   --threshold X     confidence above which a token is accepted, 0 to 1 (default 1 for plain, else 0.9)
   --batch_size N    questions decoded together (default 1)
   --num_fewshot N   examples in the prompt (default 0)
+  --confirm_run_unsafe_code
+                    run the code that the model writes on this machine, as you; ${CODE_TASKS[0]} and the like need it
   --help
 
 Examples:
@@ -37,7 +40,7 @@ HELP
 }
 
 parse_options() {
-  TASK=gsm8k LIMIT="" EXPERIMENT=$DEFAULT_EXPERIMENT MODEL="" GIVEN_THRESHOLD="" BATCH_SIZE="" FEWSHOT=0 MATRIX=0 DEMO=0 FRESH=0
+  TASK=gsm8k LIMIT="" EXPERIMENT=$DEFAULT_EXPERIMENT MODEL="" GIVEN_THRESHOLD="" BATCH_SIZE="" FEWSHOT=0 MATRIX=0 DEMO=0 FRESH=0 CONFIRMED=""
   SELECTED=()
   while (($#)); do
     case $1 in
@@ -49,11 +52,12 @@ parse_options() {
       --threshold) need_value "$1" $#; check_threshold "$2"; GIVEN_THRESHOLD=$2; shift ;;
       --batch_size | --batch-size) need_value "$1" $#; check_count "$1" "$2"; BATCH_SIZE=$2; shift ;;
       --num_fewshot) need_value "$1" $#; [[ $2 == 0 ]] || check_count "$1" "$2"; FEWSHOT=$2; shift ;;
+      --confirm_run_unsafe_code) CONFIRMED=yes ;;
       --matrix) MATRIX=1 ;;
       --demo) DEMO=1 ;;
       --force) FRESH=1 ;;
       -h | --help) usage; exit 0 ;;
-      *) die "unknown option $(shown "$1"); valid: --task --limit --experiment --config --matrix --demo --force --model --threshold --batch_size --num_fewshot --help" ;;
+      *) die "unknown option $(shown "$1"); valid: --task --limit --experiment --config --matrix --demo --force --model --threshold --batch_size --num_fewshot --confirm_run_unsafe_code --help" ;;
     esac
     shift
   done
@@ -62,7 +66,7 @@ parse_options() {
     TASK=toy_math MATRIX=1 LIMIT=${LIMIT:-200} MODEL=${MODEL:-tiny} BATCH_SIZE=${BATCH_SIZE:-32}
   fi
   BATCH_SIZE=${BATCH_SIZE:-1}
-  check_task "$TASK"
+  check_task "$TASK" "${CODE_TASKS[@]}"
   check_experiment "$EXPERIMENT"
   if ((MATRIX)); then
     ((${#SELECTED[@]} == 0)) || die "--matrix runs all nine configurations; leave out --config"

@@ -12,7 +12,8 @@ Usage: bash sbatch/prefetch.sh [--task T[,T]] [--model M]
 Downloads the model and the tasks' data sets into the hub's cache (HF_HOME), after a look at the free space, and says what
 is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.
 
-  --task T[,T]   ${TASKS[*]} (default gsm8k)
+  --task T[,T]   ${TASKS[*]} ${CODE_TASKS[*]}
+                 (default gsm8k)
   --model M      a hub id, a folder or tiny (default $DEFAULT_MODEL)
 HELP
 }
@@ -35,7 +36,7 @@ parse_options() {
   done
   ((${#SELECTED[@]})) || die "--task needs a name; valid: ${TASKS[*]}"
   local task
-  for task in "${SELECTED[@]}"; do check_task "$task"; done
+  for task in "${SELECTED[@]}"; do check_task "$task" "${CODE_TASKS[@]}"; done
 }
 
 check_space() { # the 7B's weights take 15 GB
@@ -74,6 +75,7 @@ main() {
   if [[ $MODEL == */* && ! -d $MODEL ]]; then
     fetch "model $MODEL" python -c 'import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))' "$MODEL"
   fi
+  if one_of ifeval "${SELECTED[@]}"; then fetch "sentence data" python "$CODE_ROOT/sbatch/nltk_data.py" "$VENV"; fi
   for task in "${SELECTED[@]}"; do
     fetch "task $task" python -c '
 import sys

@@ -65,14 +65,14 @@ class Project:
         }
 
     # -- running -------------------------------------------------------------------------------------------------------
-    def bash(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
+    def bash(self, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             ["bash", *arguments],
             cwd=self.root,
             env=self.environment | extra,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
             stdin=subprocess.DEVNULL,
         )
 

@@ -40,6 +40,13 @@ def test_the_model_and_each_task_are_fetched(project):
     assert "GiB free" in result.stderr
 
 
+def test_for_ifeval_the_sentence_data_comes_too(project):
+    result = project.bash("sbatch/prefetch.sh", "--task", "ifeval,gsm8k", "--model", "tiny")
+    assert result.returncode == 1
+    assert "sentence data: hub not reachable" in result.stderr  # the pretended installer installs nothing
+    assert result.stderr.count("data of 1 task(s) is here") == 2
+
+
 @pytest.mark.parametrize(
     ("problem", "named"),
     [

@@ -122,6 +122,13 @@ def test_a_failed_build_is_an_error_with_its_log_and_the_next_command_tries_agai
     assert is_complete(project.bash("sbatch/venv.sh").stdout.strip())
 
 
+def test_a_venv_without_sentence_data_is_complete_and_one_line_says_so(project):
+    result = project.bash("sbatch/venv.sh")  # the pretended installer installs nothing
+    assert is_complete(result.stdout.strip())
+    (line,) = [line for line in result.stderr.splitlines() if "sentence data" in line]
+    assert line.endswith("before ifeval run: python sbatch/nltk_data.py")
+
+
 @pytest.mark.parametrize(
     ("changed", "old", "new"),
     [

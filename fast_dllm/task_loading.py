@@ -1,0 +1,115 @@
+"""lm_eval's task definitions as they are run here: what they need is checked first, their documents stay the same."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry
+
+from fast_dllm.errors import UsageError
+
+
+def keep_documents(manager: TaskManager) -> TaskManager:
+    """Make `process_docs` of every task that `manager` loads give the same documents each time; returns `manager`.
+
+    lm_eval calls it anew for each look at the documents: for the prompts, and again for the right answers. GPQA's
+    shuffles the four options with a generator that moves on from call to call, so that the answers would be those of
+    another shuffle than the prompts, except where `datasets` has the first one in its cache on disk.
+    """
+    manager._factory = _Factory(meta=manager.metadata)
+    return manager
+
+
+class _Factory(TaskFactory):
+    def _load_full_config(self, entry: Entry, overrides: dict | None = None) -> dict:
+        config = super()._load_full_config(entry, overrides)
+        if callable(config.get("process_docs")):
+            config["process_docs"] = _as_if_first(config["process_docs"])
+        return config
+
+
+def _as_if_first(process_docs: Callable) -> Callable:
+    """process_docs with its module's random generators, at each call, in the state in which they were first met."""
+    generators = [value for value in process_docs.__globals__.values() if isinstance(value, random.Random)]
+    states = [(generator, _first_state(generator)) for generator in generators]
+
+    @functools.wraps(process_docs)
+    def process(dataset):
+        for generator, state in states:
+            generator.setstate(state)
+        return process_docs(dataset)
+
+    return process
+
+
+@functools.cache
+def _first_state(generator: random.Random) -> tuple:
+    return generator.getstate()
+
+
+def check_requirements(manager: TaskManager, tasks: Iterable[str | dict], confirm_run_unsafe_code: bool) -> None:
+    """Look for what a task would fail on after the model is loaded. Raises UsageError with what to do about it.
+
+    `tasks`: names of tasks, groups and tags, or configurations, as TaskManager.load takes them.
+    """
+    configs = [config for task in tasks for config in _task_configs(manager.task_index, task)]
+    if any("/ifeval/" in str(config.get("process_results")) for config in configs):
+        _check_sentence_data()
+    unsafe = [str(config["task"]) for config in configs if config.get("unsafe_code")]
+    if unsafe:
+        _check_code_execution(", ".join(unsafe), confirm_run_unsafe_code)
+
+
+def _task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]:
+    """The configurations (functions as text) of the tasks that `task` stands for. Reads no data."""
+    if isinstance(task, dict):
+        base = index.get(task.get("group") or task.get("task") if not isinstance(task.get("task"), list) else None)
+        config = {**(base.cfg or {} if base else {}), **task}
+    elif task not in index:
+        return
+    elif index[task].tags and not index[task].cfg:
+        config = {"task": sorted(index[task].tags)}
+    else:
+        config = index[task].cfg
+    if isinstance(config.get("task"), list):
+        for child in config["task"]:
+            yield from _task_configs(index, child)
+    else:
+        yield config
+
+
+def _check_sentence_data() -> None:
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english/")
+    except LookupError:
+        # lm_eval would try to download it while the GPU waits, on nodes that often reach no network
+        raise UsageError(
+            "ifeval needs nltk's sentence data, which is not there; run: python sbatch/nltk_data.py"
+        ) from None
+
+
+def _check_code_execution(names: str, confirmed: bool) -> None:
+    import evaluate
+
+    if not confirmed:
+        raise UsageError(
+            f"{names} runs code that the model wrote, on this machine and as you; "
+            "--confirm_run_unsafe_code allows it (docs/experiments.md, Code tasks)"
+        )
+    if os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
+        raise UsageError(f"{names} runs code that the model wrote, which evaluate refuses unless HF_ALLOW_CODE_EVAL=1")
+    try:
+        evaluate.load("code_eval")
+    except (OSError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{names} needs evaluate's metric code_eval, once, from the hub; where there is a network run: "
+            f"bash sbatch/prefetch.sh --task {names.split(',')[0]} --model tiny ({reason})"
+        ) from error

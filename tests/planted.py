@@ -1,0 +1,65 @@
+"""lm_eval's real task definitions on made-up data, answered by a script instead of a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from transformers import PreTrainedTokenizerBase
+
+import eval as program
+from fast_dllm.harness import FastDLLM
+from generation_functions import Generation
+
+
+@dataclass
+class Asked:
+    """What reached the model: for a generated answer the prompt, for a scored one also the options, masks in ‹›."""
+
+    prompt: str
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return self.prompt + (" ".join(self.options) + "\n" if self.options else "")
+
+
+class ScriptedLM(FastDLLM):
+    """The adapter as it is, but `answer(prompt)` says what is generated, or which option is the likeliest."""
+
+    def __init__(self, answer: Callable[[str], str], tokenizer: PreTrainedTokenizerBase | None = None):
+        super().__init__(model_path="tiny", device="cpu")
+        self.answer = answer
+        self.tokenizer = tokenizer or self.tokenizer
+        self.generation = SimpleNamespace(generate=self._planted)
+        self.asked: dict[str, Asked] = {}
+
+    def _planted(self, model, prompts: list[list[int]], **_) -> list[Generation]:
+        del model
+        texts = [self.tokenizer.decode(ids) for ids in prompts]
+        self.asked |= {text: Asked(text) for text in texts}
+        return [Generation([*self.tok_encode(self.answer(text)), self.ids.stop], {"full": 1}) for text in texts]
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
+        del disable_tqdm
+        scores = []
+        for (_, option), context, continuation in requests:
+            text, (masked, *seen) = self.tokenizer.decode(context), continuation
+            asked = self.asked.setdefault(text, Asked(text))
+            asked.options.append(f"‹{self.tokenizer.decode([masked])}›{self.tokenizer.decode(seen)}")
+            scores.append((-1.0, True) if option == self.answer(text) else (-2.0, False))
+        self.cost.update(scored_requests=len(requests), scored_tokens=len(requests), seconds_scoring=1.0)
+        return scores
+
+
+def run_planted(monkeypatch, lm: ScriptedLM, task: str, *options: str, num_fewshot: int = 0) -> tuple[dict, dict]:
+    """(summary, samples by task) of eval.py's own path with this LM, in the settings that the scripts use."""
+    given = ["--tasks", task, "--num_fewshot", str(num_fewshot), "--batch_size", "1", "--apply_chat_template"]
+    given += ["--model", "fast_dllm_v2", "--fewshot_as_multiturn", "--model_args", "model_path=tiny,device=cpu"]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *given, *options])
+    config, task_manager, _ = program.read_command_line()
+    found = program.evaluate(config, task_manager, lm)
+    samples = found.pop("samples")
+    return program.summary_of(found, samples, config, lm, lm.total_cost(), 0.0, 1.0), samples
