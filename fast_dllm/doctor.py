@@ -225,7 +225,7 @@ def learn_data_sets(situation: Situation) -> Situation:
     from fast_dllm.results import write_json_atomic
 
     found = data_sets_of(situation.tasks)
-    if situation.venv and Path(sys.prefix) == situation.venv:
+    if situation.venv and Path(sys.prefix).samefile(situation.venv):
         known = {**situation.data_sets, **found}
         content = {task: sorted([data.path, data.name] for data in needed) for task, needed in known.items()}
         write_json_atomic(situation.venv / DATA_SETS_FILE, content)
@@ -237,7 +237,7 @@ def check_sentences(situation: Situation) -> Iterator[Finding]:
         import nltk.data
 
         try:
-            yield Finding("ok", f"nltk's punkt_tab for ifeval: {nltk.data.find(PUNKT)}")
+            yield Finding("ok", f"nltk's punkt_tab: {nltk.data.find(PUNKT)}")
         except LookupError:
             yield Finding(
                 "fail", "nltk's punkt_tab, which ifeval needs, is not here; bash sbatch/prefetch.sh --task ifeval"
