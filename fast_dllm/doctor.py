@@ -252,7 +252,9 @@ THOROUGH_CHECKS = (
 
 # -- the command -------------------------------------------------------------------------------------------------------
 def thorough_findings(situation: Situation) -> Iterator[Finding]:
-    needed = ("packaging", "torch", "transformers", "lm_eval", "datasets", "huggingface_hub")
+    needed = ["packaging", "torch", "transformers", "lm_eval", "datasets", "huggingface_hub"]
+    if sys.version_info < (3, 11):
+        needed.append("tomli")
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
         where = situation.venv or "what bash sbatch/venv.sh prints"
