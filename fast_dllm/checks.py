@@ -186,7 +186,7 @@ def check_model(situation: Situation) -> Iterator[Finding]:
     if not situation.is_hub_model:
         yield Finding("fail", f"model {model}: {folder} lacks {lacks}")
     elif situation.offline:
-        yield Finding("fail", f"model {model}: {folder} lacks {lacks}, and HF_HUB_OFFLINE is set; {fetch} (without it)")
+        yield Finding("fail", f"model {model}: {folder} lacks {lacks}; HF_HUB_OFFLINE is set; online: {fetch}")
     else:
         free = shutil.disk_usage(existing(situation.hub_cache)).free
         if free < MODEL_SPACE:
@@ -231,7 +231,7 @@ def check_data_of_task(situation: Situation, task: str) -> Iterator[Finding]:
     fetch = f"bash sbatch/prefetch.sh --task {task}"
     gated = sorted({data.path for data in absent} & set(GATED.values()))
     if situation.offline:
-        yield Finding("fail", f"{what}: not in {situation.data_cache}, and HF_HUB_OFFLINE is set; {fetch} (without it)")
+        yield Finding("fail", f"{what}: not in {situation.data_cache}; HF_HUB_OFFLINE is set; online: {fetch}")
     elif gated and not situation.has_token:
         yield Finding("fail", f"{what}: gated and no token here; {how_to_get_access(gated[0], 'dataset')}")
     elif situation.reach:

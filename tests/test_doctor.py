@@ -20,7 +20,7 @@ import pytest
 import torch
 from script_project import ROOT, Project, pretend_model, system_tools
 
-from fast_dllm import cluster, doctor
+from fast_dllm import checks, cluster, doctor
 from fast_dllm.checks import DataSet, Situation, place_of_data
 from fast_dllm.config import FastDLLMConfig
 
@@ -125,13 +125,15 @@ def test_a_model_folder_without_weights_fails(cluster_project):
     assert (code, starting(lines, "fail model")[-23:]) == (1, "lacks model.safetensors")
 
 
-def test_a_model_that_has_no_room_fails(cluster_project):
-    # no test has a small disk, so the limit is moved
-    checks = cluster_project.root / "fast_dllm" / "checks.py"
-    checks.write_text(checks.read_text().replace("MODEL_SPACE = 20 * GIB", "MODEL_SPACE = 2**30 * GIB"))
-    code, lines = cluster_project.quick("--task", "toy_math")
-    assert code == 1
-    assert "set HF_HOME to a larger disk" in starting(lines, "fail model")
+def test_a_model_that_has_no_room_fails_and_little_room_is_a_warning(monkeypatch, tmp_path):
+    situation = Situation(tmp_path, (), MODEL, tmp_path / "venv", None, {"HF_HOME": str(tmp_path)}, {})
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**29))
+    [finding] = checks.check_model(situation)
+    assert (finding.level, "20 GiB are needed" in finding.text) == ("fail", True)
+    assert {finding.level for finding in checks.check_disk(situation)} == {"warn"}
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**40))
+    assert [finding.level for finding in checks.check_model(situation)] == ["warn"]
+    assert {finding.level for finding in checks.check_disk(situation)} == {"ok"}
 
 
 def test_cluster_settings_count_and_a_wrong_line_in_them_is_exit_2(cluster_project):
