@@ -33,6 +33,7 @@ cd -- "$PROJECT_ROOT"
 load_cluster_settings
 resolve_model "${2:-$DEFAULT_MODEL}"
 for task in "${@:3}"; do check_task "$task"; done
+export_environment
 place=$(venv_location) hash=$(venv_hash)
 printf '%s\0' "$PROJECT_ROOT" "$MODEL" "$place.d/$hash" "$(venv_complete "$place.d" "$hash" || true)"
 env -0
@@ -63,7 +64,7 @@ class Situation:
     """What the checks look at.
 
     `attempts`: the venv's builds are the folders <attempts>.0001, ...; `venv`: the complete one for the requirements.
-    `environment`: what a job would see, sbatch/cluster.env included. `data_sets`: by task, where they are known.
+    `environment`: what an evaluation would see, sbatch/cluster.env included. `data_sets`: by task, where they are known.
     `reach`: asks the hub whether it gives out a "model" or "dataset"; None: ask nobody.
     """
 
