@@ -64,7 +64,7 @@ class Situation:
     """What the checks look at.
 
     `attempts`: the venv's builds are the folders <attempts>.0001, ...; `venv`: the complete one for the requirements.
-    `environment`: what an evaluation would see, sbatch/cluster.env included. `data_sets`: by task, where they are known.
+    `environment`: what an evaluation would see, with sbatch/cluster.env. `data_sets`: by task, where they are known.
     `reach`: asks the hub whether it gives out a "model" or "dataset"; None: ask nobody.
     """
 
