@@ -59,7 +59,7 @@ def check_requirements(manager: TaskManager, tasks: Iterable[str | dict], confir
     """
     configs = [config for task in tasks for config in _task_configs(manager.task_index, task)]
     if any("/ifeval/" in str(config.get("process_results")) for config in configs):
-        _check_sentence_data()
+        find_sentence_data()
     unsafe = [str(config["task"]) for config in configs if config.get("unsafe_code")]
     if unsafe:
         _check_code_execution(", ".join(unsafe), confirm_run_unsafe_code)
@@ -83,11 +83,12 @@ def _task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict
         yield config
 
 
-def _check_sentence_data() -> None:
-    import nltk
+def find_sentence_data() -> str:
+    """Where nltk has what ifeval counts sentences with. Raises UsageError, which says what to do, where it has not."""
+    import nltk.data
 
     try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
+        return str(nltk.data.find("tokenizers/punkt_tab/english/"))
     except LookupError:
         # lm_eval would try to download it while the GPU waits, on nodes that often reach no network
         raise UsageError(

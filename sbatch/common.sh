@@ -96,6 +96,17 @@ resolve_model() {
   esac
 }
 
+load_cluster_settings() { # NAME=value lines of sbatch/cluster.env; what the caller's environment has already set stays
+  local line number=0
+  [[ -f sbatch/cluster.env ]] || return 0
+  while IFS= read -r line || [[ -n $line ]]; do
+    number=$((number + 1))
+    [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
+    [[ $line =~ ^([A-Z_][A-Z0-9_]*)=(.*)$ ]] || die "sbatch/cluster.env, line $number is not NAME=value: $(shown "$line")"
+    [[ -v ${BASH_REMATCH[1]} ]] || export "${BASH_REMATCH[1]}=${BASH_REMATCH[2]}"
+  done <sbatch/cluster.env
+}
+
 has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
 
 task_folder() { printf '%s%s\n' "$1" "${2:+_limit_$2}"; } # task, limit: a limited run can never pass for a full one

@@ -70,21 +70,28 @@ parse_options() {
   if ((${#SELECTED[@]} == 0)); then SELECTED=("${CONFIGS[@]}"); fi
 }
 
-load_cluster_settings() { # NAME=value lines of sbatch/cluster.env; what the caller's environment has already set stays
-  local line number=0
-  [[ -f sbatch/cluster.env ]] || return 0
-  while IFS= read -r line || [[ -n $line ]]; do
-    number=$((number + 1))
-    [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
-    [[ $line =~ ^([A-Z_][A-Z0-9_]*)=(.*)$ ]] || die "sbatch/cluster.env, line $number is not NAME=value: $(shown "$line")"
-    [[ -v ${BASH_REMATCH[1]} ]] || export "${BASH_REMATCH[1]}=${BASH_REMATCH[2]}"
-  done <sbatch/cluster.env
-}
-
 warn_if_reuse_cannot_matter() {
   if one_of "$TASK" mmlu gpqa_main_n_shot toy_choice && ((${#SELECTED[@]} > 1)); then
     say "$TASK is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. One configuration suffices: k1_first"
   fi
+}
+
+# What would make the jobs fail is said before they wait in a queue; warnings are shown and stop nothing.
+look_first() {
+  local python findings status=0
+  ((!LOOKED)) || return 0
+  LOOKED=1
+  python=$(venv_complete "$(venv_location).d" "$(venv_hash)")/bin/python || python=$(venv_find_python 2>/dev/null) || {
+    say "run.sh: no Python >= 3.10 with the venv module here, so nothing is checked before the submission"
+    return 0
+  }
+  findings=$("$python" -m fast_dllm.doctor --quick --task "$TASK" --model "$MODEL" 2>&1) || status=$?
+  grep -v '^ok ' <<<"$findings" >&2 || true
+  if grep -q '^fail ' <<<"$findings"; then
+    say "run.sh: nothing is submitted; python -m fast_dllm.doctor --task $TASK --model $MODEL says more"
+    return 1
+  fi
+  ((status == 0)) || say "run.sh: the check before the submission failed; submitting all the same"
 }
 
 submit_config() { # CONFIG, which is missing, or complete and --force
@@ -144,7 +151,7 @@ submit_missing() {
         fi
         ;;
     esac
-    ((DRY_RUN)) || snapshot_make || return 1
+    if ((!DRY_RUN)); then look_first && snapshot_make || return 1; fi
     submit_config || status=1
   done
   return "$status"
@@ -157,7 +164,7 @@ report() {
 }
 
 main() {
-  DRY_RUN=0
+  DRY_RUN=0 LOOKED=0
   cd -- "$PROJECT_ROOT"
   parse_options "$@"
   case $MODE in

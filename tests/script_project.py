@@ -31,6 +31,14 @@ def system_tools(without: str = "") -> Path:
     return tools
 
 
+def pretend_model(folder: Path) -> Path:
+    """The files that a checkpoint must have, without anything in them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return folder
+
+
 class Project:
     """A project folder and the environment its scripts run in. `slurm`: False leaves Slurm's commands off the PATH."""
 
@@ -42,9 +50,11 @@ class Project:
         shutil.copytree(ROOT / "sbatch", folder / "sbatch", ignore=shutil.ignore_patterns("cluster.env"))
         for name in ("pyproject.toml", "constraints.txt", "setup_tmpdir_venv.sh"):
             shutil.copy(ROOT / name, folder)
-        for name in ("fast_dllm", "tasks", "models/tiny", "experiments/00_baseline", "experiments/01_other"):
+        shutil.copytree(ROOT / "fast_dllm", folder / "fast_dllm", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("tasks", "models/tiny", "experiments/00_baseline", "experiments/01_other"):
             (folder / name).mkdir(parents=True)
             (folder / name / "a file").write_text("")
+        pretend_model(folder / "models" / "tiny")
         (folder / "eval.py").write_text("")
         for name in ("00_baseline", "01_other"):
             (folder / "experiments" / name / "generation_functions.py").write_text(CODE)

@@ -117,10 +117,12 @@ RANK = {
     "errors": 0,
     "prompts": 0,
     "results": 0,
+    "checks": 1,
     "scoring": 1,
     "config": 1,
     "sampling": 1,
     "layer_reuse": 1,
+    "cluster": 2,
     "model": 2,
     "tokenizer": 3,
     "experiments": 3,
@@ -128,8 +130,9 @@ RANK = {
     "chat": 5,
     "harness": 6,
     "task_loading": 6,
+    "doctor": 7,
 }
-KNOW_LM_EVAL = {"harness", "task_loading"}
+KNOW_LM_EVAL = {"harness", "task_loading", "doctor"}
 
 
 def imported(path) -> set[str]:

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from script_project import CONFIGS, Project, system_tools
+from script_project import CONFIGS, Project, pretend_model, system_tools
 
 LINE = "=" * 77
 HOSTILE = [
@@ -492,8 +492,7 @@ def test_options_combine_in_any_order(project):
 
 
 def test_a_model_folder_is_passed_on_with_its_full_path(project):
-    (project.root / "my model").mkdir()
-    (project.root / "my model" / "config.json").write_text("{}")
+    pretend_model(project.root / "my model")
     project.run("--model", "my model", "k1_first")
     command = (project.state / "ids" / "1" / "command").read_text()
     arguments = subprocess.run(

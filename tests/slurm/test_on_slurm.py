@@ -10,6 +10,9 @@ import pytest
 from cluster import NODES, wait_for
 from slurm_project import TASK
 
+from fast_dllm.checks import Situation
+from fast_dllm.cluster import check_slurm
+
 pytestmark = pytest.mark.slurm
 CONFIGS = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
 
@@ -149,3 +152,22 @@ def test_code_that_is_edited_while_jobs_wait_changes_nothing_for_them(project):
     assert entry["detail"] == "stale: generation code changed since it ran"
     code.write_text(original)
     assert project.status(1)["k1_first"]["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        ({}, "ok"),
+        ({"SBATCH_ACCOUNT": "gts-nobody"}, "fail"),
+        ({"SBATCH_QOS": "nosuch"}, "fail"),
+        ({"SBATCH_GRES": "gpu:h100:1"}, "fail"),
+    ],
+)
+def test_the_doctor_tells_what_slurm_would_say_and_queues_nothing(project, settings, level):
+    before = len(project.cluster.jobs())
+    environment = os.environ | project.environment | settings
+    situation = Situation(project.root, (TASK,), "tiny", project.root, None, environment, {})
+    [finding] = check_slurm(situation)
+    assert finding.level == level, finding
+    assert all(f"{name}={value}" in finding.text for name, value in settings.items())
+    assert len(project.cluster.jobs()) == before

@@ -1,0 +1,112 @@
+"""benchmarks/roofline.py: its sums, and that docs/experiments.md shows what it prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from golden_models import ROOT
+from script_project import Project
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import roofline
+
+from fast_dllm.config import FastDLLMConfig
+from fast_dllm.errors import UsageError
+from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.prompts import rewrite_prompt
+
+SIZES = roofline.Sizes.of(FastDLLMConfig())
+RTX_6000 = roofline.GPUS[0]
+BY_NAME = {task.name: task for task in roofline.TASKS}
+
+
+def test_the_document_shows_what_the_script_prints():
+    command = [sys.executable, ROOT / "benchmarks" / "roofline.py"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    tables = printed.strip().split("\n\n")
+    assert [table.count("\n") for table in tables] == [8, 9]
+    document = (ROOT / "docs" / "experiments.md").read_text()
+    for table in tables:
+        assert f"\n\n{table}\n\n" in document
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_weights_are_counted_as_the_model_has_them(tied):
+    config = FastDLLMConfig(hidden_size=128, num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = FastDLLMForCausalLM(config)
+    assert roofline.Sizes.of(config).total_bytes == 2 * sum(weight.numel() for weight in model.parameters())
+
+
+def test_the_default_sizes_are_the_published_ones(shared):
+    folder = shared / "reference" / "fast_dllm_v2_7b"
+    published = FastDLLMConfig.from_pretrained(folder)
+    own = FastDLLMConfig()
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "bd_size", "tie_word_embeddings"):  # fmt: skip
+        assert getattr(own, name) == getattr(published, name)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert SIZES.total_bytes == index["metadata"]["total_size"]
+
+
+def test_a_block_is_limited_by_reading_and_a_long_prompt_by_arithmetic():
+    read = 2 * (SIZES.layers + SIZES.table) / 672e9  # 21 ms
+    for rows in (8, 32):
+        assert SIZES.seconds(RTX_6000, rows, 0, rows) == pytest.approx(read)
+    calculated = (2 * 1000 * SIZES.layers + 2 * SIZES.table + 4 * 28 * 3584 * 1000 * 1000) / 130.5e12
+    assert SIZES.seconds(RTX_6000, 1000, 1000, 1) == pytest.approx(calculated)
+    assert calculated > 4 * read
+
+
+def test_a_task_is_its_questions_times_a_prefill_and_its_forwards():
+    task = roofline.Task("x", questions=10, prompt=100, answer=50)
+    prefill = SIZES.seconds(RTX_6000, 100, 100, 1)
+    block = SIZES.seconds(RTX_6000, 32, 125, 32)
+    assert SIZES.task_seconds(RTX_6000, task, 1.0) == pytest.approx(10 * (prefill + 50 * block))
+    assert SIZES.task_seconds(RTX_6000, task, 0.9) == pytest.approx(10 * (prefill + 20 * block))
+    scored = roofline.Task("x", questions=10, choices=4, prompt=100)
+    assert SIZES.task_seconds(RTX_6000, scored, 1.0) == pytest.approx(10 * prefill)
+
+
+def test_what_does_not_fit_and_what_was_measured_instead_is_told():
+    table = "\n".join(roofline.time_table(SIZES, roofline.with_answer_tokens("gsm8k=125")))
+    assert re.search(r"V100 PCIe 16 GB .*does not fit", table)
+    assert "| 58 min / 24 min |" in table  # on an RTX 6000: 1319 x (125 forwards, or 50, and a prefill) x 21 ms
+    for wrong in ("gsm8k=0", "gsm8k", "mmlu=3", "x=1"):
+        with pytest.raises(UsageError, match="TASK one of gsm8k, minerva_math, ifeval"):
+            roofline.with_answer_tokens(wrong)
+
+
+def test_a_wrong_option_is_one_line_and_exit_2():
+    command = [sys.executable, ROOT / "benchmarks" / "roofline.py", "--answer_tokens", "mmlu=3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_the_examples_are_those_that_baseline_puts_into_the_prompt(tmp_path):
+    project = Project(tmp_path / "project")
+    tasks = ",".join(BY_NAME)
+    assert project.bash("sbatch/baseline.sh", "--model", "tiny", "--limit", "1", "--task", tasks).returncode == 0
+    calls = [shlex.split(line) for line in project.evaluations()]
+    fewshot = {call[call.index("--tasks") + 1]: int(call[call.index("--num_fewshot") + 1]) for call in calls}
+    assert fewshot == {task.name: task.fewshot for task in roofline.TASKS}
+
+
+def test_gsm8ks_prompt_tokens_are_measured(shared):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared / "reference" / "fast_dllm_v2_7b", trust_remote_code=False)
+    lines = (shared / "hub" / "openai" / "gsm8k" / "main" / "test.jsonl").read_text().splitlines()
+    assert len(lines) == BY_NAME["gsm8k"].questions
+    total = 0
+    for line in lines:
+        text = rewrite_prompt(f"Question: {json.loads(line)['question']}\nAnswer:", "gsm8k")
+        turns = [{"role": "user", "content": text}]
+        total += len(tokenizer.encode(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)))
+    assert round(total / len(lines)) == BY_NAME["gsm8k"].prompt
