@@ -48,7 +48,7 @@ def read_command_line():
 
     from fast_dllm.arguments import ModelArguments
     from fast_dllm.errors import UsageError
-    from fast_dllm.task_loading import check_requirements, keep_documents
+    from fast_dllm.task_loading import prepare
 
     cli = HarnessCLI()
     namespace = cli.parse_args()
@@ -79,8 +79,10 @@ def read_command_line():
         task_manager = find_tasks(config)
     except ValueError as error:
         raise UsageError(f"{error}; `python eval.py ls tasks` lists those there are") from None
-    check_requirements(task_manager, config.tasks, config.confirm_run_unsafe_code)
-    return config, keep_documents(task_manager), arguments
+    task_manager = prepare(
+        task_manager, config.tasks, confirm_run_unsafe_code=config.confirm_run_unsafe_code, seed=config.seed[0]
+    )
+    return config, task_manager, arguments
 
 
 def find_tasks(config):

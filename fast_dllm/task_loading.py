@@ -1,4 +1,4 @@
-"""lm_eval's task definitions as they are run here: what they need is checked first, their documents stay the same."""
+"""lm_eval's task definitions as they are run here: what they need is checked first, equal answers get equal scores."""
 
 from __future__ import annotations
 
@@ -52,34 +52,34 @@ def _first_state(generator: random.Random) -> tuple:
     return generator.getstate()
 
 
-def check_requirements(manager: TaskManager, tasks: Iterable[str | dict], confirm_run_unsafe_code: bool) -> None:
-    """Look for what a task would fail on after the model is loaded. Raises UsageError with what to do about it.
+def prepare(
+    manager: TaskManager, tasks: Iterable[str | dict], *, confirm_run_unsafe_code: bool, seed: int | None
+) -> TaskManager:
+    """`manager`, ready to load `tasks`: names of tasks, groups and tags, or configurations.
 
-    `tasks`: names of tasks, groups and tags, or configurations, as TaskManager.load takes them.
+    Raises UsageError, with what to do about it, for what a task would fail on once a model is loaded. `seed`: for what
+    draws random numbers when it scores.
     """
     configs = [config for task in tasks for config in _task_configs(manager.task_index, task)]
     if any("/ifeval/" in str(config.get("process_results")) for config in configs):
         find_sentence_data()
+        _seed_language_detection(seed)
     unsafe = [str(config["task"]) for config in configs if config.get("unsafe_code")]
     if unsafe:
         _check_code_execution(", ".join(unsafe), confirm_run_unsafe_code)
+    return keep_documents(manager)
 
 
 def _task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]:
     """The configurations (functions as text) of the tasks that `task` stands for. Reads no data."""
+    entry = index.get(task if isinstance(task, str) else task.get("group", task.get("task")))
+    config = dict(entry.cfg or {"task": sorted(entry.tags)}) if entry else {}
     if isinstance(task, dict):
-        base = index.get(task.get("group") or task.get("task") if not isinstance(task.get("task"), list) else None)
-        config = {**(base.cfg or {} if base else {}), **task}
-    elif task not in index:
-        return
-    elif index[task].tags and not index[task].cfg:
-        config = {"task": sorted(index[task].tags)}
-    else:
-        config = index[task].cfg
+        config |= task
     if isinstance(config.get("task"), list):
         for child in config["task"]:
             yield from _task_configs(index, child)
-    else:
+    elif config:
         yield config
 
 
@@ -92,8 +92,16 @@ def find_sentence_data() -> str:
     except LookupError:
         # lm_eval would try to download it while the GPU waits, on nodes that often reach no network
         raise UsageError(
-            "ifeval needs nltk's sentence data, which is not there; run: python sbatch/nltk_data.py"
+            "ifeval needs nltk's sentence data, which is not there; run: bash sbatch/prefetch.sh --task ifeval"
+            " (in a venv of your own: python sbatch/nltk_data.py)"
         ) from None
+
+
+def _seed_language_detection(seed: int | None) -> None:
+    """langdetect samples; unseeded, it may call one and the same answer French today and English tomorrow."""
+    import langdetect
+
+    langdetect.DetectorFactory.seed = seed
 
 
 def _check_code_execution(names: str, confirmed: bool) -> None:

@@ -52,7 +52,7 @@ check_experiment() {
 }
 
 check_task() { # $1: name, rest: further valid names
-  one_of "$1" "${TASKS[@]}" "${@:2}" || die "no task named $(shown "$1"); valid: ${TASKS[*]} ${*:2}"
+  one_of "$1" "${TASKS[@]}" "${@:2}" || die "no task named $(shown "$1"); valid: ${TASKS[*]}${2:+ ${*:2}}"
 }
 
 check_config() { # $1: name, $2: further valid names

@@ -97,7 +97,7 @@ venv_build() { # $1: the claimed folder, $2: hash
   beat=$!
   venv_fill "$build" >"$build/build.log" 2>&1 </dev/null || status=$?
   if ((status == 0)) && ! "$build/bin/python" "$CODE_ROOT/sbatch/nltk_data.py" "$build" >>"$build/build.log" 2>&1 </dev/null; then
-    venv_say "$(tail -n 1 -- "$build/build.log"); before ifeval run: python sbatch/nltk_data.py"
+    venv_say "$(tail -n 1 -- "$build/build.log"); before ifeval run: bash sbatch/prefetch.sh --task ifeval"
   fi
   kill "$beat" 2>/dev/null || true
   wait "$beat" 2>/dev/null || true

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import datasets
 import evaluate
 import pytest
 from benchmark_hub import write_hub
+from lm_eval.tasks._index import Entry, Kind
 from planted import ScriptedLM, run_planted
 
 import eval as program
 from fast_dllm import harness
+from fast_dllm.errors import UsageError
+from fast_dllm.task_loading import prepare
 
 HALF, SHOUT = "    return number // 2\n", "    return word.upper() + '!'\n"
 SUM, MIRRORS = "def add_up(n):\n    return sum(range(n + 1))\n", "def mirrors(word):\n    return word == word[::-1]\n"
@@ -66,6 +70,19 @@ def refused(monkeypatch, capsys, *options) -> str:
 
 def test_unconfirmed_it_is_refused(monkeypatch, capsys):
     assert "humaneval runs code that the model wrote" in refused(monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "task", ["mbpp", {"task": "humaneval", "num_fewshot": 1}, {"group": "mine", "task": [{"task": "mbpp"}]}, "a_tag"]
+)
+def test_so_it_is_in_a_group_a_tag_and_a_configuration(task):
+    entries = {
+        name: Entry(name, Kind.TASK, None, {"task": name, "unsafe_code": True}) for name in ("humaneval", "mbpp")
+    }
+    entries["a_tag"] = Entry("a_tag", Kind.TAG, None, tags={"mbpp"})
+    manager = SimpleNamespace(task_index=entries)
+    with pytest.raises(UsageError, match=r"(humaneval|mbpp) runs code"):
+        prepare(manager, [task], confirm_run_unsafe_code=False, seed=0)
 
 
 def test_confirmed_it_still_needs_what_evaluate_asks_for(monkeypatch, capsys):

@@ -350,7 +350,7 @@ def test_everything_that_can_be_wrong_is_said(whole_project, hub_address):
     assert "gated, and this account may not read it; accept its terms at" in starting(lines, "fail data set Idavidrein")
     assert "the hub gives it out" in starting(lines, "warn data set openai/gsm8k")
     assert "the hub has none" in starting(lines, "fail data set google/IFEval")
-    assert "run: python sbatch/nltk_data.py" in starting(lines, "fail ifeval needs nltk's sentence data")
+    assert "run: bash sbatch/prefetch.sh --task ifeval" in starting(lines, "fail ifeval needs nltk's sentence data")
     assert "Home 9.7 GB of 10 GB 97.0%" in starting(lines, "warn quota")
     assert f"1 files of its packages are gone; rm -r {venv}" in starting(lines, "fail venv")
     slurm = starting(lines, "fail Slurm")

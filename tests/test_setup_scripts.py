@@ -126,7 +126,7 @@ def test_a_venv_without_sentence_data_is_complete_and_one_line_says_so(project):
     result = project.bash("sbatch/venv.sh")  # the pretended installer installs nothing
     assert is_complete(result.stdout.strip())
     (line,) = [line for line in result.stderr.splitlines() if "sentence data" in line]
-    assert line.endswith("before ifeval run: python sbatch/nltk_data.py")
+    assert line.endswith("before ifeval run: bash sbatch/prefetch.sh --task ifeval")
 
 
 @pytest.mark.parametrize(
