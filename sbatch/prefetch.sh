@@ -67,6 +67,7 @@ fetch() { # what, command...; says why it failed
 main() {
   cd -- "$PROJECT_ROOT"
   parse_options "$@"
+  load_cluster_settings # the cache may be named there
   check_space
   venv_activate || exit 1
   export_environment
