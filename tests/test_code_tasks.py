@@ -81,7 +81,7 @@ def test_so_it_is_in_a_group_a_tag_and_a_configuration(task):
     }
     entries["a_tag"] = Entry("a_tag", Kind.TAG, None, tags={"mbpp"})
     manager = SimpleNamespace(task_index=entries)
-    with pytest.raises(UsageError, match="(humaneval|mbpp) runs code"):
+    with pytest.raises(UsageError, match=r"(humaneval|mbpp) runs code"):
         prepare(manager, [task], confirm_run_unsafe_code=False, seed=0)
 
 
