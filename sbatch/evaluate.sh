@@ -35,8 +35,8 @@ run_eval() { # log file
   return "$status"
 }
 
-# Reads the run's variables, and FRESH (1: answer everything again, the old summary is set aside). Leaves summary.json, or
-# failure.json and FAILURE_CLASS.
+# Reads the run's variables, and FRESH (1: answer everything again, the old summary is set aside; run.sh --force says the
+# same with the file run_again). Leaves summary.json, or failure.json and FAILURE_CLASS.
 evaluate() {
   local folder output log start=0 status=0 text=""
   FAILURE_CLASS=""
@@ -50,9 +50,10 @@ evaluate() {
   fi
   [[ ! -f $log ]] || start=$(wc -c <"$log")
   rm -f -- "$output/failure.json" "$output"/progress.rank*.json
-  if ((FRESH)); then
+  if ((FRESH)) || [[ -e $output/run_again ]]; then
     rm -rf -- "$output/answers"
     if [[ -f $output/summary.json ]]; then mv -f -- "$output/summary.json" "$output/summary.previous.json"; fi
+    rm -f -- "$output/run_again" # last: ended before this, the next evaluation begins again
   fi
   record_job "$output" "${SLURM_JOB_ID:-}" "$log"
   eval_command "$output"

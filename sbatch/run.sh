@@ -90,12 +90,12 @@ warn_if_reuse_cannot_matter() {
 submit_config() { # CONFIG, which is missing, or complete and --force
   local id
   sbatch_command "" --continue "$CONTINUE"
-  if ((FORCE)); then SBATCH_COMMAND+=(--fresh); fi
   if ((DRY_RUN)); then
     printf '  %s: would be submitted (%s)\n    %s\n' "$CONFIG" "${DETAIL[$CONFIG]:-complete, forced}" "$(printf '%q ' "${SBATCH_COMMAND[@]}")"
     return 0
   fi
   mkdir -p -- "logs/$(run_folder)" # Slurm does not make it, and loses the log
+  if ((FORCE)); then ask_again || return 1; fi
   id=$(submit) || { say "  $CONFIG: sbatch failed: $id"; return 1; }
   mkdir -p -- "results/$(run_folder)"
   record_job "results/$(run_folder)" "$id" "logs/$(run_folder)/slurm_$id.log"

@@ -1,7 +1,6 @@
 """sbatch/_job.sh and its siblings with a pretended evaluation: results kept, failures named, jobs continued or not."""
 
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -29,23 +28,6 @@ def log_of(project, job_id="10"):
     return (project.root / "logs" / f"job_{job_id}.log").read_text()
 
 
-def start_job(project, job_id, *arguments, **extra):
-    """_job.sh in the background, its log as Slurm would name it."""
-    spool = project.state / "spool_script"
-    shutil.copy(project.root / "sbatch" / "_job.sh", spool)
-    log = project.root / "logs" / f"job_{job_id}.log"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("a") as file:
-        return subprocess.Popen(
-            ["bash", str(spool), *arguments],
-            cwd="/",
-            env=project.environment | {"SLURM_JOB_ID": job_id, "SLURM_SUBMIT_DIR": str(project.root)} | extra,
-            stdout=file,
-            stderr=file,
-            stdin=subprocess.DEVNULL,
-        )
-
-
 def wait_until(check, seconds=20):
     end = time.monotonic() + seconds
     while not check():
@@ -54,7 +36,7 @@ def wait_until(check, seconds=20):
 
 
 def test_a_job_leaves_a_complete_summary_and_a_copy_under_artifacts(project):
-    assert project.job("10", *JOB).returncode == 0, log_of(project)
+    assert project.job("10", *JOB) == 0, log_of(project)
     assert project.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
     copy = project.root / "artifacts" / "00_baseline" / "gsm8k_limit_5" / "k2_middle" / "summary.json"
     assert copy.read_bytes() == (output(project) / "summary.json").read_bytes()
@@ -82,7 +64,7 @@ def test_a_job_runs_the_code_that_was_submitted(project):
     command = (project.state / "ids" / "1" / "command").read_text()
     arguments = command.split("_job.sh ")[1].split()
     (project.root / "eval.py").write_text("edited")
-    assert project.job("1", *arguments).returncode == 0
+    assert project.job("1", *arguments) == 0
     [snapshot] = (project.root / ".snapshots").iterdir()
     assert f".snapshots/{snapshot.name}/eval.py" in project.evaluations()[0]
     assert (snapshot / "eval.py").read_text() == ""
@@ -92,11 +74,12 @@ def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
     project.job("10", *JOB)
     copy = project.root / "artifacts" / "00_baseline" / "gsm8k_limit_5" / "k2_middle" / "summary.json"
     copy.unlink()  # as if the first had been ended before it made it
-    assert project.job("11", *JOB).returncode == 0
+    assert project.job("11", *JOB) == 0
     assert len(project.evaluations()) == 1
     assert copy.exists()
     (output(project) / "answers" / "old").mkdir()
-    assert project.job("12", *JOB, "--fresh").returncode == 0
+    project.run("--limit", "5", "--model", "tiny", "--force", "k2_middle")
+    assert project.job("12", *JOB) == 0
     assert len(project.evaluations()) == 2
     assert not (output(project) / "answers" / "old").exists()
 
@@ -118,8 +101,7 @@ def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
     ],
 )
 def test_a_failure_is_named_by_what_the_log_says(project, text, expected):
-    result = project.job("10", *JOB, FAKE_EVAL=f"fail:{text}")
-    assert result.returncode == 1
+    assert project.job("10", *JOB, FAKE_EVAL=f"fail:{text}") == 1
     record = failure(project)
     assert (record["class"], record["exit_code"], record["job_id"]) == (expected, 1, "10")
     assert record["log"] == "logs/job_10.log"
@@ -143,20 +125,20 @@ def test_words_of_an_earlier_run_in_the_same_log_do_not_name_this_failure(projec
 
 
 def test_wrong_input_keeps_its_exit_status(project):
-    assert project.job("10", *JOB, FAKE_EVAL="wrong").returncode == 2
+    assert project.job("10", *JOB, FAKE_EVAL="wrong") == 2
     assert failure(project)["class"] == "wrong_input"
 
 
 @pytest.mark.parametrize(("how", "status"), [("killed", 137), ("child_killed", 1)])
 def test_a_killed_evaluation_is_no_code_error(project, how, status):
     """accelerate's launcher, killed itself or left alone with a child that was, exits with 1 and says nothing."""
-    assert project.job("10", *JOB, FAKE_EVAL=how).returncode == status
+    assert project.job("10", *JOB, FAKE_EVAL=how) == status
     assert failure(project)["class"] == "killed"
 
 
 @pytest.mark.parametrize("how", ["silent", "truncated"])
 def test_an_evaluation_that_ends_well_without_a_whole_summary_has_failed(project, how):
-    assert project.job("10", *JOB, FAKE_EVAL=how).returncode == 70
+    assert project.job("10", *JOB, FAKE_EVAL=how) == 70
     assert not (project.root / "artifacts").exists()
     assert not project.statuses("--limit", "5")["k2_middle"].startswith("✓")
 
@@ -180,7 +162,7 @@ def test_an_older_summary_does_not_pass_for_this_run(project, words):
     ],
 )
 def test_a_job_that_slurm_ends_says_why_and_leaves_its_successor_only_if_that_helps(project, due, expected, continued):
-    process = start_job(project, "10", *JOB, FAKE_EVAL="sleep")
+    process = project.start_job("10", *JOB, FAKE_EVAL="sleep")
     wait_until(lambda: project.evaluations())
     with (project.root / "logs" / "job_10.log").open("a") as log:
         log.write("generating:  20%|##        | 1/5")
@@ -195,7 +177,7 @@ def test_a_job_that_slurm_ends_says_why_and_leaves_its_successor_only_if_that_he
 
 
 def test_the_lines_of_another_job_say_nothing_about_this_one(project):
-    process = start_job(project, "10", *JOB, FAKE_EVAL="sleep")
+    process = project.start_job("10", *JOB, FAKE_EVAL="sleep")
     wait_until(lambda: project.evaluations())
     with (project.root / "logs" / "job_10.log").open("a") as log:
         log.write("slurmstepd-n1: error: *** JOB 1 ON n1 CANCELLED AT 2026-11-22T06:41:36 DUE TO TIME LIMIT ***\n")
@@ -204,7 +186,7 @@ def test_the_lines_of_another_job_say_nothing_about_this_one(project):
     assert failure(project)["class"] == "terminated"
 
 
-CONTINUE = [*JOB, "--after", "9", "--answers", "0"]
+CONTINUE = [*JOB, "--after", "9", "--progress", "0+0"]
 
 
 def record_failure(project, job_id, failure_class):
@@ -216,14 +198,14 @@ def record_failure(project, job_id, failure_class):
 @pytest.mark.parametrize("end", ["time_limit", "preemption", "node_failure"])
 def test_a_job_that_slurm_ended_is_continued(project, end):
     record_failure(project, "9", end)
-    assert project.job("10", *CONTINUE).returncode == 0
+    assert project.job("10", *CONTINUE) == 0
     assert len(project.evaluations()) == 1
 
 
 @pytest.mark.parametrize("end", ["code_error", "cancelled", "gpu_oom", "wrong_input"])
 def test_a_job_that_failed_by_itself_is_not_continued(project, end):
     record_failure(project, "9", end)
-    assert project.job("10", *CONTINUE).returncode == 0
+    assert project.job("10", *CONTINUE) == 0
     assert project.evaluations() == []
     assert failure(project)["class"] == end
     assert project.calls("sbatch") == []
@@ -239,7 +221,7 @@ def test_a_job_that_wrote_nothing_is_continued_by_what_the_accounting_says(proje
 
 def test_two_jobs_in_a_row_without_an_answer_are_the_last(project):
     record_failure(project, "9", "time_limit")
-    assert project.job("10", *CONTINUE, "--stalled", "1").returncode == 1
+    assert project.job("10", *CONTINUE, "--stalled", "1") == 1
     assert project.evaluations() == []
     assert failure(project)["class"] == "no_progress"
 
@@ -249,8 +231,8 @@ def test_progress_resets_the_count_of_jobs_without_any(project):
     answers = output(project) / "answers" / "key"
     answers.mkdir(parents=True)
     (answers / "001.rank0.jsonl").write_text("{}\n{}\n")
-    assert project.job("10", *CONTINUE, "--stalled", "1", FAKE_EVAL="fail:x").returncode == 1
-    assert "--answers 2 --stalled 0" in project.calls("sbatch")[0]
+    assert project.job("10", *CONTINUE, "--stalled", "1", FAKE_EVAL="fail:x") == 1
+    assert "--progress 0+2 --stalled 0" in project.calls("sbatch")[0]
 
 
 def test_the_last_allowed_job_submits_no_other(project):
@@ -260,14 +242,14 @@ def test_the_last_allowed_job_submits_no_other(project):
 
 def test_a_job_goes_on_where_no_successor_can_be_submitted(project):
     (project.state / "sbatch.fail").write_text("sbatch: error: not allowed from compute nodes\n")
-    assert project.job("10", *JOB).returncode == 0
+    assert project.job("10", *JOB) == 0
     assert "no job to continue this one could be submitted: sbatch: error: not allowed" in log_of(project)
 
 
 def test_a_second_job_does_not_touch_what_the_first_is_evaluating(project):
-    first = start_job(project, "10", *JOB, FAKE_EVAL="sleep")
+    first = project.start_job("10", *JOB, FAKE_EVAL="sleep")
     wait_until(lambda: project.evaluations())
-    assert project.job("11", *JOB).returncode == 75
+    assert project.job("11", *JOB) == 75
     assert len(project.evaluations()) == 1
     first.terminate()
     first.wait(20)
@@ -277,7 +259,7 @@ def test_a_job_whose_gpu_is_gone_does_not_fall_back_to_the_cpu(project):
     broken = project.state / "bin" / "nvidia-smi"
     broken.write_text("#!/usr/bin/env bash\necho 'NVIDIA-SMI has failed'\nexit 9\n")
     broken.chmod(0o755)
-    assert project.job("10", *JOB, SLURM_JOB_GPUS="0").returncode == 1
+    assert project.job("10", *JOB, SLURM_JOB_GPUS="0") == 1
     assert project.evaluations() == []
     assert failure(project)["class"] == "node_failure"
 
@@ -302,7 +284,7 @@ def test_with_a_gpu_the_evaluation_is_not_forced_to_the_cpu(project):
 
 def test_a_venv_that_cannot_be_built_is_named(project):
     (project.state / "uv.log.fail").touch()
-    assert project.job("10", *JOB).returncode == 1
+    assert project.job("10", *JOB) == 1
     assert failure(project)["class"] == "venv"
     assert "no route to the package index" in failure(project)["last_lines"]
 
