@@ -18,15 +18,16 @@ log_of_this_job() { # the file that Slurm writes this script's output to; relati
 # In a batch job: in the background, because bash runs a trap only between commands, and the signal before the end of a
 # job must be noticed at once. By hand: in the foreground, where Ctrl-C reaches it.
 run_eval() { # log file
-  local child status
+  local child="" status
   if [[ ${BATCH:-no} != yes ]]; then
     # both streams go into the log and stay what they are; pipefail makes the status eval.py's
     { { "${EVAL_COMMAND[@]}" 2>&3 | tee -a -- "$1"; } 3>&1 >&4 | tee -a -- "$1" >&2; } 4>&1
     return
   fi
+  trap 'TOLD_TO_STOP=yes; kill -TERM "$child" 2>/dev/null || true' TERM
   "${EVAL_COMMAND[@]}" &
   child=$!
-  trap 'TOLD_TO_STOP=yes; kill -TERM "$child" 2>/dev/null || true' TERM
+  if [[ $TOLD_TO_STOP == yes ]]; then kill -TERM "$child" 2>/dev/null || true; fi # before its number was known
   while :; do
     status=0
     wait "$child" || status=$?

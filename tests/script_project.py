@@ -80,9 +80,7 @@ class Project:
     def run(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
         return self.bash("sbatch/run.sh", *arguments, **extra)
 
-    def start_job(
-        self, job_id: str, *arguments: str, script: str = "sbatch/_job.sh", **extra: str
-    ) -> subprocess.Popen:
+    def start_job(self, job_id: str, *arguments: str, script: str = "sbatch/_job.sh", **extra: str) -> subprocess.Popen:
         """A script as Slurm runs it: a copy of it, from another place, its output in the log file."""
         spool = self.state / f"spool_script_{job_id}"
         shutil.copy(self.root / script, spool)
@@ -102,7 +100,9 @@ class Project:
 
     def job(self, job_id: str, *arguments: str, **extra: str) -> int:
         """The exit status of a script that Slurm runs to its end."""
-        return self.start_job(job_id, *arguments, **extra).wait(120)
+        status = self.start_job(job_id, *arguments, **extra).wait(120)
+        self.set_job(job_id, "FAILED" if status else "COMPLETED")
+        return status
 
     def successor(self, number: int = -1) -> tuple[str, list[str]]:
         """The script and the options of a submitted job, of those there are the last one."""
