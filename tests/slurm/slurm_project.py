@@ -62,15 +62,15 @@ class SlurmProject:
         entries = json.loads(self.bash("sbatch/run.sh", *words).stdout)["configurations"]
         return {entry["config"]: entry for entry in entries}
 
-    def folder(self, config: str, limit: int) -> Path:
-        return self.root / "results" / "00_baseline" / f"{TASK}_limit_{limit}" / config
+    def folder(self, config: str, limit: int, task: str = TASK) -> Path:
+        return self.root / "results" / "00_baseline" / f"{task}_limit_{limit}" / config
 
-    def summary(self, config: str, limit: int) -> dict:
-        return json.loads((self.folder(config, limit) / "summary.json").read_text())
+    def summary(self, config: str, limit: int, task: str = TASK) -> dict:
+        return json.loads((self.folder(config, limit, task) / "summary.json").read_text())
 
-    def numbers(self, config: str, limit: int) -> dict:
+    def numbers(self, config: str, limit: int, task: str = TASK) -> dict:
         """What must not depend on what happened on the way."""
-        summary = self.summary(config, limit)
+        summary = self.summary(config, limit, task)
         names = ("forwards", "new_tokens", "requests", "tokens_per_forward")
         throughput = {name: summary["throughput"][name] for name in names}
         return throughput | {name: summary[name] for name in ("accuracy", "accuracy_stderr", "num_samples", "subtasks")}
@@ -99,9 +99,10 @@ class SlurmProject:
         return wait_for(f"{config} to be {state}", reached, seconds, every=1)
 
     def jobs(self, config: str, limit: int) -> list[dict[str, str]]:
-        name = f"00_baseline/{TASK}_limit_{limit}/{config}"
-        found = [job for job in self.cluster.jobs() if job["JobName"] == name and job["WorkDir"] == str(self.root)]
-        return found
+        return self.jobs_named(f"00_baseline/{TASK}_limit_{limit}/{config}")
+
+    def jobs_named(self, name: str) -> list[dict[str, str]]:
+        return [job for job in self.cluster.jobs() if job["JobName"] == name and job["WorkDir"] == str(self.root)]
 
     def processes(self, config: str, limit: int) -> list[int]:
         """The evaluation's processes, by their command line."""

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from cluster import NODES, wait_for
-from slurm_project import TASK
+from slurm_project import TASK, SlurmProject
 
 pytestmark = pytest.mark.slurm
 CONFIGS = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
@@ -18,6 +18,12 @@ def kill(processes):
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+def preempt(project, job):
+    """A paid job that wants the node for itself."""
+    where = ("--account=gts-lab", "--qos=inferno", f"--nodelist={job['NodeList']}", "--gres=gpu:rtx_6000:2")
+    project.cluster.run("sbatch", *where, "--cpus-per-task=1", "--output=/dev/null", "--wrap=sleep 3")
 
 
 def complete_both(project, disturbed, undisturbed, limit):
@@ -82,13 +88,32 @@ def test_a_preempted_job_is_continued_without_anyone_typing(project):
     limit = project.questions_for(seconds=15)
     project.submit(limit, "k3_middle", SBATCH_QOS="embers")
     project.wait_answered("k3_middle", limit, 1)
-    node = project.jobs("k3_middle", limit)[0]["NodeList"]
-    paid = ("--account=gts-lab", "--qos=inferno", f"--nodelist={node}", "--gres=gpu:rtx_6000:2", "--cpus-per-task=1")
-    project.cluster.run("sbatch", *paid, "--output=/dev/null", "--wrap=sleep 3")
+    preempt(project, project.jobs("k3_middle", limit)[0])
     wait_for("the preemption", lambda: project.jobs("k3_middle", limit)[0]["State"] == "PREEMPTED")
     project.submit(limit, "k3_first", SBATCH_QOS="inferno")
     complete_both(project, "k3_middle", "k3_first", limit)
     assert [job["State"] for job in project.jobs("k3_middle", limit)][:2] == ["PREEMPTED", "COMPLETED"]
+
+
+def test_a_preempted_baseline_is_continued_with_the_code_and_the_resources_that_it_had(project, cluster, tmp_path):
+    limit = project.questions_for(seconds=4)
+    words = ["sbatch/baseline.sh", "--model", "tiny", "--task", "toy_math,toy_choice", "--limit", str(limit)]
+    project.cluster.run("sbatch", "--qos=embers", "--time=50", *words, cwd=project.root, env=project.environment)
+    by_hand = SlurmProject(tmp_path / "undisturbed", cluster)
+    undisturbed = subprocess.Popen(["bash", *words], cwd=by_hand.root, env=by_hand.environment)
+    project.wait_answered("plain", limit, 1)
+    preempt(project, project.jobs_named("baseline")[0])
+    (project.root / "eval.py").write_text("raise RuntimeError('edited while the job ran')\n")
+    wait_for("the preemption", lambda: project.jobs_named("baseline")[0]["State"] == "PREEMPTED")
+    # the accounting may hear of a job only when it starts
+    wait_for("its continuation", lambda: "COMPLETED" in [job["State"] for job in project.jobs_named("baseline")], 180)
+    first, second = project.jobs_named("baseline")[:2]
+    assert (first["QOS"], first["Timelimit"]) == (second["QOS"], second["Timelimit"]) == ("embers", "00:50:00")
+    wait_for("what waited to continue it to be gone", lambda: not project.cluster.run("squeue", "-h").stdout)
+    assert undisturbed.wait(180) == 0
+    for task in ("toy_math", "toy_choice"):
+        assert project.numbers("plain", limit, task) == by_hand.numbers("plain", limit, task)
+    assert project.summary("plain", limit)["num_segments"] == 2
 
 
 def test_a_job_on_a_node_that_dies_is_continued_on_another(project):
