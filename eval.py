@@ -174,6 +174,7 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, log_s
 def main() -> None:
     from lm_eval.utils import make_table, setup_logging
 
+    from fast_dllm.answers import TakenOverError
     from fast_dllm.errors import UsageError
 
     setup_logging()
@@ -185,11 +186,16 @@ def main() -> None:
         lm = FastDLLM(**arguments.as_dict())
         loaded = time.time()
         if config.output_path:
-            lm.keep_answers(Path(config.output_path))
+            claim = os.environ.get("FAST_DLLM_CLAIM")  # evaluate.sh's lock
+            lm.keep_answers(Path(config.output_path), claim=Path(claim) if claim else None)
         found = evaluate(config, task_manager, lm)
+        if config.output_path:
+            lm.store.check_claim()
     except UsageError as error:
         print(f"eval.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except TakenOverError as error:
+        sys.exit(f"eval.py: {error}")
     cost = lm.total_cost()
     if lm.rank != 0:
         return

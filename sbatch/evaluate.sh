@@ -58,7 +58,12 @@ evaluate() {
   fi
   record_job "$output" "${SLURM_JOB_ID:-}" "$log"
   eval_command "$output"
-  run_eval "$log" || status=$?
+  FAST_DLLM_CLAIM=$LOCK run_eval "$log" || status=$?
+  if ! lock_is_ours; then
+    say "$folder was taken over by $(lock_owner "$output/.lock") while this process could not be seen to live; it is left to that one"
+    lock_release
+    return 75
+  fi
   if ((status == 0)) && ! has_new_summary "$output"; then
     say "eval.py ended without an error, but left no complete summary: ${REASON:-no file}"
     status=70

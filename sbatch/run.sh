@@ -143,6 +143,7 @@ submit_missing() {
         fi
         ;;
     esac
+    ((DRY_RUN)) || lock_is_ours || { say "run.sh: another run.sh took this one for dead and goes on"; return 1; }
     ((DRY_RUN)) || snapshot_make || return 1
     submit_config || status=1
   done

@@ -96,6 +96,7 @@ class Project:
                 stdout=file,
                 stderr=file,
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def job(self, job_id: str, *arguments: str, **extra: str) -> int:

@@ -1,6 +1,7 @@
 """sbatch/_job.sh and its siblings with a pretended evaluation: results kept, failures named, jobs continued or not."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -276,6 +277,28 @@ def test_a_job_whose_gpu_is_gone_does_not_fall_back_to_the_cpu(project):
     assert project.job("10", *JOB, SLURM_JOB_GPUS="0") == 1
     assert project.evaluations() == []
     assert failure(project)["class"] == "node_failure"
+
+
+def test_a_job_that_was_cut_off_and_comes_back_leaves_the_run_to_the_one_that_took_over(project):
+    """Its node is stopped for longer than a living one is silent; another node's job goes on; then it wakes up."""
+    first = project.start_job("10", *JOB, FAKE_EVAL="wait")
+    wait_until(lambda: project.evaluations())
+    os.killpg(first.pid, signal.SIGSTOP)
+    (project.state / "bin" / "uname").write_text("#!/usr/bin/env bash\necho another_node\n")
+    (project.state / "bin" / "uname").chmod(0o755)
+    second = project.start_job("11", *JOB, DEAD_SECONDS="3", FAKE_EVAL="wait")
+    wait_until(lambda: len(project.evaluations()) == 2)
+    (project.state / "go").touch()
+    os.killpg(first.pid, signal.SIGCONT)
+    assert first.wait(20) == 75
+    assert "another process has taken over" in log_of(project, "10")
+    assert "was taken over by another_node" in log_of(project, "10")
+    assert second.wait(20) == 0
+    record = json.loads((output(project) / "job.json").read_text())
+    assert record["job_id"] == "11"
+    assert not (output(project) / "failure.json").exists()
+    [lock] = output(project).glob(".lock.*")
+    assert (lock.name, (lock / "released").exists()) == (".lock.0002", True)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"OMP_NUM_THREADS": "4"}, "4")])

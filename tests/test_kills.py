@@ -4,12 +4,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def words(limit):
+    model_args = "model_path=tiny,threshold=1,experiment_name=00_baseline,reuse_k=2,layer_subset=middle"
+    return [
+        *("--tasks", "toy_math", "--limit", str(limit), "--batch_size", "1", "--num_fewshot", "0"),
+        *("--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn", "--model_args", model_args),
+    ]
 
 
 def result_of(event):
@@ -21,13 +33,8 @@ def result_of(event):
 
 
 def killed_runs(folder, kills, limit):
-    model_args = "model_path=tiny,threshold=1,experiment_name=00_baseline,reuse_k=2,layer_subset=middle"
-    command = [sys.executable, str(ROOT / "tests" / "kill_server.py"), "1", str(folder), str(kills)]
-    command += ["--tasks", "toy_math", "--limit", str(limit), "--batch_size", "1", "--num_fewshot", "0"]
-    command += ["--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn"]
-    command += ["--model_args", model_args]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    command = [sys.executable, str(ROOT / "tests" / "kill_server.py"), "1", str(folder), str(kills), *words(limit)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -58,6 +65,22 @@ def check(events, kills):
 def test_a_few_kills(tmp_path):
     """About 40 s on one core."""
     assert max(check(killed_runs(tmp_path, kills=6, limit=5), kills=6)) >= 2, "no kill came between two answers"
+
+
+def test_two_that_evaluate_one_run_at_once_leave_whole_and_equal_results(tmp_path):
+    """What a lock should prevent: each takes the other for dead. About 30 s on one core."""
+    folder, seen = tmp_path / "run", []
+    command = [sys.executable, str(ROOT / "eval.py"), *words(4), "--output_path", f"{folder}/"]
+    both = [subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    while any(process.poll() is None for process in both):
+        if (folder / "summary.json").exists():
+            seen.append({name: json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "results")})
+        time.sleep(0.05)
+    assert [process.returncode for process in both] == [0, 0], [process.stderr.read()[-2000:] for process in both]
+    seen.append({name: json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "results")})
+    assert all(result_of(event) == result_of(seen[0]) for event in seen)
+    assert seen[0]["summary"]["num_samples"] == seen[0]["summary"]["throughput"]["requests"] == 4
+    assert not (folder / "answers").exists()
 
 
 @pytest.mark.slow
