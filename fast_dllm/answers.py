@@ -70,7 +70,7 @@ def side_by_side(processes: Iterable[Mapping[str, float]]) -> Counter[str]:
 class AnswerStore:
     """The answers given under one identity, by this process and by those before it. Iterates over request keys.
 
-    claim: the folder that says that the run is this process's own (sbatch/lock.sh); None where nobody else can be at it.
+    claim: the folder that says that the run is this process's own (sbatch/lock.sh); None: nobody else can be at it.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class AnswerStore:
         self.report_progress()
 
     def check_claim(self) -> None:
-        """Raises TakenOverError when the claim is gone: a process can be cut off, or stopped, for long, and then go on."""
+        """Raises TakenOverError when the claim is gone: a process can be cut off, or stopped, and then go on."""
         if self._claim is not None:
             try:
                 (self._claim / "owner").read_bytes()  # reading asks the file server; exists() may answer from memory

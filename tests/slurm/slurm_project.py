@@ -72,7 +72,7 @@ class SlurmProject:
         """What must not depend on what happened on the way."""
         summary = self.summary(config, limit, task)
         names = ("forwards", "new_tokens", "requests", "tokens_per_forward")
-        throughput = {name: summary["throughput"][name] for name in names}
+        throughput = {name: summary["throughput"].get(name) for name in names}  # no tokens where letters are scored
         return throughput | {name: summary[name] for name in ("accuracy", "accuracy_stderr", "num_samples", "subtasks")}
 
     def answered(self, config: str, limit: int) -> int:
