@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -23,8 +24,6 @@ def venv_of_this_run() -> str:
 
 
 class SlurmProject:
-    seconds_each: float | None = None  # of a question, as first measured
-
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.root, self.cluster = folder, cluster
         folder.mkdir(parents=True)
@@ -79,16 +78,15 @@ class SlurmProject:
         files = self.folder(config, limit).glob("answers/*/*.jsonl")
         return sum(file.read_bytes().count(b"\n") for file in files)
 
-    def questions_for(self, seconds: float) -> int:
-        """How many questions keep one evaluation busy for about so long on this machine."""
-        if SlurmProject.seconds_each is None:
-            words = ["--task", TASK, "--model", "tiny", "--limit", "3", "--config", "k3_last"]
-            self.bash("sbatch/local.sh", *words)
-            SlurmProject.seconds_each = self.summary("k3_last", 3)["throughput"]["seconds_generating"] / 3
-        return max(3, int(seconds / SlurmProject.seconds_each) + 1)
-
-    def wait_answered(self, config: str, limit: int, count: int) -> None:
-        wait_for(f"{count} answers of {config}", lambda: self.answered(config, limit) >= count, 240)
+    def hold_after_an_answer(self, config: str, limit: int) -> None:
+        """Stop the evaluation once it has answered, so that it is under way however fast the machine is. Slurm wakes up
+        (SIGCONT) what it ends."""
+        wait_for(f"an answer of {config}", lambda: self.answered(config, limit), 240, every=0.05)
+        processes = self.processes(config, limit)
+        assert processes, "it was over before it could be stopped"
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        assert self.answered(config, limit) < limit
 
     def wait_state(self, config: str, limit: int, state: str, seconds: float = 300) -> dict:
         def reached() -> dict | None:
