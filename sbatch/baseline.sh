@@ -78,7 +78,7 @@ parse_options() {
 
 go_on_from_snapshot() { # this script's options
   local tries=1
-  while snapshot_name && ! snapshot_make; do
+  until snapshot_name && snapshot_make; do
     ((tries++ < 3)) || exit 1
     sleep 1
   done
@@ -101,8 +101,13 @@ successor_command() {
 }
 
 run_task() { # TASK
-  local status=0
+  local status=0 made_with
   if task_is_complete; then
+    made_with=${JSON["results/$(run_folder)/summary.json:model_args.model_path"]-}
+    if [[ $made_with != "$MODEL" ]]; then
+      say "== $(run_folder) is complete, but of model $made_with, not $MODEL; --force runs it again"
+      return 1
+    fi
     say "== $(run_folder) is complete, skipped"
     keep_in_artifacts # the job before may have been ended between its last answer and this
     return 0

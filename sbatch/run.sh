@@ -144,7 +144,7 @@ submit_missing() {
         ;;
     esac
     ((DRY_RUN)) || lock_is_ours || { say "run.sh: another run.sh took this one for dead and goes on"; return 1; }
-    ((DRY_RUN)) || snapshot_make || return 1
+    ((DRY_RUN)) || snapshot_make || { say "run.sh: nothing more is submitted; run it again"; return 1; }
     submit_config || status=1
   done
   return "$status"

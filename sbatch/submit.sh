@@ -29,7 +29,7 @@ snapshot_make() {
   # a file that was edited while it was copied would not be the one that was hashed
   if [[ $({ (cd -- "$new" && snapshot_files | xargs -0 sha256sum); printf '%s' "$SNAPSHOT_STATE"; } | sha256sum | cut -c 1-16) != "$SNAPSHOT" ]]; then
     rm -rf -- "$new"
-    say "a file changed while the code was copied; nothing was submitted, run it again"
+    say "a file changed while the code was copied: $PROJECT_ROOT"
     return 1
   fi
   mv -T -- "$new" ".snapshots/$SNAPSHOT" 2>/dev/null || rm -rf -- "$new" # another run.sh was faster with the same files

@@ -277,6 +277,7 @@ def test_a_job_whose_gpu_is_gone_does_not_fall_back_to_the_cpu(project):
     assert project.job("10", *JOB, SLURM_JOB_GPUS="0") == 1
     assert project.evaluations() == []
     assert failure(project)["class"] == "node_failure"
+    assert project.calls("scancel") == []  # the job that waits goes on, perhaps on another node
 
 
 def test_a_job_that_was_cut_off_and_comes_back_leaves_the_run_to_the_one_that_took_over(project):
@@ -539,6 +540,18 @@ def test_a_complete_baseline_is_a_job_that_submits_and_builds_nothing(project):
     assert len(project.evaluations()) == 3
     assert project.calls("sbatch") == []
     assert not (project.state / "another.d").exists()
+
+
+def test_a_result_of_another_model_does_not_pass_for_the_baseline_that_was_asked_for(project):
+    project.bash("sbatch/baseline.sh", *BASELINE)
+    (project.root / "mine").mkdir()
+    (project.root / "mine" / "config.json").write_text("{}")
+    words = [*BASELINE[:2], "--model", "mine", "--task", "toy_math"]
+    result = project.bash("sbatch/baseline.sh", *words)
+    assert (result.returncode, len(project.evaluations())) == (1, 3)
+    assert "toy_math_limit_3/plain is complete, but of model tiny, not " in result.stderr
+    assert project.bash("sbatch/baseline.sh", *words, "--force").returncode == 0
+    assert len(project.evaluations()) == 4
 
 
 def test_a_forced_baseline_that_slurm_ended_does_not_forget_what_it_answered(project):

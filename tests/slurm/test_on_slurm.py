@@ -42,6 +42,7 @@ def test_two_runs_at_once_give_nine_jobs_and_nine_complete_summaries(project):
         subprocess.Popen(words, cwd=project.root, env=project.environment, stdout=subprocess.PIPE) for _ in range(2)
     ]
     assert [run.wait(120) for run in runs] == [0, 0]
+    wait_for("the accounting to know the jobs", lambda: all(project.jobs(config, 1) for config in CONFIGS))
     first = {config: project.jobs(config, 1)[0]["JobIDRaw"] for config in CONFIGS}
     assert len(set(first.values())) == 9
     for config in CONFIGS:
