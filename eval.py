@@ -200,13 +200,21 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, log_s
     write_json_atomic(folder / "summary.json", summary)
 
 
+def claim_on(folder: Path) -> Path | None:
+    """The lock that the calling script holds on `folder` (sbatch/lock.sh); None where no script called."""
+    claims = map(Path, filter(None, os.environ.get("FAST_DLLM_CLAIMS", "").split(":")))
+    return {claim.parent: claim for claim in claims}.get(folder)
+
+
 def run(config, task_manager, lm, folder: Path | None, began: float, loaded: float) -> None:
     """One evaluation from the first question to its files in `folder`."""
     from lm_eval.utils import make_table
 
     if folder:
-        lm.keep_answers(folder)
+        lm.keep_answers(folder, claim=claim_on(folder))
     found = evaluate(config, task_manager, lm)
+    if folder:
+        lm.store.check_claim()
     cost = lm.total_cost()
     if lm.rank != 0:
         return
@@ -226,6 +234,7 @@ def run(config, task_manager, lm, folder: Path | None, began: float, loaded: flo
 def main() -> None:
     from lm_eval.utils import setup_logging
 
+    from fast_dllm.answers import TakenOverError
     from fast_dllm.errors import UsageError
 
     setup_logging()
@@ -251,6 +260,8 @@ def main() -> None:
     except UsageError as error:
         print(f"eval.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except TakenOverError as error:
+        sys.exit(f"eval.py: {error}")
 
 
 if __name__ == "__main__":

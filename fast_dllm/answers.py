@@ -45,6 +45,10 @@ PROGRESS_SECONDS = 2.0
 _SEGMENT_FILE = re.compile(r"(\d{3,})\.rank(\d+)\.jsonl")
 
 
+class TakenOverError(RuntimeError):
+    """This process was taken for dead, and another one evaluates the run now."""
+
+
 def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
@@ -64,9 +68,15 @@ def side_by_side(processes: Iterable[Mapping[str, float]]) -> Counter[str]:
 
 
 class AnswerStore:
-    """The answers given under one identity, by this process and by those before it. Iterates over request keys."""
+    """The answers given under one identity, by this process and by those before it. Iterates over request keys.
 
-    def __init__(self, folder: Path, identity: Mapping[str, object], *, rank: int = 0) -> None:
+    claim: the folder that says that the run is this process's own (sbatch/lock.sh); None: nobody else can be at it.
+    """
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, object], *, rank: int = 0, claim: Path | None = None
+    ) -> None:
+        self._claim = claim
         self.key = hashlib.sha256(_canonical([FORMAT, dict(identity)]).encode()).hexdigest()
         self.folder = Path(folder) / "answers" / self.key[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,8 +152,17 @@ class AnswerStore:
         self._total += num_requests
         self.report_progress()
 
+    def check_claim(self) -> None:
+        """Raises TakenOverError when the claim is gone: a process can be cut off, or stopped, and then go on."""
+        if self._claim is not None:
+            try:
+                (self._claim / "owner").read_bytes()  # reading asks the file server; exists() may answer from memory
+            except OSError as error:
+                raise TakenOverError(f"another process has taken over {self._progress.parent}") from error
+
     def append(self, answers: Mapping[str, object], counters: Mapping[str, float]) -> None:
-        """Add one batch's answers and what they cost; on return they are on disk."""
+        """Add one batch's answers and what they cost; on return they are on disk. Raises TakenOverError."""
+        self.check_claim()
         line = (json.dumps({"answers": dict(answers), "counters": dict(counters)}) + "\n").encode()
         start = os.fstat(self._file).st_size
         try:
@@ -199,7 +218,8 @@ class AnswerStore:
     def discard(self) -> None:
         """Forget this identity's answers: the run they belong to is complete and has its own files."""
         self.close()
-        shutil.rmtree(self.folder)
+        with contextlib.suppress(FileNotFoundError):  # another process, taken over from, has just done it
+            shutil.rmtree(self.folder)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()  # unless it holds another identity's answers
         for progress in self._progress.parent.glob("progress.rank*.json"):

@@ -266,9 +266,12 @@ class FastDLLM(TemplateLM):
 
     # ---- answers that outlive the process --------------------------------------------------------------------
 
-    def keep_answers(self, folder: Path) -> None:
-        """Answer durably from here on: what an earlier, interrupted run under the same identity answered counts."""
-        self.store = AnswerStore(folder, self.identity(), rank=self.rank)
+    def keep_answers(self, folder: Path, claim: Path | None = None) -> None:
+        """Answer durably from here on: what an earlier, interrupted run under the same identity answered counts.
+
+        claim: see AnswerStore; once it is gone, generate_until and the others raise TakenOverError.
+        """
+        self.store = AnswerStore(folder, self.identity(), rank=self.rank, claim=claim)
         if self.store.num_recovered:
             logger.warning("continuing: %d answers of an interrupted run found", self.store.num_recovered)
 

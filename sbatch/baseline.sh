@@ -11,13 +11,26 @@
 #SBATCH --output=baseline_%j.log
 # The plain model, without layer reuse, at threshold 1, on every task: sbatch sbatch/baseline.sh [OPTION...]
 # Submitted from the project's folder. Also runs without Slurm: bash sbatch/baseline.sh --model tiny --limit 2 --task toy_math
+# As a job it first copies the code and goes on from the copy (--snapshot), so that what is edited or pulled during the
+# next hours changes nothing; and it is continued as _job.sh is (continue.sh).
 set -euo pipefail
-cd -- "${SLURM_SUBMIT_DIR:-$(dirname -- "${BASH_SOURCE[0]}")/..}"
-[[ -f sbatch/common.sh ]] || { echo "baseline.sh: no sbatch/common.sh in $PWD: submit it from the project's folder" >&2; exit 2; }
+# the script of a batch job, and not one that somebody starts by hand within an allocation
+if [[ -n ${SLURM_JOB_ID:-} && ${SLURM_TASK_PID:-} == "$$" ]]; then BATCH=yes; else BATCH=no; fi
+if [[ $BATCH == yes ]]; then cd -- "$SLURM_SUBMIT_DIR"; else cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."; fi
+PROJECT_ROOT=$(pwd -P) SNAPSHOT=""
+if [[ ${1:-} == --snapshot ]]; then
+  SNAPSHOT=$2
+  shift 2
+fi
+[[ -f ${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh ]] || { echo "baseline.sh: no sbatch/common.sh in $PROJECT_ROOT/${SNAPSHOT:+.snapshots/$SNAPSHOT}: submit it from the project's folder" >&2; exit 2; }
 # shellcheck source=sbatch/common.sh
-source sbatch/common.sh
+source "${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh"
 # shellcheck source=sbatch/evaluate.sh
-source sbatch/evaluate.sh
+source "$CODE_ROOT/sbatch/evaluate.sh"
+# shellcheck source=sbatch/submit.sh
+source "$CODE_ROOT/sbatch/submit.sh"
+# shellcheck source=sbatch/continue.sh
+source "$CODE_ROOT/sbatch/continue.sh"
 
 BASELINE_TASKS=(mmlu gpqa_main_n_shot gsm8k minerva_math ifeval)
 
@@ -27,63 +40,124 @@ Usage: sbatch sbatch/baseline.sh [OPTION...]
 Evaluates the plain model (no layer reuse, threshold 1) on ${BASELINE_TASKS[*]};
 mmlu with 5 examples in the prompt, the others with none. Results: results/$DEFAULT_EXPERIMENT/<task>[_limit_<N>]/plain/.
 A task that fails does not stop the others; the exit status is 1 then. Tasks that are complete are skipped.
+Without Slurm: bash sbatch/baseline.sh [OPTION...]
 
   --task T[,T]   only these: ${TASKS[*]}
   --limit N      only the first N questions (of each subtask)
   --model M      a hub id, a folder or tiny (default $DEFAULT_MODEL)
   --force        run complete ones again, from the first question
+  --continue N   how many further jobs may continue one that Slurm ended: time limit, preemption, node failure (default 3)
   --help
 HELP
 }
 
 parse_options() {
-  SELECTED=("${BASELINE_TASKS[@]}") EXPERIMENT=$DEFAULT_EXPERIMENT CONFIG=plain THRESHOLD=1 LIMIT="" MODEL=$DEFAULT_MODEL FRESH=0
+  RUN_TASKS=("${BASELINE_TASKS[@]}") EXPERIMENT=$DEFAULT_EXPERIMENT CONFIG=plain THRESHOLD=1 LIMIT="" MODEL=$DEFAULT_MODEL
   # shellcheck disable=SC2034 # read in evaluate.sh and common.sh
-  BATCH_SIZE=1 BATCH=${SLURM_JOB_ID:+yes}
+  BATCH_SIZE=1 FRESH=0 FORCE=0 CONTINUE=3
   while (($#)); do
     case $1 in
-      --task | --limit | --model) need_value "$1" $# ;;&
+      --task | --limit | --model | --continue | --after | --progress | --stalled) need_value "$1" $# ;;&
       --task)
         [[ $2 != *[[:cntrl:]]* ]] || die "no task named $(shown "$2"); valid: ${TASKS[*]}"
-        IFS=, read -r -a SELECTED <<<"$2"
-        ((${#SELECTED[@]})) || die "--task needs a name; valid: ${TASKS[*]}"
+        IFS=, read -r -a RUN_TASKS <<<"$2"
+        ((${#RUN_TASKS[@]})) || die "--task needs a name; valid: ${TASKS[*]}"
         shift
         ;;
       --limit) check_count "$1" "$2"; LIMIT=$2; shift ;;
       --model) resolve_model "$2"; shift ;;
-      --force) FRESH=1 ;;
+      --force) FORCE=1 ;;
+      --continue | --after | --progress | --stalled) continue_option "$1" "$2"; shift ;;
       -h | --help) usage; exit 0 ;;
-      *) die "unknown option $(shown "$1"); valid: --task --limit --model --force --help" ;;
+      *) die "unknown option $(shown "$1"); valid: --task --limit --model --force --continue --help" ;;
     esac
     shift
   done
-  for TASK in "${SELECTED[@]}"; do check_task "$TASK"; done
+  for TASK in "${RUN_TASKS[@]}"; do check_task "$TASK"; done
+}
+
+go_on_from_snapshot() { # this script's options
+  local tries=1
+  until snapshot_name && snapshot_make; do
+    ((tries++ < 3)) || exit 1
+    sleep 1
+  done
+  exec bash ".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT" "$@"
+}
+
+# What was given to sbatch by hand for this job has to be given again.
+successor_command() {
+  local account qos partition time gres given
+  SBATCH_COMMAND=(sbatch --parsable "--job-name=${SLURM_JOB_NAME:-baseline}" "--dependency=$1" --kill-on-invalid-dep=yes)
+  shift
+  if given=$(timeout 30 squeue --noheader "--jobs=$SLURM_JOB_ID" '--format=%a|%q|%P|%l|%b'); then
+    IFS='|' read -r account qos partition time gres <<<"$given"
+    SBATCH_COMMAND+=("--account=$account" "--qos=$qos" "--partition=$partition" "--time=$time")
+    if [[ $gres == gres* ]]; then SBATCH_COMMAND+=("--gres=${gres//gres[:\/]/}"); fi
+  fi
+  SBATCH_COMMAND+=(${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} ${SLURM_MEM_PER_NODE:+"--mem=${SLURM_MEM_PER_NODE}M"})
+  SBATCH_COMMAND+=(".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT")
+  SBATCH_COMMAND+=(--task "$(IFS=,; echo "${RUN_TASKS[*]}")" ${LIMIT:+--limit "$LIMIT"} --model "$MODEL" "$@")
+}
+
+run_task() { # TASK
+  local status=0 made_with
+  if task_is_complete; then
+    made_with=${JSON["results/$(run_folder)/summary.json:model_args.model_path"]-}
+    if [[ $made_with != "$MODEL" ]]; then
+      say "== $(run_folder) is complete, but of model $made_with, not $MODEL; --force runs it again"
+      return 1
+    fi
+    say "== $(run_folder) is complete, skipped"
+    keep_in_artifacts # the job before may have been ended between its last answer and this
+    return 0
+  elif task_has_failed; then
+    say "== $(run_folder) failed in a job before this one (${FAILURE_TEXT[$ERROR]-$ERROR}) and is not repeated"
+    return 1
+  fi
+  if [[ $TASK == mmlu ]]; then FEWSHOT=5; else FEWSHOT=0; fi
+  say "== $(run_folder): model $MODEL, $FEWSHOT examples in the prompt"
+  evaluate || status=$?
+  if ((status == 0)); then
+    keep_in_artifacts
+    print_summary "results/$(run_folder)/summary.json"
+  fi
+  if [[ $TOLD_TO_STOP == yes ]]; then
+    FAILURE_CLASS=${FAILURE_CLASS:-terminated} # a task that ended well in that moment is not the last one
+    end_job 143
+  fi
+  return "$status"
 }
 
 main() {
+  local status failed=() elsewhere=()
   parse_options "$@"
-  venv_activate || exit 1
-  export_environment
-  local failed=()
-  for TASK in "${SELECTED[@]}"; do
-    if ((!FRESH)) && summary_is_complete "$EXPERIMENT" "$TASK" "$LIMIT" "$CONFIG"; then
-      say "== $(run_folder) is complete, skipped"
-      continue
+  if [[ $BATCH == yes && -z $SNAPSHOT ]]; then go_on_from_snapshot "$@"; fi
+  if ((FORCE)); then for TASK in "${RUN_TASKS[@]}"; do ask_again; done; fi
+  tasks_left
+  if ((${#LEFT[@]})); then
+    if [[ $BATCH == yes ]]; then
+      say "job $SLURM_JOB_ID on $(uname -n): ${RUN_TASKS[*]}, code $SNAPSHOT"
+      begin_job
     fi
-    if [[ $TASK == mmlu ]]; then FEWSHOT=5; else FEWSHOT=0; fi
-    say "== $(run_folder): model $MODEL, $FEWSHOT examples in the prompt"
-    if evaluate; then
-      keep_in_artifacts
-      print_summary "results/$(run_folder)/summary.json"
-    else
-      failed+=("$TASK")
-    fi
-    [[ $TOLD_TO_STOP == no ]] || exit 143
+    activate_or_fail
+  fi
+  for TASK in "${RUN_TASKS[@]}"; do
+    status=0
+    run_task || status=$?
+    case $status in
+      0) ;;
+      75) elsewhere+=("$TASK") ;;
+      *) failed+=("$TASK") ;;
+    esac
   done
+  # another job or local.sh was at them; by now it may be done, or dead
+  for TASK in ${elsewhere[@]+"${elsewhere[@]}"}; do run_task || failed+=("$TASK"); done
   if ((${#failed[@]})); then
     say "baseline.sh: failed: ${failed[*]}"
-    exit 1
+    end_job 1
   fi
+  end_job 0
 }
 
-main "$@"; exit # read to here before it starts: a pull may change this file meanwhile
+main "$@" # it ends there, and was read to here before it starts: a pull may change this file meanwhile

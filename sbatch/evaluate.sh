@@ -18,15 +18,16 @@ log_of_this_job() { # the file that Slurm writes this script's output to; relati
 # In a batch job: in the background, because bash runs a trap only between commands, and the signal before the end of a
 # job must be noticed at once. By hand: in the foreground, where Ctrl-C reaches it.
 run_eval() { # log file
-  local child status
+  local child="" status
   if [[ ${BATCH:-no} != yes ]]; then
     # both streams go into the log and stay what they are; pipefail makes the status eval.py's
     { { "${EVAL_COMMAND[@]}" 2>&3 | tee -a -- "$1"; } 3>&1 >&4 | tee -a -- "$1" >&2; } 4>&1
     return
   fi
+  trap 'TOLD_TO_STOP=yes; kill -TERM "$child" 2>/dev/null || true' TERM
   "${EVAL_COMMAND[@]}" &
   child=$!
-  trap 'TOLD_TO_STOP=yes; kill -TERM "$child" 2>/dev/null || true' TERM
+  if [[ $TOLD_TO_STOP == yes ]]; then kill -TERM "$child" 2>/dev/null || true; fi # before its number was known
   while :; do
     status=0
     wait "$child" || status=$?
@@ -35,12 +36,13 @@ run_eval() { # log file
   return "$status"
 }
 
-# Reads the run's variables, and FRESH (1: answer everything again, the old summary is set aside). Leaves summary.json, or
-# failure.json and FAILURE_CLASS. Given several configurations, one process answers them one after the other and stops at
-# the first that fails; DONE, FAILED and LEFT (not begun) tell which are which.
+# Reads the run's variables, and FRESH (1: answer everything again, the old summary is set aside; run.sh --force says the
+# same with the file run_again). Leaves summary.json, or failure.json and FAILURE_CLASS. Given several configurations, one
+# process answers them one after the other and stops at the first that fails; RUNS_DONE, RUNS_FAILED and RUNS_LEFT (not
+# begun) tell which are which.
 evaluate() { # [configuration...], else CONFIG
-  local log start=0 status=0 text="" held=()
-  FAILURE_CLASS="" DONE=() FAILED=() LEFT=()
+  local output log start=0 status=0 text="" held=() claims="" stopped=0
+  FAILURE_CLASS="" RUNS_DONE=() RUNS_FAILED=() RUNS_LEFT=()
   (($#)) || set -- "$CONFIG"
   log=$(log_of_this_job)
   if [[ ${BATCH:-no} != yes ]]; then
@@ -48,34 +50,31 @@ evaluate() { # [configuration...], else CONFIG
     mkdir -p -- "$(dirname -- "$log")" || return
   fi
   for CONFIG; do
-    if run_begin "$log"; then held+=("$CONFIG"); else status=$? FAILED+=("$CONFIG"); fi
+    if run_begin "$log"; then
+      held+=("$CONFIG") claims+=${claims:+:}${LOCK["results/$(run_folder)/.lock"]}
+    else
+      status=$? RUNS_FAILED+=("$CONFIG")
+    fi
   done
   ((${#held[@]})) || return "$status"
   [[ ! -f $log ]] || start=$(wc -c <"$log")
   eval_command "${held[@]}"
-  run_eval "$log" || status=$?
+  FAST_DLLM_CLAIMS=$claims run_eval "$log" || status=$?
+  if [[ -f $log ]]; then text=$(tail -c "+$((start + 1))" -- "$log" | tail -c 20000 | tr -d '\0'); fi
   for CONFIG in "${held[@]}"; do
-    if ((${#LEFT[@]} == 0)) && has_new_summary "results/$(run_folder)" && ((status == 0 || ${#held[@]} > 1)); then
-      DONE+=("$CONFIG")
-      rm -f -- "results/$(run_folder)/failure.json" "results/$(run_folder)"/progress.rank*.json
+    output=results/$(run_folder)
+    # one process's exit status tells of one configuration only when it had one
+    if ((status == 0 || ${#held[@]} > 1)) && lock_is_ours "$output/.lock" && has_new_summary "$output"; then
+      RUNS_DONE+=("$CONFIG")
+      rm -f -- "$output/failure.json" "$output"/progress.rank*.json
+    elif ((stopped)); then
+      RUNS_LEFT+=("$CONFIG")
     else
-      LEFT+=("$CONFIG")
+      stopped=1 RUNS_FAILED+=("$CONFIG")
+      run_failed "$output" "$log" "$text" "$status" || status=$?
     fi
+    lock_release "$output/.lock"
   done
-  if ((${#LEFT[@]})); then
-    CONFIG=${LEFT[0]} FAILED+=("$CONFIG") LEFT=("${LEFT[@]:1}")
-    if ((status == 0)); then
-      say "eval.py ended without an error, but left no complete summary: ${REASON:-no file}"
-      status=70
-    fi
-    if [[ -f $log ]]; then text=$(tail -c "+$((start + 1))" -- "$log" | tail -c 20000 | tr -d '\0'); fi
-    # accelerate's launcher turns every exit status into 1; eval.py's own line tells that the input was wrong
-    if grep -q '^eval\.py: error: ' <<<"$text"; then status=2; fi
-    FAILURE_CLASS=$(classify_failure "$status" "$text" "$TOLD_TO_STOP")
-    write_failure "results/$(run_folder)" "$FAILURE_CLASS" "$status" "$log" "$text"
-    say "$(run_folder): ${FAILURE_TEXT[$FAILURE_CLASS]} (exit status $status)"
-  fi
-  for CONFIG in "${held[@]}"; do lock_release "results/$(run_folder)/.lock"; done
   return "$status"
 }
 
@@ -88,11 +87,30 @@ run_begin() { # log. Takes CONFIG's folder for this process and clears what an e
     return 75
   fi
   rm -f -- "$output/failure.json" "$output"/progress.rank*.json
-  if ((FRESH)); then
+  if ((FRESH)) || [[ -e $output/run_again ]]; then
     rm -rf -- "$output/answers"
     if [[ -f $output/summary.json ]]; then mv -f -- "$output/summary.json" "$output/summary.previous.json"; fi
+    rm -f -- "$output/run_again" # last: ended before this, the next evaluation begins again
   fi
   record_job "$output" "${SLURM_JOB_ID:-}" "$1"
+}
+
+run_failed() { # folder, log, what this process wrote to it, exit status. Returns the status that tells the fault
+  local status=$4
+  if ! lock_is_ours "$1/.lock"; then
+    say "$(run_folder) was taken over by $(lock_owner "$1/.lock") while this process could not be seen to live; it is left to that one"
+    return 75
+  fi
+  if ((status == 0)); then
+    say "eval.py ended without an error, but left no complete summary: ${REASON:-no file}"
+    status=70
+  fi
+  # accelerate's launcher turns every exit status into 1; eval.py's own line tells that the input was wrong
+  if grep -q '^eval\.py: error: ' <<<"$3"; then status=2; fi
+  FAILURE_CLASS=$(classify_failure "$status" "$3" "$TOLD_TO_STOP")
+  write_failure "$1" "$FAILURE_CLASS" "$status" "$2" "$3"
+  say "$(run_folder): ${FAILURE_TEXT[$FAILURE_CLASS]} (exit status $status)"
+  return "$status"
 }
 
 has_new_summary() { # folder. Complete, and of this run: job.json was written when it began

@@ -102,13 +102,13 @@ evaluate_pending() { # threshold, configuration...
     status=0
     evaluate "${pending[@]}" || status=$?
     if ((!MATRIX)); then
-      for CONFIG in ${DONE[@]+"${DONE[@]}"}; do print_summary "results/$(run_folder)/summary.json"; done
+      for CONFIG in ${RUNS_DONE[@]+"${RUNS_DONE[@]}"}; do print_summary "results/$(run_folder)/summary.json"; done
     fi
-    ALL_FAILED+=(${FAILED[@]+"${FAILED[@]}"})
+    ALL_FAILED+=(${RUNS_FAILED[@]+"${RUNS_FAILED[@]}"})
     ((status == 0)) || STATUS=$status
     # what was wrong with the input of one is wrong for all; 2 is eval.py's own exit status
-    if ((status == 2)); then ALL_FAILED+=(${LEFT[@]+"${LEFT[@]}"}) && return; fi
-    pending=(${LEFT[@]+"${LEFT[@]}"})
+    if ((status == 2)); then ALL_FAILED+=(${RUNS_LEFT[@]+"${RUNS_LEFT[@]}"}) && return; fi
+    pending=(${RUNS_LEFT[@]+"${RUNS_LEFT[@]}"})
   done
 }
 

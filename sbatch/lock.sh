@@ -3,8 +3,11 @@
 #
 # A claim is a folder <base>.<number> that mkdir made: atomic on every file system. Its `owner` names host and pid, its
 # `heartbeat` is a counter that changes while the owner lives. No clock of another node is read: a heartbeat changes
-# within DEAD_SECONDS, or its owner is dead. A dead owner's claim is never taken away from it; the next number is made,
-# and the highest number is the one that counts.
+# within DEAD_SECONDS, or its owner is dead. A dead owner's claim is not used again; the next number is made, the highest
+# number is the one that counts, and the older ones are removed.
+#
+# An owner that was only cut off or stopped for so long lives on beside the new one. So no file has two writers, files are
+# published whole, and an owner looks for its claim (lock_is_ours; AnswerStore) before it writes what others read.
 
 DEAD_SECONDS=${DEAD_SECONDS:-45}
 
@@ -41,7 +44,6 @@ beat() { # folder, command and arguments to run every 20 s or nothing. Ends with
     if (($# && count % 10 == 0)); then "$@" $((count * 2)); fi
   done
 }
-
 
 # $1: claim, $2: the file that its owner leaves in it at the end, $3: "forever", or "short": wait no longer than it takes
 # to see that the owner lives. Returns 0 when the owner has ended or is dead, 1 when it lives.
@@ -92,9 +94,13 @@ lock_is_held() { # base. At a glance, for the status: on another host its clock 
   if [[ $host == "$(uname -n)" ]]; then ! process_gone "$pid"; else [[ -n $(find "$claim/heartbeat" -mmin -2 2>/dev/null) ]]; fi
 }
 
+lock_is_ours() { # base. Opening the file asks the server; that a folder exists may be remembered from before
+  { : <"${LOCK[$1]}/owner"; } 2>/dev/null
+}
+
 lock_release() { # base. The folder stays: its number must not be given out again
-  : >"${LOCK[$1]}/released"
   kill "${LOCK_BEAT[$1]}" 2>/dev/null || true
   wait "${LOCK_BEAT[$1]}" 2>/dev/null || true
+  if lock_is_ours "$1"; then : >"${LOCK[$1]}/released"; fi
   unset "LOCK[$1]" "LOCK_BEAT[$1]"
 }

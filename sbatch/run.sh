@@ -97,12 +97,12 @@ look_first() {
 submit_config() { # CONFIG, which is missing, or complete and --force
   local id
   sbatch_command "" --continue "$CONTINUE"
-  if ((FORCE)); then SBATCH_COMMAND+=(--fresh); fi
   if ((DRY_RUN)); then
     printf '  %s: would be submitted (%s)\n    %s\n' "$CONFIG" "${DETAIL[$CONFIG]:-complete, forced}" "$(printf '%q ' "${SBATCH_COMMAND[@]}")"
     return 0
   fi
   mkdir -p -- "logs/$(run_folder)" # Slurm does not make it, and loses the log
+  if ((FORCE)); then ask_again || return 1; fi
   id=$(submit) || { say "  $CONFIG: sbatch failed: $id"; return 1; }
   mkdir -p -- "results/$(run_folder)"
   record_job "results/$(run_folder)" "$id" "logs/$(run_folder)/slurm_$id.log"
@@ -110,16 +110,16 @@ submit_config() { # CONFIG, which is missing, or complete and --force
 }
 
 submit_under_lock() {
-  local status=0 lock
+  local status=0
   warn_if_reuse_cannot_matter
   command -v sbatch >/dev/null 2>&1 || ((DRY_RUN)) || { say "run.sh: no sbatch here, so this is no Slurm cluster; sbatch/local.sh evaluates on this machine"; return 1; }
   if ((DRY_RUN)); then
     submit_missing
   else
-    lock=logs/$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/.submit
-    lock_acquire "$lock" forever
+    SUBMIT_LOCK=logs/$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/.submit
+    lock_acquire "$SUBMIT_LOCK" forever
     submit_missing || status=$?
-    lock_release "$lock"
+    lock_release "$SUBMIT_LOCK"
     return "$status"
   fi
 }
@@ -151,7 +151,11 @@ submit_missing() {
         fi
         ;;
     esac
-    if ((!DRY_RUN)); then look_first && snapshot_make || return 1; fi
+    if ((!DRY_RUN)); then
+      look_first || return 1
+      lock_is_ours "$SUBMIT_LOCK" || { say "run.sh: another run.sh took this one for dead and goes on"; return 1; }
+      snapshot_make || { say "run.sh: nothing more is submitted; run it again"; return 1; }
+    fi
     submit_config || status=1
   done
   return "$status"

@@ -31,7 +31,7 @@ read_ended() {
     folder=results/$(CONFIG=$config run_folder)
     recorded=${JSON["$folder/job.json:job_id"]-}
     if [[ -n $recorded && -z ${QUEUED[$config]-} && ${JSON["$folder/failure.json:job_id"]-} != "$recorded" ]] &&
-      [[ -z ${JSON["$folder/summary.json:accuracy"]-} ]]; then ids+=${ids:+,}$recorded; fi
+      [[ -z ${JSON["$folder/summary.json:accuracy"]-} || -e $folder/run_again ]]; then ids+=${ids:+,}$recorded; fi
   done
   [[ -n $ids ]] && command -v sacct >/dev/null 2>&1 || return 0
   while IFS='|' read -r id state; do
@@ -72,7 +72,9 @@ examine() {
   folder=results/$(run_folder)
   summary=$folder/summary.json artifact=artifacts/$(run_folder)/summary.json failure=$folder/failure.json
   STATE[$CONFIG]=pending DETAIL[$CONFIG]=pending JOB[$CONFIG]=""
-  if [[ -n ${JSON["$summary:schema_version"]-}${JSON["$summary:!"]-} || -e $summary ]]; then
+  if [[ -e $folder/run_again ]]; then
+    DETAIL[$CONFIG]="pending: to be run again (--force)"
+  elif [[ -n ${JSON["$summary:schema_version"]-}${JSON["$summary:!"]-} || -e $summary ]]; then
     judge "$summary" "" # also a file without a single scalar
   elif [[ -e $artifact ]]; then
     judge "$artifact" "only in artifacts/"

@@ -1,5 +1,7 @@
 # shellcheck shell=bash
 # The code that is submitted is the code that runs: a copy of it, and the sbatch command that runs from there.
+# shellcheck source=sbatch/failure.sh
+source "$CODE_ROOT/sbatch/failure.sh"
 
 snapshot_files() { # everything that EXPERIMENT's evaluation reads, except data and downloaded models; nul-terminated
   local paths=(eval.py pyproject.toml constraints.txt fast_dllm tasks sbatch "experiments/$EXPERIMENT")
@@ -27,7 +29,7 @@ snapshot_make() {
   # a file that was edited while it was copied would not be the one that was hashed
   if [[ $({ (cd -- "$new" && snapshot_files | xargs -0 sha256sum); printf '%s' "$SNAPSHOT_STATE"; } | sha256sum | cut -c 1-16) != "$SNAPSHOT" ]]; then
     rm -rf -- "$new"
-    say "a file changed while the code was copied; nothing was submitted, run it again"
+    say "a file changed while the code was copied: $PROJECT_ROOT"
     return 1
   fi
   mv -T -- "$new" ".snapshots/$SNAPSHOT" 2>/dev/null || rm -rf -- "$new" # another run.sh was faster with the same files
@@ -45,6 +47,16 @@ sbatch_command() {
   SBATCH_COMMAND+=(--experiment "$EXPERIMENT" --task "$TASK")
   if [[ -n $LIMIT ]]; then SBATCH_COMMAND+=(--limit "$LIMIT"); fi
   SBATCH_COMMAND+=(--config "$CONFIG" --model "$MODEL" --threshold "$THRESHOLD" "$@")
+}
+
+# --force, in a file: whoever evaluates the run next begins with its first question and removes the file (evaluate.sh), be
+# it the job that is submitted now, the one that continues it, or one of a later run.sh. Until then the old summary does
+# not count. A job that continues one that has begun finds no such file, and goes on where that was.
+ask_again() {
+  local folder
+  folder=results/$(run_folder)
+  mkdir -p -- "$folder" && date -u +%Y-%m-%dT%H:%M:%SZ | write_whole "$folder/run_again" &&
+    rm -f -- "$folder/job.json" "$folder/failure.json" # they tell of the run before
 }
 
 # Runs SBATCH_COMMAND and prints the job's id; on failure the error. Inside a job, sbatch would take that job's SLURM_

@@ -59,9 +59,10 @@ expected_size() { # task, limit, samples. Sets SIZE. A group's limited size depe
   [[ -z $SIZE || $SIZE == "$3" ]]
 }
 
-summary_is_complete() { # experiment, task, limit or "", configuration; under results/
+summary_is_complete() { # experiment, task, limit or "", configuration; under results/, and not to be run again (submit.sh)
   local file
   file=results/$1/$(task_folder "$2" "$3")/$4/summary.json
+  [[ ! -e ${file%/*}/run_again ]] || return 1
   load_json "$file"
   [[ -n ${JSON["$file:schema_version"]-} ]] && check_summary "$file" "$@"
 }

@@ -109,14 +109,21 @@ venv_build() { # $1: the claimed folder, $2: hash
   printf '%s\n' "$2" >"$build/complete.new" && mv -f -- "$build/complete.new" "$build/complete"
 }
 
+# Away at once, then file by file: a builder that was wrongly taken for dead must not complete what is half removed.
+venv_remove() {
+  local away
+  away=$(dirname -- "$1")/.removed.$(basename -- "$1").$(uname -n).$$
+  if mv -T -- "$1" "$away" 2>/dev/null; then rm -rf -- "$away"; fi
+}
+
 # Dead, failed and broken attempts at this hash, and other builds that nothing has used for two weeks.
 venv_tidy() { # $1: the builds' folder, $2: hash, $3: the build to keep
   local other
   for other in "$1/$2".[0-9][0-9][0-9][0-9]; do
-    if [[ $other < $3 && ! (-f $other/complete && -x $other/bin/python) ]]; then rm -rf -- "$other"; fi
+    if [[ $other < $3 && ! (-f $other/complete && -x $other/bin/python) ]]; then venv_remove "$other"; fi
   done
   find "$1" -mindepth 2 -maxdepth 2 -name complete -mtime +14 ! -path "$3/*" -print 2>/dev/null | while IFS= read -r other; do
-    rm -rf -- "${other%/complete}"
+    venv_remove "${other%/complete}"
   done
 }
 

@@ -18,16 +18,22 @@ import eval as entry
 from fast_dllm import harness  # noqa: F401  (imported here, once, for all children)
 
 
-def count_answers(folder: Path) -> int:
+def answers(folder: Path) -> list[str]:
+    """The request keys of all answers on disk, one that was given twice twice. A torn last line holds none."""
     try:
-        return sum(file.read_bytes().count(b"\n") for file in folder.glob("answers/*/*.jsonl"))
+        lines = [line for file in folder.glob("answers/*/*.jsonl") for line in file.read_bytes().splitlines(True)]
     except FileNotFoundError:  # the run is complete and clears them away at this moment
-        return 0
+        return []
+    return [key for line in lines if line.endswith(b"\n") for key in json.loads(line)["answers"]]
+
+
+def content(file: Path) -> dict | None:
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def run(arguments: list[str], folder: Path, moment: Callable[[float, int], bool]) -> dict:
     """One run of eval.py, killed when moment(seconds since its start, answers that it has given) says so."""
-    began, before = time.monotonic(), count_answers(folder)
+    began, before = time.monotonic(), len(answers(folder))
     child = os.fork()
     if child == 0:
         status = 1
@@ -40,19 +46,19 @@ def run(arguments: list[str], folder: Path, moment: Callable[[float, int], bool]
         finally:
             os._exit(status)
     while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if moment(time.monotonic() - began, count_answers(folder) - before):
+        if moment(time.monotonic() - began, len(answers(folder)) - before):
             os.kill(child, signal.SIGKILL)
             done = os.waitpid(child, 0)
             break
         time.sleep(0.005)
     killed = os.WIFSIGNALED(done[1])
-    summary = folder / "summary.json"
     return {
         "killed": killed,
         "status": None if killed else os.WEXITSTATUS(done[1]),
         "seconds": time.monotonic() - began,
-        "answers": count_answers(folder),
-        "summary": json.loads(summary.read_text()) if summary.exists() else None,
+        "answers": answers(folder),
+        "summary": content(folder / "summary.json"),
+        "results": content(folder / "results.json"),
     }
 
 
@@ -60,11 +66,11 @@ def random_moment(dice: random.Random, longest: float) -> Callable[[float, int],
     """Any time at all for a third of them; else right around an answer, where something can be lost."""
     if dice.random() < 1 / 3:
         end = dice.uniform(0, longest)
-        return lambda seconds, answers: seconds > end
+        return lambda seconds, new: seconds > end
     wanted, jitter = dice.randint(1, 4), dice.uniform(0, 0.1)
 
-    def moment(seconds: float, answers: int) -> bool:
-        if answers < wanted:
+    def moment(seconds: float, new: int) -> bool:
+        if new < wanted:
             return False
         time.sleep(jitter)
         return True
@@ -80,7 +86,7 @@ def main() -> None:
     def report(kind: str, number: int, result: dict) -> None:
         os.write(output, (json.dumps({"kind": kind, "number": number} | result) + "\n").encode())
 
-    reference = run(arguments, folder / "reference", lambda seconds, answers: False)
+    reference = run(arguments, folder / "reference", lambda seconds, new: False)
     report("reference", 0, reference)
     number, done = 0, 0
     while done < kills:
@@ -88,11 +94,11 @@ def main() -> None:
         for attempt in range(12):
             moment = random_moment(dice, reference["seconds"])
             if attempt == 11:  # every run ends
-                moment = lambda seconds, answers: False  # noqa: E731
+                moment = lambda seconds, new: False  # noqa: E731
             result = run(arguments, folder / f"run{number}", moment)
             report("run", number, result)
             done += result["killed"]
-            if not result["killed"]:
+            if result["summary"] or not result["killed"]:
                 break
 
 

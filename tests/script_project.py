@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -89,23 +90,37 @@ class Project:
     def run(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
         return self.bash("sbatch/run.sh", *arguments, **extra)
 
-    def job(self, job_id: str, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
-        """_job.sh as Slurm runs it: from another place, its output in the log file."""
-        spool = self.state / "spool_script"
-        shutil.copy(self.root / "sbatch" / "_job.sh", spool)
+    def start_job(self, job_id: str, *arguments: str, script: str = "sbatch/_job.sh", **extra: str) -> subprocess.Popen:
+        """A script as Slurm runs it: a copy of it, from another place, its output in the log file."""
+        spool = self.state / f"spool_script_{job_id}"
+        shutil.copy(self.root / script, spool)
         self.set_job(job_id, "RUNNING")
         log = self.root / "logs" / f"job_{job_id}.log"
         log.parent.mkdir(exist_ok=True)
+        job = {"SLURM_JOB_ID": job_id, "SLURM_SUBMIT_DIR": str(self.root)}
         with log.open("a") as file:
-            return subprocess.run(
-                ["bash", str(spool), *arguments],
+            return subprocess.Popen(
+                ["bash", "-c", 'export SLURM_TASK_PID=$$; exec bash "$@"', "-", str(spool), *arguments],
                 cwd="/",
-                env=self.environment | {"SLURM_JOB_ID": job_id, "SLURM_SUBMIT_DIR": str(self.root)} | extra,
+                env=self.environment | job | extra,
                 stdout=file,
                 stderr=file,
                 stdin=subprocess.DEVNULL,
-                timeout=120,
+                start_new_session=True,
             )
+
+    def job(self, job_id: str, *arguments: str, **extra: str) -> int:
+        """The exit status of a script that Slurm runs to its end."""
+        status = self.start_job(job_id, *arguments, **extra).wait(120)
+        self.set_job(job_id, "FAILED" if status else "COMPLETED")
+        return status
+
+    def successor(self, number: int = -1) -> tuple[str, list[str]]:
+        """The script and the options of a submitted job, of those there are the last one."""
+        commands = sorted((self.state / "ids").glob("*/command"), key=lambda file: int(file.parent.name))
+        words = shlex.split(commands[number].read_text())
+        start = next(place for place, word in enumerate(words) if word.endswith(".sh"))
+        return words[start], words[start + 1 :]
 
     # -- the pretended cluster -----------------------------------------------------------------------------------------
     def set_job(

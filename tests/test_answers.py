@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fast_dllm.answers import AnswerStore, request_key
+from fast_dllm.answers import AnswerStore, TakenOverError, request_key
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"model": "tiny", "threshold": 0.9, "code": "abc"}
@@ -138,6 +139,32 @@ def test_the_progress_file_says_how_far_the_whole_evaluation_is(tmp_path):
     assert (progress["answered"], progress["total"], progress["segment_answered"]) == (3, 4, 2)
     assert (progress["new_tokens"], progress["seconds_generating"]) == (20, 1.0)
     assert progress["segment_seconds"] > 0
+
+
+def test_who_was_taken_over_writes_nothing_more(tmp_path):
+    claim = tmp_path / ".lock.0001"
+    claim.mkdir()
+    (claim / "owner").write_text("n1 1")
+    first = AnswerStore(tmp_path, {"model": "tiny"}, claim=claim)
+    first.append({"a": "1"}, {"requests": 1})
+    shutil.rmtree(claim)
+    second = AnswerStore(tmp_path, {"model": "tiny"})
+    for check in (first.check_claim, lambda: first.append({"b": "of the first"}, {"requests": 1})):
+        with pytest.raises(TakenOverError, match="another process has taken over"):
+            check()
+    second.append({"b": "of the second"}, {"requests": 1})
+    with AnswerStore(tmp_path, {"model": "tiny"}) as found:
+        assert {key: found[key] for key in found} == {"a": "1", "b": "of the second"}
+
+
+def test_two_that_end_at_once_both_clear_up(tmp_path):
+    stores = [AnswerStore(tmp_path, {"model": "tiny"}) for _ in range(2)]
+    for store in stores:
+        store.append({"a": "1"}, {"requests": 1})
+        assert store.counters == {"requests": 1}
+    for store in stores:
+        store.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 WRITER = """

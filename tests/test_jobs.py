@@ -30,23 +30,6 @@ def log_of(project, job_id="10"):
     return (project.root / "logs" / f"job_{job_id}.log").read_text()
 
 
-def start_job(project, job_id, *arguments, **extra):
-    """_job.sh in the background, its log as Slurm would name it."""
-    spool = project.state / "spool_script"
-    shutil.copy(project.root / "sbatch" / "_job.sh", spool)
-    log = project.root / "logs" / f"job_{job_id}.log"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("a") as file:
-        return subprocess.Popen(
-            ["bash", str(spool), *arguments],
-            cwd="/",
-            env=project.environment | {"SLURM_JOB_ID": job_id, "SLURM_SUBMIT_DIR": str(project.root)} | extra,
-            stdout=file,
-            stderr=file,
-            stdin=subprocess.DEVNULL,
-        )
-
-
 def wait_until(check, seconds=20):
     end = time.monotonic() + seconds
     while not check():
@@ -54,8 +37,27 @@ def wait_until(check, seconds=20):
         time.sleep(0.05)
 
 
+ENDED = {
+    " DUE TO TIME LIMIT": "TIMEOUT",
+    " DUE TO PREEMPTION": "PREEMPTED",
+    " DUE TO NODE FAILURE": "NODE_FAIL",
+    "": "CANCELLED",
+}
+
+
+def stop_by_slurm(project, process, job_id, due, evaluations):
+    """Slurm ends a job during this evaluation (by number): a line in its log, within a progress bar's, and a signal."""
+    wait_until(lambda: len(project.evaluations()) == evaluations)
+    with (project.root / "logs" / f"job_{job_id}.log").open("a") as log:
+        log.write("generating:  20%|##        | 1/5")
+        log.write(f"slurmstepd-n1: error: *** JOB {job_id} ON n1 CANCELLED AT 2026-11-22T06:41:36{due} ***\n")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    project.set_job(job_id, ENDED[due])
+
+
 def test_a_job_leaves_a_complete_summary_and_a_copy_under_artifacts(project):
-    assert project.job("10", *JOB).returncode == 0, log_of(project)
+    assert project.job("10", *JOB) == 0, log_of(project)
     assert project.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
     copy = project.root / "artifacts" / "00_baseline" / "gsm8k_limit_5" / "k2_middle" / "summary.json"
     assert copy.read_bytes() == (output(project) / "summary.json").read_bytes()
@@ -83,7 +85,7 @@ def test_a_job_runs_the_code_that_was_submitted(project):
     command = (project.state / "ids" / "1" / "command").read_text()
     arguments = command.split("_job.sh ")[1].split()
     (project.root / "eval.py").write_text("edited")
-    assert project.job("1", *arguments).returncode == 0
+    assert project.job("1", *arguments) == 0
     [snapshot] = (project.root / ".snapshots").iterdir()
     assert f".snapshots/{snapshot.name}/eval.py" in project.evaluations()[0]
     assert (snapshot / "eval.py").read_text() == ""
@@ -93,11 +95,12 @@ def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
     project.job("10", *JOB)
     copy = project.root / "artifacts" / "00_baseline" / "gsm8k_limit_5" / "k2_middle" / "summary.json"
     copy.unlink()  # as if the first had been ended before it made it
-    assert project.job("11", *JOB).returncode == 0
+    assert project.job("11", *JOB) == 0
     assert len(project.evaluations()) == 1
     assert copy.exists()
     (output(project) / "answers" / "old").mkdir()
-    assert project.job("12", *JOB, "--fresh").returncode == 0
+    project.run("--limit", "5", "--model", "tiny", "--force", "k2_middle")
+    assert project.job("12", *JOB) == 0
     assert len(project.evaluations()) == 2
     assert not (output(project) / "answers" / "old").exists()
 
@@ -119,8 +122,7 @@ def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
     ],
 )
 def test_a_failure_is_named_by_what_the_log_says(project, text, expected):
-    result = project.job("10", *JOB, FAKE_EVAL=f"fail:{text}")
-    assert result.returncode == 1
+    assert project.job("10", *JOB, FAKE_EVAL=f"fail:{text}") == 1
     record = failure(project)
     assert (record["class"], record["exit_code"], record["job_id"]) == (expected, 1, "10")
     assert record["log"] == "logs/job_10.log"
@@ -144,20 +146,20 @@ def test_words_of_an_earlier_run_in_the_same_log_do_not_name_this_failure(projec
 
 
 def test_wrong_input_keeps_its_exit_status(project):
-    assert project.job("10", *JOB, FAKE_EVAL="wrong").returncode == 2
+    assert project.job("10", *JOB, FAKE_EVAL="wrong") == 2
     assert failure(project)["class"] == "wrong_input"
 
 
 @pytest.mark.parametrize(("how", "status"), [("killed", 137), ("child_killed", 1)])
 def test_a_killed_evaluation_is_no_code_error(project, how, status):
     """accelerate's launcher, killed itself or left alone with a child that was, exits with 1 and says nothing."""
-    assert project.job("10", *JOB, FAKE_EVAL=how).returncode == status
+    assert project.job("10", *JOB, FAKE_EVAL=how) == status
     assert failure(project)["class"] == "killed"
 
 
 @pytest.mark.parametrize("how", ["silent", "truncated"])
 def test_an_evaluation_that_ends_well_without_a_whole_summary_has_failed(project, how):
-    assert project.job("10", *JOB, FAKE_EVAL=how).returncode == 70
+    assert project.job("10", *JOB, FAKE_EVAL=how) == 70
     assert not (project.root / "artifacts").exists()
     assert not project.statuses("--limit", "5")["k2_middle"].startswith("✓")
 
@@ -181,13 +183,8 @@ def test_an_older_summary_does_not_pass_for_this_run(project, words):
     ],
 )
 def test_a_job_that_slurm_ends_says_why_and_leaves_its_successor_only_if_that_helps(project, due, expected, continued):
-    process = start_job(project, "10", *JOB, FAKE_EVAL="sleep")
-    wait_until(lambda: project.evaluations())
-    with (project.root / "logs" / "job_10.log").open("a") as log:
-        log.write("generating:  20%|##        | 1/5")
-        log.write(f"slurmstepd-n1: error: *** JOB 10 ON n1 CANCELLED AT 2026-11-22T06:41:36{due} ***\n")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    process = project.start_job("10", *JOB, FAKE_EVAL="sleep")
+    stop_by_slurm(project, process, "10", due, evaluations=1)
     assert failure(project)["class"] == expected
     [command] = project.calls("sbatch")
     assert "--dependency=afternotok:10 --kill-on-invalid-dep=yes" in command
@@ -196,7 +193,7 @@ def test_a_job_that_slurm_ends_says_why_and_leaves_its_successor_only_if_that_he
 
 
 def test_the_lines_of_another_job_say_nothing_about_this_one(project):
-    process = start_job(project, "10", *JOB, FAKE_EVAL="sleep")
+    process = project.start_job("10", *JOB, FAKE_EVAL="sleep")
     wait_until(lambda: project.evaluations())
     with (project.root / "logs" / "job_10.log").open("a") as log:
         log.write("slurmstepd-n1: error: *** JOB 1 ON n1 CANCELLED AT 2026-11-22T06:41:36 DUE TO TIME LIMIT ***\n")
@@ -205,7 +202,7 @@ def test_the_lines_of_another_job_say_nothing_about_this_one(project):
     assert failure(project)["class"] == "terminated"
 
 
-CONTINUE = [*JOB, "--after", "9", "--answers", "0"]
+CONTINUE = [*JOB, "--after", "9", "--progress", "0+0"]
 
 
 def record_failure(project, job_id, failure_class):
@@ -217,14 +214,14 @@ def record_failure(project, job_id, failure_class):
 @pytest.mark.parametrize("end", ["time_limit", "preemption", "node_failure"])
 def test_a_job_that_slurm_ended_is_continued(project, end):
     record_failure(project, "9", end)
-    assert project.job("10", *CONTINUE).returncode == 0
+    assert project.job("10", *CONTINUE) == 0
     assert len(project.evaluations()) == 1
 
 
 @pytest.mark.parametrize("end", ["code_error", "cancelled", "gpu_oom", "wrong_input"])
 def test_a_job_that_failed_by_itself_is_not_continued(project, end):
     record_failure(project, "9", end)
-    assert project.job("10", *CONTINUE).returncode == 0
+    assert project.job("10", *CONTINUE) == 0
     assert project.evaluations() == []
     assert failure(project)["class"] == end
     assert project.calls("sbatch") == []
@@ -240,7 +237,7 @@ def test_a_job_that_wrote_nothing_is_continued_by_what_the_accounting_says(proje
 
 def test_two_jobs_in_a_row_without_an_answer_are_the_last(project):
     record_failure(project, "9", "time_limit")
-    assert project.job("10", *CONTINUE, "--stalled", "1").returncode == 1
+    assert project.job("10", *CONTINUE, "--stalled", "1") == 1
     assert project.evaluations() == []
     assert failure(project)["class"] == "no_progress"
 
@@ -250,8 +247,8 @@ def test_progress_resets_the_count_of_jobs_without_any(project):
     answers = output(project) / "answers" / "key"
     answers.mkdir(parents=True)
     (answers / "001.rank0.jsonl").write_text("{}\n{}\n")
-    assert project.job("10", *CONTINUE, "--stalled", "1", FAKE_EVAL="fail:x").returncode == 1
-    assert "--answers 2 --stalled 0" in project.calls("sbatch")[0]
+    assert project.job("10", *CONTINUE, "--stalled", "1", FAKE_EVAL="fail:x") == 1
+    assert "--progress 0+2 --stalled 0" in project.calls("sbatch")[0]
 
 
 def test_the_last_allowed_job_submits_no_other(project):
@@ -261,14 +258,14 @@ def test_the_last_allowed_job_submits_no_other(project):
 
 def test_a_job_goes_on_where_no_successor_can_be_submitted(project):
     (project.state / "sbatch.fail").write_text("sbatch: error: not allowed from compute nodes\n")
-    assert project.job("10", *JOB).returncode == 0
+    assert project.job("10", *JOB) == 0
     assert "no job to continue this one could be submitted: sbatch: error: not allowed" in log_of(project)
 
 
 def test_a_second_job_does_not_touch_what_the_first_is_evaluating(project):
-    first = start_job(project, "10", *JOB, FAKE_EVAL="sleep")
+    first = project.start_job("10", *JOB, FAKE_EVAL="sleep")
     wait_until(lambda: project.evaluations())
-    assert project.job("11", *JOB).returncode == 75
+    assert project.job("11", *JOB) == 75
     assert len(project.evaluations()) == 1
     first.terminate()
     first.wait(20)
@@ -278,9 +275,32 @@ def test_a_job_whose_gpu_is_gone_does_not_fall_back_to_the_cpu(project):
     broken = project.state / "bin" / "nvidia-smi"
     broken.write_text("#!/usr/bin/env bash\necho 'NVIDIA-SMI has failed'\nexit 9\n")
     broken.chmod(0o755)
-    assert project.job("10", *JOB, SLURM_JOB_GPUS="0").returncode == 1
+    assert project.job("10", *JOB, SLURM_JOB_GPUS="0") == 1
     assert project.evaluations() == []
     assert failure(project)["class"] == "node_failure"
+    assert project.calls("scancel") == []  # the job that waits goes on, perhaps on another node
+
+
+def test_a_job_that_was_cut_off_and_comes_back_leaves_the_run_to_the_one_that_took_over(project):
+    """Its node is stopped for longer than a living one is silent; another node's job goes on; then it wakes up."""
+    first = project.start_job("10", *JOB, FAKE_EVAL="wait")
+    wait_until(lambda: project.evaluations())
+    os.killpg(first.pid, signal.SIGSTOP)
+    (project.state / "bin" / "uname").write_text("#!/usr/bin/env bash\necho another_node\n")
+    (project.state / "bin" / "uname").chmod(0o755)
+    second = project.start_job("11", *JOB, DEAD_SECONDS="3", FAKE_EVAL="wait")
+    wait_until(lambda: len(project.evaluations()) == 2)
+    (project.state / "go").touch()
+    os.killpg(first.pid, signal.SIGCONT)
+    assert first.wait(20) == 75
+    assert "another process has taken over" in log_of(project, "10")
+    assert "was taken over by another_node" in log_of(project, "10")
+    assert second.wait(20) == 0
+    record = json.loads((output(project) / "job.json").read_text())
+    assert record["job_id"] == "11"
+    assert not (output(project) / "failure.json").exists()
+    [lock] = output(project).glob(".lock.*")
+    assert (lock.name, (lock / "released").exists()) == (".lock.0002", True)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"OMP_NUM_THREADS": "4"}, "4")])
@@ -303,9 +323,289 @@ def test_with_a_gpu_the_evaluation_is_not_forced_to_the_cpu(project):
 
 def test_a_venv_that_cannot_be_built_is_named(project):
     (project.state / "uv.log.fail").touch()
-    assert project.job("10", *JOB).returncode == 1
+    assert project.job("10", *JOB) == 1
     assert failure(project)["class"] == "venv"
     assert "no route to the package index" in failure(project)["last_lines"]
+
+
+# -- a forced re-run ---------------------------------------------------------------------------------------------------
+FORCED = ["--limit", "5", "--model", "tiny", "k2_middle"]
+
+
+@pytest.fixture
+def forced(project):
+    """A complete configuration whose forced re-run has been submitted, as job 1."""
+    project.job("90", *JOB, "--continue", "0")
+    assert project.run("--force", *FORCED).returncode == 0
+    assert project.statuses("--limit", "5")["k2_middle"] == "queued, job 1, Priority"
+    return project
+
+
+def lines_on_disk(project):
+    return sum(len(file.read_text().splitlines()) for file in output(project).glob("answers/*/*.jsonl"))
+
+
+def test_a_forced_run_that_was_preempted_before_it_began_is_begun_by_its_successor(forced):
+    first = forced.start_job(
+        "1", *forced.successor()[1], FAST_DLLM_VENV=str(forced.state / "slow"), FAKE_UV_SECONDS="30"
+    )
+    wait_until(lambda: "building" in log_of(forced, "1"))
+    first.kill()
+    first.wait()
+    forced.set_job("1", "PREEMPTED")
+    assert len(forced.evaluations()) == 1
+    script, options = forced.successor()
+    assert options[-7:-1] == ["2", "--after", "1", "--progress", "0+0", "--stalled"]
+    assert forced.job("2", *options, script=script) == 0
+    assert len(forced.evaluations()) == 2
+    assert (output(forced) / "summary.previous.json").exists()
+    assert forced.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
+
+
+def test_the_successor_of_a_forced_run_that_has_begun_keeps_its_answers(forced):
+    first = forced.start_job("1", *forced.successor()[1], FAKE_EVAL="sleep")
+    stop_by_slurm(forced, first, "1", " DUE TO PREEMPTION", evaluations=2)
+    assert lines_on_disk(forced) == 1
+    script, options = forced.successor()
+    second = forced.start_job("2", *options, script=script, FAKE_EVAL="sleep")
+    stop_by_slurm(forced, second, "2", " DUE TO PREEMPTION", evaluations=3)
+    assert lines_on_disk(forced) == 2
+    script, options = forced.successor()
+    assert forced.job("3", *options, script=script) == 0
+    assert forced.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
+
+
+def test_a_forced_run_that_was_cancelled_in_the_queue_is_not_complete_and_is_submitted_again(forced):
+    forced.set_job("1", "CANCELLED by 7")
+    assert forced.statuses("--limit", "5")["k2_middle"].startswith("failed: cancelled, job 1")
+    assert "k2_middle: job 2" in forced.run(*FORCED).stdout
+    assert forced.job("2", *forced.successor()[1]) == 0
+    assert len(forced.evaluations()) == 2
+    assert "not submitted, complete" in forced.run(*FORCED).stdout
+
+
+def test_a_forced_run_whose_submission_failed_is_still_wanted(project):
+    project.job("90", *JOB, "--continue", "0")
+    (project.state / "sbatch.fail").write_text("sbatch: error: Invalid account\n")
+    assert project.run("--force", *FORCED).returncode == 1
+    assert project.statuses("--limit", "5")["k2_middle"] == "pending: to be run again (--force)"
+    assert json.loads((output(project) / "summary.json").read_text())["accuracy"] == 0.5
+    (project.state / "sbatch.fail").unlink()
+    assert "k2_middle: job 1" in project.run(*FORCED).stdout
+
+
+# -- the baseline ------------------------------------------------------------------------------------------------------
+BASELINE = ["--limit", "3", "--model", "tiny", "--task", "toy_math,gsm8k,ifeval"]
+
+
+def plain(project, task):
+    return project.root / "results" / "00_baseline" / f"{task}_limit_3" / "plain"
+
+
+def tasks_of(lines):
+    return [line.split("--tasks ")[1].split()[0] for line in lines]
+
+
+def start_baseline(project, job_id, *arguments, script="sbatch/baseline.sh", **extra):
+    (project.state / "squeue.job").write_text("gts-lab|embers|gpu|8:00:00|gres/gpu:h100:1\n")
+    return project.start_job(job_id, *arguments, script=script, **extra)
+
+
+def baseline(project, *arguments, **extra):
+    return start_baseline(project, *arguments, **extra).wait(60)
+
+
+def continued(project, job_id, **extra):
+    """The exit status of the job that waits to continue another one."""
+    script, options = project.successor()
+    return baseline(project, job_id, *options, script=script, **extra)
+
+
+def test_the_baseline_runs_every_task_although_one_fails(project):
+    words = ["sbatch/baseline.sh", "--limit", "3", "--model", "tiny"]
+    result = project.bash(*words, FAKE_EVAL_gsm8k="fail:x")
+    assert result.returncode == 1
+    assert tasks_of(project.evaluations()) == ["mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval"]
+    fewshot = [line.split("--num_fewshot ")[1].split()[0] for line in project.evaluations()]
+    assert fewshot == ["5", "0", "0", "0", "0"]
+    assert "failed: gsm8k" in result.stderr
+    again = project.bash(*words)
+    assert again.returncode == 0
+    assert "mmlu_limit_3/plain is complete, skipped" in again.stderr
+    assert len(project.evaluations()) == 6
+
+
+@pytest.mark.parametrize("extra", [{}, {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": "/"}])
+def test_a_baseline_by_hand_is_no_job_even_within_an_allocation(project, extra):
+    result = project.bash("sbatch/baseline.sh", *BASELINE, **extra)
+    assert result.returncode == 0, result.stderr
+    assert len(project.evaluations()) == 3
+    assert ".snapshots" not in project.evaluations()[0]
+    assert project.calls("sbatch") == []
+    assert not (project.root / ".snapshots").exists()
+
+
+def test_a_baseline_job_runs_to_its_end_with_the_code_that_it_started_with(project):
+    process = start_baseline(project, "10", *BASELINE, FAKE_EVAL_toy_math="wait")
+    wait_until(lambda: project.evaluations())
+    for file in ("eval.py", "sbatch/baseline.sh", "sbatch/evaluate.sh", "sbatch/common.sh", "sbatch/json.awk"):
+        (project.root / file).write_text("edited while it ran )(")
+    (project.state / "go").touch()
+    assert process.wait(60) == 0, log_of(project)
+    [snapshot] = (project.root / ".snapshots").iterdir()
+    assert tasks_of(project.evaluations()) == ["toy_math", "gsm8k", "ifeval"]
+    assert all(f".snapshots/{snapshot.name}/eval.py" in line for line in project.evaluations())
+    assert (snapshot / "eval.py").read_text() == ""
+    assert len(list((project.root / "artifacts").rglob("summary.json"))) == 3
+    # what would have continued it is gone, and was the same code with what had been given to sbatch
+    assert len(project.calls("scancel")) == 1
+    [command] = project.calls("sbatch")
+    resources = "--account=gts-lab --qos=embers --partition=gpu --time=8:00:00 --gres=gpu:h100:1"
+    assert f"--dependency=afternotok:10 --kill-on-invalid-dep=yes {resources}" in command
+    script, options = project.successor()
+    assert script == f".snapshots/{snapshot.name}/sbatch/baseline.sh"
+    expected = ["--snapshot", snapshot.name, "--task", "toy_math,gsm8k,ifeval", "--limit", "3", "--model", "tiny"]
+    assert options == [*expected, "--continue", "2", "--after", "10", "--progress", "0+0", "--stalled", "0"]
+
+
+@pytest.mark.parametrize("due", [" DUE TO TIME LIMIT", " DUE TO PREEMPTION", " DUE TO NODE FAILURE"])
+def test_a_baseline_that_slurm_ended_goes_on_where_it_was(project, due):
+    process = start_baseline(project, "10", *BASELINE, SLURM_MEM_PER_NODE="1000", FAKE_EVAL_gsm8k="sleep")
+    stop_by_slurm(project, process, "10", due, evaluations=2)
+    assert "--mem=1000M" in project.calls("sbatch")[0]
+    assert project.calls("scancel") == []
+    (project.root / "eval.py").write_text("edited meanwhile")
+    assert continued(project, "11") == 0, log_of(project, "11")
+    assert tasks_of(project.evaluations()) == ["toy_math", "gsm8k", "gsm8k", "ifeval"]
+    assert len({line.split("/eval.py")[0] for line in project.evaluations()}) == 1
+    assert "complete tasks + batches: 0+0 when that started, now 1+1" in log_of(project, "11")
+    assert "--continue 1 --after 10\\,11 --progress 1+1 --stalled 0" in project.calls("sbatch")[1]
+    assert len(project.calls("scancel")) == 1
+
+
+def test_a_baseline_that_was_cancelled_is_not_continued(project):
+    process = start_baseline(project, "10", *BASELINE, FAKE_EVAL_gsm8k="sleep")
+    stop_by_slurm(project, process, "10", "", evaluations=2)
+    assert len(project.calls("scancel")) == 1
+    assert continued(project, "11") == 0  # had it started all the same
+    assert len(project.evaluations()) == 2
+
+
+@pytest.mark.parametrize(("state", "goes_on"), [("NODE_FAIL", True), ("CANCELLED by 7", False), ("FAILED:1:0", False)])
+def test_a_baseline_that_could_write_nothing_is_continued_by_what_the_accounting_says(project, state, goes_on):
+    process = start_baseline(
+        project, "10", *BASELINE, FAKE_EVAL_toy_math="fail:ZeroDivisionError", FAKE_EVAL_ifeval="sleep"
+    )
+    wait_until(lambda: len(project.evaluations()) == 3)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not project.bash("-c", "source sbatch/common.sh; process_gone $0", str(process.pid)).returncode)
+    project.set_job("10", state)
+    # the error of its first task says nothing about its end; that task is not repeated, and the exit status tells of it
+    assert continued(project, "11") == (1 if goes_on else 0)
+    assert tasks_of(project.evaluations()[3:]) == (["ifeval"] if goes_on else [])
+    if goes_on:
+        assert "toy_math_limit_3/plain failed in a job before this one (code error) and is not repeated" in log_of(
+            project, "11"
+        )
+        assert log_of(project, "11").endswith("baseline.sh: failed: toy_math\n")
+
+
+def test_a_baseline_with_an_error_in_a_task_is_not_continued(project):
+    assert baseline(project, "10", *BASELINE, FAKE_EVAL_gsm8k="fail:ZeroDivisionError") == 1
+    assert len(project.evaluations()) == 3
+    assert len(project.calls("scancel")) == 1
+    # submitted again by hand, it is tried again
+    assert baseline(project, "12", *BASELINE) == 0
+    assert tasks_of(project.evaluations()[3:]) == ["gsm8k"]
+
+
+def test_two_baseline_jobs_in_a_row_without_an_answer_are_the_last(project):
+    process = start_baseline(project, "10", *BASELINE, FAKE_EVAL="stuck")
+    stop_by_slurm(project, process, "10", " DUE TO PREEMPTION", evaluations=1)
+    script, options = project.successor()
+    process = start_baseline(project, "11", *options, script=script, FAKE_EVAL="stuck")
+    stop_by_slurm(project, process, "11", " DUE TO PREEMPTION", evaluations=2)
+    assert continued(project, "12") == 1
+    assert len(project.evaluations()) == 2
+    assert all(
+        json.loads((plain(project, task) / "failure.json").read_text())["class"] == "no_progress"
+        for task in ("toy_math", "gsm8k")
+    )
+    assert len(project.calls("sbatch")) == 2
+
+
+def test_a_complete_baseline_is_a_job_that_submits_and_builds_nothing(project):
+    project.bash("sbatch/baseline.sh", *BASELINE)
+    assert baseline(project, "10", *BASELINE, FAST_DLLM_VENV=str(project.state / "another")) == 0
+    assert len(project.evaluations()) == 3
+    assert project.calls("sbatch") == []
+    assert not (project.state / "another.d").exists()
+
+
+def test_a_result_of_another_model_does_not_pass_for_the_baseline_that_was_asked_for(project):
+    project.bash("sbatch/baseline.sh", *BASELINE)
+    (project.root / "mine").mkdir()
+    (project.root / "mine" / "config.json").write_text("{}")
+    words = [*BASELINE[:2], "--model", "mine", "--task", "toy_math"]
+    result = project.bash("sbatch/baseline.sh", *words)
+    assert (result.returncode, len(project.evaluations())) == (1, 3)
+    assert "toy_math_limit_3/plain is complete, but of model tiny, not " in result.stderr
+    assert project.bash("sbatch/baseline.sh", *words, "--force").returncode == 0
+    assert len(project.evaluations()) == 4
+
+
+def test_a_forced_baseline_that_slurm_ended_does_not_forget_what_it_answered(project):
+    project.bash("sbatch/baseline.sh", *BASELINE)
+    process = start_baseline(project, "10", *BASELINE, "--force", FAKE_EVAL_gsm8k="sleep")
+    stop_by_slurm(project, process, "10", " DUE TO TIME LIMIT", evaluations=5)
+    assert continued(project, "11") == 0
+    assert tasks_of(project.evaluations()[3:]) == ["toy_math", "gsm8k", "gsm8k", "ifeval"]
+    assert len((plain(project, "gsm8k") / "answers/key/001.rank0.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_two_baseline_jobs_at_once_share_the_tasks(project, finished):
+    first = start_baseline(project, "10", *BASELINE, FAKE_EVAL_toy_math="wait")
+    wait_until(lambda: project.evaluations())
+    if finished:  # the first is done with its task before the second comes back to it
+        second = start_baseline(project, "11", *BASELINE, FAKE_EVAL_ifeval="wait")
+        wait_until(lambda: len(project.evaluations()) == 3)
+        (project.state / "go").touch()
+        assert [second.wait(60), first.wait(60)] == [0, 0], log_of(project, "11")
+    else:
+        assert baseline(project, "11", *BASELINE) == 1
+        assert log_of(project, "11").endswith("baseline.sh: failed: toy_math\n")
+        (project.state / "go").touch()
+        assert first.wait(60) == 0, log_of(project)
+    assert sorted(tasks_of(project.evaluations())) == ["gsm8k", "ifeval", "toy_math"]
+
+
+def test_a_baseline_whose_venv_cannot_be_built_says_so_for_each_task(project):
+    (project.state / "uv.log.fail").touch()
+    assert baseline(project, "10", *BASELINE) == 1
+    classes = [json.loads(file.read_text())["class"] for file in project.root.rglob("failure.json")]
+    assert classes == ["venv"] * 3
+    assert len(project.calls("scancel")) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--task", "x"],
+        ["--task", ""],
+        ["--task", "gsm8k,.."],
+        ["--limit", "0"],
+        ["--continue", "-1"],
+        ["--model", "a b"],
+        ["x"],
+    ],
+)
+def test_the_baseline_answers_a_wrong_word_with_one_line(project, words):
+    before = project.written()
+    result = project.bash("sbatch/baseline.sh", *words)
+    assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, "")
+    assert project.written() == before
 
 
 # -- the siblings ------------------------------------------------------------------------------------------------------
@@ -428,24 +728,6 @@ def test_local_answers_a_wrong_word_with_one_line(project, words):
     result = project.bash("sbatch/local.sh", *words)
     assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, "")
     assert project.written() == before
-
-
-def test_the_baseline_runs_every_task_although_one_fails(project):
-    accelerate = project.state / "bin" / "fake_accelerate"
-    text = accelerate.read_text().replace(
-        "set -euo", 'if [[ $* == *"--tasks gsm8k "* ]]; then FAKE_EVAL=fail:x; fi\nset -euo'
-    )
-    accelerate.write_text(text)
-    result = project.bash("sbatch/baseline.sh", "--limit", "3", "--model", "tiny")
-    assert result.returncode == 1
-    evaluated = [line.split("--tasks ")[1].split()[0] for line in project.evaluations()]
-    assert evaluated == ["mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval"]
-    fewshot = [line.split("--num_fewshot ")[1].split()[0] for line in project.evaluations()]
-    assert fewshot == ["5", "0", "0", "0", "0"]
-    assert "failed: gsm8k" in result.stderr
-    again = project.bash("sbatch/baseline.sh", "--limit", "3", "--model", "tiny")
-    assert "mmlu_limit_3/plain is complete, skipped" in again.stderr
-    assert len(project.evaluations()) == 6
 
 
 def test_the_array_says_that_it_is_deprecated_and_runs_the_configuration_of_its_number(project):

@@ -238,16 +238,15 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP
 
     # -- use -----------------------------------------------------------------------------------------------------------
     def run(self, *command: str, check: bool = True, **options: object) -> subprocess.CompletedProcess:
-        result = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=120, check=False, **options
-        )
+        options = {"env": self.environment} | options
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
         if check and result.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: {result.returncode}\n{result.stdout}\n{result.stderr}")
         return result
 
     def jobs(self) -> list[dict[str, str]]:
         """All jobs that the accounting knows, oldest first."""
-        fields = ("JobIDRaw", "JobName", "State", "ExitCode", "NodeList", "WorkDir")
+        fields = ("JobIDRaw", "JobName", "State", "ExitCode", "NodeList", "WorkDir", "QOS", "Timelimit")
         lines = self.run("sacct", "-X", "-n", "-P", "-a", "-S", "now-1day", "-o", ",".join(fields)).stdout.splitlines()
         jobs = [dict(zip(fields, line.split("|"), strict=True)) for line in lines]
         for job in jobs:

@@ -26,7 +26,7 @@ def project(cluster, tmp_path, request):
     cluster.run("scancel", "--user=root", check=False)
     cluster.wait_idle()
     if getattr(request.node, "failed", False):
-        for log in sorted((project.root / "logs").rglob("*.log")):
+        for log in sorted([*(project.root / "logs").rglob("*.log"), *project.root.glob("*.log")]):
             lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
             print(f"== {log.name}", *[line for line in lines if "req/s" not in line][-25:], sep="\n")
 

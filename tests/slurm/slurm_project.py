@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -23,8 +24,6 @@ def venv_of_this_run() -> str:
 
 
 class SlurmProject:
-    seconds_each: float | None = None  # of a question, as first measured
-
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.root, self.cluster = folder, cluster
         folder.mkdir(parents=True)
@@ -62,33 +61,32 @@ class SlurmProject:
         entries = json.loads(self.bash("sbatch/run.sh", *words).stdout)["configurations"]
         return {entry["config"]: entry for entry in entries}
 
-    def folder(self, config: str, limit: int) -> Path:
-        return self.root / "results" / "00_baseline" / f"{TASK}_limit_{limit}" / config
+    def folder(self, config: str, limit: int, task: str = TASK) -> Path:
+        return self.root / "results" / "00_baseline" / f"{task}_limit_{limit}" / config
 
-    def summary(self, config: str, limit: int) -> dict:
-        return json.loads((self.folder(config, limit) / "summary.json").read_text())
+    def summary(self, config: str, limit: int, task: str = TASK) -> dict:
+        return json.loads((self.folder(config, limit, task) / "summary.json").read_text())
 
-    def numbers(self, config: str, limit: int) -> dict:
+    def numbers(self, config: str, limit: int, task: str = TASK) -> dict:
         """What must not depend on what happened on the way."""
-        summary = self.summary(config, limit)
+        summary = self.summary(config, limit, task)
         names = ("forwards", "new_tokens", "requests", "tokens_per_forward")
-        throughput = {name: summary["throughput"][name] for name in names}
+        throughput = {name: summary["throughput"].get(name) for name in names}  # no tokens where letters are scored
         return throughput | {name: summary[name] for name in ("accuracy", "accuracy_stderr", "num_samples", "subtasks")}
 
     def answered(self, config: str, limit: int) -> int:
         files = self.folder(config, limit).glob("answers/*/*.jsonl")
         return sum(file.read_bytes().count(b"\n") for file in files)
 
-    def questions_for(self, seconds: float) -> int:
-        """How many questions keep one evaluation busy for about so long on this machine."""
-        if SlurmProject.seconds_each is None:
-            words = ["--task", TASK, "--model", "tiny", "--limit", "3", "--config", "k3_last"]
-            self.bash("sbatch/local.sh", *words)
-            SlurmProject.seconds_each = self.summary("k3_last", 3)["throughput"]["seconds_generating"] / 3
-        return max(3, int(seconds / SlurmProject.seconds_each) + 1)
-
-    def wait_answered(self, config: str, limit: int, count: int) -> None:
-        wait_for(f"{count} answers of {config}", lambda: self.answered(config, limit) >= count, 240)
+    def hold_after_an_answer(self, config: str, limit: int) -> None:
+        """Stop the evaluation once it has answered, so that it is under way however fast the machine is. Slurm wakes up
+        (SIGCONT) what it ends."""
+        wait_for(f"an answer of {config}", lambda: self.answered(config, limit), 240, every=0.05)
+        processes = self.processes(config, limit)
+        assert processes, "it was over before it could be stopped"
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        assert self.answered(config, limit) < limit
 
     def wait_state(self, config: str, limit: int, state: str, seconds: float = 300) -> dict:
         def reached() -> dict | None:
@@ -99,9 +97,10 @@ class SlurmProject:
         return wait_for(f"{config} to be {state}", reached, seconds, every=1)
 
     def jobs(self, config: str, limit: int) -> list[dict[str, str]]:
-        name = f"00_baseline/{TASK}_limit_{limit}/{config}"
-        found = [job for job in self.cluster.jobs() if job["JobName"] == name and job["WorkDir"] == str(self.root)]
-        return found
+        return self.jobs_named(f"00_baseline/{TASK}_limit_{limit}/{config}")
+
+    def jobs_named(self, name: str) -> list[dict[str, str]]:
+        return [job for job in self.cluster.jobs() if job["JobName"] == name and job["WorkDir"] == str(self.root)]
 
     def processes(self, config: str, limit: int) -> list[int]:
         """The evaluation's processes, by their command line."""

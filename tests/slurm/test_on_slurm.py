@@ -8,12 +8,13 @@ import time
 
 import pytest
 from cluster import NODES, wait_for
-from slurm_project import TASK
+from slurm_project import TASK, SlurmProject
 
 from fast_dllm.checks import Situation
 from fast_dllm.cluster import check_slurm
 
 pytestmark = pytest.mark.slurm
+LIMIT = 24  # questions
 CONFIGS = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
 
 
@@ -23,13 +24,19 @@ def kill(processes):
             os.kill(process, signal.SIGKILL)
 
 
-def complete_both(project, disturbed, undisturbed, limit):
+def preempt(project, job):
+    """A paid job that wants the node for itself."""
+    where = ("--account=gts-lab", "--qos=inferno", f"--nodelist={job['NodeList']}", "--gres=gpu:rtx_6000:2")
+    project.cluster.run("sbatch", *where, "--cpus-per-task=1", "--output=/dev/null", "--wrap=sleep 3")
+
+
+def complete_both(project, disturbed, undisturbed):
     """Wait until both are complete, and compare: with stored outputs the subsets of one k give the same tokens."""
-    project.wait_state(disturbed, limit, "complete")
-    project.wait_state(undisturbed, limit, "complete")
-    assert project.numbers(disturbed, limit) == project.numbers(undisturbed, limit)
-    assert project.summary(undisturbed, limit)["num_segments"] == 1
-    assert project.summary(disturbed, limit)["num_segments"] == 2
+    project.wait_state(disturbed, LIMIT, "complete")
+    project.wait_state(undisturbed, LIMIT, "complete")
+    assert project.numbers(disturbed, LIMIT) == project.numbers(undisturbed, LIMIT)
+    assert project.summary(undisturbed, LIMIT)["num_segments"] == 1
+    assert project.summary(disturbed, LIMIT)["num_segments"] == 2
 
 
 def test_two_runs_at_once_give_nine_jobs_and_nine_complete_summaries(project):
@@ -38,6 +45,7 @@ def test_two_runs_at_once_give_nine_jobs_and_nine_complete_summaries(project):
         subprocess.Popen(words, cwd=project.root, env=project.environment, stdout=subprocess.PIPE) for _ in range(2)
     ]
     assert [run.wait(120) for run in runs] == [0, 0]
+    wait_for("the accounting to know the jobs", lambda: all(project.jobs(config, 1) for config in CONFIGS))
     first = {config: project.jobs(config, 1)[0]["JobIDRaw"] for config in CONFIGS}
     assert len(set(first.values())) == 9
     for config in CONFIGS:
@@ -57,84 +65,93 @@ def test_two_runs_at_once_give_nine_jobs_and_nine_complete_summaries(project):
 
 
 def test_a_cancelled_job_is_not_continued_and_goes_on_when_it_is_submitted_again(project):
-    limit = project.questions_for(seconds=15)
-    project.submit(limit, "k1_first", "k1_middle")
-    project.wait_answered("k1_middle", limit, 1)
-    project.cluster.run("scancel", project.status(limit)["k1_middle"]["job"])
-    entry = project.wait_state("k1_middle", limit, "failed")
+    project.submit(LIMIT, "k1_first", "k1_middle")
+    project.hold_after_an_answer("k1_middle", LIMIT)
+    project.cluster.run("scancel", project.status(LIMIT)["k1_middle"]["job"])
+    entry = project.wait_state("k1_middle", LIMIT, "failed")
     assert entry["detail"].startswith("failed: cancelled, job ")
     wait_for(
-        "its successor to be gone", lambda: all(job["State"] == "CANCELLED" for job in project.jobs("k1_middle", limit))
+        "its successor to be gone", lambda: all(job["State"] == "CANCELLED" for job in project.jobs("k1_middle", LIMIT))
     )
-    project.submit(limit, "k1_first", "k1_middle")
-    complete_both(project, "k1_middle", "k1_first", limit)
+    project.submit(LIMIT, "k1_first", "k1_middle")
+    complete_both(project, "k1_middle", "k1_first")
 
 
 def test_a_killed_evaluation_is_not_continued_and_goes_on_when_it_is_submitted_again(project):
-    limit = project.questions_for(seconds=15)
-    project.submit(limit, "k1_first", "k1_last")
-    project.wait_answered("k1_last", limit, 1)
-    kill(project.processes("k1_last", limit))
-    entry = project.wait_state("k1_last", limit, "failed")
+    project.submit(LIMIT, "k1_first", "k1_last")
+    project.hold_after_an_answer("k1_last", LIMIT)
+    kill(project.processes("k1_last", LIMIT))
+    entry = project.wait_state("k1_last", LIMIT, "failed")
     assert entry["detail"].startswith("failed: killed by signal 9, job ")
-    project.submit(limit, "k1_first", "k1_last")
-    complete_both(project, "k1_last", "k1_first", limit)
+    project.submit(LIMIT, "k1_first", "k1_last")
+    complete_both(project, "k1_last", "k1_first")
 
 
 def test_a_preempted_job_is_continued_without_anyone_typing(project):
-    limit = project.questions_for(seconds=15)
-    project.submit(limit, "k3_middle", SBATCH_QOS="embers")
-    project.wait_answered("k3_middle", limit, 1)
-    node = project.jobs("k3_middle", limit)[0]["NodeList"]
-    paid = ("--account=gts-lab", "--qos=inferno", f"--nodelist={node}", "--gres=gpu:rtx_6000:2", "--cpus-per-task=1")
-    project.cluster.run("sbatch", *paid, "--output=/dev/null", "--wrap=sleep 3")
-    wait_for("the preemption", lambda: project.jobs("k3_middle", limit)[0]["State"] == "PREEMPTED")
-    project.submit(limit, "k3_first", SBATCH_QOS="inferno")
-    complete_both(project, "k3_middle", "k3_first", limit)
-    assert [job["State"] for job in project.jobs("k3_middle", limit)][:2] == ["PREEMPTED", "COMPLETED"]
+    project.submit(LIMIT, "k3_middle", SBATCH_QOS="embers")
+    project.hold_after_an_answer("k3_middle", LIMIT)
+    preempt(project, project.jobs("k3_middle", LIMIT)[0])
+    wait_for("the preemption", lambda: project.jobs("k3_middle", LIMIT)[0]["State"] == "PREEMPTED")
+    project.submit(LIMIT, "k3_first", SBATCH_QOS="inferno")
+    complete_both(project, "k3_middle", "k3_first")
+    assert [job["State"] for job in project.jobs("k3_middle", LIMIT)][:2] == ["PREEMPTED", "COMPLETED"]
+
+
+def test_a_preempted_baseline_is_continued_with_the_code_and_the_resources_that_it_had(project, cluster, tmp_path):
+    words = ["sbatch/baseline.sh", "--model", "tiny", "--task", "toy_math,toy_choice", "--limit", str(LIMIT)]
+    project.cluster.run("sbatch", "--qos=embers", "--time=50", *words, cwd=project.root, env=project.environment)
+    by_hand = SlurmProject(tmp_path / "undisturbed", cluster)
+    undisturbed = subprocess.Popen(["bash", *words], cwd=by_hand.root, env=by_hand.environment)
+    project.hold_after_an_answer("plain", LIMIT)
+    preempt(project, project.jobs_named("baseline")[0])
+    (project.root / "eval.py").write_text("raise RuntimeError('edited while the job ran')\n")
+    wait_for("the preemption", lambda: project.jobs_named("baseline")[0]["State"] == "PREEMPTED")
+    # the accounting may hear of a job only when it starts
+    wait_for("its continuation", lambda: "COMPLETED" in [job["State"] for job in project.jobs_named("baseline")], 180)
+    first, second = project.jobs_named("baseline")[:2]
+    assert (first["QOS"], first["Timelimit"]) == (second["QOS"], second["Timelimit"]) == ("embers", "00:50:00")
+    wait_for("what waited to continue it to be gone", lambda: not project.cluster.run("squeue", "-h").stdout)
+    assert undisturbed.wait(180) == 0
+    for task in ("toy_math", "toy_choice"):
+        assert project.numbers("plain", LIMIT, task) == by_hand.numbers("plain", LIMIT, task)
+    assert project.summary("plain", LIMIT)["num_segments"] == 2
 
 
 def test_a_job_on_a_node_that_dies_is_continued_on_another(project):
-    limit = project.questions_for(seconds=15)
     cluster = project.cluster
-    project.submit(limit, "k2_first", "k2_last")
-    project.wait_answered("k2_last", limit, 1)
-    job = project.jobs("k2_last", limit)[0]
+    project.submit(LIMIT, "k2_first", "k2_last")
+    project.hold_after_an_answer("k2_last", LIMIT)
+    job = project.jobs("k2_last", LIMIT)[0]
     dead = job["NodeList"]
     try:
         cluster.cut_power(dead)
         wait_for("the node to be down", lambda: cluster.state(job["JobIDRaw"]) == "NODE_FAIL", 120)
         [other] = set(NODES) - {dead}
-        project.wait_state("k2_last", limit, "complete")
-        assert project.jobs("k2_last", limit)[1]["NodeList"] == other
+        project.wait_state("k2_last", LIMIT, "complete")
+        assert project.jobs("k2_last", LIMIT)[1]["NodeList"] == other
     finally:
         cluster.start_node(dead)
         cluster.wait_idle()
-    project.submit(limit, "k2_first")
-    project.wait_state("k2_first", limit, "complete")
-    assert project.numbers("k2_last", limit) == project.numbers("k2_first", limit)
-    assert project.summary("k2_last", limit)["num_segments"] == 2
+    project.submit(LIMIT, "k2_first")
+    project.wait_state("k2_first", LIMIT, "complete")
+    assert project.numbers("k2_last", LIMIT) == project.numbers("k2_first", LIMIT)
+    assert project.summary("k2_last", LIMIT)["num_segments"] == 2
 
 
 def test_a_job_at_its_time_limit_is_continued_and_answers_only_what_is_missing(project):
-    limit = 1200  # longer than Slurm's shortest limit, one minute, which it looks at every half
-    project.submit(limit, "k2_middle", SBATCH_TIMELIMIT="1")
-    project.wait_answered("k2_middle", limit, 1)
-    first = project.jobs("k2_middle", limit)[0]["JobIDRaw"]
+    project.submit(LIMIT, "k2_middle", SBATCH_TIMELIMIT="1")  # Slurm's shortest; it looks at it every half minute
+    project.submit(LIMIT, "k2_first")
+    project.hold_after_an_answer("k2_middle", LIMIT)
+    first = project.jobs("k2_middle", LIMIT)[0]["JobIDRaw"]
     wait_for("the time limit", lambda: project.cluster.state(first) == "TIMEOUT", 180)
-    answered = project.answered("k2_middle", limit)
     second = wait_for(
-        "the next job", lambda: [job for job in project.jobs("k2_middle", limit) if job["JobIDRaw"] != first]
+        "the next job", lambda: [job for job in project.jobs("k2_middle", LIMIT) if job["JobIDRaw"] != first]
     )
     # the one that follows has the time that it needs
     project.cluster.run("scontrol", "update", f"JobId={second[0]['JobIDRaw']}", "TimeLimit=60")
-    project.wait_state("k2_middle", limit, "complete", seconds=900)
-    summary = project.summary("k2_middle", limit)
-    assert summary["num_segments"] == 2
-    assert summary["num_samples"] == limit
-    assert summary["throughput"]["requests"] == limit
-    assert 0 < answered < limit
-    assert [job["State"] for job in project.jobs("k2_middle", limit)][:2] == ["TIMEOUT", "COMPLETED"]
+    complete_both(project, "k2_middle", "k2_first")
+    assert project.summary("k2_middle", LIMIT)["throughput"]["requests"] == LIMIT
+    assert [job["State"] for job in project.jobs("k2_middle", LIMIT)][:2] == ["TIMEOUT", "COMPLETED"]
 
 
 def test_code_that_is_edited_while_jobs_wait_changes_nothing_for_them(project):
