@@ -214,6 +214,16 @@ def test_results_that_cannot_be_written_are_a_failure(random_model, tmp_path):
     assert done.returncode not in (0, 2)
 
 
+def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAST_DLLM_CLAIM", str(tmp_path / ".lock.0001"))
+    arguments = ("--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out")
+    done = run_eval("--tasks", "made_up_sums", "--limit", "1", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"eval.py: another process has taken over {tmp_path}/out"
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared):
     (tmp_path / "openai").symlink_to(shared / "hub" / "openai")
     out = tmp_path / "out"
