@@ -655,6 +655,23 @@ def test_a_wrong_input_ends_the_local_matrix_at_once(project):
     assert f"failed: {' '.join(CONFIGS)}" in result.stderr
 
 
+def test_a_configuration_that_is_taken_over_leaves_the_others_of_its_process(project):
+    command = ["bash", "sbatch/local.sh", "--limit", "5", "--config", "k1_first,k1_middle,k1_last"]
+    environment = project.environment | {"FAKE_EVAL": "wait"}
+    with subprocess.Popen(command, cwd=project.root, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: project.evaluations())
+        shutil.rmtree(project.folder("k1_middle", "gsm8k_limit_5") / ".lock.0001")
+        (project.state / "go").touch()
+        _, told = running.communicate(timeout=60)
+    assert running.returncode == 75
+    assert "00_baseline/gsm8k_limit_5/k1_middle was taken over by" in told
+    assert "failed: k1_middle\n" in told
+    assert evaluated(project) == ["k1_first,k1_middle,k1_last", ""]
+    assert not (project.folder("k1_middle", "gsm8k_limit_5") / "summary.json").exists()
+    statuses = project.statuses("--limit", "5")
+    assert [config for config, state in statuses.items() if state.startswith("✓")] == ["k1_first", "k1_last"]
+
+
 def test_a_configuration_that_another_process_evaluates_is_left_to_it(project):
     folder = project.folder("k1_last", "gsm8k_limit_5")
     (folder / ".lock.0001").mkdir()
