@@ -142,12 +142,12 @@ def evaluate(folder, tasks, threshold):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("threshold", "least", "least_per_step"), [(1.0, 0.95, 1.0), (0.9, 0.93, 1.5)])
+@pytest.mark.parametrize(("threshold", "least", "least_per_step"), [(1.0, 0.95, 0.9), (0.9, 0.93, 1.5)])
 def test_all_toy_math_questions(tmp_path, threshold, least, least_per_step):
     results, throughput = evaluate(tmp_path, "toy_math", threshold)
     assert results["toy_math"]["exact_match,flexible-extract"] >= least
     assert results["toy_math"]["exact_match,strict-match"] >= least
-    assert throughput["tokens_per_step"] >= least_per_step
+    assert throughput["tokens_per_step"] >= least_per_step  # steps behind the stop token give no tokens
 
 
 @pytest.mark.slow
