@@ -257,6 +257,7 @@ def main() -> None:
             if number > 1:
                 began = loaded = time.time()
             run(config, task_manager, variant, output and output / name, began, loaded)
+        lm.leave_processes()
     except UsageError as error:
         print(f"eval.py: error: {error}", file=sys.stderr)
         sys.exit(2)

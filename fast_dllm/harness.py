@@ -148,6 +148,13 @@ class FastDLLM(TemplateLM):
         if self.world_size > 1:
             self.accelerator.wait_for_everyone()
 
+    def leave_processes(self) -> None:
+        """Wait for the others to be done, then part from them. A process that simply ended could crash on its way out
+        (gloo's threads still run) and take with it those that are still writing results."""
+        if self.world_size > 1:
+            self.accelerator.wait_for_everyone()
+            self.accelerator.end_training()
+
     # ---- text and tokens -------------------------------------------------------------------------------------
 
     @property

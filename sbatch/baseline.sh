@@ -132,6 +132,7 @@ run_task() { # TASK
 main() {
   local status failed=() elsewhere=()
   parse_options "$@"
+  load_cluster_settings # sbatch itself has not read them: of this job they set the hub's cache and the like
   if [[ $BATCH == yes && -z $SNAPSHOT ]]; then go_on_from_snapshot "$@"; fi
   if ((FORCE)); then for TASK in "${RUN_TASKS[@]}"; do ask_again; done; fi
   tasks_left

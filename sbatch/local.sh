@@ -116,6 +116,7 @@ main() {
   parse_options "$@"
   # data sets given as folders (openai/gsm8k) and the results are found from the project's folder
   cd -- "$PROJECT_ROOT"
+  load_cluster_settings
   venv_activate || exit 1
   export_environment
   local plain=() reuse=()

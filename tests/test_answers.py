@@ -181,21 +181,21 @@ with AnswerStore(Path(sys.argv[1]), {"model": "tiny"}) as store:
 
 
 def test_no_answer_that_was_reported_is_lost_over_fifty_kills(tmp_path):
-    num_questions, dice, reported = 4000, random.Random(0), set()
+    num_questions, dice, reported = 10**6, random.Random(0), set()  # never done, however fast the disk
     for _ in range(50):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, tmp_path, str(num_questions)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout.readline() == "ready\n"
-        time.sleep(dice.uniform(0, 0.04))
+        lines = [process.stdout.readline() for _ in range(dice.randrange(40))]
+        time.sleep(dice.uniform(0, 0.005))
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate()
-        reported |= {line for line in output.split("\n")[:-1] if line}
+        reported |= {line for line in "".join([*lines, output]).split("\n")[:-1] if line}
     with AnswerStore(tmp_path, {"model": "tiny"}) as store:
         found = set(store)
         assert reported, "the writers were killed before they wrote anything"
         assert reported <= found
-        assert len(found) < num_questions, "the kills came too late to mean anything"
         assert all(store[key].startswith(f"answer {key} ") for key in found)
         # each answer was generated once: none was lost and asked again
         assert store.counters["new_tokens"] == sum(int(key) + 1 for key in found)

@@ -215,7 +215,7 @@ def test_results_that_cannot_be_written_are_a_failure(random_model, tmp_path):
 
 
 def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random_model, tmp_path, monkeypatch):
-    monkeypatch.setenv("FAST_DLLM_CLAIM", str(tmp_path / ".lock.0001"))
+    monkeypatch.setenv("FAST_DLLM_CLAIMS", f"{tmp_path}/elsewhere/.lock.0003:{tmp_path}/out/.lock.0001")
     arguments = ("--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out")
     done = run_eval("--tasks", "made_up_sums", "--limit", "1", *arguments)
     assert done.returncode == 1

@@ -86,8 +86,13 @@ def set_number(page, control: str, value: float) -> None:
     number = page.locator(f"#{control} input[type=number]")
     if not number.is_visible():
         page.get_by_text("Settings").first.click()
-    number.fill(str(value))
-    number.press("Tab")
+    slider = page.locator(f"#{control} input[type=range]")
+    end = time.monotonic() + 60
+    while float(slider.input_value()) != value:  # what is filled in before the opened part is alive is forgotten
+        assert time.monotonic() < end, f"{control} stays {slider.input_value()}"
+        number.fill(str(value))
+        number.press("Tab")
+        page.wait_for_timeout(200)
 
 
 def shown_at_rest(page, seconds: float = 2.0) -> str:

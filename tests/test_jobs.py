@@ -617,6 +617,17 @@ def test_local_prints_and_stores_the_plain_model_at_threshold_one(project):
     assert "accuracy             0.5" in result.stdout
 
 
+@pytest.mark.parametrize("script", ["local.sh", "baseline.sh"])
+def test_an_evaluation_without_run_sees_the_clusters_settings(project, script):
+    (project.root / "sbatch" / "cluster.env").write_text("HF_HOME=/scratch/hf\n")
+    accelerate = project.state / "bin" / "fake_accelerate"
+    accelerate.write_text(
+        accelerate.read_text().replace("set -euo", 'echo "$HF_HOME" >"$FAKE_SLURM/hf_home"\nset -euo')
+    )
+    assert project.bash(f"sbatch/{script}", "--model", "tiny", "--task", "gsm8k", "--limit", "5").returncode == 0
+    assert (project.state / "hf_home").read_text().strip() == "/scratch/hf"
+
+
 def evaluated(project) -> list[str]:
     """The configurations of each evaluation process, in order."""
     return [line.partition("--configurations ")[2].split(" ")[0].replace("\\,", ",") for line in project.evaluations()]

@@ -40,6 +40,12 @@ def test_the_model_and_each_task_are_fetched(project):
     assert "GiB free" in result.stderr
 
 
+def test_the_cache_that_the_clusters_settings_name_is_the_one(project):
+    (project.root / "sbatch" / "cluster.env").write_text(f"HF_HOME={project.state}/elsewhere\n")
+    result = project.bash("sbatch/prefetch.sh", "--model", "tiny")
+    assert f"cache: {project.state}/elsewhere, " in result.stderr
+
+
 def test_for_ifeval_the_sentence_data_comes_too(project):
     result = project.bash("sbatch/prefetch.sh", "--task", "ifeval,gsm8k", "--model", "tiny")
     assert result.returncode == 1
