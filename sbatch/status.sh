@@ -158,9 +158,7 @@ print_frame() {
 # Accuracy with its standard error, tokens/s and tokens a forward of what is complete, as the matrix
 print_table() {
   local k subset file
-  printf '%-6s' ""
-  printf ' | %-33s' first middle last
-  printf '\n'
+  printf '%-6s | %-33s | %-33s | %s\n' "" first middle last
   for k in 1 2 3; do
     printf 'k = %d ' "$k"
     for subset in first middle last; do
