@@ -71,7 +71,8 @@ print_summary() { # file, after a run
   load_json "$1"
   local field
   for field in task limit config experiment metric accuracy accuracy_stderr num_samples \
-    throughput.tokens_per_second throughput.tokens_per_forward throughput.seconds_generating; do
+    throughput.tokens_per_second throughput.tokens_per_forward throughput.seconds_generating \
+    throughput.requests_per_second throughput.seconds_scoring; do
     [[ -z ${JSON["$1:$field"]-} ]] || printf '  %-20s %s\n' "${field#throughput.}" "${JSON["$1:$field"]}"
   done
   printf '  %-20s %s\n' "full summary" "$1"
