@@ -207,7 +207,7 @@ class FastDLLMModel(FastDLLMPreTrainedModel):
 class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
     """The network with its language-model head, and the cached moves that block diffusion is made of."""
 
-    _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: FastDLLMConfig):
         super().__init__(config)
