@@ -203,20 +203,17 @@ def data_sets_of(tasks: tuple[str, ...]) -> dict[str, frozenset[DataSet]]:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from eval import find_tasks
+    from fast_dllm.task_loading import task_configs
 
     index = find_tasks(EvaluatorConfig(tasks=list(tasks))).task_index
-
-    def needs(name: str) -> frozenset[DataSet]:
-        entry = index[name]
-        if entry.cfg is None:  # a tag
-            return frozenset().union(*map(needs, entry.tags))
-        if "group" in entry.cfg:
-            children = entry.cfg["task"] if isinstance(entry.cfg["task"], list) else [entry.cfg["task"]]
-            return frozenset().union(*(needs(one if isinstance(one, str) else one["task"]) for one in children))
-        path = entry.cfg.get("dataset_path")
-        return frozenset({DataSet(path, entry.cfg.get("dataset_name"))} if path else ())
-
-    return {task: needs(task) for task in tasks}
+    return {
+        task: frozenset(
+            DataSet(config["dataset_path"], config.get("dataset_name"))
+            for config in task_configs(index, task)
+            if config.get("dataset_path")
+        )
+        for task in tasks
+    }
 
 
 def learn_data_sets(situation: Situation) -> Situation:

@@ -60,7 +60,7 @@ def prepare(
     Raises UsageError, with what to do about it, for what a task would fail on once a model is loaded. `seed`: for what
     draws random numbers when it scores.
     """
-    configs = [config for task in tasks for config in _task_configs(manager.task_index, task)]
+    configs = [config for task in tasks for config in task_configs(manager.task_index, task)]
     if any("/ifeval/" in str(config.get("process_results")) for config in configs):
         find_sentence_data()
         _seed_language_detection(seed)
@@ -70,7 +70,7 @@ def prepare(
     return keep_documents(manager)
 
 
-def _task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]:
+def task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]:
     """The configurations (functions as text) of the tasks that `task` stands for. Reads no data."""
     entry = index.get(task if isinstance(task, str) else task.get("group", task.get("task")))
     config = dict(entry.cfg or {"task": sorted(entry.tags)}) if entry else {}
@@ -78,7 +78,7 @@ def _task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict
         config |= task
     if isinstance(config.get("task"), list):
         for child in config["task"]:
-            yield from _task_configs(index, child)
+            yield from task_configs(index, child)
     elif config:
         yield config
 

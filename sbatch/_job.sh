@@ -22,10 +22,6 @@ fi
 [[ -f ${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh ]] || { echo "_job.sh: no sbatch/common.sh in $PROJECT_ROOT/${SNAPSHOT:+.snapshots/$SNAPSHOT}: submit from the project's folder" >&2; exit 2; }
 # shellcheck source=sbatch/common.sh
 source "${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh"
-# shellcheck source=sbatch/evaluate.sh
-source "$CODE_ROOT/sbatch/evaluate.sh"
-# shellcheck source=sbatch/submit.sh
-source "$CODE_ROOT/sbatch/submit.sh"
 # shellcheck source=sbatch/continue.sh
 source "$CODE_ROOT/sbatch/continue.sh"
 

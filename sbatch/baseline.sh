@@ -25,10 +25,6 @@ fi
 [[ -f ${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh ]] || { echo "baseline.sh: no sbatch/common.sh in $PROJECT_ROOT/${SNAPSHOT:+.snapshots/$SNAPSHOT}: submit it from the project's folder" >&2; exit 2; }
 # shellcheck source=sbatch/common.sh
 source "${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh"
-# shellcheck source=sbatch/evaluate.sh
-source "$CODE_ROOT/sbatch/evaluate.sh"
-# shellcheck source=sbatch/submit.sh
-source "$CODE_ROOT/sbatch/submit.sh"
 # shellcheck source=sbatch/continue.sh
 source "$CODE_ROOT/sbatch/continue.sh"
 
@@ -58,12 +54,7 @@ parse_options() {
   while (($#)); do
     case $1 in
       --task | --limit | --model | --continue | --after | --progress | --stalled) need_value "$1" $# ;;&
-      --task)
-        [[ $2 != *[[:cntrl:]]* ]] || die "no task named $(shown "$2"); valid: ${TASKS[*]}"
-        IFS=, read -r -a RUN_TASKS <<<"$2"
-        ((${#RUN_TASKS[@]})) || die "--task needs a name; valid: ${TASKS[*]}"
-        shift
-        ;;
+      --task) split_tasks "$2"; RUN_TASKS=("${SELECTED[@]}"); shift ;;
       --limit) check_count "$1" "$2"; LIMIT=$2; shift ;;
       --model) resolve_model "$2"; shift ;;
       --force) FORCE=1 ;;
@@ -73,7 +64,6 @@ parse_options() {
     esac
     shift
   done
-  for TASK in "${RUN_TASKS[@]}"; do check_task "$TASK"; done
 }
 
 go_on_from_snapshot() { # this script's options

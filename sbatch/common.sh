@@ -55,6 +55,14 @@ check_task() { # $1: name, rest: further valid names
   one_of "$1" "${TASKS[@]}" "${@:2}" || die "no task named $(shown "$1"); valid: ${TASKS[*]}${2:+ ${*:2}}"
 }
 
+split_tasks() { # $1: T[,T...], rest: further valid names. Sets SELECTED
+  local task
+  [[ $1 != *[[:cntrl:]]* ]] || check_task "$1" "${@:2}"
+  IFS=, read -r -a SELECTED <<<"$1"
+  ((${#SELECTED[@]})) || die "--task needs a name; valid: ${TASKS[*]}${2:+ ${*:2}}"
+  for task in "${SELECTED[@]}"; do check_task "$task" "${@:2}"; done
+}
+
 check_config() { # $1: name, $2: further valid names
   # shellcheck disable=SC2086 # $2 is a list of words
   one_of "$1" "${CONFIGS[@]}" ${2:-} || die "no configuration named $(shown "$1"); valid: ${CONFIGS[*]}${2:+ $2}"

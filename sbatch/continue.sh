@@ -1,11 +1,15 @@
 # shellcheck shell=bash
 # What is done again, and by whom, when Slurm ends a job: _job.sh and baseline.sh share this. Each job submits at its start
 # the one that continues it, waiting for it to fail, because at the end there may be no time left to submit anything.
-# Sourced after evaluate.sh and submit.sh. A job's work are RUN_TASKS; its script's successor_command sets SBATCH_COMMAND for
+# Sourced after common.sh. A job's work are RUN_TASKS; its script's successor_command sets SBATCH_COMMAND for
 # the same work, from a --dependency for sbatch and further options of the script:
 #   --continue N      how many more jobs may follow
 #   --after ID[,ID]   the jobs that this one continues, the latest last
 #   --progress M      what was done when that one started (work_done), --stalled N: jobs in a row before it that did nothing
+# shellcheck source=sbatch/evaluate.sh
+source "$CODE_ROOT/sbatch/evaluate.sh"
+# shellcheck source=sbatch/submit.sh
+source "$CODE_ROOT/sbatch/submit.sh"
 
 RUN_TASKS=() CONTINUE=0 AFTER="" PROGRESS=0+0 STALLED=0 SUCCESSOR=""
 

@@ -41,7 +41,7 @@ run_eval() { # log file
 # process answers them one after the other and stops at the first that fails; RUNS_DONE, RUNS_FAILED and RUNS_LEFT (not
 # begun) tell which are which.
 evaluate() { # [configuration...], else CONFIG
-  local output log start=0 status=0 text="" held=() claims="" stopped=0
+  local output log start=0 status=0 held=() claims="" stopped=0
   FAILURE_CLASS="" RUNS_DONE=() RUNS_FAILED=() RUNS_LEFT=()
   (($#)) || set -- "$CONFIG"
   log=$(log_of_this_job)
@@ -60,7 +60,6 @@ evaluate() { # [configuration...], else CONFIG
   [[ ! -f $log ]] || start=$(wc -c <"$log")
   eval_command "${held[@]}"
   FAST_DLLM_CLAIMS=$claims run_eval "$log" || status=$?
-  if [[ -f $log ]]; then text=$(tail -c "+$((start + 1))" -- "$log" | tail -c 20000 | tr -d '\0'); fi
   for CONFIG in "${held[@]}"; do
     output=results/$(run_folder)
     # one process's exit status tells of one configuration only when it had one
@@ -71,7 +70,7 @@ evaluate() { # [configuration...], else CONFIG
       RUNS_LEFT+=("$CONFIG")
     else
       stopped=1 RUNS_FAILED+=("$CONFIG")
-      run_failed "$output" "$log" "$text" "$status" || status=$?
+      run_failed "$output" "$log" "$start" "$status" || status=$?
     fi
     lock_release "$output/.lock"
   done
@@ -95,8 +94,8 @@ run_begin() { # log. Takes CONFIG's folder for this process and clears what an e
   record_job "$output" "${SLURM_JOB_ID:-}" "$1"
 }
 
-run_failed() { # folder, log, what this process wrote to it, exit status. Returns the status that tells the fault
-  local status=$4
+run_failed() { # folder, log, its size when this process began, exit status. Returns the status that tells the fault
+  local status=$4 text=""
   if ! lock_is_ours "$1/.lock"; then
     say "$(run_folder) was taken over by $(lock_owner "$1/.lock") while this process could not be seen to live; it is left to that one"
     return 75
@@ -105,10 +104,11 @@ run_failed() { # folder, log, what this process wrote to it, exit status. Return
     say "eval.py ended without an error, but left no complete summary: ${REASON:-no file}"
     status=70
   fi
+  if [[ -f $2 ]]; then text=$(tail -c "+$(($3 + 1))" -- "$2" | tail -c 20000 | tr -d '\0'); fi
   # accelerate's launcher turns every exit status into 1; eval.py's own line tells that the input was wrong
-  if grep -q '^eval\.py: error: ' <<<"$3"; then status=2; fi
-  FAILURE_CLASS=$(classify_failure "$status" "$3" "$TOLD_TO_STOP")
-  write_failure "$1" "$FAILURE_CLASS" "$status" "$2" "$3"
+  if grep -q '^eval\.py: error: ' <<<"$text"; then status=2; fi
+  FAILURE_CLASS=$(classify_failure "$status" "$text" "$TOLD_TO_STOP")
+  write_failure "$1" "$FAILURE_CLASS" "$status" "$2" "$text"
   say "$(run_folder): ${FAILURE_TEXT[$FAILURE_CLASS]} (exit status $status)"
   return "$status"
 }

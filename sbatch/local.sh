@@ -80,9 +80,7 @@ parse_options() {
   resolve_model "$MODEL"
 }
 
-is_done() { # CONFIG of a matrix has a result that is shown as it is
-  read_files
-  QUEUED=()
+is_done() { # CONFIG of a matrix, whose files have been read, has a result that is shown as it is
   examine
   case ${STATE[$CONFIG]} in
     complete) say "== $CONFIG is complete, skipped" ;;
@@ -93,9 +91,9 @@ is_done() { # CONFIG of a matrix has a result that is shown as it is
 
 # The configurations with one threshold share a process, and the model that it loads. One that fails does not stop the
 # others: they go on in another process. Sets STATUS and ALL_FAILED.
-evaluate_pending() { # threshold, configuration...
-  THRESHOLD=$1
-  shift
+evaluate_pending() { # [configuration...]
+  (($#)) || return 0
+  THRESHOLD=${GIVEN_THRESHOLD:-$(default_threshold "$1")}
   local pending=("$@") status
   while ((${#pending[@]})); do
     say "== $EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/$(IFS=,; printf '%s' "${pending[*]}"): model $MODEL, threshold $THRESHOLD"
@@ -120,14 +118,15 @@ main() {
   venv_activate || exit 1
   export_environment
   local plain=() reuse=()
-  STATUS=0 ALL_FAILED=()
+  STATUS=0 ALL_FAILED=() QUEUED=()
+  if ((MATRIX)); then read_files; fi
   for CONFIG in "${SELECTED[@]}"; do
     THRESHOLD=${GIVEN_THRESHOLD:-$(default_threshold "$CONFIG")}
     if ((MATRIX && !FRESH)) && is_done; then continue; fi
     if [[ $CONFIG == plain ]]; then plain=(plain); else reuse+=("$CONFIG"); fi
   done
-  if ((${#plain[@]})); then evaluate_pending "${GIVEN_THRESHOLD:-$(default_threshold plain)}" plain; fi
-  if ((${#reuse[@]})); then evaluate_pending "${GIVEN_THRESHOLD:-$(default_threshold k1_first)}" "${reuse[@]}"; fi
+  evaluate_pending ${plain[@]+"${plain[@]}"}
+  evaluate_pending ${reuse[@]+"${reuse[@]}"}
   if ((${#ALL_FAILED[@]})); then say "${0##*/}: failed: ${ALL_FAILED[*]}"; fi
   if ((MATRIX)); then
     THRESHOLD=${GIVEN_THRESHOLD:-0.9}

@@ -23,20 +23,13 @@ parse_options() {
   while (($#)); do
     case $1 in
       --task | --model) need_value "$1" $# ;;&
-      --task)
-        [[ $2 != *[[:cntrl:]]* ]] || die "no task named $(shown "$2"); valid: ${TASKS[*]}"
-        IFS=, read -r -a SELECTED <<<"$2"
-        shift
-        ;;
+      --task) split_tasks "$2" "${CODE_TASKS[@]}"; shift ;;
       --model) resolve_model "$2"; shift ;;
       -h | --help) usage; exit 0 ;;
       *) die "unknown option $(shown "$1"); valid: --task --model --help" ;;
     esac
     shift
   done
-  ((${#SELECTED[@]})) || die "--task needs a name; valid: ${TASKS[*]}"
-  local task
-  for task in "${SELECTED[@]}"; do check_task "$task" "${CODE_TASKS[@]}"; done
 }
 
 check_space() { # the 7B's weights take 15 GB
