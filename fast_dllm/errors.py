@@ -1,5 +1,9 @@
-"""The one exception that the programs turn into a single line and exit code 2."""
+"""What goes wrong with a message for people: `UsageError` becomes one line and exit code 2 in every program."""
 
 
 class UsageError(ValueError):
     """Something the caller asked for cannot be had; the message is one line naming the fault and the valid choices."""
+
+
+class NonFiniteError(RuntimeError):
+    """The model's logits are infinite or not a number: its weights or its precision are at fault, and no answer is."""

@@ -1,4 +1,4 @@
-"""Experiment name -> the module with its generation code. A name that is not there is an error, never a fallback."""
+"""Experiment name -> its policy, knobs and text. A name that is not there is an error, never a fallback."""
 
 from __future__ import annotations
 
@@ -6,32 +6,88 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 
+import torch
+
+from fast_dllm import decoding, engine
+from fast_dllm.decoding import DenoisingEvent, Generation, Options
+from fast_dllm.engine import DecodeOne
 from fast_dllm.errors import UsageError
+from fast_dllm.model import FastDLLMForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
 GENERATION_FILE = "generation_functions.py"
+REQUIRED = ("mask_id", "stop_token")  # options that come from the tokenizer
 
-# What every generate() and denoise() takes; further parameters need defaults.
-CONTRACT = (
-    "model",
-    "prompts",
-    "mask_id",
-    "stop_token",
-    "max_new_tokens",
-    "block_size",
-    "small_block_size",
-    "threshold",
-    "use_block_cache",
-    "temperature",
-    "top_p",
-    "reuse_k",
-    "layer_subset",
-    "generator",
-)
+
+@dataclass(frozen=True)
+class Experiment:
+    """A loaded policy. name: None for the active file. policy_sha256: of the text that was loaded."""
+
+    name: str | None
+    path: Path
+    options_type: type[Options]
+    decode_one: DecodeOne
+    policy_sha256: str
+
+    @property
+    def knobs(self) -> dict[str, object]:
+        """Every option that a model argument may set, with its default."""
+        return {each.name: each.default for each in fields(self.options_type) if each.name not in REQUIRED}
+
+    def check(self, knobs: Mapping[str, object]) -> None:
+        """Raise UsageError for values that no model could decode with; its depth is looked at when it is known."""
+        try:
+            self.options_type(mask_id=-1, stop_token=-2, **knobs).check()
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def generate(
+        self,
+        model: FastDLLMForCausalLM,
+        prompts: Sequence[list[int]],
+        *,
+        mask_id: int,
+        stop_token: int,
+        temperature: float = 0.0,
+        top_p: float = 0.95,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_rows: int | None = None,
+        **knobs: object,
+    ) -> list[Generation]:
+        """fast_dllm.engine.generate with this experiment's policy. Knobs that are not given have their defaults."""
+        options = self.options_type(mask_id, stop_token, **self._known(knobs))
+        sampling = {"temperature": temperature, "top_p": top_p, "generator": generator}
+        return engine.generate(model, self.decode_one, options, prompts, num_rows=num_rows, **sampling)
+
+    def denoise(
+        self,
+        model: FastDLLMForCausalLM,
+        prompts: Sequence[list[int]],
+        *,
+        mask_id: int,
+        stop_token: int,
+        temperature: float = 0.0,
+        top_p: float = 0.95,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_rows: int | None = None,
+        **knobs: object,
+    ) -> Iterator[DenoisingEvent]:
+        """The events of `generate` as they happen (fast_dllm.engine.denoise)."""
+        options = self.options_type(mask_id, stop_token, **self._known(knobs))
+        sampling = {"temperature": temperature, "top_p": top_p, "generator": generator}
+        return engine.denoise(model, self.decode_one, options, prompts, num_rows=num_rows, **sampling)
+
+    def _known(self, knobs: Mapping[str, object]) -> Mapping[str, object]:
+        for name in knobs:
+            if name not in self.knobs:
+                raise UsageError(f"{where(self.path)} takes no {name!r}; it takes: {', '.join(self.knobs)}")
+        return knobs
 
 
 def available() -> list[str]:
@@ -52,32 +108,32 @@ def generation_file(name: str | None) -> Path:
     return path
 
 
-def load(name: str | None) -> ModuleType:
+def where(path: Path) -> str:
+    return path.name if path.parent == ROOT else f"{path.parent.name}/{path.name}"
+
+
+def load(name: str | None) -> Experiment:
     """Import experiments/<name>/generation_functions.py (None: the active file) and check that it keeps the contract.
 
-    Raises UsageError for an unknown name, a missing file, or a generate()/denoise() whose parameters are missing
-    or misnamed. An exception of the code itself passes through.
+    Raises UsageError for an unknown name, a missing file, or a file without an `Options` of the right kind or a
+    `decode_one(answer, options)`. An exception of the code itself passes through.
     """
     path = generation_file(name)
+    text = path.read_bytes()
     module_name = "fast_dllm_generation_" + ("active" if name is None else re.sub(r"\W", "_", name))
     spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, f"{path} ends in .py"
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    for function_name in ("generate", "denoise"):
-        _check_contract(path, function_name, getattr(module, function_name, None))
-    return module
-
-
-def _check_contract(path: Path, name: str, function: object) -> None:
-    where = f"{path.parent.name}/{path.name}"
-    if not callable(function):
-        raise UsageError(f"{where} has no function {name}(); it takes: {', '.join(CONTRACT)}")
-    parameters = inspect.signature(function).parameters
-    missing = [parameter for parameter in CONTRACT if parameter not in parameters]
-    unknown = [
-        key for key, parameter in parameters.items() if key not in CONTRACT and parameter.default is parameter.empty
-    ]
-    if missing or unknown:
-        faults = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"requires {', '.join(unknown)}"] * bool(unknown)
-        raise UsageError(f"{name}() in {where} {' and '.join(faults)}; it takes: {', '.join(CONTRACT)}")
+    exec(compile(text, str(path), "exec"), module.__dict__)  # this very text, whoever edits the file meanwhile
+    options_type, decode_one = getattr(module, "Options", None), getattr(module, "decode_one", None)
+    if not (isinstance(options_type, type) and issubclass(options_type, decoding.Options)):
+        raise UsageError(f"{where(path)} has no class Options(decoding.Options) with the experiment's knobs")
+    unset = [each.name for each in fields(options_type) if each.default is MISSING and each.name not in REQUIRED]
+    if unset:
+        raise UsageError(f"Options in {where(path)} gives {', '.join(unset)} no default")
+    if not inspect.isgeneratorfunction(decode_one):
+        raise UsageError(f"{where(path)} has no generator function decode_one(answer, options)")
+    if list(inspect.signature(decode_one).parameters) != ["answer", "options"]:
+        raise UsageError(f"decode_one in {where(path)} must take (answer, options), as fast_dllm.decoding says")
+    return Experiment(name, path, options_type, decode_one, sha256(text).hexdigest())

@@ -1,84 +1,87 @@
-"""Which layers may be skipped, on which denoising steps, and what is stored for them.
+"""What a range of layers leaves behind when it runs, so that it need not run on a later step. Plain data.
 
-The rules are those of the layer-reuse experiment on Fast-dLLM v2 (docs/design.md, "Layer reuse"). Nothing here
-touches a model: `LayerReuse` is a plain buffer that the network writes and reads by row position.
+When to read what is stored is policy (an experiment's generation_functions.py); fast_dllm.model writes and reads a
+`LayerStore` in mid-forward.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-LAYER_SUBSETS = ("first", "middle", "last")
-REUSE_KS = (1, 2, 3)
-MIN_LAYERS = 13
+# part -> what stands in for the layers of the range
+PARTS = {
+    "output": "what the range's last layer gave; it replaces what enters the range",
+    "residual": "what the range added, its output less its input; it is added to what enters the range today",
+    "mlp": "what each layer's MLP added; the attention of every layer runs, its keys and values stay fresh",
+}
 
 
-def check_reuse(reuse_k: int, layer_subset: str | None) -> None:
-    """Raise ValueError unless the pair is one of the experiment's configurations or 'no reuse' (1, None)."""
-    if isinstance(reuse_k, bool) or reuse_k not in REUSE_KS:
-        raise ValueError(f"reuse_k must be one of {', '.join(map(str, REUSE_KS))}, not {reuse_k!r}")
-    if layer_subset is not None and layer_subset not in LAYER_SUBSETS:
-        raise ValueError(f"layer_subset must be one of {', '.join(LAYER_SUBSETS)}, not {layer_subset!r}")
-    if reuse_k > 1 and layer_subset is None:
-        raise ValueError(f"reuse_k {reuse_k} needs a layer_subset: one of {', '.join(LAYER_SUBSETS)}")
-
-
-def subset_layers(layer_subset: str, num_layers: int) -> range:
-    """The contiguous layers [start, stop) that `layer_subset` names in a network of `num_layers`.
-
-    first: layers 1..11 (layer 0 always runs); middle: 12 layers from num_layers // 2 - 6; last: the last 12.
-    Raises ValueError for an unknown subset or fewer than 13 layers.
-    """
-    check_reuse(1, layer_subset)
-    if num_layers < MIN_LAYERS:
-        raise ValueError(
-            f"layer_subset {layer_subset!r} needs at least {MIN_LAYERS} layers, the model has {num_layers}"
-        )
-    start = {"first": 1, "middle": num_layers // 2 - 6, "last": num_layers - 12}[layer_subset]
-    return range(start, 12 if layer_subset == "first" else start + 12)
-
-
-def is_reuse_step(counter: int, reuse_k: int) -> bool:
-    """Whether the sub forward of denoising step `counter` (0 at the start of each block) reuses its subset."""
-    return counter % reuse_k != 0
-
-
-class LayerReuse:
+class LayerStore:
     """What a contiguous range of layers gave for each row of the current block, written by row position.
 
-    buffer: (num subset layers, B, block_size, C). One slot per row of the block, so that a row can never be read
-    from another sub-block's store. `mode` says what is stored and how it is read back:
-
-    - "output": the layer's output; reading it replaces the layer's input.
-    - "residual": output - input, what the layer added; reading it adds the same to today's input.
+    values: (1, B, block_size, C), or (num layers, B, block_size, C) for "mlp". What a contiguous range added is the sum
+    of what its layers added, so one value a row is enough for the whole range. inputs: (B, block_size, C), what entered
+    the range. One place for each row of the block, so that a row can never be read from another sub-block's store.
     """
 
-    def __init__(
-        self,
-        layers: range,
-        mode: Literal["output", "residual"],
-        batch_size: int,
-        block_size: int,
-        hidden_size: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ):
-        if mode not in ("output", "residual"):
-            raise ValueError(f"mode must be 'output' or 'residual', not {mode!r}")
-        self.layers = layers
-        self.mode = mode
-        self.buffer = torch.zeros(len(layers), batch_size, block_size, hidden_size, dtype=dtype, device=device)
+    def __init__(self, layers: range, part: str, batch_size: int, block_size: int, like: Tensor):
+        """`like` (..., C) gives size, dtype and device of a row."""
+        if part not in PARTS:
+            raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}")
+        if layers.step != 1 or not layers:
+            raise ValueError(f"the layers must be a range with a step of 1 and not empty, not {layers}")
+        self.layers, self.part = layers, part
+        depth = len(layers) if part == "mlp" else 1
+        self.values = like.new_zeros(depth, batch_size, block_size, like.shape[-1])
+        self.inputs = like.new_zeros(batch_size, block_size, like.shape[-1])
 
-    def store(self, layer: int, layer_input: Tensor, layer_output: Tensor, rows: Tensor, offsets: Tensor) -> None:
-        """Keep one layer's result, (B, T, C), for batch rows `rows` (B, 1) at block rows `offsets` (B, T)."""
-        value = layer_output if self.mode == "output" else layer_output - layer_input
-        self.buffer[layer - self.layers.start, rows, offsets] = value
+    def store(self, entered: Tensor, left: Tensor, rows: Tensor, block_rows: Tensor) -> None:
+        """Keep what entered and left the range, (B, T, C), for cache rows `rows` (B, 1), block rows `block_rows` (B, T).
 
-    def read(self, layer: int, layer_input: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
-        """The layer's stand-in result (B, T, C) for the rows that were stored last at those positions."""
-        stored = self.buffer[layer - self.layers.start, rows, offsets]
-        return stored if self.mode == "output" else layer_input + stored
+        The MLPs' own values are kept by `store_mlp`.
+        """
+        self.inputs[rows, block_rows] = entered
+        if self.part != "mlp":
+            self.values[0, rows, block_rows] = left if self.part == "output" else left - entered
+
+    def store_mlp(self, layer: int, added: Tensor, rows: Tensor, block_rows: Tensor) -> None:
+        self.values[layer - self.layers.start, rows, block_rows] = added
+
+    def stand_in(self, entered: Tensor, rows: Tensor, block_rows: Tensor) -> Tensor:
+        """What leaves the range (B, T, C) when it does not run ("output", "residual")."""
+        stored = self.values[0, rows, block_rows]
+        return stored if self.part == "output" else entered + stored
+
+    def mlp(self, layer: int, rows: Tensor, block_rows: Tensor) -> Tensor:
+        """What the MLP of `layer` added to these rows when it last ran, (B, T, C)."""
+        return self.values[layer - self.layers.start, rows, block_rows]
+
+    def drift(self, entering: Tensor, rows: Tensor, block_rows: Tensor, read: Tensor) -> Tensor:
+        """mean |h - stored| / mean |stored| over the rows `read` (B, R) of T, for each sequence: (B,) in float32.
+
+        h (B, T, C) is what enters the range today, stored what entered when it last ran (DBCache's rule).
+        """
+        picked = read.unsqueeze(-1).expand(-1, -1, entering.shape[-1])
+        now = entering.gather(1, picked).float()
+        then = self.inputs[rows, block_rows.gather(1, read)].float()
+        return (now - then).abs().mean(dim=(1, 2)) / then.abs().mean(dim=(1, 2))
+
+
+def layer_range(text: str, num_layers: int) -> range:
+    """The layers that "a-b" names, both ends included: "8-19" is range(8, 20). Raises ValueError."""
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal()):
+        raise ValueError(f"{text!r} is no range of layers such as 8-19")
+    if not int(first) <= int(last) < num_layers:
+        raise ValueError(f"the layers {text} are not a range within the model's 0-{num_layers - 1}")
+    return range(int(first), int(last) + 1)
+
+
+def check_names(name: str, value: object, choices: Iterable[object]) -> None:
+    """Raise ValueError, one line with the choices, unless `value` is one of them (True is not 1)."""
+    choices = list(choices)
+    if isinstance(value, bool) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")

@@ -10,12 +10,12 @@ Two conventions set this network apart from a causal one:
                             position p is read at p - 1.
 
 Decoding uses three moves: `prefill` a prompt's whole blocks, run the current block or a window of its rows
-(`run_block`), and `commit` it. Which to call when is the business of generation_functions.py.
+(`run_block`), and `commit` it. fast_dllm.engine calls them, as an experiment's policy asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -29,7 +29,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
-from fast_dllm.layer_reuse import LayerReuse
+from fast_dllm.layer_reuse import LayerStore
 
 PREFILL_ROWS = 1024  # rows a prefill forward runs at once: bounds its mask and activations
 TINY_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny"
@@ -78,6 +78,19 @@ class Attend:
     rows: Tensor | None = None
     num_keys: int = 0
 
+    def of(self, picked: Tensor, cache_rows: Tensor) -> Attend:
+        """The same for the sequences `picked` (P,) of the batch, whose cache rows are `cache_rows` (P,)."""
+        batch_size = self.cos.shape[0]
+        return Attend(
+            self.cos[picked],
+            self.sin[picked],
+            self.mask if self.mask is None else self.mask[picked],
+            self.cache,
+            None if self.slots is None else self.slots.view(batch_size, -1)[picked].flatten(),
+            cache_rows,
+            self.num_keys,
+        )
+
     def keys_and_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store this layer's new keys and values (B, T, K, D); return all that may be read, each (B, S, K, D)."""
         if self.cache is None:
@@ -88,6 +101,25 @@ class Attend:
             held = buffer[:, : self.num_keys]
             seen.append(held if self.rows is None else held.index_select(0, self.rows))
         return seen[0], seen[1]
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """The tensors of one forward of block rows: everything that `run_packed` reads, and no Python number of the step.
+
+    ids (B, T) token ids; cache_rows (B, 1) and block_rows (B, T): where the rows stand; read (B, R): the rows of T whose
+    logits are wanted.
+    """
+
+    ids: Tensor
+    attend: Attend
+    cache_rows: Tensor
+    block_rows: Tensor
+    read: Tensor
+
+
+# Who reads what is stored, decided in mid-forward: the hidden rows that enter the range (B, T, C) -> one truth value each
+Choice = Callable[[Tensor, BlockInputs], Sequence[bool]]
 
 
 def rope_tables(positions: Tensor, config: FastDLLMConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -162,8 +194,11 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    def attention(self, x: Tensor, attend: Attend) -> Tensor:
+        return x + self.self_attn(self.input_layernorm(x), attend)
+
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), attend)
+        x = self.attention(x, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -188,20 +223,54 @@ class FastDLLMModel(FastDLLMPreTrainedModel):
             x = layer(x, attend)
         return self.norm(x)
 
-    def forward_reusing(
-        self, input_ids: Tensor, attend: Attend, reuse: LayerReuse, skip: bool, rows: Tensor, offsets: Tensor
+    def run_layers(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
+        for index in layers:
+            x = self.layers[index](x, attend)
+        return x
+
+    def forward_reusing(self, inputs: BlockInputs, store: LayerStore, choose: Choice) -> Tensor:
+        """`forward` in three segments: before, in and after the layers of `store`.
+
+        For each sequence by itself `choose` says, once the layers before have run, whether what is stored stands in for
+        the range, or the range runs and is stored.
+        """
+        first, stop = store.layers.start, store.layers.stop
+        x = self.run_layers(self.embed_tokens(inputs.ids), inputs.attend, range(first))
+        reads = list(choose(x, inputs))
+        if len(set(reads)) == 1:
+            x = self._range(x, inputs.attend, inputs.cache_rows, inputs.block_rows, store, reads[0])
+        else:
+            parted = torch.empty_like(x)
+            for read in (False, True):
+                picked = torch.tensor([i for i, each in enumerate(reads) if each == read]).to(x.device, non_blocking=True)
+                rows = inputs.cache_rows[picked]
+                attend = inputs.attend.of(picked, rows[:, 0])
+                parted[picked] = self._range(x[picked], attend, rows, inputs.block_rows[picked], store, read)
+            x = parted
+        return self.norm(self.run_layers(x, inputs.attend, range(stop, len(self.layers))))
+
+    def _range(
+        self, x: Tensor, attend: Attend, rows: Tensor, block_rows: Tensor, store: LayerStore, read: bool
     ) -> Tensor:
-        """`forward` that stores what the layers of `reuse` give, or (`skip`) reads it back instead of running them."""
-        x = self.embed_tokens(input_ids)
-        for index, layer in enumerate(self.layers):
-            if index not in reuse.layers:
-                x = layer(x, attend)
-            elif skip:
-                x = reuse.read(index, x, rows, offsets)
+        """Hidden rows (B, T, C) through the layers of `store`: run and stored, or (`read`) stood in for."""
+        if store.part != "mlp":
+            if read:
+                return store.stand_in(x, rows, block_rows)
+            left = self.run_layers(x, attend, store.layers)
+            store.store(x, left, rows, block_rows)
+            return left
+        if not read:
+            store.store(x, x, rows, block_rows)
+        for index in store.layers:
+            layer = self.layers[index]
+            x = layer.attention(x, attend)
+            if read:
+                added = store.mlp(index, rows, block_rows)
             else:
-                layer_input, x = x, layer(x, attend)
-                reuse.store(index, layer_input, x, rows, offsets)
-        return self.norm(x)
+                added = layer.mlp(layer.post_attention_layernorm(x))
+                store.store_mlp(index, added, rows, block_rows)
+            x = x + added
+        return x
 
 
 class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
@@ -251,28 +320,34 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
             )
         return KVCache(self.config, batch_size, max_length, block_size, like=self.lm_head.weight)
 
-    def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int], *, read_last: bool = True) -> Tensor | None:
-        """Append whole blocks of known tokens to cache row `row`.
+    def prefill(
+        self, cache: KVCache, rows: Sequence[int], token_ids: Sequence[Sequence[int]], *, read_last: bool = True
+    ) -> Tensor | None:
+        """Append whole blocks of known tokens, equally many, to each of the cache rows `rows`, which are equally long.
 
-        Returns the logits (V,) of the last position, or None where they are not wanted (`read_last` False).
+        Returns the logits (B, V) of the last position, or None where they are not wanted (`read_last` False).
         """
-        if not token_ids or len(token_ids) % cache.block_size:
-            raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {len(token_ids)} tokens")
+        length = len(token_ids[0])
+        if not length or length % cache.block_size:
+            raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {length} tokens")
+        if len({(len(ids), cache.lengths[row]) for row, ids in zip(rows, token_ids, strict=True)}) > 1:
+            raise ValueError("sequences that are prefilled together must be equally long")
         device = self.lm_head.weight.device
-        tokens = torch.tensor(token_ids, device=device)
-        step = max(PREFILL_ROWS // cache.block_size, 1) * cache.block_size
-        row_index = torch.tensor([row], device=device)
-        for start in range(0, len(token_ids), step):
-            ids = tokens[start : start + step]
-            begin = cache.lengths[row]
-            end = begin + len(ids)
-            mask = self._mask_for_heads(block_causal_mask(len(ids), end, cache.block_size, device))
+        tokens = torch.tensor([list(ids) for ids in token_ids], device=device)  # (B, T)
+        row_idx = torch.tensor(list(rows), device=device)
+        step = max(PREFILL_ROWS // (cache.block_size * len(rows)), 1) * cache.block_size
+        for start in range(0, length, step):
+            ids = tokens[:, start : start + step]
+            begin = cache.lengths[rows[0]]
+            end = begin + ids.shape[1]
+            mask = self._mask_for_heads(block_causal_mask(ids.shape[1], end, cache.block_size, device))
             positions = torch.arange(begin, end, device=device)
             cos, sin = cache.cos[begin:end, None], cache.sin[begin:end, None]  # (T, 1, D)
-            attend = Attend(cos, sin, mask, cache, row * cache.max_length + positions, row_index, end)
-            hidden = self.model(ids[None], attend)
-            cache.lengths[row] = end
-        return self.lm_head(hidden[0, -1]) if read_last else None
+            slots = (row_idx[:, None] * cache.max_length + positions).flatten()
+            hidden = self.model(ids, Attend(cos, sin, mask, cache, slots, row_idx, end))
+            for row in rows:
+                cache.lengths[row] = end
+        return self.lm_head(hidden[:, -1]) if read_last else None
 
     def run_block(
         self,
@@ -282,25 +357,35 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
         offsets: Sequence[int],
         read: Sequence[Sequence[int]],
         *,
-        reuse: LayerReuse | None = None,
-        skip: bool = False,
+        store: LayerStore | None = None,
+        choose: Choice | None = None,
     ) -> Tensor:
         """Run T rows of the current block of each cache row in `rows` and write their keys and values in place.
 
         token_ids (B, T) are the tokens at rows [offsets[b], offsets[b] + T) of the block; they see the committed
-        prefix and the whole block. `read` (B, R) picks the rows of T whose logits are computed. With `reuse`, its
-        layers' results are stored, or (`skip`) stand in for the layers. Returns logits (B, R, V).
+        prefix and the whole block. `read` (B, R) picks the rows of T whose logits are computed. With `store`, `choose`
+        says for each sequence whether its layers run and are stored, or what is stored stands in for them. Returns
+        logits (B, R, V).
         """
+        return self.run_packed(self.pack_block(cache, rows, token_ids, offsets, read), store, choose)
+
+    def pack_block(
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        read: Sequence[Sequence[int]],
+    ) -> BlockInputs:
+        """The host's half of `run_block`: its Python numbers as tensors, in one host-to-device copy."""
         device = self.lm_head.weight.device
         T = len(token_ids[0])
         starts = [cache.lengths[row] for row in rows]
-        # One host-to-device copy for all the integers of the step.
         packed = torch.tensor(
             [[row, start + offset, start + cache.block_size, offset, *ids, *picked]
              for row, start, offset, ids, picked in zip(rows, starts, offsets, token_ids, read, strict=True)]
         ).to(device, non_blocking=True)  # fmt: skip
         row_idx, first_pos, num_keys, first_offset = packed[:, :4, None].unbind(1)  # (B, 1) each
-        ids, picked = packed[:, 4 : 4 + T], packed[:, 4 + T :]
         steps = torch.arange(T, device=device)
         positions = first_pos + steps  # (B, T)
         longest = max(starts) + cache.block_size
@@ -316,11 +401,16 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
             None if list(rows) == list(range(cache.batch_size)) else row_idx[:, 0],
             longest,
         )
-        if reuse is None:
-            hidden = self.model(ids, attend)
+        return BlockInputs(packed[:, 4 : 4 + T], attend, row_idx, first_offset + steps, packed[:, 4 + T :])
+
+    def run_packed(self, inputs: BlockInputs, store: LayerStore | None = None, choose: Choice | None = None) -> Tensor:
+        """The device's half of `run_block`: tensors of fixed shapes in, logits (B, R, V) out."""
+        if store is None:
+            hidden = self.model(inputs.ids, inputs.attend)
         else:
-            hidden = self.model.forward_reusing(ids, attend, reuse, skip, row_idx, first_offset + steps)
-        return self.lm_head(hidden.gather(1, picked.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
+            assert choose is not None, "a store is written or read as `choose` says"
+            hidden = self.model.forward_reusing(inputs, store, choose)
+        return self.lm_head(hidden.gather(1, inputs.read.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
 
     def commit(self, cache: KVCache, row: int) -> None:
         """Count the current block of a cache row, run with its final tokens just before, as part of its prefix."""

@@ -1,0 +1,212 @@
+"""The words in which a policy speaks: what it is given, what it may ask for, what it hears back, and what it tells.
+
+A policy is a coroutine for one sequence, `decode_one(answer, options)`, in an experiment's generation_functions.py. It
+yields a `Forward` and is sent the `Prediction`; it yields the `DenoisingEvent` that `Answer.fill` returns and is sent
+nothing. It learns nothing of the sequences that are decoded beside it. fast_dllm.engine runs policies; neither knows
+the other. Needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Union
+
+
+@dataclass(frozen=True)
+class ForwardKind:
+    """What one kind of forward does. A `step` is a denoising step; `runs_layers`: it costs a pass through layers."""
+
+    meaning: str
+    step: bool = False
+    runs_layers: bool = True
+
+
+# The one table of kinds that the engine, the summary, the page, the chat and the benchmarks read.
+FORWARD_KINDS: Mapping[str, ForwardKind] = {
+    "prefill": ForwardKind("the prompt's whole blocks, once"),
+    "full": ForwardKind("every row of the block, every layer", step=True),
+    "sub": ForwardKind("a window of the block's rows, every layer", step=True),
+    "partial": ForwardKind("rows of the block, some layers replaced by what they gave earlier", step=True),
+    "reused": ForwardKind("no forward: the last predictions are read again", step=True, runs_layers=False),
+    "commit": ForwardKind("the finished block once more; it becomes part of the prefix"),
+}
+STEP_KINDS = tuple(name for name, kind in FORWARD_KINDS.items() if kind.step)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every policy takes. An experiment's `class Options(decoding.Options)` adds its own knobs, with defaults.
+
+    mask_id, stop_token: token ids. max_new_tokens, block_size, small_block_size: tokens. threshold: a probability;
+    every row that is more confident is unmasked (1.0: one token a step).
+    """
+
+    mask_id: int
+    stop_token: int
+    max_new_tokens: int = 2048
+    block_size: int = 32
+    small_block_size: int = 8
+    threshold: float = 0.9
+    use_block_cache: bool = True
+
+    def check(self, num_layers: int | None = None) -> None:
+        """Raise ValueError, one line, for values out of range. `num_layers`: the model's, once it is known."""
+        if self.block_size < 1 or self.small_block_size < 1 or self.block_size % self.small_block_size:
+            raise ValueError(f"small_block_size must divide the block of {self.block_size}, not {self.small_block_size}")
+        if self.max_new_tokens < self.block_size:
+            raise ValueError(
+                f"max_new_tokens must be at least one block ({self.block_size}), not {self.max_new_tokens}"
+            )
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be a number from 0 to 1, not {self.threshold}")
+        if self.mask_id == self.stop_token:
+            raise ValueError(f"mask_id and stop_token are both {self.mask_id}")
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What a forward of block rows does with a contiguous range of layers: run and store, or let the store stand in.
+
+    layers: [start, stop). part: what is stored for each row of the block, by its position (fast_dllm.layer_reuse.PARTS).
+    read: the stored values stand in for the layers, whose keys and values stay as last computed; else the layers run
+    and what they give is stored. decide: taken in mid-forward, once the layers before the range have run, and in the
+    place of `read`: given the drift, mean |h - stored| / mean |stored| over the rows to be read, where h enters the
+    range now and stored entered it when it last ran; True reads.
+    """
+
+    layers: range
+    part: str
+    read: bool = False
+    decide: Callable[[float], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward that one sequence asks for.
+
+    kind: one of FORWARD_KINDS that it is at full depth; where `reuse` makes layers stand still it counts as "partial".
+    token_ids: T tokens at block rows [offset, offset + T); a prefill's are the prompt's whole blocks. wanted: the
+    positions, counted like rows from the block's start, whose predictions are sent back; each draws one random number
+    when tokens are sampled. keep: the positions whose predictions later "reused" steps may want, `wanted` among them.
+    The prediction for position p is read at row p - 1 (token shift), so a window's first position has none.
+    """
+
+    kind: str
+    token_ids: list[int] = field(default_factory=list)
+    offset: int = 0
+    wanted: range = range(0)
+    keep: range = range(0)
+    reuse: Reuse | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a forward gave for the positions wanted, in order: candidate tokens and their confidences (probabilities).
+
+    kind: the forward as it was run. layers_at_rest: the layers that did not run.
+    """
+
+    kind: str
+    tokens: list[int]
+    confidences: list[float]
+    layers_at_rest: range = range(0)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished answer: its new tokens, through the first stop token, and what it took.
+
+    forwards: number by kind. layer_forwards: layers run, by kind (a forward at full depth counts the model's layers).
+    row_layer_forwards: the same times the rows that each layer ran.
+    """
+
+    tokens: list[int]
+    forwards: dict[str, int]
+    layer_forwards: dict[str, float] = field(default_factory=dict)
+    row_layer_forwards: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DenoisingEvent:
+    """What one forward (or one reuse) decided for one sequence.
+
+    row: index into the prompts. kind: one of FORWARD_KINDS. start, end: the absolute positions it was about (0 = the
+    first prompt token): the sub-block of a denoising step, else what was prefilled or committed. positions, tokens,
+    confidences: what was just filled in, the confidence being a probability (fast_dllm.sampling). layers_at_rest: the
+    layers that did not run. generation: set on a sequence's last event.
+    """
+
+    row: int
+    kind: str
+    start: int
+    end: int
+    positions: list[int]
+    tokens: list[int]
+    confidences: list[float]
+    layers_at_rest: range = range(0)
+    generation: Generation | None = None
+
+
+# What decode_one returns when it is called. (`X | Y` of types is evaluated here, which Python 3.8 cannot.)
+Policy = Generator[Union[Forward, DenoisingEvent], Prediction, None]
+
+
+class Answer:
+    """A prompt and the answer growing behind it; positions are absolute, `limit` is the first one out of reach."""
+
+    def __init__(self, row: int, prompt: list[int], options: Options):
+        self.row, self.options = row, options
+        self.tokens = list(prompt)
+        self.num_prompt = self.num_settled = len(prompt)  # every position before num_settled is known
+        self.limit = (len(prompt) // options.block_size + options.max_new_tokens // options.block_size) * (
+            options.block_size
+        )
+        self.forwards = dict.fromkeys(FORWARD_KINDS, 0)
+        self.layer_forwards: dict[str, float] = {}
+        self.row_layer_forwards: dict[str, float] = {}
+        self.generation: Generation | None = None
+
+    def is_masked(self, position: int) -> bool:
+        return position >= self.num_prompt and self.tokens[position] == self.options.mask_id
+
+    def open_block(self, end: int) -> None:
+        """Fill up to position `end` with masks."""
+        self.tokens += [self.options.mask_id] * (end - len(self.tokens))
+
+    def count(self, kind: str, layers: float, row_layers: float) -> None:
+        """Add one forward to the answer's cost; the engine does, as it runs it."""
+        self.forwards[kind] += 1
+        if FORWARD_KINDS[kind].runs_layers:
+            self.layer_forwards[kind] = self.layer_forwards.get(kind, 0) + layers
+            self.row_layer_forwards[kind] = self.row_layer_forwards.get(kind, 0) + row_layers
+
+    def fill(self, prediction: Prediction, start: int, end: int, filled: Mapping[int, int]) -> DenoisingEvent:
+        """Put the prediction's tokens in place, {absolute position: index into the prediction}; the answer ends here if
+        it can. start, end: what the event is about."""
+        tokens = [prediction.tokens[index] for index in filled.values()]
+        if self.options.mask_id in tokens:  # which is never a candidate
+            raise ValueError(f"nothing predicts the first position of a window, and {list(filled)} would fill it")
+        confidences = [prediction.confidences[index] for index in filled.values()]
+        for position, token in zip(filled, tokens):
+            self.tokens[position : position + 1] = [token]  # the first position of a next block is appended
+        while self.generation is None and self.num_settled < len(self.tokens) and not self.is_masked(self.num_settled):
+            self.num_settled += 1
+            if self.tokens[self.num_settled - 1] == self.options.stop_token or self.num_settled == self.limit:
+                self.generation = Generation(
+                    self.tokens[self.num_prompt : self.num_settled],
+                    dict(self.forwards),
+                    dict(self.layer_forwards),
+                    dict(self.row_layer_forwards),
+                )
+        return DenoisingEvent(
+            self.row,
+            prediction.kind,
+            start,
+            end,
+            list(filled),
+            tokens,
+            confidences,
+            prediction.layers_at_rest,
+            self.generation,
+        )
