@@ -1,0 +1,28 @@
+"""The shared model arguments that a token depends on, with their defaults: one place for scripts and Python."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Mapping
+
+DEFAULT_MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
+DEFAULT_EXPERIMENT = "00_baseline"
+
+# model_path stays out: a result's folder is not named after its model (--status compares it). So do device, batch_size
+# and show_speed, which change no token.
+DEFAULTS: Mapping[str, object] = MappingProxyType(
+    {
+        "reuse_k": 1,
+        "layer_subset": None,
+        "threshold": 0.9,
+        "use_block_cache": True,
+        "small_block_size": 8,
+        "bd_size": None,
+        "max_new_tokens": 2048,
+        "loglikelihood_mode": "reference",
+        "dtype": "auto",
+        "seed": 0,
+    }
+)
+# Policy: an experiment whose Options declare knobs takes these two only where they are among them.
+REUSE_ARGUMENTS = ("reuse_k", "layer_subset")
