@@ -178,7 +178,7 @@ def summary_of(found: dict, samples: dict, config, lm, cost, began: float, loade
         num_samples=sum(samples_scored.values()),
         num_samples_expected=expected,
         cost=cost,
-        code_hashes=lm.code_hashes,
+        code_hashes=lm.code_hashes(scored=bool(cost.get("scored_requests"))),
         model_args=arguments.as_dict(),
         details=details,
     )

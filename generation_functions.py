@@ -14,6 +14,7 @@ knobs are the fields of its `Options`; everything that takes model arguments tak
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fast_dllm import decoding
 from fast_dllm.decoding import Answer, Forward, Policy
@@ -34,6 +35,8 @@ class Options(decoding.Options):
     reuse_k: int = 1
     layer_subset: str | None = None
     refresh: str = "block"
+
+    CHOICES = MappingProxyType({"reuse_k": REUSE_KS, "layer_subset": (None, *LAYER_SUBSETS), "refresh": REFRESHES})
 
     def check(self, num_layers: int | None = None) -> None:
         super().check(num_layers)

@@ -2,95 +2,136 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 
 from fast_dllm.errors import UsageError
-from fast_dllm.experiments import generation_file
-from fast_dllm.layer_reuse import LAYER_SUBSETS, REUSE_KS, check_reuse
-from fast_dllm.results import config_name
+from fast_dllm.experiments import ROOT, Experiment, load
+from fast_dllm.runner.defaults import DEFAULT_MODEL
+from fast_dllm.runner.matrix import canonical, defaults_of, effective_arguments, folder_name, matrix_of, parse_value
 
-DEFAULT_MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOGLIKELIHOOD_MODES = ("reference", "chain")
-# The experiment's matrix, in the order of every table: k rows, subsets first/middle/last.
-CONFIGURATIONS = {
-    config_name(k, subset): {"reuse_k": k, "layer_subset": subset} for k in REUSE_KS for subset in LAYER_SUBSETS
-}
+BLOCK_SIZE = 32  # where neither bd_size nor a model that is loaded says otherwise: the published checkpoint's
+NO_VALUE = (None, "None", "none")
+
+
+class HasKnobs:
+    """Something whose `knobs`, the decoding options by name, read like its own fields."""
+
+    knobs: Mapping[str, object]
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") or name == "knobs" or name not in self.knobs:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+        return self.knobs[name]
 
 
 @dataclass(frozen=True)
-class ModelArguments:
-    """How a model is loaded and decodes. `ModelArguments.parse` checks; the defaults are the documented ones."""
+class ModelArguments(HasKnobs):
+    """How a model is loaded and decodes. `ModelArguments.parse` checks; the defaults are the documented ones.
+
+    knobs: every option of the experiment's decoding (its Options, but for what the model and the tokenizer give).
+    """
 
     model_path: str = DEFAULT_MODEL
     experiment_name: str | None = None
-    reuse_k: int = 1
-    layer_subset: str | None = None
-    threshold: float = 0.9
-    use_block_cache: bool = True
-    small_block_size: int = 8
     bd_size: int | None = None
-    max_new_tokens: int = 2048
     loglikelihood_mode: str = "reference"
     batch_size: int = 1
     dtype: str = "auto"
     device: str = "auto"
     seed: int = 0
     show_speed: bool = False
+    knobs: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, **given: object) -> ModelArguments:
         """Build from keyword arguments as a command line gives them. Raises UsageError naming fault and choices."""
-        names = [field.name for field in fields(cls)]
+        name = given.get("experiment_name")
+        experiment = load(None if name in NO_VALUE else str(name))
+        knobs = knob_defaults(experiment)
+        shared = [each.name for each in fields(cls) if each.name != "knobs"]
         for name in given:
-            if name not in names:
-                raise UsageError(f"unknown model argument {name!r}; valid ones: {', '.join(names)}")
-        values = {name: value for name, value in given.items() if value not in (None, "None", "none")}
-        for name in ("batch_size", "max_new_tokens", "small_block_size", "bd_size", "reuse_k"):
+            if name not in shared and name not in knobs:
+                raise UsageError(f"unknown model argument {name!r}; valid ones: {', '.join([*shared, *knobs])}")
+        values = {name: value for name, value in given.items() if name in shared and value not in NO_VALUE}
+        for name in ("batch_size", "bd_size"):
             if name in values:
-                values[name] = _integer(name, values[name], minimum=1)
+                values[name] = whole_number(name, values[name], minimum=1)
         if "seed" in values:
-            values["seed"] = _integer("seed", values["seed"], minimum=0)
-        for name in ("use_block_cache", "show_speed"):
-            if name in values and not isinstance(values[name], bool):
-                raise UsageError(f"{name} must be True or False, not {values[name]!r}")
-        for name in ("model_path", "experiment_name", "layer_subset", "dtype", "device", "loglikelihood_mode"):
+            values["seed"] = whole_number("seed", values["seed"], minimum=0)
+        if not isinstance(values.get("show_speed", False), bool):
+            raise UsageError(f"show_speed must be True or False, not {values['show_speed']!r}")
+        for name in ("model_path", "experiment_name", "dtype", "device", "loglikelihood_mode"):
             if name in values:
                 values[name] = str(values[name])
-        arguments = cls(**values)
-        arguments._check()
-        return arguments
-
-    def _check(self) -> None:
-        try:
-            check_reuse(self.reuse_k, self.layer_subset)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        threshold = self.threshold
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-            raise UsageError(f"threshold must be a number from 0 to 1, not {threshold!r}")
-        if (self.bd_size or 32) % self.small_block_size:
-            raise UsageError(
-                f"small_block_size must divide the block of {self.bd_size or 32}, not {self.small_block_size}"
-            )
+        for name, default in knobs.items():
+            if name in given:
+                knobs[name] = of_kind(name, given[name], default)
         for name, choices in (("dtype", DTYPES), ("loglikelihood_mode", LOGLIKELIHOOD_MODES)):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        generation_file(self.experiment_name)
+            if values.get(name, choices[0]) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {values[name]!r}")
+        arguments = cls(**values, knobs=MappingProxyType(knobs))  # type: ignore[arg-type]  # each was checked above
+        block_size = arguments.bd_size or BLOCK_SIZE
+        # fewer new tokens than a block are a whole block
+        num_tokens = max(block_size, whole_number("max_new_tokens", knobs["max_new_tokens"], minimum=1))
+        experiment.check({**knobs, "block_size": block_size, "max_new_tokens": num_tokens})
+        return arguments
 
     @property
     def config_name(self) -> str:
-        """The name results are stored under (fast_dllm.results.config_name)."""
-        return config_name(self.reuse_k, self.layer_subset)
+        """The name results are stored under: the configuration that differs least, and in what (runner.matrix)."""
+        matrix, defaults = matrix_of(self.experiment_name, ROOT), defaults_of(self.experiment_name, ROOT)
+        own = {name: value for name, value in self.as_dict().items() if name in defaults}
+        names = [*matrix.names, "plain"]
+        if own.get("layer_subset") is not None:
+            names.append(f"k{own['reuse_k']}_{own['layer_subset']}")
+
+        def differences(name: str) -> int:
+            expected = effective_arguments(matrix, name, {}, defaults)
+            return sum(canonical(own[key]) != canonical(expected[key]) for key in own)
+
+        name = min(names, key=differences)
+        if differences(name) and own.get("layer_subset", "") is None:
+            name = "plain"  # without a range of layers it is no configuration of layer reuse, however near one may be
+        return folder_name(matrix, name, own, defaults)
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """Every argument by name, the knobs among them."""
+        shared = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "knobs"}
+        return shared | dict(self.knobs)
 
 
-def _integer(name: str, value: object, minimum: int) -> int:
+def knob_defaults(experiment: Experiment) -> dict[str, object]:
+    """The experiment's decoding options with their defaults; the block's size is the model argument bd_size."""
+    return {name: value for name, value in experiment.knobs.items() if name != "block_size"}
+
+
+def of_kind(name: str, value: object, default: object) -> object:
+    """A knob's value, of the kind of its default, from a command line's text or a number. Raises UsageError."""
+    if isinstance(value, str):
+        value = parse_value(value)
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} must be True or False, not {value!r}")
+    elif isinstance(default, int):
+        return whole_number(name, value, minimum=0 if default == 0 else 1)
+    elif isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            low_high = " from 0 to 1" if name == "threshold" else ""
+            raise UsageError(f"{name} must be a number{low_high}, not {value!r}")
+        return float(value)
+    elif default is not None and not isinstance(value, str):
+        raise UsageError(f"{name} must be a word such as {default!r}, not {value!r}")
+    return value
+
+
+def whole_number(name: str, value: object, minimum: int) -> int:
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
-    whole = isinstance(value, float) and value.is_integer()
-    if isinstance(value, bool) or not (isinstance(value, int) or whole) or value < minimum:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or value < minimum:  # type: ignore[operator]  # it is a number here
         raise UsageError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
-    return int(value)
+    return int(value)  # type: ignore[call-overload]

@@ -8,9 +8,9 @@ the other. Needs nothing but the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Union
+from typing import ClassVar, Union
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Options:
     threshold: float = 0.9
     use_block_cache: bool = True
 
+    # the values worth offering in a form, by name of the option; `check` says which are valid
+    CHOICES: ClassVar[Mapping[str, Sequence[object]]] = {}
+
     def check(self, num_layers: int | None = None) -> None:
         """Raise ValueError, one line, for values out of range. `num_layers`: the model's, once it is known."""
         if self.block_size < 1 or self.small_block_size < 1 or self.block_size % self.small_block_size:
@@ -59,7 +62,7 @@ class Options:
                 f"max_new_tokens must be at least one block ({self.block_size}), not {self.max_new_tokens}"
             )
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be a number from 0 to 1, not {self.threshold}")
+            raise ValueError(f"threshold must be a number from 0 to 1, not {self.threshold:g}")
         if self.mask_id == self.stop_token:
             raise ValueError(f"mask_id and stop_token are both {self.mask_id}")
 

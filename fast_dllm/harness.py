@@ -32,6 +32,7 @@ from fast_dllm.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model, model_source
 from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
+from fast_dllm.runner.code_hashes import decoding_sha256
 from fast_dllm.scoring import MaskedInput, masked_inputs, target_scores
 from fast_dllm.tokenizer import load_tokenizer, special_ids
 
@@ -66,12 +67,9 @@ class FastDLLM(TemplateLM):
         super().__init__()
         del max_batch_size  # lm_eval always passes it; there is no automatic batch size here
         self.arguments = ModelArguments.parse(**model_args)
-        self.generation = experiments.load(self.arguments.experiment_name)
+        self.experiment = experiments.load(self.arguments.experiment_name)
         # Taken as the code is loaded: whoever edits a file during a long run does not change what ran.
-        self.code_hashes = {
-            "generation_code_sha256": results.file_sha256(experiments.generation_file(self.arguments.experiment_name)),
-            "fast_dllm_sha256": results.package_sha256(),
-        }
+        self.decoding_sha256, self.scoring_sha256 = (decoding_sha256(results.ROOT, scored) for scored in (False, True))
         device = self._join_processes(self.arguments.device)
         self.tokenizer = load_tokenizer(self.arguments.model_path)
         self.ids = special_ids(self.tokenizer)
@@ -105,32 +103,30 @@ class FastDLLM(TemplateLM):
 
     def _check_against_model(self) -> None:
         """Faults that show only once the model's sizes are known, before any request is answered."""
-        arguments, vocab_size = self.arguments, self.model.config.vocab_size
+        vocab_size = self.model.config.vocab_size
         if max(self.ids.mask, self.ids.stop) >= vocab_size:
             raise UsageError(f"the tokenizer's special ids {self.ids} are outside the model's {vocab_size} tokens")
         try:
             # No prompts: only the arguments are checked, by the experiment's own code.
-            self.generation.generate(
-                self.model, [], **self._decoding(max(arguments.max_new_tokens, self.block_size), 0.0, 1.0)
-            )
+            self.experiment.generate(self.model, [], **self._decoding(max(self._budget, self.block_size), 0.0, 1.0))
         except ValueError as error:
             raise UsageError(str(error)) from None
 
     def _decoding(self, max_new_tokens: int, temperature: float, top_p: float) -> dict[str, object]:
-        arguments = self.arguments
         return {
+            **self.arguments.knobs,
             "mask_id": self.ids.mask,
             "stop_token": self.ids.stop,
             "max_new_tokens": max_new_tokens,
             "block_size": self.block_size,
-            "small_block_size": arguments.small_block_size,
-            "threshold": float(arguments.threshold),
-            "use_block_cache": arguments.use_block_cache,
             "temperature": temperature,
             "top_p": top_p,
-            "reuse_k": arguments.reuse_k,
-            "layer_subset": arguments.layer_subset,
         }
+
+    @property
+    def _budget(self) -> int:
+        """New tokens of an answer where its task sets no limit."""
+        return int(str(self.arguments.knobs["max_new_tokens"]))
 
     # ---- processes -------------------------------------------------------------------------------------------
 
@@ -206,7 +202,7 @@ class FastDLLM(TemplateLM):
 
     def _request(self, instance: Instance, repeat: int) -> _Request:
         context, given = instance.args
-        settings = normalize_gen_kwargs(given, default_max_gen_toks=self.arguments.max_new_tokens)
+        settings = normalize_gen_kwargs(given, default_max_gen_toks=self._budget)
         unsupported = sorted(set(settings) - set(GENERATION_SETTINGS))
         if unsupported:
             raise UsageError(
@@ -245,7 +241,7 @@ class FastDLLM(TemplateLM):
         """Texts for requests with equal settings, and what they cost."""
         first = batch[0]
         began = time.perf_counter()
-        generations = self.generation.generate(
+        generations = self.experiment.generate(
             self.model,
             [list(request.prompt_ids) for request in batch],
             **self._decoding(first.max_new_tokens, first.temperature, first.top_p),
@@ -255,7 +251,8 @@ class FastDLLM(TemplateLM):
         texts = []
         for request, generation in zip(batch, generations, strict=True):
             cost.update(requests=1, new_tokens=len(generation.tokens), truncated_prompts=int(request.truncated))
-            cost.update({f"forwards.{kind}": count for kind, count in generation.forwards.items()})
+            for name in ("forwards", "layer_forwards", "row_layer_forwards"):
+                cost.update({f"{name}.{kind}": count for kind, count in getattr(generation, name).items()})
             text = self.tokenizer.decode(generation.tokens[: request.max_tokens], skip_special_tokens=True)
             texts.append(cut_at_stop_strings(text, request.until))
         return texts, cost
@@ -291,7 +288,15 @@ class FastDLLM(TemplateLM):
             "model_revision": self.model_revision,
             "dtype": str(self.model.dtype),
             "device": self.device.type,
-            **self.code_hashes,
+            "generation_code_sha256": self.experiment.policy_sha256,
+            "decoding_sha256": self.decoding_sha256,
+        }
+
+    def code_hashes(self, scored: bool) -> dict[str, str]:
+        """Of the texts that a token, or with `scored` a log-likelihood, depends on, as they were loaded."""
+        return {
+            "generation_code_sha256": self.experiment.policy_sha256,
+            "decoding_sha256": self.scoring_sha256 if scored else self.decoding_sha256,
         }
 
     def _known_answers(self, keys: Iterable[str]) -> dict[str, object]:
@@ -386,7 +391,7 @@ class FastDLLM(TemplateLM):
             for masked, target in part:
                 targets = wanted.setdefault(masked, {})
                 if target not in targets:
-                    targets[target] = request_key(self.arguments.loglikelihood_mode, *masked, target)
+                    targets[target] = request_key(self.scoring_sha256, self.arguments.loglikelihood_mode, *masked, target)
                 num_uses[targets[target]] += 1
             if part:
                 num_ends[targets[target]] += 1

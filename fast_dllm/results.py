@@ -22,6 +22,8 @@ from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
+from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS
+
 SCHEMA_VERSION = 1
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "lm_eval", "accelerate", "datasets", "tokenizers", "safetensors")
@@ -208,15 +210,19 @@ def throughput(cost: Mapping[str, float]) -> dict[str, object]:
     """The cost of a run as the summary tells it: generation, scoring, or both.
 
     `cost` counts requests, new_tokens, truncated_prompts, seconds_generating, scored_requests, scored_tokens,
-    seconds_scoring (all without loading the model) and forwards.<kind>.
+    seconds_scoring (all without loading the model), forwards.<kind>, layer_forwards.<kind> and row_layer_forwards.<kind>
+    (fast_dllm.decoding.FORWARD_KINDS; "score" for a forward that scores).
     """
-    forwards = {
-        name.removeprefix("forwards."): count for name, count in cost.items() if name.startswith("forwards.") and count
-    }
-    report: dict[str, object] = {"forwards": forwards}
+    by_kind: dict[str, dict[str, float]] = {"forwards": {}, "layer_forwards": {}, "row_layer_forwards": {}}
+    for name, count in cost.items():
+        what, dot, kind = name.partition(".")
+        if dot and count:
+            by_kind[what][kind] = count
+    forwards = by_kind["forwards"]
+    report: dict[str, object] = {name: counts for name, counts in by_kind.items() if counts or name == "forwards"}
     if cost.get("requests"):
-        run = sum(count for kind, count in forwards.items() if kind not in ("reused", "score"))
-        steps = sum(forwards.get(kind, 0) for kind in ("full", "sub", "reused"))
+        run = sum(count for kind, count in forwards.items() if kind in FORWARD_KINDS and FORWARD_KINDS[kind].runs_layers)
+        steps = sum(forwards.get(kind, 0) for kind in STEP_KINDS)
         new_tokens, seconds = cost["new_tokens"], cost["seconds_generating"]
         report |= {
             "requests": cost["requests"],
