@@ -12,18 +12,21 @@ import html
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import gradio as gr
 
 from fast_dllm import experiments
+from fast_dllm.arguments import knob_defaults
 from fast_dllm.chat import Chatbot, Conversation, Frame, Settings, parse_model_args, with_defaults
+from fast_dllm.decoding import STEP_KINDS
 from fast_dllm.errors import UsageError
-from fast_dllm.layer_reuse import LAYER_SUBSETS, REUSE_KS
 
 REFRESH_SECONDS = 0.05  # a page cannot show more than this; steps in between are in the replay
 ACTIVE = "active file"
-NO_SUBSET = "none"
+NO_VALUE = "none"
+# settings with a control of their own kind, whatever the experiment
+COMMON = ("threshold", "small_block_size", "max_new_tokens")
 EXAMPLES = [
     "Tom has 12 apples. He buys 7 more. How many apples does he have now?",
     "Ann buys 8 boxes of 8 cards each. She makes 23 more. Next she drops 11. How many cards does Ann have in the end?",
@@ -65,7 +68,7 @@ def cells_html(frame: Frame | None, title: str = "") -> str:
                 parts.append("</span>" * opened_block + "<span class='blk'>")
                 opened_block = True
             start = cell.position // frame.small_block_size * frame.small_block_size
-            working = not frame.done and start == frame.sub_block[0] and frame.kind in ("full", "sub", "reused")
+            working = not frame.done and start == frame.sub_block[0] and frame.kind in STEP_KINDS
             parts.append(f"<span class='sub{' on' if working else ''}'>")
             opened_sub = True
         parts.append(cell_html(frame, cell))
@@ -93,17 +96,36 @@ def error_html(error: Exception) -> str:
     return f"<div class='cells err'>{html.escape(str(error) or type(error).__name__)}</div>"
 
 
-def read_settings(experiment, reuse_k, subset, threshold, sub_block, temperature, top_p, budget) -> Settings:
-    """The page's controls as checked settings."""
+def policies() -> list[str]:
+    """What the experiment's control offers."""
+    return [ACTIVE, *experiments.available()]
+
+
+def load_policy(shown: str) -> experiments.Experiment:
+    return experiments.load(None if shown == ACTIVE else shown)
+
+
+def own_knobs(shown: str) -> dict[str, object]:
+    """The knobs of a policy that have no control of their own kind, with their defaults."""
+    return {name: value for name, value in knob_defaults(load_policy(shown)).items() if name not in COMMON}
+
+
+def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, *knobs) -> Settings:
+    """The page's controls as checked settings; `knobs` are the values of every policy's own (see `knob_controls`)."""
+    own = {}
+    values = iter(knobs)
+    for shown in policies():
+        given = {name: next(values) for name in own_knobs(shown)}
+        if shown == experiment:
+            own = {name: None if value == NO_VALUE else value for name, value in given.items()}
     return Settings.parse(
         experiment_name=None if experiment == ACTIVE else experiment,
-        reuse_k=int(reuse_k),
-        layer_subset=None if subset == NO_SUBSET else subset,
         threshold=threshold,
         small_block_size=int(sub_block),
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=int(budget),
+        **own,
     )
 
 
@@ -136,21 +158,18 @@ class Page:
         finally:
             frames.close()
 
-    def compare(self, text: str, subset_b: str, reuse_b: int, threshold_b: float, *controls) -> Iterator[tuple]:
-        """(cells A, cells B): the same prompt with the page's settings, then with the second configuration."""
+    def compare(self, text: str, changed: str, *controls) -> Iterator[tuple]:
+        """(cells A, cells B): the same prompt with the page's settings, then with some of them changed."""
         shown = ["", ""]
         try:
             first = read_settings(*controls)
-            subset = None if subset_b == NO_SUBSET else subset_b
-            second = first.changed(reuse_k=int(reuse_b), layer_subset=subset, threshold=threshold_b)
+            second = first.changed(**parse_model_args(changed))
             messages, _ = self.chatbot.fit([{"role": "user", "content": text}], first)
         except UsageError as error:
             yield error_html(error), ""
             return
         for side, settings in enumerate((first, second)):
-            title = (
-                f"{'AB'[side]}: k{settings.reuse_k} {settings.layer_subset or 'no subset'}, θ {settings.threshold:g}"
-            )
+            title = f"{'AB'[side]}: {in_words(settings)}"
             try:
                 with contextlib.closing(self.chatbot.stream(messages, settings)) as frames:
                     for frame in throttled(frames, []):
@@ -159,6 +178,14 @@ class Page:
             except Exception as error:
                 shown[side] = error_html(error)
                 yield tuple(shown)
+
+
+def in_words(settings: Settings) -> str:
+    """The settings that make one answer differ from another, on one line."""
+    own = {name: settings.knobs[name] for name in own_knobs(settings.experiment_name or ACTIVE)}
+    told = {"threshold": settings.knobs["threshold"], **own}
+    words = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items())
+    return f"{settings.experiment_name or ACTIVE}, {', '.join(words)}"
 
 
 def throttled(frames: Iterator[Frame], seen: list[Frame]) -> Iterator[Frame]:
@@ -192,11 +219,17 @@ def controls(chatbot: Chatbot) -> list:
     sizes = [size for size in (1, 2, 4, 8, 16, 32) if chatbot.block_size % size == 0]
     with gr.Row():
         experiment = gr.Dropdown(
-            [ACTIVE, *experiments.available()], value=start.experiment_name or ACTIVE, label="experiment"
+            policies(), value=start.experiment_name or ACTIVE, label="experiment", elem_id="experiment"
         )
-        reuse_k = gr.Dropdown(list(REUSE_KS), value=start.reuse_k, label="reuse_k")
-        subset = gr.Dropdown([NO_SUBSET, *LAYER_SUBSETS], value=start.layer_subset or NO_SUBSET, label="layer_subset")
         sub_block = gr.Dropdown(sizes, value=start.small_block_size, label="sub-block size")
+    knobs, rows = [], []
+    for shown in policies():
+        chosen = start if shown == (start.experiment_name or ACTIVE) else None
+        with gr.Row(visible=chosen is not None) as row:
+            for name, default in own_knobs(shown).items():
+                knobs.append(knob_control(shown, name, default if chosen is None else chosen.knobs[name]))
+        rows.append(row)
+    experiment.change(lambda picked: [gr.Row(visible=shown == picked) for shown in policies()], experiment, rows)
     with gr.Row():
         threshold = gr.Slider(0, 1, value=start.threshold, step=0.01, label="threshold", elem_id="threshold")
         temperature = gr.Slider(0, 2, value=start.temperature, step=0.05, label="temperature")
@@ -205,7 +238,20 @@ def controls(chatbot: Chatbot) -> list:
         budget = gr.Slider(
             32, most, value=min(start.max_new_tokens, most), step=32, label="new-token budget", elem_id="budget"
         )
-    return [experiment, reuse_k, subset, threshold, sub_block, temperature, top_p, budget]
+    return [experiment, threshold, sub_block, temperature, top_p, budget, *knobs]
+
+
+def knob_control(shown: str, name: str, value: object):
+    """A control for one knob: its policy's CHOICES where it names some, else by the kind of its value."""
+    offered: Sequence[object] = load_policy(shown).options_type.CHOICES.get(name, ())
+    if offered:
+        words = [NO_VALUE if choice is None else choice for choice in offered]
+        return gr.Dropdown(words, value=NO_VALUE if value is None else value, label=name, allow_custom_value=True)
+    if isinstance(value, bool):
+        return gr.Checkbox(value, label=name)
+    if isinstance(value, (int, float)):
+        return gr.Number(value, label=name)
+    return gr.Textbox(NO_VALUE if value is None else str(value), label=name)
 
 
 def build(chatbot: Chatbot) -> gr.Blocks:
@@ -236,10 +282,8 @@ def build(chatbot: Chatbot) -> gr.Blocks:
         with gr.Tab("Side by side"):
             prompt = gr.Textbox(label="prompt", lines=2, value=EXAMPLES[1], elem_id="prompt")
             with gr.Row():
-                gr.Markdown("**A** uses the settings above. **B**:")
-                reuse_b = gr.Dropdown(list(REUSE_KS), value=3, label="reuse_k of B")
-                subset_b = gr.Dropdown([NO_SUBSET, *LAYER_SUBSETS], value="last", label="layer_subset of B")
-                threshold_b = gr.Slider(0, 1, value=0.9, step=0.01, label="threshold of B")
+                gr.Markdown("**A** uses the settings above. **B** uses them too, but for:")
+                changed = gr.Textbox("reuse_k=3,layer_subset=last", label="name=value,…", elem_id="changed")
             with gr.Row():
                 compare = gr.Button("Compare", variant="primary", elem_id="compare")
                 stop_compare = gr.Button("Stop", variant="stop")
@@ -255,7 +299,7 @@ def build(chatbot: Chatbot) -> gr.Blocks:
             forget(lambda: ([], cells_html(None), [], []), None, [talk, cells, frames, messages], cancels=running)
         step.input(replay, [step, frames], cells)
         both = compare.click(
-            page.compare, [prompt, subset_b, reuse_b, threshold_b, *settings], [side_a, side_b], **one_at_a_time
+            page.compare, [prompt, changed, *settings], [side_a, side_b], **one_at_a_time
         )
         stop_compare.click(None, cancels=[both])
     return blocks.queue(default_concurrency_limit=8)

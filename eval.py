@@ -24,21 +24,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "cache_requests", "predict_only")
 
 
-def take_configurations(words: list[str]) -> tuple[list[dict[str, object]], list[str]]:
-    """(the model arguments of each of --configurations, the words for lm_eval). Raises UsageError."""
-    from fast_dllm.arguments import CONFIGURATIONS
-    from fast_dllm.errors import UsageError
-
+def take_configurations(words: list[str]) -> tuple[list[str], list[str]]:
+    """(the names of --configurations, the words for lm_eval)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--configurations", metavar="C[,C]")
     given, rest = parser.parse_known_args(words)
     if given.configurations is None:
         return [], rest
-    names = list(dict.fromkeys(given.configurations.split(",")))
-    for name in names:
-        if name not in CONFIGURATIONS:
-            raise UsageError(f"no configuration named {name!r}; valid: {', '.join(CONFIGURATIONS)}")
-    return [CONFIGURATIONS[name] for name in names], rest
+    return list(dict.fromkeys(given.configurations.split(","))), rest
 
 
 def read_command_line():

@@ -99,10 +99,11 @@ def command(console: Console, conversation: Conversation, line: str) -> None:
     if name == "help":
         console.print(HELP, markup=False)
     elif name == "settings":
-        console.print(str(conversation.settings), markup=False)
+        for setting, value in conversation.settings.as_dict().items():
+            console.print(f"{setting} = {value}", markup=False)
     elif name == "set" and len(rest) == 2:
         conversation.set(rest[0], rest[1])
-        console.print(f"{rest[0]} = {getattr(conversation.settings, rest[0])}", markup=False)
+        console.print(f"{rest[0]} = {conversation.settings.as_dict()[rest[0]]}", markup=False)
     elif name == "set":
         raise UsageError("/set takes a name and a value, e.g. /set threshold 0.8")
     else:

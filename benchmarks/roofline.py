@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
-from fast_dllm.prompts import PROMPT_REWRITES
-from fast_dllm.results import PRIMARY_METRICS
+from fast_dllm.runner.tasks import TASKS as DESCRIBED
 
 BYTES = 2  # of a float16 or bfloat16 number
 WORK_BYTES = 2e9  # beside the weights: CUDA's own share, caches and activations of one long question
@@ -68,29 +67,20 @@ GPUS = (
 
 @dataclass(frozen=True)
 class Task:
-    """questions, choices: counts (1 choice: generation). fewshot: examples in the prompt, as baseline.sh sets them.
-
-    published: percent, of the 7B at threshold 1 (arXiv 2509.26328); None: no such number. prompt, answer: mean tokens,
-    None where no time is told.
-    """
+    """questions, choices: counts (1 choice: generation). prompt, answer: mean tokens, None where no time is told."""
 
     name: str
     questions: int
     choices: int = 1
     fewshot: int = 0
-    published: float | None = None
     prompt: int | None = None
     answer: int | None = None
 
 
-TASKS = (
-    Task("gsm8k", 1319, published=83.7, prompt=99, answer=250),
-    Task("minerva_math", 5000, published=61.6, prompt=132, answer=500),
-    Task("ifeval", 541, published=61.4, prompt=73, answer=350),
-    Task("mmlu", 14042, choices=4, fewshot=5, published=66.6, prompt=896),
-    Task("gpqa_main_n_shot", 448, choices=4, published=31.9, prompt=234),
-    Task("toy_math", 1200),
-    Task("toy_choice", 1200, choices=4),
+TASKS = tuple(
+    Task(task.name, task.questions, task.choices, task.num_fewshot, task.prompt_tokens, task.answer_tokens)
+    for task in DESCRIBED.values()
+    if not task.code
 )
 
 
@@ -134,11 +124,6 @@ class Sizes:
         return self.total_bytes + WORK_BYTES <= gpu.memory * 1e9
 
 
-def entry(name: str, table: dict) -> object | None:
-    """The value of the first key that a task's name starts with, as the code looks it up."""
-    return next((value for prefix, value in table.items() if name.startswith(prefix)), None)
-
-
 def row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -151,16 +136,16 @@ def task_table() -> list[str]:
         row(*["---"] * 8),
     ]
     for task in TASKS:
-        metric, _, kind = str(entry(task.name, PRIMARY_METRICS)).partition(",")
-        rewrite = entry(task.name, PROMPT_REWRITES)
+        described = DESCRIBED[task.name]
+        metric, _, kind = described.metric.partition(",")
         lines.append(
             row(
                 f"`{task.name}`",
                 "log-likelihood" if task.choices > 1 else "generate",
                 f"`{metric}`, {'no filter' if kind == 'none' else kind}",
                 task.fewshot,
-                f"`{rewrite[0]}` → boxed" if rewrite else "as it is",
-                f"{task.published}" if task.published else "",
+                f"`{described.cue}` → boxed" if described.cue else "as it is",
+                f"{described.published}" if described.published else "",
                 task.questions,
                 task.questions * task.choices,
             )

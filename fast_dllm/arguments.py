@@ -27,6 +27,12 @@ class HasKnobs:
             raise AttributeError(f"{type(self).__name__} has no {name!r}")
         return self.knobs[name]
 
+    def whole(self, name: str) -> int:
+        """A knob that counts something."""
+        value = self.knobs[name]
+        assert isinstance(value, int), f"{name} was checked to be a whole number"
+        return value
+
 
 @dataclass(frozen=True)
 class ModelArguments(HasKnobs):

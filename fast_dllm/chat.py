@@ -6,60 +6,68 @@ Everything an interface shows is in a `Frame`; everything it may change is in `S
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 
 from fast_dllm import experiments
-from fast_dllm.arguments import ModelArguments
+from fast_dllm.arguments import HasKnobs, ModelArguments
+from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model
 from fast_dllm.tokenizer import load_tokenizer, special_ids
 
-FORWARD_KINDS = ("prefill", "full", "sub", "commit", "reused")
-STEP_KINDS = ("full", "sub", "reused")
+MAX_NEW_TOKENS = 512  # of an answer in a conversation, unless asked for otherwise
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How an answer is decoded. `parse` checks; the model arguments' rules hold, and two more for sampling."""
+class Settings(HasKnobs):
+    """How an answer is decoded. `parse` checks; the model arguments' rules hold, and two more for sampling.
+
+    knobs: the decoding options of the experiment, by name, as in ModelArguments.
+    """
 
     experiment_name: str | None = None
-    reuse_k: int = 1
-    layer_subset: str | None = None
-    threshold: float = 0.9
-    small_block_size: int = 8
-    use_block_cache: bool = True
     temperature: float = 0.0
     top_p: float = 0.95
-    max_new_tokens: int = 512
     seed: int = 0
+    knobs: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, **given: object) -> Settings:
         """Settings from values or their texts (`"0.8"`, `"none"`). Raises UsageError naming fault and choices."""
-        names = [field.name for field in fields(cls)]
-        for name in given:
-            if name not in names:
-                raise UsageError(f"unknown setting {name!r}; valid ones: {', '.join(names)}")
         values = {name: _value(text) for name, text in given.items()}
-        own = {name: values.pop(name, getattr(cls, name)) for name in ("temperature", "top_p")}
-        for name, value in own.items():
+        sampling = {}
+        for name in ("temperature", "top_p"):
+            value = sampling[name] = values.pop(name, getattr(cls, name))
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise UsageError(f"{name} must be a number, not {value!r}")
-        if own["temperature"] < 0:
-            raise UsageError(f"temperature must not be negative, not {own['temperature']}")
-        if not 0 < own["top_p"] <= 1:
-            raise UsageError(f"top_p must be above 0 and at most 1, not {own['top_p']}")
-        defaults = {name: getattr(cls, name) for name in names if name not in own}
-        checked = ModelArguments.parse(**defaults | values)
-        return cls(**{name: getattr(checked, name) for name in names if name not in own}, **own)
+        if sampling["temperature"] < 0:
+            raise UsageError(f"temperature must not be negative, not {sampling['temperature']}")
+        if not 0 < sampling["top_p"] <= 1:
+            raise UsageError(f"top_p must be above 0 and at most 1, not {sampling['top_p']}")
+        arguments = ModelArguments.parse(**{"max_new_tokens": MAX_NEW_TOKENS} | values)
+        known = ["experiment_name", "seed", *arguments.knobs]
+        for name in values:
+            if name not in known:
+                raise UsageError(f"unknown setting {name!r}; valid ones: {', '.join([*known, *sampling])}")
+        return cls(arguments.experiment_name, seed=arguments.seed, knobs=arguments.knobs, **sampling)
+
+    def as_dict(self) -> dict[str, object]:
+        """Every setting by name, the knobs among them."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "knobs"} | dict(self.knobs)
 
     def changed(self, **given: object) -> Settings:
-        """These settings with some changed, checked together."""
-        current = {field.name: getattr(self, field.name) for field in fields(self)}
+        """These settings with some changed, checked together. Another experiment brings its own knobs, at their
+        defaults; those that both have stay as they are."""
+        current = self.as_dict()
+        if "experiment_name" in given and given["experiment_name"] != self.experiment_name:
+            name = given["experiment_name"]
+            taken = experiments.load(None if name in (None, "none") else str(name)).knobs
+            current = {key: value for key, value in current.items() if key in taken or key not in self.knobs}
         return Settings.parse(**current | given)
 
 
@@ -152,10 +160,10 @@ class Chatbot:
 
     def default_settings(self) -> Settings:
         """The settings that the model arguments name."""
-        names = {field.name for field in fields(Settings)}
-        given = {name: value for name, value in self.arguments.as_dict().items() if name in names}
-        given["max_new_tokens"] = min(given["max_new_tokens"], self.max_length // 2)
-        return Settings.parse(**given)
+        arguments = self.arguments
+        knobs = dict(arguments.knobs)
+        knobs["max_new_tokens"] = min(arguments.whole("max_new_tokens"), self.max_length // 2)
+        return Settings(arguments.experiment_name, seed=arguments.seed, knobs=MappingProxyType(knobs))
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -171,10 +179,10 @@ class Chatbot:
             raise UsageError("the message is empty")
         system = [message for message in messages[:1] if message["role"] == "system"]
         turns = messages[len(system) :]
-        room = self.max_length - max(settings.max_new_tokens, self.block_size)
+        room = self.max_length - max(settings.whole("max_new_tokens"), self.block_size)
         if room < self.block_size:
             raise UsageError(
-                f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in {self.max_length} positions"
+                f"max_new_tokens {settings.knobs['max_new_tokens']} leaves no room for a prompt in {self.max_length} positions"
             )
         for start in range(len(turns)):
             if turns[start]["role"] == "user":
@@ -184,35 +192,28 @@ class Chatbot:
                     return kept, start
         raise UsageError(f"the message is {length} tokens long; with this answer budget {room} fit")
 
-    def stream(self, messages: list[dict[str, str]], settings: Settings) -> Iterator[Frame]:
+    def stream(self, messages: list[dict[str, str]], settings: Settings) -> Generator[Frame]:
         """Frames of the answer to a conversation that fits (see `fit`). Closing the iterator stops within one step."""
-        generation = experiments.load(settings.experiment_name)
+        experiment = experiments.load(settings.experiment_name)
         prompt = self.prompt_ids(messages)
+        num_blocks = max(settings.whole("max_new_tokens") // self.block_size, 1)
+        decoding = {**settings.knobs, "max_new_tokens": num_blocks * self.block_size, "block_size": self.block_size}
         try:
-            events = self._events(generation, prompt, settings)
+            events = experiment.denoise(
+                self.model,
+                [prompt],
+                mask_id=self.ids.mask,
+                stop_token=self.ids.stop,
+                temperature=float(settings.temperature),
+                top_p=float(settings.top_p),
+                generator=torch.Generator().manual_seed(settings.seed),
+                **decoding,
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
         return self._frames(events, len(prompt), settings)
 
-    def _events(self, generation, prompt: list[int], settings: Settings):
-        return generation.denoise(
-            self.model,
-            [prompt],
-            mask_id=self.ids.mask,
-            stop_token=self.ids.stop,
-            max_new_tokens=max(settings.max_new_tokens // self.block_size, 1) * self.block_size,
-            block_size=self.block_size,
-            small_block_size=settings.small_block_size,
-            threshold=float(settings.threshold),
-            use_block_cache=settings.use_block_cache,
-            temperature=float(settings.temperature),
-            top_p=float(settings.top_p),
-            reuse_k=settings.reuse_k,
-            layer_subset=settings.layer_subset,
-            generator=torch.Generator().manual_seed(settings.seed),
-        )
-
-    def _frames(self, events, num_prompt: int, settings: Settings) -> Iterator[Frame]:
+    def _frames(self, events: Iterator[DenoisingEvent], num_prompt: int, settings: Settings) -> Generator[Frame]:
         filled: dict[int, Cell] = {}
         token_at: dict[int, int] = {}
         forwards = dict.fromkeys(FORWARD_KINDS, 0)
@@ -237,7 +238,7 @@ class Chatbot:
             yield Frame(
                 cells=cells,
                 block_size=self.block_size,
-                small_block_size=settings.small_block_size,
+                small_block_size=settings.whole("small_block_size"),
                 sub_block=(event.start, event.end),
                 kind=event.kind,
                 text=self.tokenizer.decode(known, skip_special_tokens=True),
@@ -264,7 +265,7 @@ class Conversation:
         """Change one setting; raises UsageError and keeps the old one where the value is wrong."""
         self.settings = self.settings.changed(**{name: value})
 
-    def ask(self, text: str) -> tuple[Iterator[Frame], int]:
+    def ask(self, text: str) -> tuple[Generator[Frame], int]:
         """Frames of the answer to `text`, and how many old messages no longer fit. The answer becomes part of the
         conversation as far as it was read: also when the iterator is closed early. A message that is refused, or
         whose answer fails before its first frame, leaves no trace."""
@@ -272,7 +273,7 @@ class Conversation:
         frames = self.chatbot.stream(kept, self.settings)
         return self._remember(kept, frames), dropped
 
-    def _remember(self, kept: list[dict[str, str]], frames: Iterator[Frame]) -> Iterator[Frame]:
+    def _remember(self, kept: list[dict[str, str]], frames: Generator[Frame]) -> Generator[Frame]:
         last = None
         try:
             for frame in frames:

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast_dllm.errors import UsageError
+from fast_dllm.runner.tasks import TASKS, task_of
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 MODEL_SPACE = 20 * GIB  # what sbatch/prefetch.sh asks for: 15 GB of weights, and data sets
 LOW_SPACE = 1 * GIB
-# Task name prefix -> its data set, for those whose authors let nobody in without a token.
-GATED = {"gpqa": "Idavidrein/gpqa"}
+# The data sets whose authors let nobody in without a token.
+GATED = frozenset(task.gated for task in TASKS.values() if task.gated)
 DATA_SETS_FILE = "data_sets.json"  # in the venv, whose lm_eval it describes; written by fast_dllm.doctor
 
 # The scripts' own functions answer, so that there is one reading of cluster.env, of the task names and of the venv.
@@ -131,9 +132,9 @@ def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation
             task: frozenset(DataSet(*one) for one in found) for task, found in json.loads(record.read_text()).items()
         }
     for task in tasks:
-        for prefix, path in GATED.items():
-            if task not in known and task.startswith(prefix):
-                known[task] = frozenset({DataSet(path)})
+        described = task_of(task)
+        if task not in known and described and described.gated:
+            known[task] = frozenset({DataSet(described.gated)})
     return Situation(
         root=Path(project),
         tasks=tuple(dict.fromkeys(tasks)),
@@ -230,7 +231,7 @@ def check_data_of_task(situation: Situation, task: str) -> Iterator[Finding]:
     names = sorted(map(str, absent))
     what = f"data of {task}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     fetch = f"bash sbatch/prefetch.sh --task {task}"
-    gated = sorted({data.path for data in absent} & set(GATED.values()))
+    gated = sorted({data.path for data in absent} & GATED)
     if situation.offline:
         yield Finding("fail", f"{what}: not in {situation.data_cache}; HF_HUB_OFFLINE is set; online: {fetch}")
     elif gated and not situation.has_token:

@@ -126,7 +126,7 @@ class FastDLLM(TemplateLM):
     @property
     def _budget(self) -> int:
         """New tokens of an answer where its task sets no limit."""
-        return int(str(self.arguments.knobs["max_new_tokens"]))
+        return self.arguments.whole("max_new_tokens")
 
     # ---- processes -------------------------------------------------------------------------------------------
 

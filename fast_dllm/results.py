@@ -23,21 +23,13 @@ from importlib import metadata
 from pathlib import Path
 
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS
+from fast_dllm.runner.tasks import task_of
 
 SCHEMA_VERSION = 1
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "lm_eval", "accelerate", "datasets", "tokenizers", "safetensors")
 
-# The number called "accuracy", by task name prefix. Anything else: the first of the fallbacks that the task reports.
-PRIMARY_METRICS = {
-    "gsm8k": "exact_match,flexible-extract",
-    "toy_math": "exact_match,flexible-extract",
-    "toy_choice": "acc,none",
-    "mmlu": "acc,none",
-    "gpqa": "acc,none",
-    "minerva_math": "math_verify,none",
-    "ifeval": "prompt_level_strict_acc,none",
-}
+# The number called "accuracy" of a task that tasks/tasks.json does not describe: the first of these that it reports.
 FALLBACK_METRICS = (
     "acc,none",
     "exact_match,none",
@@ -87,18 +79,6 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def write_json_atomic(path: Path, value: object, default: Callable[[object], object] | None = None) -> None:
     write_text_atomic(path, json.dumps(value, indent=2, default=default, ensure_ascii=False) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
-
-
-def package_sha256() -> str:
-    """One hash over the Python files of fast_dllm/, names and contents."""
-    digest = sha256()
-    for path in sorted((ROOT / "fast_dllm").glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def model_revision(source: str) -> str | None:
@@ -175,7 +155,8 @@ class Score:
 def score(results: Mapping[str, Mapping], name: str, num_samples: int) -> Score | None:
     """The primary metric of `name` in lm_eval's results or groups; None where it reports no number."""
     reported = {key: value for key, value in results[name].items() if "," in key and not isinstance(value, str)}
-    preferred = [metric for prefix, metric in PRIMARY_METRICS.items() if name.startswith(prefix)]
+    described = task_of(name)
+    preferred = [described.metric] if described else []
     numbers = [key for key in reported if "_stderr," not in key]
     for metric in (*preferred, *FALLBACK_METRICS, *numbers):
         if metric in reported:
@@ -263,7 +244,7 @@ def summarize(
     model_args: Mapping[str, object],
     details: Mapping[str, object],
 ) -> dict[str, object]:
-    """The content of summary.json. Top-level scalars come first, one a line: shell scripts read them with awk."""
+    """The content of summary.json. Top-level scalars come first, one a line, for people and grep."""
     whole = found.get(tasks[0]) if len(tasks) == 1 else None
     return {
         "schema_version": SCHEMA_VERSION,

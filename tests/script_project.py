@@ -55,6 +55,7 @@ class Project:
         for name in ("tasks", "models/tiny", "experiments/00_baseline", "experiments/01_other"):
             (folder / name).mkdir(parents=True)
             (folder / name / "a file").write_text("")
+        shutil.copy(ROOT / "tasks" / "tasks.json", folder / "tasks")
         pretend_model(folder / "models" / "tiny")
         (folder / "eval.py").write_text("")
         for name in ("00_baseline", "01_other"):

@@ -1,0 +1,116 @@
+"""The tasks, each described once in tasks/tasks.json: scripts, prompts, results, doctor and roofline read them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Iterator, Mapping
+
+from fast_dllm.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task as it is evaluated here.
+
+    questions: of the whole task; None: whatever the data set has. subtasks: of a group; `--limit` counts for each.
+    choices: of a scored question, 1 where the answer is generated. num_fewshot: examples in the prompt, as turns.
+    metric: what is called accuracy. family: the start of the names that share it and the rewrite (a group's subtasks).
+    cue, instruction: what the rendered prompt says, and what it says instead. baseline: its place in baseline.sh.
+    code: scored by running what the model wrote. gated: the data set that its authors give out on request only.
+    sentence_data: needs nltk's. published: percent, of the 7B at threshold 1 (arXiv 2509.26328). prompt_tokens,
+    answer_tokens: means, None where no time is told.
+    """
+
+    name: str
+    metric: str
+    questions: int | None = None
+    subtasks: int = 0
+    choices: int = 1
+    num_fewshot: int = 0
+    family: str = ""
+    cue: str | None = None
+    instruction: str | None = None
+    baseline: int | None = None
+    code: bool = False
+    gated: str | None = None
+    sentence_data: bool = False
+    published: float | None = None
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """By log-likelihood, in one full forward: nothing that concerns later steps changes its score."""
+        return self.choices > 1
+
+    @property
+    def rewrite(self) -> tuple | None:
+        """(what the rendered prompt says, what it says instead), or None."""
+        return (self.cue, self.instruction) if self.cue else None
+
+    def size(self, limit: int | None) -> int | None:
+        """The questions of a run; None where they are not known here (a limit of a group counts for each subtask)."""
+        if self.questions is None or (limit is not None and self.subtasks):
+            return None
+        return self.questions if limit is None else min(limit, self.questions)
+
+
+def read_tasks(root: Path = ROOT) -> Mapping[str, Task]:
+    """By name, in the order of every list. Raises UsageError where tasks/tasks.json is not sound."""
+    path = Path(root) / "tasks" / "tasks.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        instructions, known = content["instructions"], {field.name for field in fields(Task)} - {"name"}
+        tasks = {}
+        for name, given in content["tasks"].items():
+            unknown = sorted(set(given) - known)
+            if unknown:
+                raise ValueError(f"{name} has {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            given = {"family": name, **given}
+            if "instruction" in given:
+                given["instruction"] = instructions[given["instruction"]]
+            tasks[name] = Task(name=name, **given)
+        return tasks
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"tasks/tasks.json cannot be used: {' '.join(str(error).split())}") from None
+
+
+TASKS: Mapping[str, Task] = read_tasks()
+
+
+def benchmarks(code: bool = False) -> Iterator[str]:
+    """The names that run.sh and baseline.sh evaluate; with `code` those that only local.sh and prefetch.sh offer."""
+    return (task.name for task in TASKS.values() if task.code == code)
+
+
+def baseline_tasks() -> list:
+    return sorted((name for name, task in TASKS.items() if task.baseline), key=lambda name: TASKS[name].baseline)
+
+
+def task_of(name: str | None) -> Task | None:
+    """The task that describes `name`: itself, or the one whose family it belongs to (mmlu_law: mmlu); None: no such."""
+    if name in TASKS:
+        return TASKS[name]
+    return next((task for task in TASKS.values() if (name or "").startswith(task.family)), None)
+
+
+def check_task(name: str, further: bool = False) -> Task:
+    """Raises UsageError listing the valid names. further: the code tasks too."""
+    names = [*benchmarks(), *(benchmarks(code=True) if further else ())]
+    if name not in names:
+        raise UsageError(f"no task named {name!r}; valid: {' '.join(names)}")
+    return TASKS[name]
+
+
+def split_tasks(text: str, further: bool = False) -> list:
+    """`T[,T]`, each once. Raises UsageError."""
+    return list(dict.fromkeys(check_task(name, further).name for name in text.split(",")))
+
+
+def task_folder(task: str, limit: int | None) -> str:
+    """A limited run has a folder of its own, so that it can never pass for a full one."""
+    return task if limit is None else f"{task}_limit_{limit}"
