@@ -298,9 +298,7 @@ def build(chatbot: Chatbot) -> gr.Blocks:
         for forget in (clear.click, talk.clear):  # the button, and the conversation's own bin
             forget(lambda: ([], cells_html(None), [], []), None, [talk, cells, frames, messages], cancels=running)
         step.input(replay, [step, frames], cells)
-        both = compare.click(
-            page.compare, [prompt, changed, *settings], [side_a, side_b], **one_at_a_time
-        )
+        both = compare.click(page.compare, [prompt, changed, *settings], [side_a, side_b], **one_at_a_time)
         stop_compare.click(None, cancels=[both])
     return blocks.queue(default_concurrency_limit=8)
 

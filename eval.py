@@ -35,13 +35,13 @@ def take_configurations(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def read_command_line():
-    """(lm_eval's EvaluatorConfig, TaskManager, ModelArguments), all checked. Raises UsageError."""
+    """(lm_eval's EvaluatorConfig, TaskManager, the model arguments given), all checked. Raises UsageError."""
     from lm_eval._cli.harness import HarnessCLI
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from fast_dllm.arguments import ModelArguments
     from fast_dllm.errors import UsageError
-    from fast_dllm.task_loading import prepare
+    from fast_dllm.task_loading import find_tasks, prepare
 
     cli = HarnessCLI()
     namespace = cli.parse_args()
@@ -64,7 +64,7 @@ def read_command_line():
         raise UsageError(f"--limit must be above 0, not {config.limit:g}")
     given = {"batch_size": config.batch_size, "device": explicit_device, **config.model_args}
     given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
-    arguments = ModelArguments.parse(**given)
+    ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
     if not config.tasks:
         raise UsageError("no task given; pass --tasks NAME (`python eval.py ls tasks` lists those there are)")
@@ -75,38 +75,31 @@ def read_command_line():
     task_manager = prepare(
         task_manager, config.tasks, confirm_run_unsafe_code=config.confirm_run_unsafe_code, seed=config.seed[0]
     )
-    return config, task_manager, arguments
+    return config, task_manager, given
 
 
-def find_tasks(config):
-    """The TaskManager for `config.tasks`, resolved in place: this project's tasks/, --include_path, and lm_eval's own.
+def variants(names: list[str], given: dict, config):
+    """(name of the run, its ModelArguments) for each of --configurations: what is given beats the configuration, and
+    stands in the name. Without any, the one that the arguments make. Raises UsageError."""
+    from fast_dllm.arguments import ModelArguments
+    from fast_dllm.runner.matrix import arguments_of, defaults_of, folder_name, matrix_of
+    from fast_dllm.runner.tasks import TASKS
 
-    lm_eval reads all of its 13,000 task files to find one, which takes longer than loading a small model. A task that
-    its own folder (lm_eval/tasks/<start of the name>) holds is found there, and a group of the folder's name also in
-    lm_eval/tasks/benchmarks; anything else takes the whole index.
-    """
-    import lm_eval.tasks
-
-    config.include_path = [path for path in (config.include_path, str(ROOT / "tasks")) if path]
-    names = (
-        config.tasks.split(",") if isinstance(config.tasks, str) else [n for t in config.tasks for n in t.split(",")]
-    )
-    if all(name.replace("_", "").isalnum() for name in names):
-        library = Path(lm_eval.tasks.__file__).parent
-        parts = [name.split("_") for name in names]
-        starts = dict.fromkeys("_".join(words[:length]) for words in parts for length in range(1, len(words) + 1))
-        folders = [str(library / start) for start in starts if (library / start).is_dir()]
-        groups = library / "benchmarks"
-        folders += [str(groups)] * any(
-            (groups / f"{name}.yaml").is_file() and (library / name).is_dir() for name in names
-        )
-        manager = lm_eval.tasks.TaskManager(
-            include_path=config.include_path + folders, include_defaults=False, metadata=config.metadata
-        )
-        if all(name in manager.all_tasks for name in names):
-            config.tasks = list(dict.fromkeys(names))
-            return manager
-    return config.process_tasks(config.metadata)
+    plain = ModelArguments.parse(**given)
+    if not names:
+        return [(plain.config_name, plain)]
+    experiment = plain.experiment_name
+    matrix, defaults = matrix_of(experiment, ROOT), defaults_of(experiment, ROOT)
+    task = TASKS.get(str(config.tasks[0])) if len(config.tasks) == 1 else None
+    changed = {name: plain.as_dict()[name] for name in given if name in defaults and given[name] is not None}
+    if task is not None and config.num_fewshot is not None:
+        defaults["num_fewshot"], changed["num_fewshot"] = task.num_fewshot, config.num_fewshot
+    own = {key: value for key, value in given.items() if value is not None}
+    runs = []
+    for name in names:
+        arguments = ModelArguments.parse(**arguments_of(matrix, name, defaults) | own)
+        runs.append((folder_name(matrix, name, changed, defaults), arguments))
+    return runs
 
 
 def evaluate(config, task_manager, lm) -> dict | None:
@@ -139,7 +132,7 @@ def evaluate(config, task_manager, lm) -> dict | None:
     )
 
 
-def summary_of(found: dict, samples: dict, config, lm, cost, began: float, loaded: float) -> dict:
+def summary_of(name: str, found: dict, samples: dict, config, lm, cost, began: float, loaded: float) -> dict:
     """summary.json's content for a finished run."""
     from fast_dllm import results
 
@@ -164,7 +157,7 @@ def summary_of(found: dict, samples: dict, config, lm, cost, began: float, loade
     }
     return results.summarize(
         tasks=[str(task) for task in config.tasks],
-        config=arguments.config_name,
+        config=name,
         experiment=arguments.experiment_name or "active",
         limit=limit,
         found=results.scores(found, samples_scored),
@@ -199,8 +192,8 @@ def claim_on(folder: Path) -> Path | None:
     return {claim.parent: claim for claim in claims}.get(folder)
 
 
-def run(config, task_manager, lm, folder: Path | None, began: float, loaded: float) -> None:
-    """One evaluation from the first question to its files in `folder`."""
+def run(name: str, config, task_manager, lm, folder: Path | None, began: float, loaded: float) -> None:
+    """One evaluation, called `name`, from the first question to its files in `folder`."""
     from lm_eval.utils import make_table
 
     if folder:
@@ -217,7 +210,7 @@ def run(config, task_manager, lm, folder: Path | None, began: float, loaded: flo
     print(make_table(found))
     if found.get("groups"):
         print(make_table(found, "groups"))
-    summary = summary_of(found, samples, config, lm, cost, began, loaded)
+    summary = summary_of(name, found, samples, config, lm, cost, began, loaded)
     if folder:
         write_results(folder, found, samples, summary, config.log_samples)
         lm.store.discard()
@@ -234,22 +227,22 @@ def main() -> None:
     began = time.time()
     try:
         configurations, sys.argv[1:] = take_configurations(sys.argv[1:])
-        config, task_manager, arguments = read_command_line()
+        config, task_manager, given = read_command_line()
+        runs = variants(configurations, given, config)
         from fast_dllm.harness import FastDLLM
 
-        lm = FastDLLM(**arguments.as_dict())
+        lm = FastDLLM(**runs[0][1].as_dict())
+        models = [lm.configured(arguments) for _, arguments in runs]  # all are checked before the first one answers
         loaded = time.time()
         output = Path(config.output_path) if config.output_path else None
-        if not configurations:
-            run(config, task_manager, lm, output, began, loaded)
-        variants = [lm.configured(**given) for given in configurations]  # all are checked before the first one answers
-        for number, variant in enumerate(variants, 1):
-            name = variant.arguments.config_name
-            if lm.rank == 0:
-                print(f"== {name} ({number} of {len(variants)})", flush=True)
+        for number, ((name, _), model) in enumerate(zip(runs, models, strict=True), 1):
+            if configurations and lm.rank == 0:
+                print(f"== {name} ({number} of {len(runs)})", flush=True)
             if number > 1:
                 began = loaded = time.time()
-            run(config, task_manager, variant, output and output / name, began, loaded)
+            run(
+                name, config, task_manager, model, output / name if output and configurations else output, began, loaded
+            )
         lm.leave_processes()
     except UsageError as error:
         print(f"eval.py: error: {error}", file=sys.stderr)

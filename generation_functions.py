@@ -79,7 +79,7 @@ def decode_one(answer: Answer, options: Options) -> Policy:
         starts_block = answer.num_prompt == first_start  # then the prefill gives the block's first token
         wanted = range(first_start, first_start + starts_block)
         prediction = yield Forward("prefill", answer.tokens[:first_start], wanted=wanted)
-        yield answer.fill(prediction, 0, first_start, {position: 0 for position in wanted})
+        yield answer.fill(prediction, 0, first_start, dict.fromkeys(wanted, 0))
         if answer.generation:
             return
 
@@ -109,7 +109,9 @@ def decode_one(answer: Answer, options: Options) -> Policy:
                 yield answer.fill(prediction, block_start + start, block_start + start + sub_size, filled)
                 if answer.generation:
                     return
-        prediction = yield Forward("commit", answer.tokens[block_start : block_start + size], wanted=range(size, size + 1))
+        prediction = yield Forward(
+            "commit", answer.tokens[block_start : block_start + size], wanted=range(size, size + 1)
+        )
         yield answer.fill(prediction, block_start, block_start + size, {block_start + size: 0})
         if answer.generation:
             return

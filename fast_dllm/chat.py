@@ -181,9 +181,8 @@ class Chatbot:
         turns = messages[len(system) :]
         room = self.max_length - max(settings.whole("max_new_tokens"), self.block_size)
         if room < self.block_size:
-            raise UsageError(
-                f"max_new_tokens {settings.knobs['max_new_tokens']} leaves no room for a prompt in {self.max_length} positions"
-            )
+            budget = settings.knobs["max_new_tokens"]
+            raise UsageError(f"max_new_tokens {budget} leaves no room for a prompt in {self.max_length} positions")
         for start in range(len(turns)):
             if turns[start]["role"] == "user":
                 kept = system + turns[start:]

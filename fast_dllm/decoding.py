@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Union
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Options:
     def check(self, num_layers: int | None = None) -> None:
         """Raise ValueError, one line, for values out of range. `num_layers`: the model's, once it is known."""
         if self.block_size < 1 or self.small_block_size < 1 or self.block_size % self.small_block_size:
-            raise ValueError(f"small_block_size must divide the block of {self.block_size}, not {self.small_block_size}")
+            raise ValueError(
+                f"small_block_size must divide the block of {self.block_size}, not {self.small_block_size}"
+            )
         if self.max_new_tokens < self.block_size:
             raise ValueError(
                 f"max_new_tokens must be at least one block ({self.block_size}), not {self.max_new_tokens}"
@@ -71,7 +73,7 @@ class Options:
 class Reuse:
     """What a forward of block rows does with a contiguous range of layers: run and store, or let the store stand in.
 
-    layers: [start, stop). part: what is stored for each row of the block, by its position (fast_dllm.layer_reuse.PARTS).
+    layers: [start, stop). part: what is stored for each row of the block, by position (fast_dllm.layer_reuse.PARTS).
     read: the stored values stand in for the layers, whose keys and values stay as last computed; else the layers run
     and what they give is stored. decide: taken in mid-forward, once the layers before the range have run, and in the
     place of `read`: given the drift, mean |h - stored| / mean |stored| over the rows to be read, where h enters the
@@ -152,7 +154,7 @@ class DenoisingEvent:
 
 
 # What decode_one returns when it is called. (`X | Y` of types is evaluated here, which Python 3.8 cannot.)
-Policy = Generator[Union[Forward, DenoisingEvent], Prediction, None]
+Policy = Generator[Forward | DenoisingEvent, Prediction, None]
 
 
 class Answer:
@@ -191,7 +193,7 @@ class Answer:
         if self.options.mask_id in tokens:  # which is never a candidate
             raise ValueError(f"nothing predicts the first position of a window, and {list(filled)} would fill it")
         confidences = [prediction.confidences[index] for index in filled.values()]
-        for position, token in zip(filled, tokens):
+        for position, token in zip(filled, tokens):  # noqa: B905 (Python 3.8 reads this file, whose zip has no `strict`)
             self.tokens[position : position + 1] = [token]  # the first position of a next block is appended
         while self.generation is None and self.num_settled < len(self.tokens) and not self.is_masked(self.num_settled):
             self.num_settled += 1

@@ -202,8 +202,7 @@ def data_sets_of(tasks: tuple[str, ...]) -> dict[str, frozenset[DataSet]]:
     """The data sets that lm_eval's definitions of `tasks` name, groups and tags followed; nothing is downloaded."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    from eval import find_tasks
-    from fast_dllm.task_loading import task_configs
+    from fast_dllm.task_loading import find_tasks, task_configs
 
     index = find_tasks(EvaluatorConfig(tasks=list(tasks))).task_index
     return {

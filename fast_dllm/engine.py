@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fast_dllm.cache import BlockInputs
 from fast_dllm.decoding import (
     FORWARD_KINDS,
     Answer,
@@ -28,7 +29,7 @@ from fast_dllm.decoding import (
 )
 from fast_dllm.errors import NonFiniteError
 from fast_dllm.layer_reuse import LayerStore
-from fast_dllm.model import BlockInputs, FastDLLMForCausalLM
+from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.sampling import predict
 
 DecodeOne = Callable[[Answer, Options], Policy]
@@ -195,7 +196,7 @@ class Engine:
                 return [self._result(each, forward, [], []) for each, forward in zip(group, forwards, strict=True)]
             logits = logits.unsqueeze(1)
         elif kind == "reused":
-            logits = torch.stack([_kept_logits(sequence, forward.wanted) for sequence, forward in zip(group, forwards)])
+            logits = torch.stack([_kept_logits(sequence, sequence.asked().wanted) for sequence in group])
         else:
             logits, reads = self._run_block(group, forwards, slots)
             for sequence, forward in zip(group, forwards, strict=True):
@@ -208,7 +209,9 @@ class Engine:
             for sequence, forward, tokens_and_confidences, read in zip(group, forwards, predicted, reads, strict=True)
         ]
 
-    def _run_block(self, group: list[_Sequence], forwards: list[Forward], slots: list[int]) -> tuple[Tensor, list[bool]]:
+    def _run_block(
+        self, group: list[_Sequence], forwards: list[Forward], slots: list[int]
+    ) -> tuple[Tensor, list[bool]]:
         """Logits (B, R, V) of a group's block rows, and for which sequences stored values stood in for layers."""
         heads = [[max(p - 1 - forward.offset, 0) for p in forward.keep or forward.wanted] for forward in forwards]
         most = max(map(len, heads))
@@ -222,7 +225,9 @@ class Engine:
             asks = [forward.reuse for forward in forwards if forward.reuse is not None]
             reads[:] = [ask.read for ask in asks]
             if store is not None and any(ask.decide for ask in asks):
-                drifts = store.drift(entering, inputs.cache_rows, inputs.block_rows, self._wanted_rows(forwards, inputs))
+                drifts = store.drift(
+                    entering, inputs.cache_rows, inputs.block_rows, self._wanted_rows(forwards, inputs)
+                )
                 reads[:] = [
                     ask.decide(drift) if ask.decide else ask.read
                     for ask, drift in zip(asks, drifts.tolist(), strict=True)  # the decision's own transfer
@@ -310,7 +315,9 @@ class Engine:
         """Logits (R, V) to candidate tokens and their confidences, (2, R) in float64, which holds every token id."""
         if uniforms is not None:
             uniforms = uniforms.to(logits.device, non_blocking=True)
-        return torch.stack([each.double() for each in predict(logits, self.options.mask_id, temperature, top_p, uniforms)])
+        return torch.stack(
+            [each.double() for each in predict(logits, self.options.mask_id, temperature, top_p, uniforms)]
+        )
 
     def _result(
         self, sequence: _Sequence, forward: Forward, tokens: list[int], confidences: list[float], read: bool = False
@@ -385,8 +392,8 @@ def generate(
     max_new_tokens // block_size (exclusive). temperature 0 is greedy. Every row's random numbers come from a stream of
     its own: a single `generator` (default: torch's) gives each row the same seed, drawn once per call, so a row gets
     what it would get alone; a sequence of generators, one a prompt, makes equal prompts differ. num_rows: sequences
-    decoded side by side (default: all); the others are admitted as rows become free. Raises ValueError for arguments out
-    of range, NonFiniteError for logits that are no numbers.
+    decoded side by side (default: all); the others are admitted as rows become free. Raises ValueError for arguments
+    out of range, NonFiniteError for logits that are no numbers.
     """
     finished: dict[int, Generation] = {}
     for event in denoise(

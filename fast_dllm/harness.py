@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import resource
 import time
 from collections import Counter
@@ -18,12 +17,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from fast_dllm import experiments, results
@@ -33,7 +29,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model, model_source
 from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
 from fast_dllm.runner.code_hashes import decoding_sha256
-from fast_dllm.scoring import MaskedInput, masked_inputs, target_scores
+from fast_dllm.scoring import ScoringLM
 from fast_dllm.tokenizer import load_tokenizer, special_ids
 
 logger = logging.getLogger(__name__)
@@ -60,7 +56,7 @@ class _Request:
 
 
 @register_model("fast_dllm_v2")
-class FastDLLM(TemplateLM):
+class FastDLLM(ScoringLM):
     """Fast-dLLM v2 with an experiment's generation code. Model arguments: fast_dllm.arguments.ModelArguments."""
 
     def __init__(self, max_batch_size: int | None = None, **model_args: object):
@@ -82,24 +78,16 @@ class FastDLLM(TemplateLM):
         self.store: AnswerStore | None = None
         self._check_against_model()
 
-    def configured(self, **given: object) -> FastDLLM:
+    def configured(self, arguments: ModelArguments) -> FastDLLM:
         """This loaded model with other model arguments that concern decoding alone; answers and cost begin anew.
 
-        Raises UsageError where they are wrong.
+        Raises UsageError where they do not fit the model.
         """
         other = copy.copy(self)
-        other.arguments = ModelArguments.parse(**self.arguments.as_dict() | given)
+        other.arguments = arguments
         other.cost, other.store = Counter(), None
         other._check_against_model()
         return other
-
-    def _join_processes(self, device: str) -> str:
-        """Take a place among `accelerate launch`'s processes; returns this process's device."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return device
-        self.accelerator = Accelerator(cpu=device == "cpu")
-        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        return str(self.accelerator.device)
 
     def _check_against_model(self) -> None:
         """Faults that show only once the model's sizes are known, before any request is answered."""
@@ -127,29 +115,6 @@ class FastDLLM(TemplateLM):
     def _budget(self) -> int:
         """New tokens of an answer where its task sets no limit."""
         return self.arguments.whole("max_new_tokens")
-
-    # ---- processes -------------------------------------------------------------------------------------------
-
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self.world_size == 1 else self.accelerator.gather(tensor)
-
-    def gather_object(self, obj, dst: int = 0):
-        if self.world_size == 1:
-            return [obj]
-        gathered = [None] * self.world_size if self.rank == dst else None
-        torch.distributed.gather_object(obj, gathered, dst=dst)
-        return gathered
-
-    def barrier(self) -> None:
-        if self.world_size > 1:
-            self.accelerator.wait_for_everyone()
-
-    def leave_processes(self) -> None:
-        """Wait for the others to be done, then part from them. A process that simply ended could crash on its way out
-        (gloo's threads still run) and take with it those that are still writing results."""
-        if self.world_size > 1:
-            self.accelerator.wait_for_everyone()
-            self.accelerator.end_training()
 
     # ---- text and tokens -------------------------------------------------------------------------------------
 
@@ -312,121 +277,6 @@ class FastDLLM(TemplateLM):
             self.store.append(new, cost)
         answers.update(new)
         self.cost.update(cost)
-
-    # ---- log-likelihoods -------------------------------------------------------------------------------------
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of context and continuation, split where the text is split if a token boundary is there.
-
-        lm_eval moves a context's trailing white space into the continuation. A chat prompt ends in a newline of its own
-        token; moved, it would be the one masked token of reference mode, with the answer's letter visible behind it.
-        """
-        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context)
-        if whole[: len(alone)] == alone:
-            return alone, whole[len(alone) :]
-        return super()._encode_pair(context, continuation)
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability, is greedy) of every continuation, in order. The copies that lm_eval pads the shorter
-        processes' lists with are not scored, nor counted, again."""
-        distinct = {id(instance): instance for instance in requests}
-        scores = super().loglikelihood(list(distinct.values()), disable_tqdm=disable_tqdm)
-        by_id = dict(zip(distinct, scores, strict=True))
-        return [by_id[id(instance)] for instance in requests]
-
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        """Score (_, context ids, continuation ids) triples in this run's mode; (log-probability, greedy) each."""
-        chain = self.arguments.loglikelihood_mode == "chain"
-        parts = [self._masked_inputs(context, continuation, chain) for _, context, continuation in requests]
-        scores = self._score(parts, disable_tqdm)
-        for (texts, _, _), score in zip(requests, scores, strict=True):
-            self.cache_hook.add_partial("loglikelihood", texts, score)
-        return scores
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text by the chain rule, each token given all the text before it.
-
-        No stop token stands behind the text: the model is not told where it ends.
-        """
-        texts = [self.tok_encode(instance.args[0]) for instance in requests]
-        windows, counts = [], []
-        for ids in texts:
-            rolling = map(
-                make_disjoint_window,
-                get_rolling_token_windows(
-                    token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length - 1, context_len=1
-                ),
-            )
-            own = [self._masked_inputs(context, continuation, True, end=False) for context, continuation in rolling]
-            windows += own
-            counts.append(len(own))
-        scores = iter(self._score(windows, disable_tqdm))
-        totals = [sum(next(scores)[0] for _ in range(count)) for count in counts]
-        for instance, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", instance.args, total)
-        return totals
-
-    def _masked_inputs(
-        self, context: list[int], continuation: list[int], chain: bool, end: bool = True
-    ) -> list[tuple[MaskedInput, int]]:
-        return masked_inputs(
-            context,
-            continuation,
-            chain=chain,
-            mask_id=self.ids.mask,
-            stop_token=self.ids.stop if end else None,
-            block_size=self.block_size,
-            max_length=self.max_length,
-        )
-
-    def _score(self, parts: list[list[tuple[MaskedInput, int]]], disable_tqdm: bool) -> list[tuple[float, bool]]:
-        """Sum the targets' log-probabilities of each part; greedy if every target was the argmax.
-
-        Inputs that are the same get one forward.
-        """
-        wanted: dict[MaskedInput, dict[int, str]] = {}  # input -> target -> key of its answer
-        num_uses: Counter[str] = Counter()  # key of an answer -> tokens of the requests that it scores
-        num_ends: Counter[str] = Counter()  # key of an answer -> requests that it completes
-        for part in parts:
-            for masked, target in part:
-                targets = wanted.setdefault(masked, {})
-                if target not in targets:
-                    targets[target] = request_key(self.scoring_sha256, self.arguments.loglikelihood_mode, *masked, target)
-                num_uses[targets[target]] += 1
-            if part:
-                num_ends[targets[target]] += 1
-        answers = self._known_answers(key for targets in wanted.values() for key in targets.values())
-        inputs = [masked for masked, targets in wanted.items() if any(key not in answers for key in targets.values())]
-        inputs.sort(key=lambda masked: -len(masked.ids))  # equal lengths side by side: little padding
-        progress = tqdm(total=len(wanted), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0)
-        progress.update(len(wanted) - len(inputs))
-        for start in range(0, len(inputs), self.arguments.batch_size):
-            batch = inputs[start : start + self.arguments.batch_size]
-            began = time.perf_counter()
-            new = {}
-            for masked, values in zip(
-                batch, self._target_scores(batch, [wanted[masked] for masked in batch]), strict=True
-            ):
-                new |= dict(zip(wanted[masked].values(), values, strict=True))
-            cost = Counter(
-                {
-                    "seconds_scoring": time.perf_counter() - began,
-                    "scored_tokens": sum(num_uses[key] for key in new),
-                    "scored_requests": sum(num_ends[key] for key in new),
-                    "forwards.score": len(batch),
-                }
-            )
-            self._keep(answers, new, cost)
-            progress.update(len(batch))
-        progress.close()
-        scores = []
-        for part in parts:
-            values = [answers[wanted[masked][target]] for masked, target in part]
-            scores.append((sum(value for value, _ in values), all(greedy for _, greedy in values)))
-        return scores
-
-    def _target_scores(self, batch: list[MaskedInput], targets: list[dict[int, str]]) -> list[list[tuple[float, bool]]]:
-        return target_scores(self.model, batch, targets, block_size=self.block_size, pad_id=self.ids.pad)
 
     def device_report(self) -> dict[str, object]:
         """The device and this process's peak memory: allocated on the GPU, resident on the host."""

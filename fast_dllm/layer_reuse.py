@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 # part -> what stands in for the layers of the range
@@ -39,7 +38,7 @@ class LayerStore:
         self.inputs = like.new_zeros(batch_size, block_size, like.shape[-1])
 
     def store(self, entered: Tensor, left: Tensor, rows: Tensor, block_rows: Tensor) -> None:
-        """Keep what entered and left the range, (B, T, C), for cache rows `rows` (B, 1), block rows `block_rows` (B, T).
+        """Keep what entered and left the range (B, T, C) of cache rows `rows` (B, 1) at block rows `block_rows` (B, T).
 
         The MLPs' own values are kept by `store_mlp`.
         """

@@ -191,8 +191,8 @@ def throughput(cost: Mapping[str, float]) -> dict[str, object]:
     """The cost of a run as the summary tells it: generation, scoring, or both.
 
     `cost` counts requests, new_tokens, truncated_prompts, seconds_generating, scored_requests, scored_tokens,
-    seconds_scoring (all without loading the model), forwards.<kind>, layer_forwards.<kind> and row_layer_forwards.<kind>
-    (fast_dllm.decoding.FORWARD_KINDS; "score" for a forward that scores).
+    seconds_scoring (all without loading the model), and by kind of forward (decoding.FORWARD_KINDS, "score" for
+    one that scores) forwards.<kind>, layer_forwards.<kind> and row_layer_forwards.<kind>.
     """
     by_kind: dict[str, dict[str, float]] = {"forwards": {}, "layer_forwards": {}, "row_layer_forwards": {}}
     for name, count in cost.items():
@@ -202,7 +202,9 @@ def throughput(cost: Mapping[str, float]) -> dict[str, object]:
     forwards = by_kind["forwards"]
     report: dict[str, object] = {name: counts for name, counts in by_kind.items() if counts or name == "forwards"}
     if cost.get("requests"):
-        run = sum(count for kind, count in forwards.items() if kind in FORWARD_KINDS and FORWARD_KINDS[kind].runs_layers)
+        run = sum(
+            count for kind, count in forwards.items() if kind in FORWARD_KINDS and FORWARD_KINDS[kind].runs_layers
+        )
         steps = sum(forwards.get(kind, 0) for kind in STEP_KINDS)
         new_tokens, seconds = cost["new_tokens"], cost["seconds_generating"]
         report |= {

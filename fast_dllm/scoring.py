@@ -1,4 +1,4 @@
-"""What to run to score a continuation, and what to read in it. Knows the model, not lm_eval.
+"""What to run to score a continuation, what to read in it, and the part of lm_eval's model that asks for it.
 
 Two modes (docs/design.md, "Scoring"). *reference* masks the first continuation token and leaves the rest visible; it is
 what the published numbers were measured with, and exact for continuations of one token. *chain* is the chain rule: each
@@ -7,12 +7,22 @@ token in turn is masked together with all that follow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
 
-from fast_dllm.errors import UsageError
+from fast_dllm.answers import request_key
+from fast_dllm.arguments import ModelArguments
+from fast_dllm.errors import NonFiniteError, UsageError
+from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.processes import ProcessesLM
+from fast_dllm.tokenizer import SpecialIds
 
 
 class MaskedInput(NamedTuple):
@@ -67,9 +77,143 @@ def target_scores(
     ids = torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for _, ids in batch], device=model.device)
     rows = torch.tensor([[row] for row, _ in batch], device=model.device)
     log_probs = model(ids, block_size=block_size, rows=rows).logits[:, 0].float().log_softmax(dim=-1)
+    if not log_probs.sum(dim=-1).isfinite().all():
+        raise NonFiniteError("the model's logits are not finite in a forward that scores")
     best = log_probs.argmax(dim=-1).tolist()
     scores = []
     for place, wanted in enumerate(map(list, targets)):
         values = log_probs[place, wanted].tolist()
         scores.append([(value, best[place] == target) for target, value in zip(wanted, values, strict=True)])
     return scores
+
+
+class ScoringLM(ProcessesLM):
+    """The log-likelihood side of the harness's model. Its `_known_answers` and `_keep` make answers durable."""
+
+    arguments: ModelArguments
+    model: FastDLLMForCausalLM
+    ids: SpecialIds
+    block_size: int
+    max_length: int
+    scoring_sha256: str
+
+    def _known_answers(self, keys: Iterable[str]) -> dict[str, object]:
+        raise NotImplementedError
+
+    def _keep(self, answers: dict[str, object], new: dict[str, object], cost: Counter[str]) -> None:
+        raise NotImplementedError
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of context and continuation, split where the text is split if a token boundary is there.
+
+        lm_eval moves a context's trailing white space into the continuation. A chat prompt ends in a newline of its own
+        token; moved, it would be the one masked token of reference mode, with the answer's letter visible behind it.
+        """
+        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context)
+        if whole[: len(alone)] == alone:
+            return alone, whole[len(alone) :]
+        return super()._encode_pair(context, continuation)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability, is greedy) of every continuation, in order. The copies that lm_eval pads the shorter
+        processes' lists with are not scored, nor counted, again."""
+        distinct = {id(instance): instance for instance in requests}
+        scores = super().loglikelihood(list(distinct.values()), disable_tqdm=disable_tqdm)
+        by_id = dict(zip(distinct, scores, strict=True))
+        return [by_id[id(instance)] for instance in requests]
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        """Score (_, context ids, continuation ids) triples in this run's mode; (log-probability, greedy) each."""
+        chain = self.arguments.loglikelihood_mode == "chain"
+        parts = [self._masked_inputs(context, continuation, chain) for _, context, continuation in requests]
+        scores = self._score(parts, disable_tqdm)
+        for (texts, _, _), score in zip(requests, scores, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, score)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text by the chain rule, each token given all the text before it.
+
+        No stop token stands behind the text: the model is not told where it ends.
+        """
+        texts = [self.tok_encode(instance.args[0]) for instance in requests]
+        windows, counts = [], []
+        for ids in texts:
+            rolling = map(
+                make_disjoint_window,
+                get_rolling_token_windows(
+                    token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length - 1, context_len=1
+                ),
+            )
+            own = [self._masked_inputs(context, continuation, True, end=False) for context, continuation in rolling]
+            windows += own
+            counts.append(len(own))
+        scores = iter(self._score(windows, disable_tqdm))
+        totals = [sum(next(scores)[0] for _ in range(count)) for count in counts]
+        for instance, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", instance.args, total)
+        return totals
+
+    def _masked_inputs(
+        self, context: list[int], continuation: list[int], chain: bool, end: bool = True
+    ) -> list[tuple[MaskedInput, int]]:
+        return masked_inputs(
+            context,
+            continuation,
+            chain=chain,
+            mask_id=self.ids.mask,
+            stop_token=self.ids.stop if end else None,
+            block_size=self.block_size,
+            max_length=self.max_length,
+        )
+
+    def _score(self, parts: list[list[tuple[MaskedInput, int]]], disable_tqdm: bool) -> list[tuple[float, bool]]:
+        """Sum the targets' log-probabilities of each part; greedy if every target was the argmax.
+
+        Inputs that are the same get one forward.
+        """
+        wanted: dict[MaskedInput, dict[int, str]] = {}  # input -> target -> key of its answer
+        num_uses: Counter[str] = Counter()  # key of an answer -> tokens of the requests that it scores
+        num_ends: Counter[str] = Counter()  # key of an answer -> requests that it completes
+        for part in parts:
+            for masked, target in part:
+                targets = wanted.setdefault(masked, {})
+                if target not in targets:
+                    targets[target] = request_key(
+                        self.scoring_sha256, self.arguments.loglikelihood_mode, *masked, target
+                    )
+                num_uses[targets[target]] += 1
+            if part:
+                num_ends[targets[target]] += 1
+        answers = self._known_answers(key for targets in wanted.values() for key in targets.values())
+        inputs = [masked for masked, targets in wanted.items() if any(key not in answers for key in targets.values())]
+        inputs.sort(key=lambda masked: -len(masked.ids))  # equal lengths side by side: little padding
+        progress = tqdm(total=len(wanted), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0)
+        progress.update(len(wanted) - len(inputs))
+        for start in range(0, len(inputs), self.arguments.batch_size):
+            batch = inputs[start : start + self.arguments.batch_size]
+            began = time.perf_counter()
+            new = {}
+            for masked, values in zip(
+                batch, self._target_scores(batch, [wanted[masked] for masked in batch]), strict=True
+            ):
+                new |= dict(zip(wanted[masked].values(), values, strict=True))
+            cost = Counter(
+                {
+                    "seconds_scoring": time.perf_counter() - began,
+                    "scored_tokens": sum(num_uses[key] for key in new),
+                    "scored_requests": sum(num_ends[key] for key in new),
+                    "forwards.score": len(batch),
+                }
+            )
+            self._keep(answers, new, cost)
+            progress.update(len(batch))
+        progress.close()
+        scores = []
+        for part in parts:
+            values = [answers[wanted[masked][target]] for masked, target in part]
+            scores.append((sum(value for value, _ in values), all(greedy for _, greedy in values)))
+        return scores
+
+    def _target_scores(self, batch: list[MaskedInput], targets: list[dict[int, str]]) -> list[list[tuple[float, bool]]]:
+        return target_scores(self.model, batch, targets, block_size=self.block_size, pad_id=self.ids.pad)

@@ -6,12 +6,46 @@ import functools
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
+import lm_eval.tasks
+from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
 
 from fast_dllm.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def find_tasks(config: EvaluatorConfig) -> TaskManager:
+    """The TaskManager for `config.tasks`, resolved in place: this project's tasks/, --include_path, and lm_eval's own.
+
+    lm_eval reads all of its 13,000 task files to find one, which takes longer than loading a small model. A task that
+    its own folder (lm_eval/tasks/<start of the name>) holds is found there, and a group of the folder's name also in
+    lm_eval/tasks/benchmarks; anything else takes the whole index.
+    """
+    config.include_path = [path for path in (config.include_path, str(ROOT / "tasks")) if path]
+    names = (
+        config.tasks.split(",") if isinstance(config.tasks, str) else [n for t in config.tasks for n in t.split(",")]
+    )
+    if all(name.replace("_", "").isalnum() for name in names):
+        library = Path(lm_eval.tasks.__file__).parent
+        parts = [name.split("_") for name in names]
+        starts = dict.fromkeys("_".join(words[:length]) for words in parts for length in range(1, len(words) + 1))
+        folders = [str(library / start) for start in starts if (library / start).is_dir()]
+        groups = library / "benchmarks"
+        folders += [str(groups)] * any(
+            (groups / f"{name}.yaml").is_file() and (library / name).is_dir() for name in names
+        )
+        manager = lm_eval.tasks.TaskManager(
+            include_path=config.include_path + folders, include_defaults=False, metadata=config.metadata
+        )
+        if all(name in manager.all_tasks for name in names):
+            config.tasks = list(dict.fromkeys(names))
+            return manager
+    return config.process_tasks(config.metadata)
 
 
 def keep_documents(manager: TaskManager) -> TaskManager:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from fast_dllm import experiments
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.model import FastDLLMForCausalLM
 
@@ -26,3 +27,12 @@ def golden_model(name: str) -> FastDLLMForCausalLM:
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
     return model.eval()
+
+
+def generate(model, prompts, **settings):
+    """The active policy's answers."""
+    return experiments.load(None).generate(model, prompts, **settings)
+
+
+def denoise(model, prompts, **settings):
+    return experiments.load(None).denoise(model, prompts, **settings)

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from transformers import PreTrainedTokenizerBase
 
 import eval as program
+from fast_dllm.decoding import Generation
 from fast_dllm.harness import FastDLLM
-from generation_functions import Generation
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ScriptedLM(FastDLLM):
         super().__init__(model_path="tiny", device="cpu")
         self.answer = answer
         self.tokenizer = tokenizer or self.tokenizer
-        self.generation = SimpleNamespace(generate=self._planted)
+        self.experiment = SimpleNamespace(generate=self._planted, policy_sha256="0" * 64)
         self.asked: dict[str, Asked] = {}
 
     def _planted(self, model, prompts: list[list[int]], **_) -> list[Generation]:
@@ -62,4 +62,4 @@ def run_planted(monkeypatch, lm: ScriptedLM, task: str, *options: str, num_fewsh
     config, task_manager, _ = program.read_command_line()
     found = program.evaluate(config, task_manager, lm)
     samples = found.pop("samples")
-    return program.summary_of(found, samples, config, lm, lm.total_cost(), 0.0, 1.0), samples
+    return program.summary_of("plain", found, samples, config, lm, lm.total_cost(), 0.0, 1.0), samples

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from golden_models import generate
 
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.chat import Chatbot, Conversation, Settings, parse_model_args, with_defaults
 from fast_dllm.errors import UsageError
-from generation_functions import generate
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 
 import pytest
 import torch
-from golden_models import ROOT, golden_json
+from golden_models import GOLDEN_MODELS, denoise, generate, golden_json
 
-from fast_dllm.layer_reuse import LayerReuse, is_reuse_step, subset_layers
+from fast_dllm import experiments
 from fast_dllm.sampling import predict, rows_to_unmask, top_p_sample
-from generation_functions import denoise, generate
 
 MASK, STOP = 319, 2
+subset_layers = sys.modules[experiments.load(None).decode_one.__module__].subset_layers
 COMMON = {"mask_id": MASK, "stop_token": STOP, "max_new_tokens": 64}
 
 
@@ -23,7 +24,7 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
 
 
 def test_block_cache_changes_nothing_when_a_sub_forward_runs_every_row(tiny36):
-    settings = COMMON | {"small_block_size": 32, "threshold": 0.6}
+    settings = COMMON | {"small_block_size": 32, "threshold": 0.6, "refresh": "rows"}
     for prompt in prompts(5, 40, 64):
         on, off = (generate(tiny36, [prompt], use_block_cache=cached, **settings)[0] for cached in (True, False))
         assert on.tokens == off.tokens
@@ -31,17 +32,30 @@ def test_block_cache_changes_nothing_when_a_sub_forward_runs_every_row(tiny36):
         assert off.forwards["sub"] == 0
 
 
-def test_reuse_k_1_equals_no_reuse(tiny36):
+def test_running_the_whole_block_is_decoding_without_a_block_cache(tiny36):
+    """One computation under two names, whatever `refresh` says where the block cache is off."""
+    for prompt in prompts(5, 32, 40, 64):
+        settings = COMMON | {"threshold": 0.7}
+        block = generate(tiny36, [prompt], refresh="block", **settings)
+        for refresh in ("block", "rows"):
+            assert generate(tiny36, [prompt], refresh=refresh, use_block_cache=False, **settings) == block
+        assert block[0].forwards["sub"] == 0 < block[0].forwards["full"]
+
+
+@pytest.mark.parametrize("refresh", ["block", "rows"])
+def test_reuse_k_1_equals_no_reuse(tiny36, refresh):
     (prompt,) = prompts(40)
-    plain = generate(tiny36, [prompt], **COMMON)
-    for subset in ("first", "middle", "last"):
-        assert generate(tiny36, [prompt], reuse_k=1, layer_subset=subset, **COMMON) == plain
+    settings = COMMON | {"refresh": refresh}
+    plain = generate(tiny36, [prompt], **settings)
+    for subset in ("first", "middle", "last", "5-30"):
+        assert generate(tiny36, [prompt], reuse_k=1, layer_subset=subset, **settings) == plain
 
 
+@pytest.mark.parametrize("refresh", ["block", "rows"])
 @pytest.mark.parametrize("reuse_k", [1, 3])
-def test_a_batch_of_mixed_lengths_equals_one_by_one(tiny36, reuse_k):
+def test_a_batch_of_mixed_lengths_equals_one_by_one(tiny36, reuse_k, refresh):
     batch = prompts(1, 31, 32, 33, 64, 70, 100)
-    settings = COMMON | {"threshold": 0.7, "reuse_k": reuse_k, "layer_subset": "last"}
+    settings = COMMON | {"threshold": 0.7, "reuse_k": reuse_k, "layer_subset": "last", "refresh": refresh}
     assert generate(tiny36, batch, **settings) == [generate(tiny36, [prompt], **settings)[0] for prompt in batch]
 
 
@@ -52,9 +66,10 @@ def test_decoding_twice_gives_the_same(tiny36):
     assert first == second
 
 
-def test_a_sampled_batch_equals_one_by_one_and_rows_differ_with_their_generators(tiny36):
+@pytest.mark.parametrize("refresh", ["block", "rows"])
+def test_a_sampled_batch_equals_one_by_one_and_rows_differ_with_their_generators(tiny36, refresh):
     batch = prompts(20, 20, 41)
-    settings = COMMON | {"temperature": 1.0, "top_p": 0.9, "reuse_k": 2, "layer_subset": "first"}
+    settings = COMMON | {"temperature": 1.0, "top_p": 0.9, "reuse_k": 2, "layer_subset": "first", "refresh": refresh}
 
     def generators() -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in range(3)]
@@ -100,6 +115,31 @@ def test_nothing_runs_after_the_first_stop_token_has_no_mask_before_it(tiny36):
     assert sum(stopped.forwards.values()) == stopped.forwards["prefill"] == 1
 
 
+def test_a_sampled_row_draws_one_number_for_each_row_of_its_sub_block_on_every_step(tiny36, monkeypatch):
+    """However many rows are kept for re-reading, and on re-reads too: so it draws the same in any batch."""
+    drawn = []
+    original = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size, **rest: drawn.append(size) or original(*size, **rest))
+    settings = COMMON | {"temperature": 1.0, "threshold": 0.5, "layer_subset": "last"}
+    for reuse_k in (1, 2, 3):
+        drawn.clear()
+        (got,) = generate(tiny36, prompts(41), reuse_k=reuse_k, **settings)
+        assert set(drawn) == {(8,)}
+        assert len(drawn) == got.forwards["full"] + got.forwards["reused"]
+
+
+def test_a_sampled_re_read_draws_anew_from_the_logits_that_were_kept(tiny36):
+    """Not the tokens that the computing step drew: with everything at stake on one token a step, the draws differ."""
+    counts = set()
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        (got,) = generate(
+            tiny36, prompts(41), reuse_k=3, layer_subset="last", temperature=2.0, generator=generator, **COMMON
+        )
+        counts.add(tuple(got.tokens))
+    assert len(counts) == 6
+
+
 class FavouriteToken(torch.nn.Module):
     """An lm_head that always prefers one token, then another."""
 
@@ -143,79 +183,119 @@ def test_answers_stay_within_the_block_budget(tiny36):
     assert generate(tiny36, [], **COMMON) == []
 
 
-def literal_reuse(model, prompt: list[int], mode: str, case: dict, layer_subset: str) -> list[int]:
-    """ALGORITHM in its plainest form for one sequence, with the subset's layers really skipped on reuse steps."""
-    mask, stop, size, sub = case["mask_id"], case["stop_token"], 32, case["small_block_size"]
+class LiteralLayers:
+    """Layer reuse as the lab's code does it, in its plainest form: each layer of the subset stores what it gives for
+    the 32 rows of the block, and on a step that reuses returns it (output), or adds what it added then (residual)."""
+
+    def __init__(self, model, layers: range, mode: str):
+        self.model, self.layers, self.mode, self.reading = model, layers, mode, False
+        self.stored = {index: torch.zeros(32, model.config.hidden_size) for index in layers}
+        self.window = slice(0, 32)
+
+    def run(self, cache, tokens: list[int], offset: int, read: list[int], reading: bool) -> torch.Tensor:
+        self.reading, self.window = reading, slice(offset, offset + len(tokens))
+        inputs = self.model.pack_block(cache, [0], [tokens], [offset], [read])
+        x = self.model.model.embed_tokens(inputs.ids)
+        for index, layer in enumerate(self.model.model.layers):
+            x = self.layer(index, layer, x, inputs.attend)
+        return self.model.lm_head(self.model.model.norm(x)[:, read])
+
+    def layer(self, index: int, layer, x: torch.Tensor, attend) -> torch.Tensor:
+        if index in self.layers and self.reading:
+            stored = self.stored[index][self.window][None]
+            return stored if self.mode == "output" else x + stored
+        given = layer(x, attend)
+        if index in self.layers:
+            self.stored[index][self.window] = (given if self.mode == "output" else given - x)[0]
+        return given
+
+
+def literal_reuse(model, case: dict, layer_subset: str, *, mode: str = "output", refresh: str = "rows"):
+    """(new tokens, forwards by width) of the algorithm in its plainest form, layers really standing still.
+
+    With `block`, as in the lab's code: a step that reuses runs full where it opens a sub-block, and gets all 32 stored
+    rows, else a sub forward that gets the rows of its window. Keys and values fall as they fall.
+    """
+    prompt, mask, size, sub = case["prompt"], case["mask_id"], 32, case["small_block_size"]
     start_block = len(prompt) // size
     end_block = start_block + case["max_new_tokens"] // size
-    tokens = list(prompt)
+    tokens, widths = list(prompt), {"full": 0, "sub": 0}
     cache = model.new_cache(1, end_block * size)
-    layers = subset_layers(layer_subset, model.config.num_hidden_layers)
-    store = LayerReuse(layers, mode, 1, size, model.config.hidden_size, dtype=torch.float32, device="cpu")
+    literal = LiteralLayers(model, subset_layers(layer_subset, model.config.num_hidden_layers), mode)
     if start_block:
-        logits = model.prefill(cache, 0, prompt[: start_block * size])
+        logits = model.prefill(cache, [0], [prompt[: start_block * size]])
         if len(prompt) % size == 0:
             tokens.append(logits.argmax().item())
     for block in range(start_block, end_block):
         first = block * size
         tokens += [mask] * (first + size - len(tokens))
-        counter, cached = 0, False
+        counter = 0
         for start in range(first, first + size, sub):
             while mask in tokens[start : start + sub]:
-                full = not cached or tokens[start] == mask
-                skip = not full and is_reuse_step(counter, case["reuse_k"])
+                opens, reuses = counter == 0 or tokens[start] == mask, counter % case["reuse_k"] != 0
+                if refresh == "block":
+                    full, reading = opens or not reuses, reuses
+                else:
+                    full, reading = opens, not opens and reuses
+                widths["full" if full else "sub"] += 1
                 begin, width = (first, size) if full else (start, sub)
                 read = [max(start - begin + row - 1, 0) for row in range(sub)]
-                window = tokens[begin : begin + width]
-                logits = model.run_block(cache, [0], [window], [begin - first], [read], reuse=store, skip=skip)
+                logits = literal.run(cache, tokens[begin : begin + width], begin - first, read, reading)
                 candidates, confidences = predict(logits, mask)
                 masked = [token == mask for token in tokens[start : start + sub]]
                 for row in rows_to_unmask(confidences[0].tolist(), masked, case["threshold"]):
                     tokens[start + row] = candidates[0, row].item()
-                cached, counter = True, counter + 1
+                counter += 1
         logits = model.run_block(cache, [0], [tokens[first : first + size]], [0], [[size - 1]])
         model.commit(cache, 0)
         if block + 1 < end_block:
             tokens.append(logits.argmax().item())
         answer = tokens[len(prompt) :]
-        if stop in answer:
-            return answer[: answer.index(stop) + 1]
-    return tokens[len(prompt) :]
+        if case["stop_token"] in answer:
+            return answer[: answer.index(case["stop_token"]) + 1], widths
+    return tokens[len(prompt) :], widths
 
 
 REUSE_CASES = [case for case in golden_json("tiny36.layer_output_reuse.json") if case["reuse_k"] > 1][::3]
+LAB_CASES = [
+    pytest.param(name, case, id=f"{name}-k{reuse_k}-{len(case['prompt'])}")
+    for name in GOLDEN_MODELS
+    for reuse_k in (2, 3)
+    for case in [case for case in golden_json(f"{name}.lab_baseline.json") if case["reuse_k"] == reuse_k][::4]
+]
 
 
 @pytest.mark.parametrize("layer_subset", ["first", "middle", "last"])
 def test_literal_output_reuse_and_the_free_form_give_the_same_tokens(tiny36, layer_subset):
     with torch.inference_mode():
         for case in REUSE_CASES:
-            literal = literal_reuse(tiny36, case["prompt"], "output", case, layer_subset)
+            literal, _ = literal_reuse(tiny36, case, layer_subset)
             assert literal == case["expected_by_subset"][layer_subset]
             settings = {key: case[key] for key in COMMON | {"small_block_size": 0, "threshold": 0, "reuse_k": 0}}
-            (free,) = generate(tiny36, [case["prompt"]], layer_subset=layer_subset, **settings)
+            (free,) = generate(tiny36, [case["prompt"]], layer_subset=layer_subset, refresh="rows", **settings)
             assert free.tokens == literal
+
+
+@pytest.mark.parametrize("layer_subset", ["first", "middle", "last"])
+@pytest.mark.parametrize(
+    ("name", "case"), [pytest.param(*each, id=f"{each[0]}-{i}") for i, each in enumerate(LAB_CASES)]
+)
+def test_layers_that_really_stand_still_give_the_labs_tokens_and_widths(golden_models, name, case, layer_subset):
+    """The identity, for `block`: what stands still is 12 layers here, and the whole forward in the policy's form."""
+    with torch.inference_mode():
+        literal, widths = literal_reuse(golden_models[name], case, layer_subset, refresh="block")
+    assert literal == case["expected_by_subset"][layer_subset]
+    assert widths == {"full": case["forwards"]["full"], "sub": case["forwards"]["sub"]}
 
 
 def test_residual_reuse_depends_on_the_layers_it_skips(tiny36):
     with torch.inference_mode():
         answers = {
-            subset: [literal_reuse(tiny36, case["prompt"], "residual", case, subset) for case in REUSE_CASES]
+            subset: [literal_reuse(tiny36, case, subset, mode="residual")[0] for case in REUSE_CASES]
             for subset in ("first", "middle", "last")
         }
     assert answers["first"] != answers["last"]
     assert answers["last"] != [case["expected_by_subset"]["last"] for case in REUSE_CASES]
-
-
-def test_layer_reuse_reads_a_row_only_from_its_own_position():
-    store = LayerReuse(range(3, 5), "residual", 2, 8, 4, dtype=torch.float32, device="cpu")
-    rows, offsets = torch.tensor([[1]]), torch.tensor([[4, 5]])
-    given, output = torch.ones(1, 2, 4), torch.full((1, 2, 4), 3.0)
-    store.store(4, given, output, rows, offsets)
-    assert torch.equal(store.read(4, given * 10, rows, offsets), given * 12)
-    assert torch.equal(store.read(4, given, rows, offsets - 4), given)  # nothing stored there
-    assert torch.equal(store.read(3, given, rows, offsets), given)  # nor for another layer
-    assert torch.equal(store.read(4, given, rows * 0, offsets), given)  # nor for another sequence
 
 
 @pytest.mark.parametrize(
@@ -270,6 +350,11 @@ def test_closing_the_events_early_leaves_the_model_as_it_was(tiny36):
         ({"max_new_tokens": 8}, "at least one block"),
         ({"reuse_k": 0}, "reuse_k must be one of 1, 2, 3"),
         ({"reuse_k": 2}, "needs a layer_subset"),
+        ({"reuse_k": 2, "layer_subset": "last", "use_block_cache": False}, "needs the block cache"),
+        ({"reuse_k": 3, "layer_subset": "last", "use_block_cache": False, "refresh": "rows"}, "needs the block cache"),
+        ({"refresh": "all"}, "refresh must be one of block, rows, not 'all'"),
+        ({"layer_subset": "8-36"}, "not a range within the model's 0-35"),
+        ({"layer_subset": "8-"}, "no range of layers"),
         ({"layer_subset": "top"}, "first, middle, last"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
@@ -308,11 +393,3 @@ def test_ties_unmask_the_first_row_and_threshold_is_strict():
     assert rows_to_unmask([0.9, 0.4, 0.4], [False, True, True], 0.9) == [1]
     assert rows_to_unmask([0.9, 0.95, 0.96], [True, True, True], 0.9) == [1, 2]
     assert rows_to_unmask([0.2, 0.1], [True, True], 0.0) == [0, 1]
-
-
-def test_the_active_file_and_the_baseline_experiment_are_contract_equal():
-    from fast_dllm import experiments
-
-    for name in (None, *experiments.available()):
-        experiments.load(name)
-    assert (ROOT / "experiments" / "00_baseline" / "generation_functions.py").is_file()

@@ -160,7 +160,7 @@ def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
     (full,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": 64}), disable_tqdm=True)
     for limit in (1, 5, 20, 33):
         request = lm._request(asks([prompt], ANSWERS | {"max_gen_toks": limit})[0], 0)
-        (generation,) = lm.generation.generate(
+        (generation,) = lm.experiment.generate(
             lm.model, [list(request.prompt_ids)], **lm._decoding(request.max_new_tokens, 0.0, 1.0)
         )
         assert len(generation.tokens) >= limit or generation.tokens[-1] == lm.ids.stop
@@ -237,7 +237,7 @@ def test_the_cost_of_generation_adds_up(random_model):
     lm = FastDLLM(model_path=str(random_model), max_new_tokens=64, device="cpu", reuse_k=2, layer_subset="last")
     texts = ["a", "b" * 40]
     lm.generate_until(asks(texts), disable_tqdm=True)
-    direct = lm.generation.generate(lm.model, [lm.tok_encode(text) for text in texts], **lm._decoding(64, 0.0, 1.0))
+    direct = lm.experiment.generate(lm.model, [lm.tok_encode(text) for text in texts], **lm._decoding(64, 0.0, 1.0))
     assert lm.cost["new_tokens"] == sum(len(generation.tokens) for generation in direct)
     for kind in ("prefill", "full", "sub", "commit", "reused"):
         assert lm.cost[f"forwards.{kind}"] == sum(generation.forwards[kind] for generation in direct)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_models import generate
 from safetensors import safe_open
 
 from fast_dllm.model import TINY_MODEL, load_model
 from fast_dllm.tokenizer import load_tokenizer, special_ids
-from generation_functions import generate
 from tasks.toy.problems import math_prompt, math_questions
 from training.recipe import tiny_config
 from training.tokenizer import build_tokenizer, rewritten

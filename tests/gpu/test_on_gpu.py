@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_models import golden_json, golden_model
+from golden_models import generate, golden_json, golden_model
 
 from fast_dllm.model import load_model
-from generation_functions import generate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +23,7 @@ def model():
 
 def test_float32_tokens_equal_the_reference(model):
     for case in golden_json("tiny36.generate.json"):
-        (got,) = generate(model, [case["prompt"]], **{key: case[key] for key in ARGUMENTS})
+        (got,) = generate(model, [case["prompt"]], refresh="rows", **{key: case[key] for key in ARGUMENTS})
         assert got.tokens == case["expected"]
 
 
