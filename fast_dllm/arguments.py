@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
+from fast_dllm import experiments
 from fast_dllm.errors import UsageError
-from fast_dllm.experiments import ROOT, Experiment, load
 from fast_dllm.runner.defaults import DEFAULT_MODEL
 from fast_dllm.runner.matrix import canonical, defaults_of, effective_arguments, folder_name, matrix_of, parse_value
 
@@ -56,7 +56,7 @@ class ModelArguments(HasKnobs):
     def parse(cls, **given: object) -> ModelArguments:
         """Build from keyword arguments as a command line gives them. Raises UsageError naming fault and choices."""
         name = given.get("experiment_name")
-        experiment = load(None if name in NO_VALUE else str(name))
+        experiment = experiments.load(None if name in NO_VALUE else str(name))
         knobs = knob_defaults(experiment)
         shared = [each.name for each in fields(cls) if each.name != "knobs"]
         for name in given:
@@ -89,7 +89,8 @@ class ModelArguments(HasKnobs):
     @property
     def config_name(self) -> str:
         """The name results are stored under: the configuration that differs least, and in what (runner.matrix)."""
-        matrix, defaults = matrix_of(self.experiment_name, ROOT), defaults_of(self.experiment_name, ROOT)
+        root = experiments.EXPERIMENTS.parent
+        matrix, defaults = matrix_of(self.experiment_name, root), defaults_of(self.experiment_name, root)
         own = {name: value for name, value in self.as_dict().items() if name in defaults}
         names = [*matrix.names, "plain"]
         if own.get("layer_subset") is not None:
@@ -110,7 +111,7 @@ class ModelArguments(HasKnobs):
         return shared | dict(self.knobs)
 
 
-def knob_defaults(experiment: Experiment) -> dict[str, object]:
+def knob_defaults(experiment: experiments.Experiment) -> dict[str, object]:
     """The experiment's decoding options with their defaults; the block's size is the model argument bd_size."""
     return {name: value for name, value in experiment.knobs.items() if name != "block_size"}
 

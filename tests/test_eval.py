@@ -52,7 +52,11 @@ def test_a_run_leaves_results_summary_and_samples(one_process):
     results, summary = load(folder)
     assert {path.name for path in folder.iterdir()} == {"results.json", "summary.json", "samples_made_up_sums.jsonl"}
     assert summary["accuracy"] == results["results"]["made_up_sums"]["exact_match,flexible-extract"]
-    assert (summary["experiment"], summary["task"], summary["config"]) == ("00_baseline", "made_up_sums", "k2_middle")
+    assert (summary["experiment"], summary["task"], summary["config"]) == (
+        "00_baseline",
+        "made_up_sums",
+        "k2_middle+max_new_tokens=64",  # what differs from the configuration stands in the name
+    )
     assert (summary["num_samples"], summary["num_samples_expected"], summary["limit"]) == (7, 7, None)
     assert summary["metric"] == "exact_match,flexible-extract"
     assert summary["model_args"]["reuse_k"] == 2
@@ -97,8 +101,9 @@ def test_the_documented_launch_works_unchanged(one_process, random_model, tmp_pa
 def test_configurations_with_one_loaded_model_equal_runs_of_their_own(random_model, tmp_path):
     common = {"experiment_name": "00_baseline"}
     given = ["--tasks", "made_up_shuffled", "--log_samples", "--output_path", f"{tmp_path}/"]
-    names = ["k1_first", "k3_middle", "k2_last"]
-    done = run_eval(*given, "--model_args", model_args(random_model, **common), "--configurations", ",".join(names))
+    short = ["k1_first", "k3_middle", "k2_last"]
+    names = [f"{name}+max_new_tokens=64" for name in short]  # what is given beats the configuration, and is named
+    done = run_eval(*given, "--model_args", model_args(random_model, **common), "--configurations", ",".join(short))
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [
         f"== {name} ({number} of 3)" for number, name in enumerate(names, 1)
@@ -110,10 +115,10 @@ def test_configurations_with_one_loaded_model_equal_runs_of_their_own(random_mod
     for name in names:
         _, summary = load(tmp_path / name)
         assert (summary["config"], summary["num_samples"]) == (name, 7)
-    (results, summary), (alone_results, alone_summary) = load(tmp_path / "k2_last"), load(alone)
+    (results, summary), (alone_results, alone_summary) = load(tmp_path / names[2]), load(alone)
     assert results["results"] == alone_results["results"]
     # the same questions in the same order: the task's own random generator began anew
-    samples = [(folder / "samples_made_up_shuffled.jsonl").read_text() for folder in (tmp_path / "k2_last", alone)]
+    samples = [(folder / "samples_made_up_shuffled.jsonl").read_text() for folder in (tmp_path / names[2], alone)]
     assert samples[0] == samples[1]
     counts = ("forwards", "requests", "new_tokens")
     assert [summary["throughput"][name] for name in counts] == [alone_summary["throughput"][name] for name in counts]
@@ -138,7 +143,7 @@ def test_a_limited_choice_task_counts_requests_and_scored_tokens(random_model, t
     assert summary["throughput"]["scored_requests"] == 12
     assert summary["throughput"]["scored_tokens"] == 12
     assert summary["throughput"]["forwards"] == {"score": 3}  # the four letters share their masked inputs
-    assert summary["config"] == "plain"
+    assert summary["config"] == "plain+loglikelihood_mode=chain+max_new_tokens=64+threshold=0.9"
 
 
 def small_model(folder: Path) -> Path:
@@ -203,7 +208,7 @@ def test_an_unknown_configuration_is_named_before_anything_is_loaded(tmp_path):
     ]
     done = run_eval("--tasks", "made_up_sums", *given)
     assert done.returncode == 2
-    assert "eval.py: error: no configuration named 'k4_last'; valid: k1_first, k1_middle" in done.stderr
+    assert "eval.py: error: no configuration named 'k4_last'; valid: k1_first k1_middle" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from golden_models import ROOT
@@ -11,6 +13,8 @@ from golden_models import ROOT
 from fast_dllm import experiments
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.errors import UsageError
+from fast_dllm.runner.defaults import DEFAULTS
+from fast_dllm.runner.matrix import defaults_of
 
 GOOD = (ROOT / "generation_functions.py").read_text()
 
@@ -29,15 +33,18 @@ def add(folder, name: str, text: str) -> None:
 
 
 def test_a_copied_and_edited_folder_is_an_experiment(experiments_folder):
-    add(experiments_folder, "03_idea", GOOD + "\nIDEA = 'mine'\n")
+    add(experiments_folder, "03_idea", GOOD.replace("decode_one(answer", "decode_one(  # mine\n    answer"))
     assert experiments.available() == ["00_baseline", "03_idea"]
-    assert experiments.load("03_idea").IDEA == "mine"
-    assert not hasattr(experiments.load("00_baseline"), "IDEA")
+    mine, baseline = experiments.load("03_idea"), experiments.load("00_baseline")
+    assert mine.policy_sha256 != baseline.policy_sha256
+    assert mine.decode_one is not baseline.decode_one
+    assert mine.knobs == baseline.knobs
 
 
 def test_no_name_means_the_active_file():
-    assert experiments.generation_file(None) == ROOT / "generation_functions.py"
-    assert experiments.load(None).generate.__module__ != experiments.load("00_baseline").generate.__module__
+    active, frozen = experiments.load(None), experiments.load("00_baseline")
+    assert active.path == ROOT / "generation_functions.py"
+    assert active.decode_one.__module__ != frozen.decode_one.__module__
 
 
 @pytest.mark.parametrize("name", ["nope", "../00_baseline", "", "00_baseline/", "a b", "00_baseline\n"])
@@ -55,25 +62,60 @@ def test_a_folder_without_generation_code_is_an_error(experiments_folder):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("    reuse_k: int = 1,\n", "", "lacks reuse_k"),
-        ("    threshold: float = 0.9,\n", "    treshold: float,\n", "lacks threshold and requires treshold"),
-        ("def generate(", "def make(", r"no function generate\(\)"),
-        ("def denoise(", "def events(", r"no function denoise\(\)"),
+        ("class Options(decoding.Options):", "class Settings(decoding.Options):", "05_broken/.* has no class Options"),
+        ("class Options(decoding.Options):", "class Options:", "has no class Options"),
+        ("    reuse_k: int = 1\n", "    reuse_k: int\n", "."),  # dataclass's own complaint
+        ("def decode_one(", "def decode(", "has no generator function decode_one"),
+        ("answer: Answer, options", "answer: Answer, settings", r"take \(answer, options\)"),
     ],
 )
 def test_code_that_breaks_the_contract_is_refused_with_what_it_lacks(experiments_folder, old, new, message):
+    assert old in GOOD
     add(experiments_folder, "05_broken", GOOD.replace(old, new))
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, TypeError), match=message):
         experiments.load("05_broken")
 
 
-def test_an_experiment_may_add_parameters_with_defaults(experiments_folder):
-    add(
-        experiments_folder,
-        "06_more",
-        GOOD.replace("    reuse_k: int = 1,\n", "    reuse_k: int = 1,\n    warmth: int = 2,\n"),
+def test_an_experiment_may_add_knobs_which_every_caller_may_then_set(experiments_folder):
+    knob = "    reuse_k: int = 1\n    warmth: float = 0.5\n    careful: bool = False\n"
+    check = '        check_names("refresh"'
+    text = GOOD.replace("    reuse_k: int = 1\n", knob).replace(
+        check, '        if self.warmth > 1:\n            raise ValueError("warmth must be at most 1")\n' + check
     )
-    experiments.load("06_more")
+    add(experiments_folder, "06_more", text)
+    arguments = ModelArguments.parse(experiment_name="06_more", warmth="0.25", careful="True")
+    assert (arguments.knobs["warmth"], arguments.as_dict()["careful"]) == (0.25, True)
+    assert arguments.config_name == "plain+careful=True+threshold=0.9+warmth=0.25"
+    for given, message in (
+        ({"warmth": 2}, "warmth must be at most 1"),
+        ({"warmth": "hot"}, "warmth must be a number, not 'hot'"),
+        ({"careful": 1}, "careful must be True or False, not 1"),
+        ({"warmt": 1}, "unknown model argument 'warmt'; valid ones: .*refresh"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            ModelArguments.parse(experiment_name="06_more", **given)
+    with pytest.raises(UsageError, match="unknown model argument 'warmth'"):
+        ModelArguments.parse(experiment_name="00_baseline", warmth=0.25)
+
+
+def test_a_policy_that_has_no_refresh_is_given_none_and_says_so(experiments_folder):
+    text = """
+from dataclasses import dataclass
+from fast_dllm import decoding
+
+@dataclass(frozen=True)
+class Options(decoding.Options):
+    pass
+
+def decode_one(answer, options):
+    yield answer.fill(decoding.Prediction("full", [], []), 0, 0, {})
+"""
+    add(experiments_folder, "07_bare", text)
+    assert "refresh" not in ModelArguments.parse(experiment_name="07_bare").as_dict()
+    with pytest.raises(UsageError, match="unknown model argument 'refresh'"):
+        ModelArguments.parse(experiment_name="07_bare", refresh="rows")
+    with pytest.raises(UsageError, match=r"07_bare/.* takes no 'refresh'; it takes: max_new_tokens"):
+        experiments.load("07_bare").generate(None, [], mask_id=1, stop_token=2, refresh="rows")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +130,8 @@ def test_an_experiment_may_add_parameters_with_defaults(experiments_folder):
         ({"threshold": "high"}, "threshold must be"),
         ({"use_block_cache": "yes"}, "use_block_cache must be True or False"),
         ({"experiment_name": "nope"}, "unknown experiment 'nope'; there are: 00_baseline"),
+        ({"refresh": "all"}, "refresh must be one of block, rows, not 'all'"),
+        ({"reuse_k": 2, "layer_subset": "last", "use_block_cache": False}, "reuse_k 2 needs the block cache"),
         ({"treshold": 1}, "unknown model argument 'treshold'; valid ones: model_path, experiment_name"),
         ({"small_block_size": 5}, "must divide the block of 32"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, float16, bfloat16"),
@@ -106,61 +150,125 @@ def test_a_bad_model_argument_is_one_line_that_names_fault_and_choices(given, me
 def test_model_arguments_have_the_documented_defaults():
     arguments = ModelArguments.parse()
     assert (arguments.threshold, arguments.use_block_cache, arguments.reuse_k) == (0.9, True, 1)
-    assert (arguments.small_block_size, arguments.max_new_tokens) == (8, 2048)
-    assert arguments.config_name == "plain"
+    assert (arguments.small_block_size, arguments.max_new_tokens, arguments.refresh) == (8, 2048, "block")
+    # what the scripts take defaults from says the same (runner/defaults.py)
+    assert {name: arguments.as_dict()[name] for name in DEFAULTS} == dict(DEFAULTS)
+    assert defaults_of(None, ROOT) == {
+        name: value
+        for name, value in arguments.as_dict().items()
+        if name not in ("model_path", "experiment_name", "batch_size", "device", "show_speed")
+    }
+
+
+def test_a_result_is_named_after_the_configuration_it_is_nearest_to_and_what_differs():
+    assert ModelArguments.parse(threshold=1).config_name == "plain"
+    assert ModelArguments.parse().config_name == "plain+threshold=0.9"
+    assert ModelArguments.parse(reuse_k=2, layer_subset="last", refresh="rows").config_name == "k2_last+refresh=rows"
+    assert ModelArguments.parse(reuse_k=3, layer_subset="8-19", threshold=0.8).config_name == "k3_8-19+threshold=0.8"
     assert ModelArguments.parse(reuse_k="2", layer_subset="middle").config_name == "k2_middle"
 
 
-# Who may import whom (docs/design.md): a module knows only modules of lower rank.
+# Who may import whom (docs/design.md): a module knows only modules of lower rank. A package counts as one module here;
+# what a module of `runner` imports of its own package is its own affair.
 RANK = {
     "answers": 0,
     "errors": 0,
-    "prompts": 0,
-    "results": 0,
-    "checks": 1,
-    "scoring": 1,
-    "config": 1,
-    "sampling": 1,
-    "layer_reuse": 1,
-    "cluster": 2,
-    "model": 2,
-    "tokenizer": 3,
-    "experiments": 3,
-    "arguments": 4,
-    "chat": 5,
-    "harness": 6,
-    "task_loading": 6,
-    "doctor": 7,
+    "decoding": 0,
+    "runner": 1,
+    "prompts": 2,
+    "results": 2,
+    "checks": 3,
+    "config": 3,
+    "sampling": 3,
+    "layer_reuse": 3,
+    "cache": 4,
+    "cluster": 4,
+    "model": 5,
+    "tokenizer": 6,
+    "engine": 6,
+    "experiments": 7,
+    "arguments": 8,
+    "transcripts": 8,
+    "processes": 8,
+    "scoring": 9,
+    "chat": 9,
+    "harness": 10,
+    "task_loading": 10,
+    "doctor": 11,
 }
-KNOW_LM_EVAL = {"harness", "task_loading", "doctor"}
+PROGRAMS = 12  # eval.py, app.py, run_chatbot.py, benchmarks/, training/, docs/: nobody imports them
+KNOW_LM_EVAL = {"processes", "scoring", "harness", "task_loading", "doctor", "eval"}
+POLICY = {"decoding", "sampling", "layer_reuse"}  # what a generation_functions.py may know
 
 
-def imported(path) -> set[str]:
+def imported(text: str) -> set[str]:
+    """Full names of what a module imports, also within functions."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {node.module or "."} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def test_imports_run_one_way():
-    modules = {path.stem: path for path in (ROOT / "fast_dllm").glob("*.py") if path.stem != "__init__"}
-    for name, path in modules.items():
-        used = {full.split(".")[1] for full in imported(path) if full.startswith("fast_dllm.")} & modules.keys()
-        assert name in RANK, f"give {name} a rank"
-        assert all(RANK[other] < RANK[name] for other in used), f"{name} imports {sorted(used)}"
-        if name not in KNOW_LM_EVAL:
-            assert not any(full.split(".")[0] == "lm_eval" for full in imported(path)), f"{name} imports lm_eval"
-    policy = {"sampling", "layer_reuse"}
-    for path in [ROOT / "generation_functions.py", *(ROOT / "experiments").glob("*/generation_functions.py")]:
-        used = {full.split(".")[1] for full in imported(path) if full.startswith("fast_dllm.")} & modules.keys()
-        assert used <= policy, f"{path} imports {sorted(used)}"
+def project_modules() -> dict[Path, str]:
+    """Every Python file of the project but the tests -> the name that its rank stands under."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).parts
+        if parts[0] in ("tests", "results", "logs", "artifacts") or any(part.startswith(".") for part in parts):
+            continue
+        in_package = parts[0] == "fast_dllm" and parts[-1] != "__init__.py"
+        found[path] = parts[1].removesuffix(".py") if in_package else parts[0].removesuffix(".py")
+    return found
 
 
-def test_results_needs_neither_torch_nor_lm_eval():
-    tree = ast.parse((ROOT / "fast_dllm" / "results.py").read_text())
-    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert not {"torch", "lm_eval", "transformers"} & {name.split(".")[0] for name in top}
+def wrong_imports(name: str, path: Path, text: str) -> list[str]:
+    """What of the project's own modules `path` imports and may not."""
+    names, rank = imported(text), RANK.get(name, PROGRAMS)
+    used = {full.split(".")[1] for full in names if full.startswith("fast_dllm.")} & RANK.keys()
+    if path.name == "generation_functions.py":
+        wrong = used - POLICY
+    else:
+        wrong = {other for other in used if RANK[other] >= rank and other != name}
+    if name not in KNOW_LM_EVAL and not str(path).startswith(str(ROOT / "tasks")):
+        wrong |= {full for full in names if full.split(".")[0] == "lm_eval"}
+    programs = {"eval", "app", "run_chatbot", "generation_functions"}
+    own = {"benchmarks", "training"} - {path.parent.name}
+    return sorted(wrong | {full for full in names if full.split(".")[0] in programs | own})
+
+
+def test_imports_run_one_way_in_every_module_of_the_project():
+    modules = project_modules()
+    names = {path.name for path in modules}
+    assert {"eval.py", "app.py", "run_chatbot.py", "generation_functions.py", "doctor.py", "decode.py"} <= names
+    for path, name in modules.items():
+        assert name in RANK or path.parts[len(ROOT.parts)] != "fast_dllm" or path.name == "__init__.py", f"rank {name}"
+        assert wrong_imports(name, path, path.read_text()) == [], path
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("fast_dllm/model.py", "from fast_dllm import engine"),
+        ("fast_dllm/engine.py", "from fast_dllm.experiments import load"),
+        ("fast_dllm/doctor.py", "def late():\n    from eval import read_command_line"),
+        ("fast_dllm/chat.py", "import lm_eval.tasks"),
+        ("fast_dllm/runner/matrix.py", "from fast_dllm.results import result_dir"),
+        ("generation_functions.py", "from fast_dllm.model import load_model"),
+        ("experiments/00_baseline/generation_functions.py", "from fast_dllm import engine"),
+        ("run_chatbot.py", "import app"),
+    ],
+)
+def test_the_check_of_imports_can_fail(module, line):
+    path = ROOT / module
+    assert wrong_imports(project_modules()[path], path, path.read_text() + "\n" + line + "\n")
+
+
+def test_what_runs_without_a_venv_needs_the_standard_library_alone():
+    for name in ("results", "answers", "decoding", "errors", "prompts"):
+        tree = ast.parse((ROOT / "fast_dllm" / f"{name}.py").read_text())
+        top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+        top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert {full.split(".")[0] for full in top} <= set(sys.stdlib_module_names) | {"fast_dllm"}, name

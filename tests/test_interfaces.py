@@ -165,7 +165,7 @@ def test_two_configurations_run_side_by_side(page):
         page.wait_for_function(ALL_UNMASKED.format(side))
     assert "reused" not in page.inner_text("#side-a .stats")
     assert re.search(r"reused \d+", page.inner_text("#side-b .stats"))
-    assert "k3 last" in page.inner_text("#side-b")
+    assert "reuse_k 3, layer_subset last" in page.inner_text("#side-b")
 
 
 def test_two_visitors_are_answered_in_turn(page, browser, page_address):
@@ -197,14 +197,15 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
 
     chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
     page = app.Page(chatbot)
-    controls = (app.ACTIVE, 1, app.NO_SUBSET, 0.5, 8, 0.0, 0.95, 64)
+    own = [value for each in app.policies() for value in app.own_knobs(each).values()]
+    controls = (app.ACTIVE, 0.5, 8, 0.0, 0.95, 64, *own)
     with monkeypatch.context() as broken:
         broken.setattr(
             chatbot.model, "run_block", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
         )
         *_, last = page.answer("Hello", [], *controls)
         assert "out of &lt;memory&gt;" in last[2]
-        *_, sides = page.compare("Hello", "last", 3, 0.9, *controls)
+        *_, sides = page.compare("Hello", "reuse_k=3,layer_subset=last", *controls)
         assert all("out of &lt;memory&gt;" in side for side in sides)
     *_, last = page.answer("Hello", [], *controls)
     assert "denoising steps" in last[2]

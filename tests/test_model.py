@@ -155,7 +155,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_with_equal_logits(tiny36):
     ids = torch.randint(3, 318, (1, 1536), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         cache = tiny36.new_cache(1, 1536)
-        logits = tiny36.prefill(cache, 0, ids[0].tolist())
+        (logits,) = tiny36.prefill(cache, [0], ids.tolist())
         torch.testing.assert_close(logits, tiny36(ids).logits[0, -1], atol=1e-3, rtol=0)
     assert cache.lengths == [1536]
 
@@ -164,4 +164,4 @@ def test_more_positions_than_the_model_has_are_refused(tiny36):
     with pytest.raises(UsageError, match="4096 positions, the model has 2048"):
         tiny36.new_cache(1, 4096)
     with pytest.raises(ValueError, match="whole blocks of 32"):
-        tiny36.prefill(tiny36.new_cache(1, 64), 0, [5] * 40)
+        tiny36.prefill(tiny36.new_cache(1, 64), [0], [[5] * 40])

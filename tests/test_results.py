@@ -91,7 +91,7 @@ def summary(tasks: list[str], found: dict) -> dict:
         num_samples=4,
         num_samples_expected=4,
         cost={},
-        code_hashes={"generation_code_sha256": "0" * 64, "fast_dllm_sha256": "1" * 64},
+        code_hashes={"generation_code_sha256": "0" * 64, "decoding_sha256": "1" * 64},
         model_args={},
         details={"host": "n1"},
     )
