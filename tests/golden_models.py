@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+import torch
+from oracle import Oracle, assert_float32_of
 from safetensors.torch import load_file
+from torch import Tensor
 
 from fast_dllm import experiments
 from fast_dllm.config import FastDLLMConfig
@@ -21,8 +27,8 @@ def golden_json(name: str) -> list[dict]:
     return json.loads((GOLDEN / name).read_text())
 
 
-def golden_model(name: str) -> FastDLLMForCausalLM:
-    model = FastDLLMForCausalLM(FastDLLMConfig(**golden_json(f"{name}.config.json")))
+def golden_model(name: str, **config_changes) -> FastDLLMForCausalLM:
+    model = FastDLLMForCausalLM(FastDLLMConfig(**golden_json(f"{name}.config.json") | config_changes))
     missing, unexpected = model.load_state_dict(load_file(GOLDEN / f"{name}.safetensors"), strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
@@ -36,3 +42,26 @@ def generate(model, prompts, **settings):
 
 def denoise(model, prompts, **settings):
     return experiments.load(None).denoise(model, prompts, **settings)
+
+
+@cache
+def oracle(name: str) -> Oracle:
+    return Oracle(GOLDEN / f"{name}.config.json", GOLDEN / f"{name}.safetensors")
+
+
+@cache
+def golden_forwards(name: str) -> tuple[list[Tensor], np.ndarray, np.ndarray]:
+    """Batches of token ids; all their logits in a row, in float64 and as the reference computed them in float32."""
+    tensors = load_file(GOLDEN / f"{name}.forward.safetensors")
+    batches = [tensors[key] for key in sorted(tensors) if key.startswith("ids_")]
+    truth = [oracle(name).logits(ids) for batch in batches for ids in batch.tolist()]
+    reference = [tensors[key] for key in sorted(tensors) if key.startswith("logits_")]
+    return batches, np.concatenate(truth).ravel(), torch.cat([x.flatten() for x in reference]).numpy()
+
+
+def assert_forward_is_the_references(name: str, forward: Callable[[Tensor], Tensor]) -> None:
+    """`forward` (token ids -> logits) computes in float32 what the reference computed, on whatever CPU."""
+    batches, truth, reference = golden_forwards(name)
+    with torch.inference_mode():
+        got = torch.cat([forward(batch).flatten() for batch in batches]).numpy()
+    assert_float32_of(truth, got, reference)

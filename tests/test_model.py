@@ -52,9 +52,11 @@ def test_a_saved_model_loads_again_and_computes_the_same(random_model, tmp_path)
     model = load_model(str(random_model), "cpu")
     model.save_pretrained(tmp_path / "copy")
     again = load_model(str(tmp_path / "copy"), "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     ids = torch.arange(3, 43)[None]
     with torch.inference_mode():
-        assert torch.equal(model(ids).logits, again(ids).logits)
+        # not bit for bit: how a file's weights are aligned in memory may decide how they are summed
+        torch.testing.assert_close(model(ids).logits, again(ids).logits, atol=1e-3, rtol=0)
     assert again.config.bd_size == 32
     assert again.config.rope_theta == 1e6
 
