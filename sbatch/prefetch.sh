@@ -3,33 +3,18 @@
 set -euo pipefail
 # shellcheck source=sbatch/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-# shellcheck source=sbatch/failure.sh
-source "$CODE_ROOT/sbatch/failure.sh"
-
-usage() {
-  cat <<HELP
-Usage: bash sbatch/prefetch.sh [--task T[,T]] [--model M]
-Downloads the model and the tasks' data sets into the hub's cache (HF_HOME), after a look at the free space, and says what
-is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.
-
-  --task T[,T]   ${TASKS[*]} ${CODE_TASKS[*]}
-                 (default gsm8k)
-  --model M      a hub id, a folder or tiny (default $DEFAULT_MODEL)
-HELP
-}
 
 parse_options() {
-  SELECTED=(gsm8k) MODEL=$DEFAULT_MODEL
+  REQUEST=(--code_tasks)
   while (($#)); do
     case $1 in
-      --task | --model) need_value "$1" $# ;;&
-      --task) split_tasks "$2" "${CODE_TASKS[@]}"; shift ;;
-      --model) resolve_model "$2"; shift ;;
-      -h | --help) usage; exit 0 ;;
+      --task | --model) need_value "$1" $#; REQUEST+=("$1=$2"); shift ;;
+      -h | --help) runner help; exit ;;
       *) die "unknown option $(shown "$1"); valid: --task --model --help" ;;
     esac
     shift
   done
+  ask_runner request "${REQUEST[@]}"
 }
 
 check_space() { # the 7B's weights take 15 GB
@@ -51,7 +36,7 @@ fetch() { # what, command...; says why it failed
   say "== $what"
   "$@" 2>&1 | tee "$log" >&2 || status=$?
   if ((status != 0)); then
-    say "$what: ${FAILURE_TEXT[$(classify_failure "$status" "$(tail -c 20000 "$log")" no)]}"
+    say "$what: $(runner classify "--status=$status" "--log=$log")"
     FAILED+=("$what")
   fi
   rm -f -- "$log"
@@ -69,8 +54,8 @@ main() {
   if [[ $MODEL == */* && ! -d $MODEL ]]; then
     fetch "model $MODEL" python -c 'import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))' "$MODEL"
   fi
-  if one_of ifeval "${SELECTED[@]}"; then fetch "sentence data" python "$CODE_ROOT/sbatch/nltk_data.py" "$VENV"; fi
-  for task in "${SELECTED[@]}"; do
+  if one_of ifeval "${RUN_TASKS[@]}"; then fetch "sentence data" python "$CODE_ROOT/sbatch/nltk_data.py" "$VENV"; fi
+  for task in "${RUN_TASKS[@]}"; do
     fetch "task $task" python -c '
 import sys
 from lm_eval.tasks import TaskManager

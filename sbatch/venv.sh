@@ -51,14 +51,18 @@ venv_complete() {
 
 venv_report() { venv_say "building, $2 s: $(tail -n 1 -- "$1/build.log" 2>/dev/null | cut -c 1-100)"; }
 
-venv_find_python() {
+python_from() { # N, modules: prints the first Python of PATH that is 3.N or newer and has the modules
   local candidate
-  for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
-    if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-      printf '%s\n' "$candidate"
-      return 0
-    fi
+  for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8; do
+    "$candidate" -c "import sys, $2; sys.exit(sys.version_info < (3, $1))" 2>/dev/null || continue
+    printf '%s\n' "$candidate"
+    return 0
   done
+  return 1
+}
+
+venv_find_python() {
+  python_from 10 venv && return 0
   echo "no Python >= 3.10 with the venv module found (on a cluster: module load python; Debian: python3-venv; or install uv)" >&2
   return 1
 }
