@@ -24,21 +24,29 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "cache_requests", "predict_only")
 
 
-def take_configurations(words: list[str]) -> tuple[list[dict[str, object]], list[str]]:
-    """(the model arguments of each of --configurations, the words for lm_eval). Raises UsageError."""
-    from fast_dllm.arguments import CONFIGURATIONS
-    from fast_dllm.errors import UsageError
-
+def take_configurations(words: list[str]) -> tuple[list[str], list[str]]:
+    """(the names that --configurations gives, the words for lm_eval)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--configurations", metavar="C[,C]")
     given, rest = parser.parse_known_args(words)
-    if given.configurations is None:
-        return [], rest
-    names = list(dict.fromkeys(given.configurations.split(",")))
-    for name in names:
-        if name not in CONFIGURATIONS:
-            raise UsageError(f"no configuration named {name!r}; valid: {', '.join(CONFIGURATIONS)}")
-    return [CONFIGURATIONS[name] for name in names], rest
+    return [] if given.configurations is None else list(dict.fromkeys(given.configurations.split(","))), rest
+
+
+def configurations_of(folders: list[str], config, arguments) -> dict[str, dict[str, object]]:
+    """Folder -> model arguments, of each configuration: what the command line gives beats the experiment's matrix.
+
+    A folder may say what it changes, `k2_middle+threshold=0.8`. Raises UsageError for a name that the experiment has not.
+    """
+    from fast_dllm.runner.matrix import arguments_of, defaults_of, matrix_of, parse_folder
+
+    matrix, defaults = matrix_of(arguments.experiment_name, ROOT), defaults_of(arguments.experiment_name, ROOT)
+    given = {name: value for name, value in arguments.as_dict().items() if name in config.model_args}
+    found = {}
+    for folder in folders:
+        name, changes = parse_folder(folder)
+        changes.pop("num_fewshot", None)  # lm_eval's own option
+        found[folder] = arguments_of(matrix, name, defaults) | given | changes
+    return found
 
 
 def read_command_line():
@@ -146,7 +154,7 @@ def evaluate(config, task_manager, lm) -> dict | None:
     )
 
 
-def summary_of(found: dict, samples: dict, config, lm, cost, began: float, loaded: float) -> dict:
+def summary_of(found: dict, samples: dict, config, lm, cost, name: str, began: float, loaded: float) -> dict:
     """summary.json's content for a finished run."""
     from fast_dllm import results
 
@@ -171,7 +179,7 @@ def summary_of(found: dict, samples: dict, config, lm, cost, began: float, loade
     }
     return results.summarize(
         tasks=[str(task) for task in config.tasks],
-        config=arguments.config_name,
+        config=name,
         experiment=arguments.experiment_name or "active",
         limit=limit,
         found=results.scores(found, samples_scored),
@@ -206,8 +214,8 @@ def claim_on(folder: Path) -> Path | None:
     return {claim.parent: claim for claim in claims}.get(folder)
 
 
-def run(config, task_manager, lm, folder: Path | None, began: float, loaded: float) -> None:
-    """One evaluation from the first question to its files in `folder`."""
+def run(config, task_manager, lm, name: str, folder: Path | None, began: float, loaded: float) -> None:
+    """One evaluation, of configuration `name`, from the first question to its files in `folder`."""
     from lm_eval.utils import make_table
 
     if folder:
@@ -224,7 +232,7 @@ def run(config, task_manager, lm, folder: Path | None, began: float, loaded: flo
     print(make_table(found))
     if found.get("groups"):
         print(make_table(found, "groups"))
-    summary = summary_of(found, samples, config, lm, cost, began, loaded)
+    summary = summary_of(found, samples, config, lm, cost, name, began, loaded)
     if folder:
         write_results(folder, found, samples, summary, config.log_samples)
         lm.store.discard()
@@ -236,27 +244,33 @@ def main() -> None:
 
     from fast_dllm.answers import TakenOverError
     from fast_dllm.errors import UsageError
+    from fast_dllm.runner.code_hashes import decoding_sha256
+    from fast_dllm.runner.tasks import task_of
 
     setup_logging()
     began = time.time()
     try:
-        configurations, sys.argv[1:] = take_configurations(sys.argv[1:])
+        names, sys.argv[1:] = take_configurations(sys.argv[1:])
         config, task_manager, arguments = read_command_line()
+        configurations = configurations_of(names, config, arguments)
+        scored = any(task and task.is_scored for task in map(task_of, map(str, config.tasks)))
+        decoding = decoding_sha256(ROOT, scored)
         from fast_dllm.harness import FastDLLM
 
         lm = FastDLLM(**arguments.as_dict())
+        lm.code_hashes["decoding_sha256"] = decoding
         loaded = time.time()
         output = Path(config.output_path) if config.output_path else None
         if not configurations:
-            run(config, task_manager, lm, output, began, loaded)
-        variants = [lm.configured(**given) for given in configurations]  # all are checked before the first one answers
-        for number, variant in enumerate(variants, 1):
-            name = variant.arguments.config_name
+            run(config, task_manager, lm, arguments.config_name, output, began, loaded)
+        # all are checked before the first one answers
+        variants = {name: lm.configured(**given) for name, given in configurations.items()}
+        for number, (name, variant) in enumerate(variants.items(), 1):
             if lm.rank == 0:
                 print(f"== {name} ({number} of {len(variants)})", flush=True)
             if number > 1:
                 began = loaded = time.time()
-            run(config, task_manager, variant, output and output / name, began, loaded)
+            run(config, task_manager, variant, name, output and output / name, began, loaded)
         lm.leave_processes()
     except UsageError as error:
         print(f"eval.py: error: {error}", file=sys.stderr)

@@ -203,7 +203,7 @@ def test_an_unknown_configuration_is_named_before_anything_is_loaded(tmp_path):
     ]
     done = run_eval("--tasks", "made_up_sums", *given)
     assert done.returncode == 2
-    assert "eval.py: error: no configuration named 'k4_last'; valid: k1_first, k1_middle" in done.stderr
+    assert "eval.py: error: no configuration named 'k4_last'; valid: k1_first k1_middle" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -79,7 +79,9 @@ def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
             elif options.keep:
                 keep(request, run)
         elif not forced and failed:
-            say(f"== {run.path} failed in a job before this one ({failures.TEXTS.get(failed, failed)}) and is not repeated")
+            say(
+                f"== {run.path} failed in a job before this one ({failures.TEXTS.get(failed, failed)}) and is not repeated"
+            )
             refused.append(run)
         else:
             wanted.append(run)
@@ -87,7 +89,9 @@ def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
     names = ",".join(run.folder for run in wanted)
     if wanted:
         where = wanted[0].path.rsplit("/", 1)[0]
-        say(f"== {where}/{names}: model {request.model_or_default}, {wanted[0].arguments['num_fewshot']} examples in the prompt")
+        say(
+            f"== {where}/{names}: model {request.model_or_default}, {wanted[0].arguments['num_fewshot']} examples in the prompt"
+        )
     words = evaluation_words(request, wanted, options.batch_size, options.confirm_run_unsafe_code) if wanted else []
     return {"RUNS": [run.name for run in wanted], "REFUSED": [run.name for run in refused], "EVAL_WORDS": words}
 

@@ -102,7 +102,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def read_request(options: argparse.Namespace, root: Path, code_root: Path) -> Request:
     """Raises UsageError: one line naming the fault and the valid choices."""
     tasks = split_tasks(options.task if options.task is not None else "gsm8k", options.code_tasks)
-    experiment = check_experiment(options.experiment if options.experiment is not None else DEFAULT_EXPERIMENT, code_root)
+    experiment = check_experiment(
+        options.experiment if options.experiment is not None else DEFAULT_EXPERIMENT, code_root
+    )
     limit = None if options.limit is None else check_count("--limit", options.limit)
     model = None if options.model is None else resolve_model(options.model, Path.cwd())
     matrix = matrices.matrix_of(experiment, code_root)
@@ -119,9 +121,7 @@ def read_request(options: argparse.Namespace, root: Path, code_root: Path) -> Re
         given["threshold"] = check_threshold(options.threshold)
     if options.num_fewshot is not None:
         given["num_fewshot"] = check_count("--num_fewshot", options.num_fewshot, least=0)
-    return Request(
-        root, code_root, experiment, tuple(tasks), limit, tuple(names), matrix, defaults, model, given
-    )
+    return Request(root, code_root, experiment, tuple(tasks), limit, tuple(names), matrix, defaults, model, given)
 
 
 def experiments(code_root: Path) -> list[str]:
@@ -154,9 +154,7 @@ def resolve_model(text: str, folder: Path) -> str:
     if text == "tiny":
         return text
     if re.search(r"[,=\x00-\x1f\x7f]", text):
-        raise UsageError(
-            f"--model: a comma, an equals sign or a control character cannot be passed on in {text!r}"
-        )
+        raise UsageError(f"--model: a comma, an equals sign or a control character cannot be passed on in {text!r}")
     path = Path(folder) / text
     if text and path.is_dir():
         if not (path / "config.json").is_file():
@@ -172,8 +170,8 @@ def resolve_model(text: str, folder: Path) -> str:
 
 # -- the evaluation's command ------------------------------------------------------------------------------------------
 def evaluation_words(request: Request, runs: list[Run], batch_size: int, confirmed: bool) -> list[str]:
-    """eval.py's words for these runs of one task. Several, and those whose name is not told by reuse_k and
-    layer_subset alone, are named (`--configurations`) and take from the command line only what was given on it."""
+    """eval.py's words for these runs of one task. Several, and those whose folder is not told by reuse_k and layer_subset
+    alone, are named (`--configurations`); a folder's name says what it changes of a configuration."""
     first = runs[0]
     words = ["--tasks", first.task.name, "--batch_size", str(batch_size)]
     words += ["--num_fewshot", str(first.arguments["num_fewshot"])]
@@ -190,6 +188,6 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: int, confirm
             arguments.update((key, value) for key, value in own.items() if key not in arguments)
         folder += f"{first.folder}/"
     else:
-        words += ["--configurations", ",".join(run.name for run in runs)]
-        arguments.update({**{k: v for k, v in request.given.items() if k != "num_fewshot"}, **common})
+        words += ["--configurations", ",".join(run.folder for run in runs)]
+        arguments.update(common)
     return [*words, "--model_args", join_arguments(arguments), "--output_path", folder]

@@ -142,7 +142,9 @@ def examine(request: Request) -> tuple[list[State], str]:
         if run.path not in queued and records[run.path].ended_silently and not judged[run.path].is_whole
     ]
     ended = read_ended([job for job in unknown if job])
-    return [state_of(root, run, judged[run.path], queued.get(run.path), records[run.path], ended) for run in runs], fault
+    return [
+        state_of(root, run, judged[run.path], queued.get(run.path), records[run.path], ended) for run in runs
+    ], fault
 
 
 def is_forced(root: Path, run: Run) -> bool:
