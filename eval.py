@@ -35,7 +35,7 @@ def take_configurations(words: list[str]) -> tuple[list[str], list[str]]:
 def configurations_of(folders: list[str], config, arguments) -> dict[str, dict[str, object]]:
     """Folder -> model arguments, of each configuration: what the command line gives beats the experiment's matrix.
 
-    A folder may say what it changes, `k2_middle+threshold=0.8`. Raises UsageError for a name that the experiment has not.
+    A folder may say what it changes, `k2_middle+threshold=0.8`. Raises UsageError for an unknown name.
     """
     from fast_dllm.runner.matrix import arguments_of, defaults_of, matrix_of, parse_folder
 

@@ -20,7 +20,8 @@ TEXTS = {
     "host_oom": "out of host memory",
     "gpu_oom": "out of GPU memory",
     "disk_quota": "disk full or over quota",
-    "dataset_access": "no access to the data set or model (gated: ask for it on its page of the hub, then: hf auth login)",
+    "dataset_access": "no access to the data set or model "
+    "(gated: ask for it on its page of the hub, then: hf auth login)",
     "hub_network": "hub not reachable, or not in the local cache",
     "wrong_input": "wrong input",
     "venv": "no venv",

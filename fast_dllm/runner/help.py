@@ -27,11 +27,12 @@ Submits one Slurm job for each configuration that is neither complete, nor queue
   --force           run complete and stale configurations again, from the first question
   --threshold X     confidence above which a token is accepted, 0 to 1
   --model_args A=V[,A=V]
-                    any other model argument or knob of the experiment; what is not the configuration's own stands in the
-                    name of the results' folder, as in k2_middle+threshold=0.8
+                    any other model argument or knob of the experiment; what is not the configuration's own stands in
+                    the name of the results' folder, as in k2_middle+threshold=0.8
   --num_fewshot N   examples in the prompt (default: the task's own)
   --model M         a hub id, a folder or tiny (default {model})
-  --continue N      how many further jobs may continue one that Slurm ended: time limit, preemption, node failure (default 3)
+  --continue N      how many further jobs may continue one that Slurm ended: time limit, preemption, node failure
+                    (default 3)
 {report}  --help
 
 Examples:
@@ -45,7 +46,8 @@ Examples:
 LOCAL = """\
 Usage: bash sbatch/local.sh [OPTION...]
 Evaluates on this machine (makes the venv if it is missing) and writes
-results/<experiment>/<task>[_limit_<N>]/<configuration>/{{results.json,summary.json}}. Interrupted, it goes on where it was.
+results/<experiment>/<task>[_limit_<N>]/<configuration>/{{results.json,summary.json}}. Interrupted, it goes on where it
+was.
 
   --task T          {tasks} (default gsm8k),
                     or {code_tasks}
@@ -59,8 +61,8 @@ results/<experiment>/<task>[_limit_<N>]/<configuration>/{{results.json,summary.j
   --model M         tiny, a folder or a hub id (default: {model} with a CUDA GPU, else tiny)
   --threshold X     confidence above which a token is accepted, 0 to 1
   --model_args A=V[,A=V]
-                    any other model argument or knob of the experiment; what is not the configuration's own stands in the
-                    name of the results' folder, as in k2_middle+threshold=0.8
+                    any other model argument or knob of the experiment; what is not the configuration's own stands in
+                    the name of the results' folder, as in k2_middle+threshold=0.8
   --batch_size N    questions decoded together (default 1)
   --num_fewshot N   examples in the prompt (default: the task's own)
   --confirm_run_unsafe_code
@@ -85,14 +87,15 @@ Without Slurm: bash sbatch/baseline.sh [OPTION...]
   --limit N      only the first N questions (of each subtask)
   --model M      a hub id, a folder or tiny
   --force        run complete ones again, from the first question
-  --continue N   how many further jobs may continue one that Slurm ended: time limit, preemption, node failure (default 3)
+  --continue N   how many further jobs may continue one that Slurm ended: time limit, preemption, node failure
+                 (default 3)
   --help
 """
 
 PREFETCH = """\
 Usage: bash sbatch/prefetch.sh [--task T[,T]] [--model M]
-Downloads the model and the tasks' data sets into the hub's cache (HF_HOME), after a look at the free space, and says what
-is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.
+Downloads the model and the tasks' data sets into the hub's cache (HF_HOME), after a look at the free space, and says
+what is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.
 
   --task T[,T]   {tasks} {code_tasks}
                  (default gsm8k)

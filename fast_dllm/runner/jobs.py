@@ -15,7 +15,7 @@ from fast_dllm.runner import failures
 from fast_dllm.runner.files import is_newer, read_json, remove, set_aside, write_json, write_whole
 from fast_dllm.runner.request import Request, Run, evaluation_words
 from fast_dllm.runner.states import FORCE_FILE, Records, ask, is_forced, lock_owner
-from fast_dllm.runner.summaries import Judge, Judgement, fault_of
+from fast_dllm.runner.summaries import Judge, Judgement, earlier_fault, fault_of, is_earlier
 
 # How results that are there are met. named: those of this model are made again, as the user asked for them by name;
 # demo: what is of other code is made again, so that the table is of one. A whole result of another model, or of an
@@ -74,7 +74,9 @@ def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
         failed = has_failed(request, run, options.after)
         if not forced and judged.is_whole and not _runs_again(judged, options.mode):
             _tell_kept(run, judged, request)
-            if judged.other_model and options.mode != "matrix" or judged.state == "earlier" and options.mode == "named":
+            if (judged.other_model and options.mode != "matrix") or (
+                judged.state == "earlier" and options.mode == "named"
+            ):
                 refused.append(run)
             elif options.keep:
                 keep(request, run)
@@ -85,7 +87,7 @@ def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
             refused.append(run)
         else:
             wanted.append(run)
-            _clear(request, run, judged, forced, options.log)
+            _clear(request, run, forced, options.log)
     names = ",".join(run.folder for run in wanted)
     if wanted:
         where = wanted[0].path.rsplit("/", 1)[0]
@@ -112,12 +114,10 @@ def _tell_kept(run: Run, judged: Judgement, request: Request) -> None:
         say(f"== {run.path} is complete, skipped" + (f" ({judged.detail})" if judged.detail else ""))
 
 
-def _clear(request: Request, run: Run, judged: Judgement, forced: bool, log: str) -> None:
+def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
     folder = folder_of(request, run)
     remove(folder / "failure.json", *folder.glob("progress.rank*.json"))
-    if judged.state in ("earlier", "corrupt"):  # what stood there is kept
-        for top in ("results", "artifacts"):
-            set_aside(request.root / top / run.path / "summary.json", judged.state)
+    keep_what_stood(folder / "summary.json", run)
     if forced:
         shutil.rmtree(folder / "answers", ignore_errors=True)
         if (folder / "summary.json").exists():
@@ -187,6 +187,15 @@ def _record_failure(run: Run, folder: Path, status: int, reason: str, options: a
     return status, name
 
 
+def keep_what_stood(path: Path, run: Run) -> None:
+    """A summary that this code did not write for this run, be it the lab's or no whole one, is never written over."""
+    content, fault = read_json(path)
+    if content is not None and is_earlier(content) and not earlier_fault(content, run):
+        set_aside(path, "earlier")
+    elif fault or (content is not None and fault_of(content, run)):
+        set_aside(path, "corrupt")
+
+
 def keep(request: Request, run: Run) -> None:
     """The summary is small and tracked in artifacts/; results/ may lie on a disk that is purged."""
     source = folder_of(request, run) / "summary.json"
@@ -194,6 +203,7 @@ def keep(request: Request, run: Run) -> None:
     if source.is_file():
         data = source.read_bytes()
         if not target.is_file() or target.read_bytes() != data:
+            keep_what_stood(target, run)
             write_whole(target, data)
 
 
