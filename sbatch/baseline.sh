@@ -54,19 +54,11 @@ go_on_from_snapshot() { # this script's options
   exec bash ".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT" "$@"
 }
 
-# What was given to sbatch by hand for this job has to be given again.
-successor_command() {
-  local account qos partition time gres given
+successor_command() { # --dependency for sbatch, further options
+  ask_runner resources
   SBATCH_COMMAND=(sbatch --parsable "--job-name=${SLURM_JOB_NAME:-baseline}" "--dependency=$1" --kill-on-invalid-dep=yes)
-  shift
-  if given=$(timeout 30 squeue --noheader "--jobs=$SLURM_JOB_ID" '--format=%a|%q|%P|%l|%b'); then
-    IFS='|' read -r account qos partition time gres <<<"$given"
-    SBATCH_COMMAND+=("--account=$account" "--qos=$qos" "--partition=$partition" "--time=$time")
-    if [[ $gres == gres* ]]; then SBATCH_COMMAND+=("--gres=${gres//gres[:\/]/}"); fi
-  fi
-  SBATCH_COMMAND+=(${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} ${SLURM_MEM_PER_NODE:+"--mem=${SLURM_MEM_PER_NODE}M"})
-  SBATCH_COMMAND+=(".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT")
-  SBATCH_COMMAND+=(--task "$(IFS=,; echo "${RUN_TASKS[*]}")" ${LIMIT:+--limit "$LIMIT"} --model "$MODEL" "$@")
+  SBATCH_COMMAND+=(${RESOURCES[@]+"${RESOURCES[@]}"} ".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT")
+  SBATCH_COMMAND+=(--task "$(IFS=,; echo "${RUN_TASKS[*]}")" ${LIMIT:+--limit "$LIMIT"} --model "$MODEL" "${@:2}")
 }
 
 run_task() { # TASK

@@ -17,26 +17,9 @@ say() { printf '%s\n' "$*" >&2; }
 # What a user typed, safe to show on one line
 shown() { printf '%q' "$1"; }
 
-one_of() { # $1: value, rest: the valid ones
-  local value=$1 valid
-  shift
-  for valid; do [[ $value == "$valid" ]] && return 0; done
-  return 1
-}
-
 need_value() { (($2 >= 2)) || die "$1 needs a value"; }
 
 # -- the runner: what a task, a configuration, a summary and a state are ---------------------------------------------------
-RUNNER_PYTHON=""
-
-find_python() { # sets RUNNER_PYTHON: any Python from 3.8 on, the venv's where PATH has none
-  [[ -z $RUNNER_PYTHON ]] || return 0
-  RUNNER_PYTHON=$(python_from 8 sys) || RUNNER_PYTHON=$(venv_complete "$(venv_location).d" "$(venv_hash)")/bin/python || {
-    say "${0##*/}: no python3 from 3.8 on is found, neither on PATH nor in a venv (on a cluster: module load python)"
-    exit 1
-  }
-}
-
 runner() { # command, options: python3 -m fast_dllm.runner with the code of this folder, whatever folder it is called from
   find_python
   "$RUNNER_PYTHON" -BS -X utf8 "$CODE_ROOT/fast_dllm/runner/__main__.py" "${0##*/}" "$PROJECT_ROOT" "$@"
@@ -57,16 +40,7 @@ EXPERIMENT="" TASK="" LIMIT="" TASK_FOLDER="" MODEL="" RUN_TASKS=() CONFIGS=() R
 declare -A FOLDER=()
 
 # -- settings ----------------------------------------------------------------------------------------------------------
-load_cluster_settings() { # NAME=value lines of sbatch/cluster.env; what the caller's environment has already set stays
-  local line number=0
-  [[ -f sbatch/cluster.env ]] || return 0
-  while IFS= read -r line || [[ -n $line ]]; do
-    number=$((number + 1))
-    [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
-    [[ $line =~ ^([A-Z_][A-Z0-9_]*)=(.*)$ ]] || die "sbatch/cluster.env, line $number is not NAME=value: $(shown "$line")"
-    [[ -v ${BASH_REMATCH[1]} ]] || export "${BASH_REMATCH[1]}=${BASH_REMATCH[2]}"
-  done <sbatch/cluster.env
-}
+load_cluster_settings() { ask_runner settings; } # of sbatch/cluster.env; what the caller's environment has already set stays
 
 has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
 

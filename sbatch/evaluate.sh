@@ -62,7 +62,10 @@ evaluate() { # configuration...
   ask_runner begin "${words[@]}" "${held[@]}" "--log=$log" ${HOW[@]+"${HOW[@]}"}
   ((${#REFUSED[@]} == 0)) || { status=1 && RUNS_FAILED+=("${REFUSED[@]}"); }
   held=(${RUNS[@]+"${RUNS[@]/#/--config=}"})
-  for base in "${!LOCK[@]}"; do is_to_run "$base" || lock_release "$base"; done
+  for config; do
+    base=results/${FOLDER[$TASK/$config]}/.lock
+    [[ -z ${LOCK[$base]-} || " ${RUNS[*]-} " == *" $config "* ]] || lock_release "$base"
+  done
   ((${#held[@]})) || return "$status"
   for config in "${RUNS[@]}"; do claims+=${claims:+:}${LOCK["results/${FOLDER[$TASK/$config]}/.lock"]}; done
   [[ ! -f $log ]] || start=$(wc -c <"$log")
@@ -76,10 +79,4 @@ evaluate() { # configuration...
   for config in "${RUNS[@]}"; do lock_release "results/${FOLDER[$TASK/$config]}/.lock"; done
   ((END_STATUS == 0)) || status=$END_STATUS
   return "$status"
-}
-
-is_to_run() { # base of a lock
-  local config
-  for config in ${RUNS[@]+"${RUNS[@]}"}; do [[ $1 != "results/${FOLDER[$TASK/$config]}/.lock" ]] || return 0; done
-  return 1
 }

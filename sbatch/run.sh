@@ -37,7 +37,7 @@ look_first() {
   local python findings status=0
   ((!LOOKED)) || return 0
   LOOKED=1
-  python=$(venv_complete "$(venv_location).d" "$(venv_hash)")/bin/python || python=$(venv_find_python 2>/dev/null) || {
+  python=$(venv_complete "$(venv_location).d" "$(venv_hash)")/bin/python || python=$(python_from 10 venv) || {
     say "run.sh: no Python >= 3.10 with the venv module here, so nothing is checked before the submission"
     return 0
   }
@@ -80,7 +80,7 @@ submit_under_lock() {
 }
 
 submit_missing() {
-  local status=0 lines line config folder action detail words
+  local status=0 lines config folder action detail words
   local how=()
   if ((FORCE)); then how+=(--force); fi
   if ((DRY_RUN)); then how+=(--dry_run); fi

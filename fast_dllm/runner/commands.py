@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Iterator
 
 from fast_dllm.errors import UsageError
-from fast_dllm.runner import failures, jobs, output, tasks
+from fast_dllm.runner import jobs, output, prefetch, tasks
 from fast_dllm.runner.help import help_text
 from fast_dllm.runner.request import Parser, Request, add_options, check_count, join_arguments, read_request
 from fast_dllm.runner.states import State, examine
@@ -51,6 +53,19 @@ def tell_request(request: Request) -> None:
             "REQUEST": words,
         }
     )
+
+
+def cluster_settings(root: Path) -> Iterator[str]:
+    """Shell code for the NAME=value lines of sbatch/cluster.env, taken as they stand. Raises UsageError."""
+    path = root / "sbatch" / "cluster.env"
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if re.fullmatch(r"\s*(#.*)?", line):
+            continue
+        found = re.fullmatch(r"([A-Z_][A-Z0-9_]*)=(.*)", line)
+        if not found:
+            raise UsageError(f"sbatch/cluster.env, line {number} is not NAME=value: {line!r}")
+        yield f"[[ -v {found[1]} ]] || export {found[1]}={shlex.quote(found[2])}"
 
 
 def status(request: Request, options: argparse.Namespace) -> int:
@@ -133,8 +148,11 @@ def main(script: str, root: str, *words: str) -> int:
         print(help_text(script, ROOT), end="")
         return 0
     options = read_options(list(words))
-    if options.command == "classify":
-        print(failures.TEXTS[failures.classify(options.status, failures.end_of(Path(options.log)), False)])
+    if options.command == "settings":
+        print(*cluster_settings(Path(root)), sep="\n")
+        return 0
+    if options.command == "resources":
+        assign({"RESOURCES": jobs.resources_of_job()})
         return 0
     if options.command == "record":
         jobs.record_job(Path(root) / "results" / options.text, options.job, options.log)
@@ -142,6 +160,11 @@ def main(script: str, root: str, *words: str) -> int:
     request = read_request(options, Path(root), ROOT)
     if options.command in ("status", "plan"):
         return {"status": status, "plan": plan}[options.command](request, options)
+    if options.command == "fetch":
+        return prefetch.fetch_all(request, options.text)
+    if options.command == "space":
+        prefetch.check_space(request)
+        return 0
     if options.command in ("begin", "end", "after"):
         assign({"begin": jobs.begin, "end": jobs.end, "after": jobs.continue_after}[options.command](request, options))
     elif options.command == "request":

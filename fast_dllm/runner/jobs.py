@@ -38,7 +38,7 @@ def is_done(request: Request, run: Run, judge: Judge) -> bool:
 
 
 def has_failed(request: Request, run: Run, after: Iterable[str]) -> str:
-    """The class of an end that this run came to in one of the jobs `after`, with an error that would only happen again."""
+    """The class of an end of its own that this run came to in one of the jobs `after`, and would only come to again."""
     failure = read_json(folder_of(request, run) / "failure.json")[0] or {}
     job, name = str(failure.get("job_id") or ""), str(failure.get("class") or "")
     return name if job and job in after and name not in ("terminated", *failures.CONTINUED) else ""
@@ -74,26 +74,21 @@ def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
         failed = has_failed(request, run, options.after)
         if not forced and judged.is_whole and not _runs_again(judged, options.mode):
             _tell_kept(run, judged, request)
-            if (judged.other_model and options.mode != "matrix") or (
-                judged.state == "earlier" and options.mode == "named"
-            ):
+            if _was_asked_for(judged, options.mode):
                 refused.append(run)
             elif options.keep:
                 keep(request, run)
         elif not forced and failed:
-            say(
-                f"== {run.path} failed in a job before this one ({failures.TEXTS.get(failed, failed)}) and is not repeated"
-            )
+            why = failures.TEXTS.get(failed, failed)
+            say(f"== {run.path} failed in a job before this one ({why}) and is not repeated")
             refused.append(run)
         else:
             wanted.append(run)
             _clear(request, run, forced, options.log)
-    names = ",".join(run.folder for run in wanted)
     if wanted:
-        where = wanted[0].path.rsplit("/", 1)[0]
-        say(
-            f"== {where}/{names}: model {request.model_or_default}, {wanted[0].arguments['num_fewshot']} examples in the prompt"
-        )
+        where, examples = wanted[0].path.rsplit("/", 1)[0], wanted[0].arguments["num_fewshot"]
+        names = ",".join(run.folder for run in wanted)
+        say(f"== {where}/{names}: model {request.model_or_default}, {examples} examples in the prompt")
     words = evaluation_words(request, wanted, options.batch_size, options.confirm_run_unsafe_code) if wanted else []
     return {"RUNS": [run.name for run in wanted], "REFUSED": [run.name for run in refused], "EVAL_WORDS": words}
 
@@ -102,6 +97,11 @@ def _runs_again(judged: Judgement, mode: str) -> bool:
     if judged.other_model or judged.state == "earlier":
         return False
     return mode == "named" or (mode == "demo" and judged.state == "stale")
+
+
+def _was_asked_for(judged: Judgement, mode: str) -> bool:
+    """What is kept is not what the user asked for; of the whole matrix, that one is left out is no failure."""
+    return (judged.other_model and mode not in ("matrix", "demo")) or (judged.state == "earlier" and mode == "named")
 
 
 def _tell_kept(run: Run, judged: Judgement, request: Request) -> None:
@@ -264,3 +264,20 @@ def continue_after(request: Request, options: argparse.Namespace) -> dict[str, o
         say(f"not continued any more: {failures.TEXTS['no_progress']}")
         return {"GO_ON": "fail", "STALLED": stalled}
     return {"GO_ON": "yes", "STALLED": stalled}
+
+
+def resources_of_job() -> list[str]:
+    """sbatch's options for a job like this one: what was given by hand for it has to be given again."""
+    environment, words = os.environ, []
+    worked, text = ask("squeue", "--noheader", f"--jobs={environment['SLURM_JOB_ID']}", "--format=%a|%q|%P|%l|%b")
+    fields = text.strip().split("|")
+    if worked and len(fields) == 5:
+        names = ("--account", "--qos", "--partition", "--time")
+        words = [f"{name}={value}" for name, value in zip(names, fields)]
+        if fields[4].startswith("gres"):
+            words.append(f"--gres={re.sub('gres[:/]', '', fields[4])}")
+    if environment.get("SLURM_CPUS_PER_TASK"):
+        words.append(f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}")
+    if environment.get("SLURM_MEM_PER_NODE"):
+        words.append(f"--mem={environment['SLURM_MEM_PER_NODE']}M")
+    return words

@@ -170,8 +170,8 @@ def resolve_model(text: str, folder: Path) -> str:
 
 # -- the evaluation's command ------------------------------------------------------------------------------------------
 def evaluation_words(request: Request, runs: list[Run], batch_size: int, confirmed: bool) -> list[str]:
-    """eval.py's words for these runs of one task. Several, and those whose folder is not told by reuse_k and layer_subset
-    alone, are named (`--configurations`); a folder's name says what it changes of a configuration."""
+    """eval.py's words for these runs of one task. Several, and those whose folder reuse_k and layer_subset alone do not
+    tell, are named (`--configurations`); a folder's name says what it changes of a configuration."""
     first = runs[0]
     words = ["--tasks", first.task.name, "--batch_size", str(batch_size)]
     words += ["--num_fewshot", str(first.arguments["num_fewshot"])]

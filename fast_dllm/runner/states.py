@@ -46,9 +46,7 @@ class State:
 def ask(*command: str) -> tuple[bool, str]:
     """(whether it worked, what it said), of one of Slurm's programs."""
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=SECONDS
-        )
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return False, f"no answer within {SECONDS} s"
     except OSError as error:
