@@ -17,7 +17,8 @@ from pathlib import Path
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner.defaults import DEFAULT_MODEL
-from fast_dllm.runner.request import resolve_model
+from fast_dllm.runner.matrix import matrix_of
+from fast_dllm.runner.request import experiments, resolve_model
 from fast_dllm.runner.tasks import TASKS, check_task, task_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -285,4 +286,13 @@ def check_disk(situation: Situation) -> Iterator[Finding]:
         yield Finding(level, f"{name}: {free / GIB:.1f} GiB free in {folder}{hint}")
 
 
-QUICK_CHECKS = (check_venv, check_model, check_data_sets, check_disk)
+def check_experiments(situation: Situation) -> Iterator[Finding]:
+    """That the experiments' own configurations can be read."""
+    for name in experiments(situation.root):
+        try:
+            matrix_of(name, situation.root)
+        except UsageError as error:
+            yield Finding("warn", f"experiment {name}: {error}; run.sh refuses it")
+
+
+QUICK_CHECKS = (check_venv, check_model, check_data_sets, check_disk, check_experiments)
