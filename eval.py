@@ -80,9 +80,10 @@ def read_command_line():
 
 def variants(names: list[str], given: dict, config):
     """(name of the run, its ModelArguments) for each of --configurations: what is given beats the configuration, and
-    stands in the name. Without any, the one that the arguments make. Raises UsageError."""
+    stands in the name, which may say so itself (`k2_middle+threshold=0.8`). Without any, the one that the arguments
+    make. Raises UsageError."""
     from fast_dllm.arguments import ModelArguments
-    from fast_dllm.runner.matrix import arguments_of, defaults_of, folder_name, matrix_of
+    from fast_dllm.runner.matrix import arguments_of, defaults_of, folder_name, matrix_of, parse_folder
     from fast_dllm.runner.tasks import TASKS
 
     plain = ModelArguments.parse(**given)
@@ -96,9 +97,11 @@ def variants(names: list[str], given: dict, config):
         defaults["num_fewshot"], changed["num_fewshot"] = task.num_fewshot, config.num_fewshot
     own = {key: value for key, value in given.items() if value is not None}
     runs = []
-    for name in names:
-        arguments = ModelArguments.parse(**arguments_of(matrix, name, defaults) | own)
-        runs.append((folder_name(matrix, name, changed, defaults), arguments))
+    for folder in names:
+        name, changes = parse_folder(folder)
+        num_fewshot = {key: changes.pop(key) for key in ("num_fewshot",) if key in changes}  # lm_eval's own option
+        arguments = ModelArguments.parse(**arguments_of(matrix, name, defaults) | own | changes)
+        runs.append((folder_name(matrix, name, {**num_fewshot, **changed, **changes}, defaults), arguments))
     return runs
 
 

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast_dllm.errors import UsageError
-from fast_dllm.runner.tasks import TASKS, task_of
+from fast_dllm.runner.defaults import DEFAULT_MODEL
+from fast_dllm.runner.matrix import matrix_of
+from fast_dllm.runner.request import experiments, resolve_model
+from fast_dllm.runner.tasks import TASKS, check_task, task_of
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
@@ -26,17 +29,16 @@ LOW_SPACE = 1 * GIB
 GATED = frozenset(task.gated for task in TASKS.values() if task.gated)
 DATA_SETS_FILE = "data_sets.json"  # in the venv, whose lm_eval it describes; written by fast_dllm.doctor
 
-# The scripts' own functions answer, so that there is one reading of cluster.env, of the task names and of the venv.
+# The scripts' own functions answer, so that there is one reading of cluster.env and of the venv.
 SETTINGS = r"""
 set -euo pipefail
 source "$1/sbatch/common.sh"
 cd -- "$PROJECT_ROOT"
 load_cluster_settings
-resolve_model "${2:-$DEFAULT_MODEL}"
-for task in "${@:3}"; do check_task "$task"; done
+MODEL=$2
 export_environment
 place=$(venv_location) hash=$(venv_hash)
-printf '%s\0' "$PROJECT_ROOT" "$MODEL" "$place.d/$hash" "$(venv_complete "$place.d" "$hash" || true)"
+printf '%s\0' "$PROJECT_ROOT" "$place.d/$hash" "$(venv_complete "$place.d" "$hash" || true)"
 env -0
 """
 
@@ -120,12 +122,15 @@ class Situation:
 
 def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation:
     """The situation of a job on `tasks` with `model`. Raises UsageError with the scripts' own words for a wrong one."""
-    command = ["bash", "-c", SETTINGS, "doctor", str(root), model, *tasks]
+    for task in tasks:
+        check_task(task)
+    model = resolve_model(model or DEFAULT_MODEL, root)
+    command = ["bash", "-c", SETTINGS, "doctor", str(root), model]
     done = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape")
     if done.returncode:
         message = done.stderr.strip().removeprefix("doctor: ")
         raise UsageError(message or f"sbatch/common.sh ended with status {done.returncode}")
-    project, model, attempts, venv, *settings = done.stdout.split("\0")
+    project, attempts, venv, *settings = done.stdout.split("\0")
     known = {}
     if venv and (record := Path(venv) / DATA_SETS_FILE).is_file():
         known = {
@@ -281,4 +286,13 @@ def check_disk(situation: Situation) -> Iterator[Finding]:
         yield Finding(level, f"{name}: {free / GIB:.1f} GiB free in {folder}{hint}")
 
 
-QUICK_CHECKS = (check_venv, check_model, check_data_sets, check_disk)
+def check_experiments(situation: Situation) -> Iterator[Finding]:
+    """That the experiments' own configurations can be read."""
+    for name in experiments(situation.root):
+        try:
+            matrix_of(name, situation.root)
+        except UsageError as error:
+            yield Finding("warn", f"experiment {name}: {error}; run.sh refuses it")
+
+
+QUICK_CHECKS = (check_venv, check_model, check_data_sets, check_disk, check_experiments)

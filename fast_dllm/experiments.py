@@ -18,6 +18,7 @@ from fast_dllm.decoding import DenoisingEvent, Generation, Options
 from fast_dllm.engine import DecodeOne
 from fast_dllm.errors import UsageError
 from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.runner.matrix import NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -92,7 +93,8 @@ class Experiment:
 
 def available() -> list[str]:
     """Names under experiments/ that have generation code."""
-    return sorted(path.parent.name for path in EXPERIMENTS.glob(f"*/{GENERATION_FILE}"))
+    names = (path.parent.name for path in EXPERIMENTS.glob(f"*/{GENERATION_FILE}"))
+    return sorted(name for name in names if NAME.fullmatch(name))
 
 
 def generation_file(name: str | None) -> Path:
@@ -100,7 +102,7 @@ def generation_file(name: str | None) -> Path:
     if name is None:
         return ROOT / GENERATION_FILE
     choices = ", ".join(available()) or "none"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(name)) or not (EXPERIMENTS / str(name)).is_dir():
+    if not NAME.fullmatch(str(name)) or not (EXPERIMENTS / str(name)).is_dir():
         raise UsageError(f"unknown experiment {name!r}; there are: {choices}")
     path = EXPERIMENTS / name / GENERATION_FILE
     if not path.is_file():

@@ -117,10 +117,11 @@ def code_state() -> dict[str, object]:
         recorded = json.loads(snapshot.read_text())
         return {key: recorded.get(key) for key in ("git_commit", "git_branch", "git_dirty")}
     status = _git("status", "--porcelain", "--untracked-files=no")
+    untracked = _git("status", "--porcelain", "--", "experiments", "fast_dllm", "tasks")  # what an evaluation may read
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
+        "git_dirty": None if status is None else bool(status or untracked),
     }
 
 

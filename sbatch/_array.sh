@@ -10,14 +10,15 @@
 #SBATCH --qos=inferno
 #SBATCH --no-requeue
 #SBATCH --output=layer_reuse_%A_%a.log
-# Deprecated: the nine configurations as one job array. It knows neither what is complete nor what is queued, and nothing
-# continues it. bash sbatch/run.sh does all that. Options: those of sbatch/_job.sh without --config, for example
+# Deprecated: an experiment's configurations as one job array. It knows neither what is complete nor what is queued, and
+# nothing continues it. bash sbatch/run.sh does all that. Options: those of sbatch/_job.sh without --config, for example
 #   sbatch sbatch/_array.sh --task gsm8k --limit 100
 set -euo pipefail
 echo "_array.sh is deprecated: use bash sbatch/run.sh, which skips what is complete and continues what was interrupted" >&2
 cd -- "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the project folder}"
 # shellcheck source=sbatch/common.sh
 source sbatch/common.sh
+ask_runner request --matrix "$@"
 config=${CONFIGS[${SLURM_ARRAY_TASK_ID:?this is a job array: sbatch sbatch/_array.sh}]-}
-[[ -n $config ]] || die "no configuration number $SLURM_ARRAY_TASK_ID; valid: 0 to 8 (${CONFIGS[*]})"
+[[ -n $config ]] || die "no configuration number $SLURM_ARRAY_TASK_ID; valid: 0 to $((${#CONFIGS[@]} - 1)) (${CONFIGS[*]})"
 exec bash sbatch/_job.sh "$@" --config "$config"

@@ -9,7 +9,8 @@
 #SBATCH --no-requeue
 #SBATCH --open-mode=append
 # One configuration's job; submitted by run.sh, with the code that was there at that moment (--snapshot).
-# Options: --snapshot ID --experiment E --task T --limit N --config C --model M --threshold X, and those of continue.sh
+# Options: --snapshot ID, then --experiment E --task T --limit N --config C --model M --threshold X --model_args A=V[,A=V]
+# --num_fewshot N, and those of continue.sh
 set -euo pipefail
 
 PROJECT_ROOT=$(cd -- "${SLURM_SUBMIT_DIR:?submit this with sbatch}" && pwd -P)
@@ -26,44 +27,45 @@ source "${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh"
 source "$CODE_ROOT/sbatch/continue.sh"
 
 parse_options() {
-  EXPERIMENT=$DEFAULT_EXPERIMENT TASK=gsm8k LIMIT="" CONFIG="" MODEL=$DEFAULT_MODEL THRESHOLD=""
-  # shellcheck disable=SC2034 # read in evaluate.sh
-  BATCH=yes BATCH_SIZE=1 FEWSHOT=0 FRESH=0
+  local config=""
+  REQUEST=() WORDS=()
   while (($#)); do
     need_value "$1" $#
     case $1 in
-      --experiment) check_experiment "$2"; EXPERIMENT=$2 ;;
-      --task) check_task "$2"; TASK=$2 ;;
-      --limit) check_count "$1" "$2"; LIMIT=$2 ;;
-      --config) check_config "$2" plain; CONFIG=$2 ;;
-      --model) resolve_model "$2" ;;
-      --threshold) check_threshold "$2"; THRESHOLD=$2 ;;
+      --config | --experiment | --task | --limit | --model | --threshold | --model_args | --num_fewshot)
+        [[ $1 != --config ]] || config=$2
+        REQUEST+=("$1=$2") WORDS+=("$1" "$2")
+        ;;
       --continue | --after | --progress | --stalled) continue_option "$1" "$2" ;;
       *) die "unknown option $(shown "$1")" ;;
     esac
     shift 2
   done
-  [[ -n $CONFIG ]] || die "--config is missing; valid: ${CONFIGS[*]} plain"
-  THRESHOLD=${THRESHOLD:-$(default_threshold "$CONFIG")}
-  RUN_TASKS=("$TASK")
+  [[ -n $config ]] || die "--config is missing: the one configuration of this job"
+  ask_runner request "${REQUEST[@]}"
+  ((${#CONFIGS[@]} == 1)) || die "a job has one --config, not $(shown "$config")"
+  REQUEST+=("--model=$MODEL" "--config=${CONFIGS[0]}")
+  RUN=${FOLDER[$TASK/${CONFIGS[0]}]}
 }
 
-successor_command() { sbatch_command "$@"; }
+successor_command() { sbatch_command "$RUN" "$1" "${WORDS[@]}" "${@:2}"; } # --dependency for sbatch, further options
 
 main() {
+  # shellcheck disable=SC2034 # read in evaluate.sh
+  BATCH=yes HOW=(--mode=job --keep)
   parse_options "$@"
-  say "job $SLURM_JOB_ID on $(uname -n): $(run_folder), code ${SNAPSHOT:-of the project folder}"
-  if task_is_complete; then
-    say "$(run_folder) is complete, nothing to do"
-    keep_in_artifacts # the job before may have been ended between its last answer and this
+  say "job $SLURM_JOB_ID on $(uname -n): $RUN, code ${SNAPSHOT:-of the project folder}"
+  ask_runner left "${REQUEST[@]}"
+  if ((${#LEFT[@]} == 0)); then
+    say "$RUN is complete, nothing to do"
+    runner keep "${REQUEST[@]}" # the job before may have been ended between its last answer and this
     exit 0
   fi
-  mkdir -p -- "logs/$(run_folder)" # of the job that continues this one
+  mkdir -p -- "logs/$RUN" # of the job that continues this one
   begin_job
   activate_or_fail
   local status=0
-  evaluate || status=$?
-  if ((status == 0)); then keep_in_artifacts; fi
+  evaluate "${CONFIGS[0]}" || status=$?
   end_job "$status"
 }
 

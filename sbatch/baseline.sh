@@ -28,42 +28,21 @@ source "${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh"
 # shellcheck source=sbatch/continue.sh
 source "$CODE_ROOT/sbatch/continue.sh"
 
-BASELINE_TASKS=(mmlu gpqa_main_n_shot gsm8k minerva_math ifeval)
-
-usage() {
-  cat <<HELP
-Usage: sbatch sbatch/baseline.sh [OPTION...]
-Evaluates the plain model (no layer reuse, threshold 1) on ${BASELINE_TASKS[*]};
-mmlu with 5 examples in the prompt, the others with none. Results: results/$DEFAULT_EXPERIMENT/<task>[_limit_<N>]/plain/.
-A task that fails does not stop the others; the exit status is 1 then. Tasks that are complete are skipped.
-Without Slurm: bash sbatch/baseline.sh [OPTION...]
-
-  --task T[,T]   only these: ${TASKS[*]}
-  --limit N      only the first N questions (of each subtask)
-  --model M      a hub id, a folder or tiny (default $DEFAULT_MODEL)
-  --force        run complete ones again, from the first question
-  --continue N   how many further jobs may continue one that Slurm ended: time limit, preemption, node failure (default 3)
-  --help
-HELP
-}
-
 parse_options() {
-  RUN_TASKS=("${BASELINE_TASKS[@]}") EXPERIMENT=$DEFAULT_EXPERIMENT CONFIG=plain THRESHOLD=1 LIMIT="" MODEL=$DEFAULT_MODEL
-  # shellcheck disable=SC2034 # read in evaluate.sh and common.sh
-  BATCH_SIZE=1 FRESH=0 FORCE=0 CONTINUE=3
+  REQUEST=() FORCE=0 CONTINUE=3
   while (($#)); do
     case $1 in
       --task | --limit | --model | --continue | --after | --progress | --stalled) need_value "$1" $# ;;&
-      --task) split_tasks "$2"; RUN_TASKS=("${SELECTED[@]}"); shift ;;
-      --limit) check_count "$1" "$2"; LIMIT=$2; shift ;;
-      --model) resolve_model "$2"; shift ;;
+      --task | --limit | --model) REQUEST+=("$1=$2"); shift ;;
       --force) FORCE=1 ;;
       --continue | --after | --progress | --stalled) continue_option "$1" "$2"; shift ;;
-      -h | --help) usage; exit 0 ;;
+      -h | --help) runner help; exit ;;
       *) die "unknown option $(shown "$1"); valid: --task --limit --model --force --continue --help" ;;
     esac
     shift
   done
+  ask_runner request --baseline --config=plain "${REQUEST[@]}"
+  REQUEST+=("--model=$MODEL")
 }
 
 go_on_from_snapshot() { # this script's options
@@ -75,45 +54,19 @@ go_on_from_snapshot() { # this script's options
   exec bash ".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT" "$@"
 }
 
-# What was given to sbatch by hand for this job has to be given again.
-successor_command() {
-  local account qos partition time gres given
+successor_command() { # --dependency for sbatch, further options
+  ask_runner resources
   SBATCH_COMMAND=(sbatch --parsable "--job-name=${SLURM_JOB_NAME:-baseline}" "--dependency=$1" --kill-on-invalid-dep=yes)
-  shift
-  if given=$(timeout 30 squeue --noheader "--jobs=$SLURM_JOB_ID" '--format=%a|%q|%P|%l|%b'); then
-    IFS='|' read -r account qos partition time gres <<<"$given"
-    SBATCH_COMMAND+=("--account=$account" "--qos=$qos" "--partition=$partition" "--time=$time")
-    if [[ $gres == gres* ]]; then SBATCH_COMMAND+=("--gres=${gres//gres[:\/]/}"); fi
-  fi
-  SBATCH_COMMAND+=(${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} ${SLURM_MEM_PER_NODE:+"--mem=${SLURM_MEM_PER_NODE}M"})
-  SBATCH_COMMAND+=(".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT")
-  SBATCH_COMMAND+=(--task "$(IFS=,; echo "${RUN_TASKS[*]}")" ${LIMIT:+--limit "$LIMIT"} --model "$MODEL" "$@")
+  SBATCH_COMMAND+=(${RESOURCES[@]+"${RESOURCES[@]}"} ".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT")
+  SBATCH_COMMAND+=(--task "$(IFS=,; echo "${RUN_TASKS[*]}")" ${LIMIT:+--limit "$LIMIT"} --model "$MODEL" "${@:2}")
 }
 
 run_task() { # TASK
-  local status=0 made_with
-  if task_is_complete; then
-    made_with=${JSON["results/$(run_folder)/summary.json:model_args.model_path"]-}
-    if [[ $made_with != "$MODEL" ]]; then
-      say "== $(run_folder) is complete, but of model $made_with, not $MODEL; --force runs it again"
-      return 1
-    fi
-    say "== $(run_folder) is complete, skipped"
-    keep_in_artifacts # the job before may have been ended between its last answer and this
-    return 0
-  elif task_has_failed; then
-    say "== $(run_folder) failed in a job before this one (${FAILURE_TEXT[$ERROR]-$ERROR}) and is not repeated"
-    return 1
-  fi
-  if [[ $TASK == mmlu ]]; then FEWSHOT=5; else FEWSHOT=0; fi
-  say "== $(run_folder): model $MODEL, $FEWSHOT examples in the prompt"
-  evaluate || status=$?
-  if ((status == 0)); then
-    keep_in_artifacts
-    print_summary "results/$(run_folder)/summary.json"
-  fi
+  local status=0
+  evaluate plain || status=$?
+  if ((${#RUNS_DONE[@]})); then runner summary "${REQUEST[@]}" "--task=$TASK"; fi
   if [[ $TOLD_TO_STOP == yes ]]; then
-    FAILURE_CLASS=${FAILURE_CLASS:-terminated} # a task that ended well in that moment is not the last one
+    [[ -n $FAILURE_CLASS ]] || GOES_ON=yes # a task that ended well in that moment is not the last one
     end_job 143
   fi
   return "$status"
@@ -124,8 +77,9 @@ main() {
   parse_options "$@"
   load_cluster_settings # sbatch itself has not read them: of this job they set the hub's cache and the like
   if [[ $BATCH == yes && -z $SNAPSHOT ]]; then go_on_from_snapshot "$@"; fi
-  if ((FORCE)); then for TASK in "${RUN_TASKS[@]}"; do ask_again; done; fi
-  tasks_left
+  if ((FORCE)); then runner force "${REQUEST[@]}"; fi
+  HOW=(--mode=job --keep "--after=$AFTER")
+  ask_runner left "${REQUEST[@]}" "--after=$AFTER"
   if ((${#LEFT[@]})); then
     if [[ $BATCH == yes ]]; then
       say "job $SLURM_JOB_ID on $(uname -n): ${RUN_TASKS[*]}, code $SNAPSHOT"

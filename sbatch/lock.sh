@@ -86,14 +86,6 @@ lock_owner() { # base. Prints "host pid" of the latest claim
   cat -- "$(claim_latest "$1")/owner" 2>/dev/null || echo "another process"
 }
 
-lock_is_held() { # base. At a glance, for the status: on another host its clock has to be trusted
-  local claim host pid
-  claim=$(claim_latest "$1")
-  [[ -n $claim && ! -e $claim/released && -f $claim/owner ]] || return 1
-  read -r host pid <"$claim/owner" || true
-  if [[ $host == "$(uname -n)" ]]; then ! process_gone "$pid"; else [[ -n $(find "$claim/heartbeat" -mmin -2 2>/dev/null) ]]; fi
-}
-
 lock_is_ours() { # base. Opening the file asks the server; that a folder exists may be remembered from before
   { : <"${LOCK[$1]}/owner"; } 2>/dev/null
 }

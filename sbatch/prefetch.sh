@@ -3,84 +3,28 @@
 set -euo pipefail
 # shellcheck source=sbatch/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-# shellcheck source=sbatch/failure.sh
-source "$CODE_ROOT/sbatch/failure.sh"
-
-usage() {
-  cat <<HELP
-Usage: bash sbatch/prefetch.sh [--task T[,T]] [--model M]
-Downloads the model and the tasks' data sets into the hub's cache (HF_HOME), after a look at the free space, and says what
-is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.
-
-  --task T[,T]   ${TASKS[*]} ${CODE_TASKS[*]}
-                 (default gsm8k)
-  --model M      a hub id, a folder or tiny (default $DEFAULT_MODEL)
-HELP
-}
 
 parse_options() {
-  SELECTED=(gsm8k) MODEL=$DEFAULT_MODEL
+  REQUEST=(--code_tasks)
   while (($#)); do
     case $1 in
-      --task | --model) need_value "$1" $# ;;&
-      --task) split_tasks "$2" "${CODE_TASKS[@]}"; shift ;;
-      --model) resolve_model "$2"; shift ;;
-      -h | --help) usage; exit 0 ;;
+      --task | --model) need_value "$1" $#; REQUEST+=("$1=$2"); shift ;;
+      -h | --help) runner help; exit ;;
       *) die "unknown option $(shown "$1"); valid: --task --model --help" ;;
     esac
     shift
   done
-}
-
-check_space() { # the 7B's weights take 15 GB
-  local place=${HF_HOME:-$HOME/.cache/huggingface} free
-  mkdir -p -- "$place" 2>/dev/null || true
-  [[ -w $place ]] || die "the hub's cache $place cannot be written to; set HF_HOME"
-  free=$(df -Pk -- "$place" | awk 'NR == 2 { print int($4 / 1048576) }')
-  say "cache: $place, $free GiB free on its disk"
-  if command -v pace-quota >/dev/null 2>&1; then pace-quota >&2 || true; fi
-  if [[ $MODEL == */* && ! -d $MODEL ]] && ((free < 20)); then
-    die "20 GiB are needed for $MODEL and data sets; set HF_HOME to a larger disk, such as ~/scratch/hf"
-  fi
-}
-
-fetch() { # what, command...; says why it failed
-  local what=$1 log status=0
-  shift
-  log=$(mktemp)
-  say "== $what"
-  "$@" 2>&1 | tee "$log" >&2 || status=$?
-  if ((status != 0)); then
-    say "$what: ${FAILURE_TEXT[$(classify_failure "$status" "$(tail -c 20000 "$log")" no)]}"
-    FAILED+=("$what")
-  fi
-  rm -f -- "$log"
+  ask_runner request "${REQUEST[@]}"
 }
 
 main() {
   cd -- "$PROJECT_ROOT"
   parse_options "$@"
   load_cluster_settings # the cache may be named there
-  check_space
+  runner space "${REQUEST[@]}"
   venv_activate || exit 1
   export_environment
-  FAILED=()
-  local task
-  if [[ $MODEL == */* && ! -d $MODEL ]]; then
-    fetch "model $MODEL" python -c 'import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))' "$MODEL"
-  fi
-  if one_of ifeval "${SELECTED[@]}"; then fetch "sentence data" python "$CODE_ROOT/sbatch/nltk_data.py" "$VENV"; fi
-  for task in "${SELECTED[@]}"; do
-    fetch "task $task" python -c '
-import sys
-from lm_eval.tasks import TaskManager
-found = TaskManager(include_path=sys.argv[2]).load([sys.argv[1]])
-print("data of", len(found["tasks"]), "task(s) is here")' "$task" "$CODE_ROOT/tasks"
-  done
-  if ((${#FAILED[@]})); then
-    printf 'prefetch.sh: not fetched: %s\n' "${FAILED[@]}" >&2
-    exit 1
-  fi
+  runner fetch "${REQUEST[@]}" "--text=$VENV"
 }
 
 main "$@"; exit # read to here before it starts: a pull may change this file meanwhile

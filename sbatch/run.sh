@@ -1,79 +1,35 @@
 #!/usr/bin/env bash
-# The nine configurations of an experiment on a task: what is done, what runs, and one Slurm job for each that is missing.
+# The configurations of an experiment on a task: what is done, what runs, and one Slurm job for each that is missing.
 # See --help and docs/operations.md.
 set -euo pipefail
 # shellcheck source=sbatch/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-# shellcheck source=sbatch/status.sh
-source "$CODE_ROOT/sbatch/status.sh"
 # shellcheck source=sbatch/submit.sh
 source "$CODE_ROOT/sbatch/submit.sh"
 
-OPTIONS="--status --check --json --dry-run --force --limit --task --experiment --config --threshold --model --continue --report --help"
-
-usage() {
-  cat <<HELP
-Usage: bash sbatch/run.sh [OPTION...] [CONFIG...]
-Submits one Slurm job for each configuration that is neither complete, nor queued, nor running.
-
-  --status          show what is complete, running, queued, failed or missing; submits nothing
-  --check           with --status: exit status 3 while anything is incomplete
-  --json            with --status: the same as JSON
-  --dry-run         show what would be submitted and why, and write nothing
-  --task T          ${TASKS[*]} (default gsm8k)
-  --experiment E    $(experiments | paste -sd ' ' -) (default $DEFAULT_EXPERIMENT)
-  --limit N         only the first N questions (of each subtask); stored apart, as <task>_limit_<N>
-  --config C[,C]    only these configurations: ${CONFIGS[*]}
-  --force           run complete and stale configurations again, from the first question
-  --threshold X     confidence above which a token is accepted, 0 to 1 (default 0.9)
-  --model M         a hub id, a folder or tiny (default $DEFAULT_MODEL)
-  --continue N      how many further jobs may continue one that Slurm ended: time limit, preemption, node failure (default 3)
-  --report          the table of results
-  --help
-
-Examples:
-  bash sbatch/run.sh --status
-  bash sbatch/run.sh --dry-run
-  bash sbatch/run.sh                                  the whole matrix on gsm8k
-  bash sbatch/run.sh --limit 100 k1_first k2_middle   a quick look
-  bash sbatch/run.sh --task minerva_math --experiment $DEFAULT_EXPERIMENT
-HELP
-}
+OPTIONS="--status --check --json --dry-run --force --limit --task --experiment --config --threshold --model --model_args --num_fewshot --continue --report --help"
+# offered where there is one
+[[ -d $CODE_ROOT/fast_dllm/report ]] || OPTIONS=${OPTIONS/ --report/}
 
 parse_options() {
-  TASK=gsm8k EXPERIMENT=$DEFAULT_EXPERIMENT LIMIT="" MODEL="" THRESHOLD="" CONTINUE=3 FORCE=0 MODE=submit CHECK=0 AS_JSON=0
-  SELECTED=()
+  REQUEST=(--matrix) CONTINUE=3 FORCE=0 DRY_RUN=0 MODE=submit SHOW=()
   while (($#)); do
     case $1 in
-      --task | --experiment | --limit | --config | --threshold | --model | --continue) need_value "$1" $# ;;&
-      --task) TASK=$2; shift ;;
-      --experiment) EXPERIMENT=$2; shift ;;
-      --limit) check_count "$1" "$2"; LIMIT=$2; shift ;;
-      --config) split_configs "$2"; shift ;;
-      --threshold) check_threshold "$2"; THRESHOLD=$2; shift ;;
-      --model) resolve_model "$2"; shift ;;
-      --continue) [[ $2 == 0 ]] || check_count "$1" "$2"; CONTINUE=$2; shift ;;
-      --status | --report) MODE=${1#--} ;;
+      --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot | --continue) need_value "$1" $# ;;&
+      --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot) REQUEST+=("$1=$2"); shift ;;
+      --continue) CONTINUE=$2 REQUEST+=("$1=$2"); shift ;;
+      --status) MODE=status ;;
+      --report) [[ $OPTIONS == *--report* ]] || die "unknown option --report; valid: $OPTIONS"; MODE=report ;;
       --dry-run) DRY_RUN=1 ;;
       --force) FORCE=1 ;;
-      --check) CHECK=1 ;;
-      --json) AS_JSON=1 ;;
-      -h | --help) usage; exit 0 ;;
+      --check | --json) SHOW+=("$1") ;;
+      -h | --help) runner help; exit ;;
       -*) die "unknown option $(shown "$1"); valid: $OPTIONS" ;;
-      *) split_configs "$1" ;;
+      *) REQUEST+=("--config=$1") ;;
     esac
     shift
   done
-  check_task "$TASK"
-  check_experiment "$EXPERIMENT"
-  ((CHECK + AS_JSON == 0)) || [[ $MODE == status ]] || die "--check and --json go with --status"
-  if ((${#SELECTED[@]} == 0)); then SELECTED=("${CONFIGS[@]}"); fi
-}
-
-warn_if_reuse_cannot_matter() {
-  if one_of "$TASK" mmlu gpqa_main_n_shot toy_choice && ((${#SELECTED[@]} > 1)); then
-    say "$TASK is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. One configuration suffices: k1_first"
-  fi
+  ((${#SHOW[@]} == 0)) || [[ $MODE == status ]] || die "--check and --json go with --status"
 }
 
 # What would make the jobs fail is said before they wait in a queue; warnings are shown and stop nothing.
@@ -81,7 +37,7 @@ look_first() {
   local python findings status=0
   ((!LOOKED)) || return 0
   LOOKED=1
-  python=$(venv_complete "$(venv_location).d" "$(venv_hash)")/bin/python || python=$(venv_find_python 2>/dev/null) || {
+  python=$(venv_complete "$(venv_location).d" "$(venv_hash)")/bin/python || python=$(python_from 10 venv) || {
     say "run.sh: no Python >= 3.10 with the venv module here, so nothing is checked before the submission"
     return 0
   }
@@ -94,29 +50,28 @@ look_first() {
   ((status == 0)) || say "run.sh: the check before the submission failed; submitting all the same"
 }
 
-submit_config() { # CONFIG, which is missing, or complete and --force
-  local id
-  sbatch_command "" --continue "$CONTINUE"
+submit_config() { # configuration, its folder, why, the job's options
+  local id words
+  eval "words=($4)" # quoted by the runner
+  sbatch_command "$2" "" "${words[@]}" --continue "$CONTINUE"
   if ((DRY_RUN)); then
-    printf '  %s: would be submitted (%s)\n    %s\n' "$CONFIG" "${DETAIL[$CONFIG]:-complete, forced}" "$(printf '%q ' "${SBATCH_COMMAND[@]}")"
+    printf '  %s: would be submitted (%s)\n    %s\n' "${2##*/}" "$3" "$(printf '%q ' "${SBATCH_COMMAND[@]}")"
     return 0
   fi
-  mkdir -p -- "logs/$(run_folder)" # Slurm does not make it, and loses the log
-  if ((FORCE)); then ask_again || return 1; fi
-  id=$(submit) || { say "  $CONFIG: sbatch failed: $id"; return 1; }
-  mkdir -p -- "results/$(run_folder)"
-  record_job "results/$(run_folder)" "$id" "logs/$(run_folder)/slurm_$id.log"
-  printf '  %s: job %s\n' "$CONFIG" "$id"
+  mkdir -p -- "logs/$2" # Slurm does not make it, and loses the log
+  if ((FORCE)); then runner force "${REQUEST[@]}" "--only=$1" || return 1; fi
+  id=$(submit) || { say "  ${2##*/}: sbatch failed: $id"; return 1; }
+  runner record "--text=$2" "--job=$id" "--log=logs/$2/slurm_$id.log"
+  printf '  %s: job %s\n' "${2##*/}" "$id"
 }
 
 submit_under_lock() {
   local status=0
-  warn_if_reuse_cannot_matter
   command -v sbatch >/dev/null 2>&1 || ((DRY_RUN)) || { say "run.sh: no sbatch here, so this is no Slurm cluster; sbatch/local.sh evaluates on this machine"; return 1; }
   if ((DRY_RUN)); then
     submit_missing
   else
-    SUBMIT_LOCK=logs/$EXPERIMENT/$(task_folder "$TASK" "$LIMIT")/.submit
+    SUBMIT_LOCK=logs/$EXPERIMENT/$TASK_FOLDER/.submit
     lock_acquire "$SUBMIT_LOCK" forever
     submit_missing || status=$?
     lock_release "$SUBMIT_LOCK"
@@ -125,66 +80,50 @@ submit_under_lock() {
 }
 
 submit_missing() {
-  local status=0 state
-  MODEL=${MODEL:-$DEFAULT_MODEL} THRESHOLD=${THRESHOLD:-0.9}
+  local status=0 lines config folder action detail words
+  local how=()
+  if ((FORCE)); then how+=(--force); fi
+  if ((DRY_RUN)); then how+=(--dry_run); fi
   # under the lock: what another run.sh has just submitted is seen
-  if ! examine_all; then
-    say "run.sh: squeue failed, so nothing is submitted: $QUEUE_FAULT"
-    ((DRY_RUN)) || return 1
-  fi
+  lines=$(runner plan "${REQUEST[@]}" ${how[@]+"${how[@]}"}) || return
   snapshot_name
-  for CONFIG in "${SELECTED[@]}"; do
-    state=${STATE[$CONFIG]}
-    case $state in
-      running | queued)
-        printf '  %s: not submitted, %s\n' "$CONFIG" "${DETAIL[$CONFIG]}"
-        if ((FORCE)); then
-          say "  $CONFIG: --force does not run it twice; first: scancel ${JOB[$CONFIG]}"
-          status=1
-        fi
-        continue
-        ;;
-      complete | stale)
-        if ! ((FORCE)); then
-          printf '  %s: not submitted, %s (--force runs it again)\n' "$CONFIG" "${DETAIL[$CONFIG]:-complete}"
-          continue
-        fi
-        ;;
-    esac
+  while IFS=$'\t' read -r -u 3 config folder action detail words; do
+    if [[ $action != submit ]]; then
+      printf '  %s: not submitted, %s\n' "${folder##*/}" "$detail"
+      if [[ $action == cancel* ]]; then
+        say "  ${folder##*/}: --force does not run it twice; first: s$action"
+        status=1
+      fi
+      continue
+    fi
     if ((!DRY_RUN)); then
       look_first || return 1
       lock_is_ours "$SUBMIT_LOCK" || { say "run.sh: another run.sh took this one for dead and goes on"; return 1; }
       snapshot_make || { say "run.sh: nothing more is submitted; run it again"; return 1; }
     fi
-    submit_config || status=1
-  done
+    submit_config "$config" "$folder" "$detail" "$words" || status=1
+  done 3<<<"$lines"
   return "$status"
 }
 
-report() {
-  [[ -f fast_dllm/report.py ]] || die "--report: this checkout has no fast_dllm/report.py"
-  venv_activate || exit 1
-  exec python -m fast_dllm.report --experiment "$EXPERIMENT" --task "$(task_folder "$TASK" "$LIMIT")"
-}
-
 main() {
-  DRY_RUN=0 LOOKED=0
+  LOOKED=0
   cd -- "$PROJECT_ROOT"
   parse_options "$@"
-  case $MODE in
-    report) report ;;
-    status)
-      examine_all || say "run.sh: squeue failed, so jobs are not known: $QUEUE_FAULT"
-      if ((AS_JSON)); then print_json; else print_frame; fi
-      for CONFIG in "${SELECTED[@]}"; do
-        if ((CHECK)) && [[ ${STATE[$CONFIG]} != complete ]]; then exit 3; fi
-      done
-      ;;
-    submit)
-      load_cluster_settings
-      submit_under_lock
-      ;;
-  esac
+  if [[ $MODE == status ]]; then
+    runner status "${REQUEST[@]}" ${SHOW[@]+"${SHOW[@]}"}
+    return
+  fi
+  local words=("${REQUEST[@]}")
+  ask_runner request "${words[@]}"
+  if [[ $MODE == report ]]; then
+    venv_activate || exit 1
+    export PYTHONPATH=$CODE_ROOT
+    exec python -m fast_dllm.report --experiment "$EXPERIMENT" --task "$TASK" ${LIMIT:+--limit "$LIMIT"}
+  fi
+  REQUEST=("${words[@]}")
+  load_cluster_settings
+  submit_under_lock
 }
 
 main "$@"; exit # read to here before it starts: a pull may change this file meanwhile

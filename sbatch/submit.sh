@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # The code that is submitted is the code that runs: a copy of it, and the sbatch command that runs from there.
-# shellcheck source=sbatch/failure.sh
-source "$CODE_ROOT/sbatch/failure.sh"
 
 snapshot_files() { # everything that EXPERIMENT's evaluation reads, except data and downloaded models; nul-terminated
-  local paths=(eval.py pyproject.toml constraints.txt fast_dllm tasks sbatch "experiments/$EXPERIMENT")
-  if [[ -f generation_functions.py ]]; then paths+=(generation_functions.py); fi
+  local paths=(eval.py pyproject.toml constraints.txt fast_dllm tasks sbatch "experiments/$EXPERIMENT") file
+  for file in generation_functions.py experiments/replays.json; do
+    if [[ -f $file ]]; then paths+=("$file"); fi
+  done
   if [[ $MODEL == tiny ]]; then paths+=(models/tiny); fi
   find "${paths[@]}" -name __pycache__ -prune -o -type f ! -name cluster.env ! -name '*.pyc' -print0 | LC_ALL=C sort -z
 }
@@ -15,7 +15,8 @@ snapshot_name() {
   local commit="" branch="" dirty=null
   if commit=$(git rev-parse HEAD 2>/dev/null); then
     branch=$(git rev-parse --abbrev-ref HEAD)
-    if [[ -n $(git status --porcelain --untracked-files=no) ]]; then dirty=true; else dirty=false; fi
+    # of files that are not tracked, those that an evaluation may read
+    if [[ -n $(git status --porcelain --untracked-files=no)$(git status --porcelain -- experiments fast_dllm tasks) ]]; then dirty=true; else dirty=false; fi
   fi
   SNAPSHOT_STATE=$(printf '{\n  "git_commit": "%s",\n  "git_branch": "%s",\n  "git_dirty": %s\n}' "$commit" "$branch" "$dirty")
   SNAPSHOT=$({ snapshot_files | xargs -0 sha256sum; printf '%s' "$SNAPSHOT_STATE"; } | sha256sum | cut -c 1-16)
@@ -36,27 +37,13 @@ snapshot_make() {
   [[ -d .snapshots/$SNAPSHOT ]]
 }
 
-# Sets SBATCH_COMMAND from the run's variables. $1: --dependency for sbatch, or ""; the rest: further options of _job.sh
+# Sets SBATCH_COMMAND for _job.sh. $1: the run's folder, $2: --dependency for sbatch, or ""; the rest: options of _job.sh
 sbatch_command() {
-  local code=${SNAPSHOT:+.snapshots/$SNAPSHOT/}
-  SBATCH_COMMAND=(sbatch --parsable "--job-name=$(run_folder)" "--output=logs/$(run_folder)/slurm_%j.log")
-  if [[ -n $1 ]]; then SBATCH_COMMAND+=("--dependency=$1" --kill-on-invalid-dep=yes); fi
-  shift
-  SBATCH_COMMAND+=("${code}sbatch/_job.sh")
+  SBATCH_COMMAND=(sbatch --parsable "--job-name=$1" "--output=logs/$1/slurm_%j.log")
+  if [[ -n $2 ]]; then SBATCH_COMMAND+=("--dependency=$2" --kill-on-invalid-dep=yes); fi
+  SBATCH_COMMAND+=("${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/_job.sh")
   if [[ -n $SNAPSHOT ]]; then SBATCH_COMMAND+=(--snapshot "$SNAPSHOT"); fi
-  SBATCH_COMMAND+=(--experiment "$EXPERIMENT" --task "$TASK")
-  if [[ -n $LIMIT ]]; then SBATCH_COMMAND+=(--limit "$LIMIT"); fi
-  SBATCH_COMMAND+=(--config "$CONFIG" --model "$MODEL" --threshold "$THRESHOLD" "$@")
-}
-
-# --force, in a file: whoever evaluates the run next begins with its first question and removes the file (evaluate.sh), be
-# it the job that is submitted now, the one that continues it, or one of a later run.sh. Until then the old summary does
-# not count. A job that continues one that has begun finds no such file, and goes on where that was.
-ask_again() {
-  local folder
-  folder=results/$(run_folder)
-  mkdir -p -- "$folder" && date -u +%Y-%m-%dT%H:%M:%SZ | write_whole "$folder/run_again" &&
-    rm -f -- "$folder/job.json" "$folder/failure.json" # they tell of the run before
+  SBATCH_COMMAND+=("${@:3}")
 }
 
 # Runs SBATCH_COMMAND and prints the job's id; on failure the error. Inside a job, sbatch would take that job's SLURM_

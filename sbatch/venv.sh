@@ -16,6 +16,10 @@ CODE_ROOT=${CODE_ROOT:-$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." 
 PROJECT_ROOT=${PROJECT_ROOT:-$CODE_ROOT}
 # shellcheck source=sbatch/lock.sh
 source "$CODE_ROOT/sbatch/lock.sh"
+# shellcheck source=sbatch/python.sh
+source "$CODE_ROOT/sbatch/python.sh"
+# shellcheck source=sbatch/venv_tidy.sh
+source "$CODE_ROOT/sbatch/venv_tidy.sh"
 
 venv_say() { printf 'venv: %s\n' "$*" >&2; }
 
@@ -51,18 +55,6 @@ venv_complete() {
 
 venv_report() { venv_say "building, $2 s: $(tail -n 1 -- "$1/build.log" 2>/dev/null | cut -c 1-100)"; }
 
-venv_find_python() {
-  local candidate
-  for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
-    if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-      printf '%s\n' "$candidate"
-      return 0
-    fi
-  done
-  echo "no Python >= 3.10 with the venv module found (on a cluster: module load python; Debian: python3-venv; or install uv)" >&2
-  return 1
-}
-
 # Dependencies only, with a .pth line to the project: an editable install would write into the folder that it points to,
 # and a job's is a snapshot.
 venv_fill() { # $1: folder
@@ -71,17 +63,12 @@ venv_fill() { # $1: folder
     uv venv --allow-existing --python '>=3.10' "$1" &&
       UV_LINK_MODE=copy uv pip install --python "$1/bin/python" -r "$CODE_ROOT/pyproject.toml" --extra dev -c "$CODE_ROOT/constraints.txt"
   else
-    python=$(venv_find_python) && "$python" -m venv "$1" &&
-      "$1/bin/python" - "$CODE_ROOT/pyproject.toml" >"$requirements" <<'PY' &&
-import sys
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    from pip._vendor import tomli as tomllib
-with open(sys.argv[1], "rb") as file:
-    project = tomllib.load(file)["project"]
-print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")
-PY
+    python=$(python_from 10 venv) || {
+      echo "no Python >= 3.10 with the venv module found (on a cluster: module load python; Debian: python3-venv; or install uv)" >&2
+      return 1
+    }
+    "$python" -m venv "$1" &&
+      "$1/bin/python" "$CODE_ROOT/sbatch/requirements.py" "$CODE_ROOT/pyproject.toml" >"$requirements" &&
       # modules are compiled when they are first imported: most never are, and that halves the build and the files
       "$1/bin/python" -m pip install --no-input --no-compile -r "$requirements" -c "$CODE_ROOT/constraints.txt"
   fi || return 1
@@ -107,32 +94,6 @@ venv_build() { # $1: the claimed folder, $2: hash
     return 1
   fi
   printf '%s\n' "$2" >"$build/complete.new" && mv -f -- "$build/complete.new" "$build/complete"
-}
-
-# Away at once, then file by file: a builder that was wrongly taken for dead must not complete what is half removed.
-venv_remove() {
-  local away
-  away=$(dirname -- "$1")/.removed.$(basename -- "$1").$(uname -n).$$
-  if mv -T -- "$1" "$away" 2>/dev/null; then rm -rf -- "$away"; fi
-}
-
-# Dead, failed and broken attempts at this hash, and other builds that nothing has used for two weeks.
-venv_tidy() { # $1: the builds' folder, $2: hash, $3: the build to keep
-  local other
-  for other in "$1/$2".[0-9][0-9][0-9][0-9]; do
-    if [[ $other < $3 && ! (-f $other/complete && -x $other/bin/python) ]]; then venv_remove "$other"; fi
-  done
-  find "$1" -mindepth 2 -maxdepth 2 -name complete -mtime +14 ! -path "$3/*" -print 2>/dev/null | while IFS= read -r other; do
-    venv_remove "${other%/complete}"
-  done
-}
-
-venv_publish() { # $1: the location people know, $2: the build
-  if [[ -L $1 || ! -e $1 ]] || rmdir -- "$1" 2>/dev/null; then
-    ln -sfn -- "$2" "$1"
-  else
-    venv_say "$1 was not made by these scripts and is left alone; they use $2"
-  fi
 }
 
 venv_ensure() { # sets VENV

@@ -12,6 +12,8 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
+from fast_dllm.runner.code_hashes import decoding_sha256
+
 ROOT = Path(__file__).resolve().parent.parent
 FAKES = ROOT / "tests" / "fake_slurm"
 CONFIGS = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
@@ -166,6 +168,7 @@ class Project:
             "accuracy_stderr": 0.012,
             "metric": "exact_match,flexible-extract",
             "generation_code_sha256": sha256(CODE.encode()).hexdigest(),
+            "decoding_sha256": decoding_sha256(self.root),
             "model_args": {"model_path": "Efficient-Large-Model/Fast_dLLM_v2_7B", "threshold": 0.9},
             "throughput": {"tokens_per_second": 48.9, "forwards": {"full": 1, "sub": 2}},
             "seeds": [0, 1234],

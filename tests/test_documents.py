@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from script_project import Project
 
+from fast_dllm.runner import failures
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("docs/experiments.md", "docs/operations.md", "docs/reference/pace-cluster.md")
 BLOCK = re.compile(r"^```(\S[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,8 +62,7 @@ def test_every_option_of_the_runner_is_documented():
 
 
 def test_every_reason_for_a_failure_is_explained():
-    script = (ROOT / "sbatch/failure.sh").read_text()
-    texts = re.findall(r'\[\w+\]="([^"(:]+)', script.split("FAILURE_TEXT=(")[1].split("\n)")[0])
+    texts = [text.split("(")[0].strip() for text in failures.TEXTS.values()]
     assert len(texts) >= 15
     table = (ROOT / "docs/operations.md").read_text()
-    assert [text for text in texts if text.strip() not in table] == []
+    assert [text for text in texts if text not in table] == []

@@ -448,7 +448,9 @@ def test_a_baseline_by_hand_is_no_job_even_within_an_allocation(project, extra):
 def test_a_baseline_job_runs_to_its_end_with_the_code_that_it_started_with(project):
     process = start_baseline(project, "10", *BASELINE, FAKE_EVAL_toy_math="wait")
     wait_until(lambda: project.evaluations())
-    for file in ("eval.py", "sbatch/baseline.sh", "sbatch/evaluate.sh", "sbatch/common.sh", "sbatch/json.awk"):
+    scripts = ("baseline.sh", "evaluate.sh", "common.sh", "continue.sh", "lock.sh")
+    runner = [str(path.relative_to(project.root)) for path in (project.root / "fast_dllm" / "runner").glob("*.py")]
+    for file in ("eval.py", *(f"sbatch/{name}" for name in scripts), *runner):
         (project.root / file).write_text("edited while it ran )(")
     (project.state / "go").touch()
     assert process.wait(60) == 0, log_of(project)

@@ -264,6 +264,12 @@ def effective_arguments(
     return merged
 
 
+def parse_folder(folder: str) -> tuple[str, dict[str, object]]:
+    """(configuration, what a run changed of it), of a folder's name: the inverse of `folder_name`."""
+    name, *changes = folder.split("+")
+    return name, parse_arguments(",".join(changes)) if changes else {}
+
+
 def folder_name(matrix: Matrix, name: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> str:
     """The folder of a run of configuration `name` with these arguments, all of them or those of the command line.
 

@@ -1,0 +1,188 @@
+"""The questions that the scripts ask, as commands: some print for people, some print shell assignments."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Iterator
+
+from fast_dllm.errors import UsageError
+from fast_dllm.runner import jobs, output, prefetch, tasks
+from fast_dllm.runner.help import help_text
+from fast_dllm.runner.request import Parser, Request, add_options, check_count, join_arguments, read_request
+from fast_dllm.runner.states import State, examine
+from fast_dllm.runner.tasks import ROOT, task_folder
+
+
+def assign(values: dict) -> None:
+    """Print shell assignments: of lists arrays, of dicts associative arrays."""
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            print(f"{name}=({' '.join(shlex.quote(str(item)) for item in value)})")
+        elif isinstance(value, dict):
+            pairs = (f"[{shlex.quote(key)}]={shlex.quote(item)}" for key, item in value.items())
+            print(f"{name}=({' '.join(pairs)})")
+        else:
+            print(f"{name}={shlex.quote(str(value))}")
+
+
+def tell_request(request: Request) -> None:
+    """What the scripts need to know of it, and the words that ask for the same again, from whatever folder."""
+    words = [f"--experiment={request.experiment}", f"--task={','.join(request.tasks)}"]
+    words += [f"--limit={request.limit}"] if request.limit is not None else []
+    words += [f"--model={request.model}"] if request.model is not None else []
+    words += ["--code_tasks"] if any(run.task.code for run in request.runs()) else []
+    others = {key: value for key, value in request.given.items() if key != "num_fewshot"}
+    if others:
+        words.append(f"--model_args={join_arguments(others)}")
+    words += [f"--num_fewshot={request.given['num_fewshot']}"] if "num_fewshot" in request.given else []
+    assign(
+        {
+            "EXPERIMENT": request.experiment,
+            "RUN_TASKS": request.tasks,
+            "TASK": request.task,
+            "LIMIT": "" if request.limit is None else request.limit,
+            "TASK_FOLDER": task_folder(request.task, request.limit),
+            "MODEL": request.model_or_default,
+            "CONFIGS": request.names,
+            "FOLDER": {f"{run.task.name}/{run.name}": run.path for run in request.runs()},
+            "REQUEST": words,
+        }
+    )
+
+
+def cluster_settings(root: Path) -> Iterator[str]:
+    """Shell code for the NAME=value lines of sbatch/cluster.env, taken as they stand. Raises UsageError."""
+    path = root / "sbatch" / "cluster.env"
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if re.fullmatch(r"\s*(#.*)?", line):
+            continue
+        found = re.fullmatch(r"([A-Z_][A-Z0-9_]*)=(.*)", line)
+        if not found:
+            raise UsageError(f"sbatch/cluster.env, line {number} is not NAME=value: {line!r}")
+        yield f"[[ -v {found[1]} ]] || export {found[1]}={shlex.quote(found[2])}"
+
+
+def status(request: Request, options: argparse.Namespace) -> int:
+    states, fault = examine(request)
+    if fault and not options.table:
+        print(f"run.sh: squeue failed, so jobs are not known: {fault}", file=sys.stderr)
+    if options.json:
+        print(output.as_json(request, states))
+    else:
+        print(*output.frame(request, states), sep="\n")
+    if options.table:
+        print(*output.table(request, states), sep="\n")
+    return 3 if options.check and not all(state.is_complete for state in states) else 0
+
+
+def plan(request: Request, options: argparse.Namespace) -> int:
+    """For each configuration a line: name, path, what to do, why, the job's options; separated by tabs."""
+    if tasks.TASKS[request.task].is_scored and len(request.names) > 1:
+        jobs.say(
+            f"{request.task} is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. "
+            f"One configuration suffices: {request.matrix.compare_with}"
+        )
+    request = dataclasses.replace(request, model=request.model_or_default)
+    states, fault = examine(request)
+    if fault:
+        jobs.say(f"run.sh: squeue failed, so nothing is submitted: {fault}")
+        if not options.dry_run:
+            return 1
+    for state in states:
+        fields = [state.run.name, state.run.path, *action(state, options.force)]
+        fields.append(shlex.join(request.words(request.task, state.run.name)))
+        print("\t".join(field.replace("\t", " ").replace("\n", " ") for field in fields))
+    return 0
+
+
+def action(state: State, force: bool) -> tuple:
+    """(submit, skip, or the job to cancel first; why)."""
+    if state.state in ("running", "queued"):
+        return (f"cancel {state.job}" if force else "skip", state.detail)
+    if state.state in ("complete", "stale", "earlier"):
+        if force:
+            return "submit", state.detail or "complete, forced"
+        detail = state.detail if "--force" in state.detail else f"{state.detail or 'complete'} (--force runs it again)"
+        return "skip", detail
+    return "submit", state.detail
+
+
+def read_options(words: list) -> argparse.Namespace:
+    parser = Parser(prog="runner", allow_abbrev=False, add_help=False)
+    parser.add_argument("command")
+    add_options(parser)
+    for option in ("--json", "--check", "--table", "--force", "--dry_run", "--keep", "--told_to_stop"):
+        parser.add_argument(option, action="store_true")
+    parser.add_argument("--confirm_run_unsafe_code", action="store_true")
+    parser.add_argument("--baseline", action="store_true", help="its tasks where none is named")
+    parser.add_argument("--only", help="of the configurations this one")
+    for option in ("--log", "--text", "--job", "--progress", "--failure"):
+        parser.add_argument(option, default="")
+    parser.add_argument("--after", default="")
+    parser.add_argument("--lost", action="append", default=[])
+    parser.add_argument("--mode", choices=jobs.MODES, default="job")
+    for option, default in (("--status", "0"), ("--start", "0"), ("--stalled", "0"), ("--continue", "0")):
+        parser.add_argument(option, default=default)
+    parser.add_argument("--batch_size", default="1")
+    options = parser.parse_args(words)
+    if options.baseline and options.task is None:
+        options.task = ",".join(tasks.baseline_tasks())
+    if options.only is not None:
+        options.config = [options.only]
+    options.after = [job for job in options.after.split(",") if job]
+    options.batch_size = check_count("--batch_size", options.batch_size)
+    check_count("--continue", vars(options)["continue"], least=0)
+    for name in ("status", "start", "stalled"):
+        setattr(options, name, int(getattr(options, name)))
+    return options
+
+
+def main(script: str, root: str, *words: str) -> int:
+    if words[:1] == ("help",):
+        print(help_text(script, ROOT), end="")
+        return 0
+    options = read_options(list(words))
+    if options.command == "settings":
+        print(*cluster_settings(Path(root)), sep="\n")
+        return 0
+    if options.command == "resources":
+        assign({"RESOURCES": jobs.resources_of_job()})
+        return 0
+    if options.command == "record":
+        jobs.record_job(Path(root) / "results" / options.text, options.job, options.log)
+        return 0
+    request = read_request(options, Path(root), ROOT)
+    if options.command in ("status", "plan"):
+        return {"status": status, "plan": plan}[options.command](request, options)
+    if options.command == "fetch":
+        return prefetch.fetch_all(request, options.text)
+    if options.command == "space":
+        prefetch.check_space(request)
+        return 0
+    if options.command in ("begin", "end", "after"):
+        assign({"begin": jobs.begin, "end": jobs.end, "after": jobs.continue_after}[options.command](request, options))
+    elif options.command == "request":
+        tell_request(request)
+    elif options.command == "left":
+        assign({"LEFT": list(dict.fromkeys(run.task.name for run in jobs.left(request, options.after)))})
+    elif options.command == "work":
+        print(jobs.work_done(request))
+    elif options.command == "keep":
+        for run in request.runs():
+            jobs.keep(request, run)
+    elif options.command == "force":
+        jobs.force(request)
+    elif options.command == "fail":
+        jobs.fail(request, options)
+    elif options.command == "summary":
+        for run in request.runs():
+            print(*output.summary(Path(root), run), sep="\n")
+    else:
+        raise UsageError(f"no command {options.command!r}")
+    return 0

@@ -1,0 +1,155 @@
+"""Why a run ended: a class from what Slurm, Python and the kernel left behind, and its record, failure.json."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from datetime import datetime, timezone
+from pathlib import Path
+
+from fast_dllm.runner.files import write_json
+
+TEXTS = {
+    "time_limit": "time limit reached",
+    "preemption": "preempted",
+    "node_failure": "node failure",
+    "cancelled": "cancelled",
+    "terminated": "told to stop",
+    "killed": "killed by signal 9",
+    "host_oom": "out of host memory",
+    "gpu_oom": "out of GPU memory",
+    "disk_quota": "disk full or over quota",
+    "dataset_access": "no access to the data set or model "
+    "(gated: ask for it on its page of the hub, then: hf auth login)",
+    "hub_network": "hub not reachable, or not in the local cache",
+    "wrong_input": "wrong input",
+    "venv": "no venv",
+    "code_error": "code error",
+    "no_progress": "no progress in two jobs",
+    "no_result": "ended without a result",
+}
+# Followed by another job without anyone typing. A code error would only happen again.
+CONTINUED = ("time_limit", "preemption", "node_failure")
+
+# First match wins; looked for in the last lines of the run's log. The data set's patterns stand before the network's,
+# because a refused download also says HTTP; memory stands first, because it breaks other things.
+PATTERNS = (
+    (
+        "gpu_oom",
+        r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|torch\.(cuda\.)?OutOfMemoryError",
+    ),
+    (
+        "host_oom",
+        r"oom.kill|Out Of Memory|^MemoryError|Cannot allocate memory|DefaultCPUAllocator: .*allocate memory",
+    ),
+    ("disk_quota", r"No space left on device|Disk quota exceeded"),
+    (
+        "dataset_access",
+        r"GatedRepoError|gated (dataset|repo)|(401|403) Client Error|Access to (dataset|model) .* is restricted",
+    ),
+    (
+        "hub_network",
+        r"Max retries exceeded|Name or service not known|name resolution|Connection(Error| refused| reset)"
+        r"|ConnectTimeout|OfflineMode|LocalEntryNotFoundError|LocalEntryNotFound|Couldn.t reach|couldn.t connect to"
+        r"|Network is unreachable|could not be fetched",
+    ),
+)
+# slurmstepd says why before it sends the signal, often in the middle of a progress bar's line:
+# "slurmstepd-n1: error: *** JOB 12 ON n1 CANCELLED AT ... DUE TO TIME LIMIT ***"
+_DUE = (
+    ("DUE TO TIME LIMIT", "time_limit"),
+    ("DUE TO PREEMPTION", "preemption"),
+    ("DUE TO NODE FAIL", "node_failure"),
+    ("CANCELLED", "cancelled"),
+)
+_STATES = (
+    ("TIMEOUT", "time_limit"),
+    ("DEADLINE", "time_limit"),
+    ("PREEMPTED", "preemption"),
+    ("NODE_FAIL", "node_failure"),
+    ("BOOT_FAIL", "node_failure"),
+    ("OUT_OF_MEMORY", "host_oom"),
+    ("CANCELLED", "cancelled"),
+    ("FAILED", "code_error"),
+    ("COMPLETED", "no_result"),
+)
+
+
+def class_of_state(state: str) -> str:
+    """Of "state|exit code:signal", as sacct writes it; "" while it says nothing about an end."""
+    if re.match(r"FAILED.*:9$", state):
+        return "killed"
+    return next((found for start, found in _STATES if state.startswith(start)), "")
+
+
+def cgroup_oom() -> bool:
+    """Whether the kernel killed something in this job's memory cgroup (version 2, then 1)."""
+    if not os.environ.get("SLURM_JOB_ID"):
+        return False
+    try:
+        groups = Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return False
+    for pattern, file in (
+        (r"^0::(.+)$", "/sys/fs/cgroup{}/memory.events"),
+        (r"^\d+:memory:(.+)$", "/sys/fs/cgroup/memory{}/memory.oom_control"),
+    ):
+        found = re.search(pattern, groups, re.MULTILINE)
+        try:
+            if found and re.search(r"^oom_kill [1-9]", Path(file.format(found[1])).read_text(), re.MULTILINE):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def classify(status: int, text: str, told_to_stop: bool) -> str:
+    """text: the run's part of the log. told_to_stop: the shell received SIGTERM."""
+    job = re.escape(os.environ.get("SLURM_JOB_ID") or "none")
+    ended = re.findall(rf"slurmstepd[^ \n]*: error: \*\*\* (?:JOB|STEP) {job}[ .].*", text)
+    for words, found in _DUE if ended else ():
+        if words in ended[-1]:
+            return found
+    if told_to_stop:
+        return "terminated"
+    if status == 2:
+        return "wrong_input"
+    for found, pattern in PATTERNS:
+        if re.search(pattern, text, re.MULTILINE):
+            return found
+    # accelerate's launcher turns the death of eval.py into a silent status 1
+    if status == 137 or not re.search(r"Traceback|[Ee]rror", text):
+        return "host_oom" if cgroup_oom() else "killed"
+    return "code_error"
+
+
+def end_of(log: Path, start: int = 0, size: int = 20000) -> str:
+    """The last part of a log from byte `start` on."""
+    try:
+        with Path(log).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(start, file.tell() - size))
+            return file.read().replace(b"\0", b"").decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def printable(text: str) -> str:
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", "", text.replace("\t", " "))
+
+
+def write_failure(folder: Path, name: str, status: int, log: str, text: str) -> None:
+    lines = [line for line in text.replace("\r", "\n").split("\n") if line.strip(" ")]
+    record = {
+        "schema_version": 1,
+        "class": name,
+        "message": TEXTS[name],
+        "exit_code": status,
+        "job_id": os.environ.get("SLURM_JOB_ID", ""),
+        "host": socket.gethostname(),
+        "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "log": printable(log),
+        "last_lines": printable("\n".join(lines[-15:])),
+    }
+    write_json(Path(folder) / "failure.json", record)

@@ -1,0 +1,96 @@
+"""Files that other processes read at any moment: read strictly, written whole, never thrown away."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+
+def read_json(path: Path) -> tuple[dict | None, str]:
+    """(the object in a JSON file, "") or (None, why it is not one); (None, "") where there is no file."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except (OSError, UnicodeDecodeError) as error:
+        return None, " ".join(str(error).split())
+    if not text.strip():
+        return None, "it is empty"
+    try:
+        content = json.loads(text, parse_constant=_no_number, object_pairs_hook=_no_key_twice)
+    except json.JSONDecodeError as error:
+        end = len(text.rstrip())
+        if error.pos >= end or error.msg.startswith("Unterminated string"):
+            return None, "it ends in the middle"
+        return None, f"unexpected {text[error.pos : error.pos + 1]!r} in line {error.lineno}"
+    except (ValueError, RecursionError) as error:
+        return None, str(error)
+    if not isinstance(content, dict):
+        return None, f"unexpected {text.strip()[:1]}"
+    return content, ""
+
+
+def _no_number(constant: str) -> object:
+    raise ValueError(f"unexpected {constant[:1]}")
+
+
+def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)} stands twice")
+    return found
+
+
+def as_object(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Whole or not at all, and on the disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        if new.exists():
+            new.unlink()
+        raise
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+
+
+def is_newer(path: Path, other: Path) -> bool:
+    """Whether both are there and `path` was written later."""
+    try:
+        return path.stat().st_mtime_ns > other.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def set_aside(path: Path, word: str) -> None:
+    """Keep a file beside: summary.json becomes summary.<word>.json, or summary.<word>.2.json where that is taken."""
+    path, number = Path(path), 1
+    if not path.is_file():
+        return
+    while True:
+        kept = path.with_name(f"{path.stem}.{word}{'' if number == 1 else f'.{number}'}{path.suffix}")
+        if not kept.exists():
+            path.replace(kept)
+            return
+        number += 1
+
+
+def remove(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            path.unlink()

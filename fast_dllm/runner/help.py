@@ -1,0 +1,121 @@
+"""The scripts' --help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
+from fast_dllm.runner.matrix import matrix_of
+from fast_dllm.runner.request import experiments
+from fast_dllm.runner.tasks import baseline_tasks, benchmarks
+
+REPORT = "  --report          the table of results, what can be said of it, and pictures\n"
+
+RUN = """\
+Usage: bash sbatch/run.sh [OPTION...] [CONFIG...]
+Submits one Slurm job for each configuration that is neither complete, nor queued, nor running.
+
+  --status          show what is complete, running, queued, failed or missing; submits nothing
+  --check           with --status: exit status 3 while anything is incomplete
+  --json            with --status: the same as JSON
+  --dry-run         show what would be submitted and why, and write nothing
+  --task T          {tasks} (default gsm8k)
+  --experiment E    {experiments} (default {experiment})
+  --limit N         only the first N questions (of each subtask); stored apart, as <task>_limit_<N>
+  --config C[,C]    only these of the experiment's configurations, plain, or a range of layers such as k2_8-19:
+                    {configurations}
+  --force           run complete and stale configurations again, from the first question
+  --threshold X     confidence above which a token is accepted, 0 to 1
+  --model_args A=V[,A=V]
+                    any other model argument or knob of the experiment; what is not the configuration's own stands in
+                    the name of the results' folder, as in k2_middle+threshold=0.8
+  --num_fewshot N   examples in the prompt (default: the task's own)
+  --model M         a hub id, a folder or tiny (default {model})
+  --continue N      how many further jobs may continue one that Slurm ended: time limit, preemption, node failure
+                    (default 3)
+{report}  --help
+
+Examples:
+  bash sbatch/run.sh --status
+  bash sbatch/run.sh --dry-run
+  bash sbatch/run.sh                                  the whole matrix on gsm8k
+  bash sbatch/run.sh --limit 100 k1_first k2_middle   a quick look
+  bash sbatch/run.sh --task minerva_math --experiment {experiment}
+"""
+
+LOCAL = """\
+Usage: bash sbatch/local.sh [OPTION...]
+Evaluates on this machine (makes the venv if it is missing) and writes
+results/<experiment>/<task>[_limit_<N>]/<configuration>/{{results.json,summary.json}}. Interrupted, it goes on where it
+was.
+
+  --task T          {tasks} (default gsm8k),
+                    or {code_tasks}
+  --limit N         only the first N questions (of each subtask)
+  --experiment E    {experiments} (default {experiment})
+  --config C[,C]    plain (the model without layer reuse, the default), a range of layers such as k2_8-19, or one of the
+                    experiment's: {configurations}
+  --matrix          all of the experiment's; those that are complete are skipped
+  --demo            the matrix on toy_math with the tiny model, 200 questions each, and its table: a few minutes
+  --force           answer every question again; with --matrix the complete configurations too
+  --model M         tiny, a folder or a hub id (default: {model} with a CUDA GPU, else tiny)
+  --threshold X     confidence above which a token is accepted, 0 to 1
+  --model_args A=V[,A=V]
+                    any other model argument or knob of the experiment; what is not the configuration's own stands in
+                    the name of the results' folder, as in k2_middle+threshold=0.8
+  --batch_size N    questions decoded together (default 1)
+  --num_fewshot N   examples in the prompt (default: the task's own)
+  --confirm_run_unsafe_code
+                    run the code that the model writes on this machine, as you; {code_task} and the like need it
+  --help
+
+Examples:
+  bash sbatch/local.sh --demo
+  bash sbatch/local.sh --model tiny --task gsm8k --limit 10
+  bash sbatch/local.sh --task toy_math --limit 50 --config k2_middle
+  bash sbatch/local.sh --task toy_math --limit 50 --matrix
+"""
+
+BASELINE = """\
+Usage: sbatch sbatch/baseline.sh [OPTION...]
+Evaluates the plain model (no layer reuse, threshold 1) on {baseline_tasks},
+each with its own number of examples in the prompt. Results: results/00_baseline/<task>[_limit_<N>]/plain/.
+A task that fails does not stop the others; the exit status is 1 then. Tasks that are complete are skipped.
+Without Slurm: bash sbatch/baseline.sh [OPTION...]
+
+  --task T[,T]   only these: {tasks}
+  --limit N      only the first N questions (of each subtask)
+  --model M      a hub id, a folder or tiny
+  --force        run complete ones again, from the first question
+  --continue N   how many further jobs may continue one that Slurm ended: time limit, preemption, node failure
+                 (default 3)
+  --help
+"""
+
+PREFETCH = """\
+Usage: bash sbatch/prefetch.sh [--task T[,T]] [--model M]
+Downloads the model and the tasks' data sets into the hub's cache (HF_HOME), after a look at the free space, and says
+what is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.
+
+  --task T[,T]   {tasks} {code_tasks}
+                 (default gsm8k)
+  --model M      a hub id, a folder or tiny (default {model})
+"""
+
+TEXTS = {"run.sh": RUN, "local.sh": LOCAL, "baseline.sh": BASELINE, "prefetch.sh": PREFETCH}
+
+
+def help_text(script: str, root: Path) -> str:
+    code_tasks = list(benchmarks(code=True))
+    return TEXTS[script].format(
+        tasks=" ".join(benchmarks()),
+        code_tasks=" ".join(code_tasks),
+        code_task=code_tasks[0],
+        baseline_tasks=" ".join(baseline_tasks()),
+        experiments=" ".join(experiments(root)),
+        experiment=DEFAULT_EXPERIMENT,
+        configurations=" ".join(matrix_of(DEFAULT_EXPERIMENT, root).names),
+        model=DEFAULT_MODEL,
+        # offered where there is one
+        report=REPORT if (root / "fast_dllm" / "report").is_dir() else "",
+    )

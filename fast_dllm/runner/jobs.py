@@ -1,0 +1,283 @@
+"""What a process that evaluates asks: what is left, what to run under the lock, how it ended, whether to go on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Iterable
+
+from fast_dllm.runner import failures
+from fast_dllm.runner.files import is_newer, read_json, remove, set_aside, write_json, write_whole
+from fast_dllm.runner.request import Request, Run, evaluation_words
+from fast_dllm.runner.states import FORCE_FILE, Records, ask, is_forced, lock_owner
+from fast_dllm.runner.summaries import Judge, Judgement, earlier_fault, fault_of, is_earlier
+
+# How results that are there are met. named: those of this model are made again, as the user asked for them by name;
+# demo: what is of other code is made again, so that the table is of one. A whole result of another model, or of an
+# earlier runner, is never replaced without --force.
+MODES = ("job", "matrix", "demo", "named")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def folder_of(request: Request, run: Run) -> Path:
+    return request.root / "results" / run.path
+
+
+# -- what is left ------------------------------------------------------------------------------------------------------
+def is_done(request: Request, run: Run, judge: Judge) -> bool:
+    """There is a whole result, and nobody asked for another one."""
+    return not is_forced(request.root, run) and judge.judge(run).is_whole
+
+
+def has_failed(request: Request, run: Run, after: Iterable[str]) -> str:
+    """The class of an end of its own that this run came to in one of the jobs `after`, and would only come to again."""
+    failure = read_json(folder_of(request, run) / "failure.json")[0] or {}
+    job, name = str(failure.get("job_id") or ""), str(failure.get("class") or "")
+    return name if job and job in after and name not in ("terminated", *failures.CONTINUED) else ""
+
+
+def left(request: Request, after: Iterable[str]) -> list[Run]:
+    judge = Judge(request)
+    return [run for run in request.runs() if not is_done(request, run, judge) and not has_failed(request, run, after)]
+
+
+def work_done(request: Request) -> str:
+    """The runs that are complete + the batches of the others that are on disk: two equal ones, and nothing was done."""
+    judge, complete, batches = Judge(request), 0, 0
+    for run in request.runs():
+        if is_done(request, run, judge):
+            complete += 1
+        elif not is_forced(request.root, run):
+            for file in (folder_of(request, run) / "answers").glob("**/*.jsonl"):
+                batches += file.read_bytes().count(b"\n")
+    return f"{complete}+{batches}"
+
+
+# -- one evaluation ----------------------------------------------------------------------------------------------------
+def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
+    """Under the locks of the runs: what is complete is decided here and nowhere else, so that nothing is made twice.
+
+    Clears what an earlier try left of those that are to be run, and says how.
+    """
+    judge, wanted, refused = Judge(request), [], []
+    for run in request.runs():
+        forced = options.force or is_forced(request.root, run)
+        judged = judge.judge(run)
+        failed = has_failed(request, run, options.after)
+        if not forced and judged.is_whole and not _runs_again(judged, options.mode):
+            _tell_kept(run, judged, request)
+            if _was_asked_for(judged, options.mode):
+                refused.append(run)
+            elif options.keep:
+                keep(request, run)
+        elif not forced and failed:
+            why = failures.TEXTS.get(failed, failed)
+            say(f"== {run.path} failed in a job before this one ({why}) and is not repeated")
+            refused.append(run)
+        else:
+            wanted.append(run)
+            _clear(request, run, forced, options.log)
+    if wanted:
+        where, examples = wanted[0].path.rsplit("/", 1)[0], wanted[0].arguments["num_fewshot"]
+        names = ",".join(run.folder for run in wanted)
+        say(f"== {where}/{names}: model {request.model_or_default}, {examples} examples in the prompt")
+    words = evaluation_words(request, wanted, options.batch_size, options.confirm_run_unsafe_code) if wanted else []
+    return {"RUNS": [run.name for run in wanted], "REFUSED": [run.name for run in refused], "EVAL_WORDS": words}
+
+
+def _runs_again(judged: Judgement, mode: str) -> bool:
+    if judged.other_model or judged.state == "earlier":
+        return False
+    return mode == "named" or (mode == "demo" and judged.state == "stale")
+
+
+def _was_asked_for(judged: Judgement, mode: str) -> bool:
+    """What is kept is not what the user asked for; of the whole matrix, that one is left out is no failure."""
+    return (judged.other_model and mode not in ("matrix", "demo")) or (judged.state == "earlier" and mode == "named")
+
+
+def _tell_kept(run: Run, judged: Judgement, request: Request) -> None:
+    if judged.other_model:
+        model = (judged.content or {}).get("model_args", {}).get("model_path")
+        say(f"== {run.path} is complete, but of model {model}, not {request.model}; --force runs it again")
+    elif judged.state == "stale":
+        say(f"== {run.path} is {judged.detail}; skipped, --force runs it again")
+    else:
+        say(f"== {run.path} is complete, skipped" + (f" ({judged.detail})" if judged.detail else ""))
+
+
+def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
+    folder = folder_of(request, run)
+    remove(folder / "failure.json", *folder.glob("progress.rank*.json"))
+    keep_what_stood(folder / "summary.json", run)
+    if forced:
+        shutil.rmtree(folder / "answers", ignore_errors=True)
+        if (folder / "summary.json").exists():
+            (folder / "summary.json").replace(folder / "summary.previous.json")
+        remove(folder / FORCE_FILE)  # last: ended before this, the next evaluation begins again
+    record_job(folder, os.environ.get("SLURM_JOB_ID", ""), log)
+
+
+def record_job(folder: Path, job: str, log: str) -> None:
+    """What status asks the accounting about when the job had no chance to write failure.json."""
+    write_json(folder / "job.json", {"schema_version": 1, "job_id": job, "log": failures.printable(log)})
+
+
+def end(request: Request, options: argparse.Namespace) -> dict[str, object]:
+    """Which of the runs are done, and why the first that is not has failed. `lost`: those whose lock is another's now.
+
+    A process answers its runs one after the other and stops at the first that fails; its exit status tells of one run
+    only when it had one.
+    """
+    runs, status, failed_class = request.runs(), options.status, ""
+    found: dict[str, list] = {"RUNS_DONE": [], "NOT_DONE": [], "RUNS_LEFT": []}
+    for run in runs:
+        folder, reason = folder_of(request, run), _fault_of_new(request, run)
+        if (status == 0 or len(runs) > 1) and run.name not in options.lost and not reason:
+            found["RUNS_DONE"].append(run.name)
+            remove(folder / "failure.json", *folder.glob("progress.rank*.json"))
+            if options.keep:
+                keep(request, run)
+        elif found["NOT_DONE"]:
+            found["RUNS_LEFT"].append(run.name)
+        else:
+            found["NOT_DONE"].append(run.name)
+            if run.name in options.lost:
+                owner = lock_owner(folder / ".lock")
+                say(
+                    f"{run.path} was taken over by {owner} while this process could not be seen to live; "
+                    "it is left to that one"
+                )
+                status = 75
+            else:
+                status, failed_class = _record_failure(run, folder, status, reason, options)
+    goes_on = "yes" if failed_class in ("terminated", *failures.CONTINUED) else "no"
+    return {**found, "END_STATUS": status, "FAILURE_CLASS": failed_class, "GOES_ON": goes_on}
+
+
+def _fault_of_new(request: Request, run: Run) -> str:
+    """Why summary.json is no complete one of this process: job.json was written when it began."""
+    folder = folder_of(request, run)
+    content, fault = read_json(folder / "summary.json")
+    if content is None:
+        return f"not valid JSON, {fault}" if fault else "no file"
+    is_new = is_newer(folder / "summary.json", folder / "job.json")
+    return fault_of(content, run) or ("" if is_new else "it is of an earlier run")
+
+
+def _record_failure(run: Run, folder: Path, status: int, reason: str, options: argparse.Namespace) -> tuple[int, str]:
+    if status == 0:
+        say(f"eval.py ended without an error, but left no complete summary: {reason}")
+        status = 70
+    text = failures.end_of(Path(options.log), options.start)
+    # accelerate's launcher turns every exit status into 1; eval.py's own line tells that the input was wrong
+    if re.search(r"^eval\.py: error: ", text, re.MULTILINE):
+        status = 2
+    name = failures.classify(status, text, options.told_to_stop)
+    failures.write_failure(folder, name, status, options.log, text)
+    say(f"{run.path}: {failures.TEXTS[name]} (exit status {status})")
+    return status, name
+
+
+def keep_what_stood(path: Path, run: Run) -> None:
+    """A summary that this code did not write for this run, be it the lab's or no whole one, is never written over."""
+    content, fault = read_json(path)
+    if content is not None and is_earlier(content) and not earlier_fault(content, run):
+        set_aside(path, "earlier")
+    elif fault or (content is not None and fault_of(content, run)):
+        set_aside(path, "corrupt")
+
+
+def keep(request: Request, run: Run) -> None:
+    """The summary is small and tracked in artifacts/; results/ may lie on a disk that is purged."""
+    source = folder_of(request, run) / "summary.json"
+    target = request.root / "artifacts" / run.path / "summary.json"
+    if source.is_file():
+        data = source.read_bytes()
+        if not target.is_file() or target.read_bytes() != data:
+            keep_what_stood(target, run)
+            write_whole(target, data)
+
+
+def force(request: Request) -> None:
+    """--force, in a file: whoever evaluates the run next begins with its first question and removes the file, be it the
+    job that is submitted now, the one that continues it, or one of a later run.sh. Until then the old summary does not
+    count. A job that continues one that has begun finds no such file, and goes on where that was."""
+    for run in request.runs():
+        folder = folder_of(request, run)
+        write_whole(folder / FORCE_FILE, time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()).encode())
+        remove(folder / "job.json", folder / "failure.json")  # they tell of the run before
+
+
+# -- a chain of jobs ---------------------------------------------------------------------------------------------------
+def fail(request: Request, options: argparse.Namespace) -> None:
+    """The job ends before it evaluates anything, for the reason `--class`."""
+    text = options.text or failures.end_of(Path(options.log))
+    for run in left(request, options.after):
+        failures.write_failure(folder_of(request, run), options.failure, 1, options.log, text)
+
+
+def end_of_job(request: Request, job: str) -> str:
+    """How it ended: the record of the last run that it came to is first; a job that was killed could not write one,
+    Slurm knows."""
+    name = ""
+    for run in request.runs():
+        records = Records.of(folder_of(request, run))
+        if str(records.failure.get("job_id")) == job:
+            name = str(records.failure.get("class") or "")
+        elif records.job == job:
+            name = ""
+    for tries in range(6):
+        if name not in ("", "terminated", "killed") or not shutil.which("sacct"):
+            break
+        if tries:
+            time.sleep(5)  # the accounting may lag behind
+        _, text = ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode")
+        name = failures.class_of_state(text.split("\n")[0]) if text else ""
+    return name or "killed"
+
+
+def continue_after(request: Request, options: argparse.Namespace) -> dict[str, object]:
+    """Whether the job that this one would continue is one to continue. GO_ON: yes, no, or fail."""
+    before, stalled = options.after[-1], options.stalled
+    name = end_of_job(request, before)
+    if name not in failures.CONTINUED:
+        say(f"job {before} is not continued: {failures.TEXTS.get(name, name)}")
+        return {"GO_ON": "no", "STALLED": stalled}
+    now = work_done(request)
+    stalled = stalled + 1 if now == options.progress else 0
+    say(
+        f"continues job {before} ({failures.TEXTS[name]}); "
+        f"complete tasks + batches: {options.progress} when that started, now {now}"
+    )
+    if stalled >= 2:
+        options.failure, options.text = "no_progress", "jobs before this one answered nothing, twice"
+        fail(request, options)
+        say(f"not continued any more: {failures.TEXTS['no_progress']}")
+        return {"GO_ON": "fail", "STALLED": stalled}
+    return {"GO_ON": "yes", "STALLED": stalled}
+
+
+def resources_of_job() -> list[str]:
+    """sbatch's options for a job like this one: what was given by hand for it has to be given again."""
+    environment, words = os.environ, []
+    worked, text = ask("squeue", "--noheader", f"--jobs={environment['SLURM_JOB_ID']}", "--format=%a|%q|%P|%l|%b")
+    fields = text.strip().split("|")
+    if worked and len(fields) == 5:
+        names = ("--account", "--qos", "--partition", "--time")
+        words = [f"{name}={value}" for name, value in zip(names, fields)]
+        if fields[4].startswith("gres"):
+            words.append(f"--gres={re.sub('gres[:/]', '', fields[4])}")
+    if environment.get("SLURM_CPUS_PER_TASK"):
+        words.append(f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}")
+    if environment.get("SLURM_MEM_PER_NODE"):
+        words.append(f"--mem={environment['SLURM_MEM_PER_NODE']}M")
+    return words

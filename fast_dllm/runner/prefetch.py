@@ -1,0 +1,80 @@
+"""What sbatch/prefetch.sh does: look whether the hub's cache has room, and fetch model, tokenizer and data sets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fast_dllm.errors import UsageError
+from fast_dllm.runner import failures
+from fast_dllm.runner.request import Request
+from fast_dllm.runner.states import ask
+
+GIB = 2**30
+MODEL_SPACE = 20 * GIB  # the 7B's weights take 15 GB
+MODEL_CODE = "import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))"
+TASK_CODE = """
+import sys
+from lm_eval.tasks import TaskManager
+found = TaskManager(include_path=sys.argv[2]).load([sys.argv[1]])
+print("data of", len(found["tasks"]), "task(s) is here")"""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def is_on_hub(model: str) -> bool:
+    return "/" in model and not Path(model).is_absolute()
+
+
+def check_space(request: Request) -> None:
+    """Raises UsageError where the hub's cache cannot hold what is asked for."""
+    place = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    with contextlib.suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+    if not os.access(place, os.W_OK):
+        raise UsageError(f"the hub's cache {place} cannot be written to; set HF_HOME")
+    worked, text = ask("df", "-Pk", "--", str(place))
+    free = int(text.splitlines()[1].split()[3]) * 1024 if worked else shutil.disk_usage(place).free
+    say(f"cache: {place}, {free // GIB} GiB free on its disk")
+    if shutil.which("pace-quota"):
+        subprocess.run(["pace-quota"], stdout=sys.stderr)
+    if is_on_hub(request.model_or_default) and free < MODEL_SPACE:
+        need = f"{MODEL_SPACE // GIB} GiB are needed for {request.model_or_default} and data sets"
+        raise UsageError(f"{need}; set HF_HOME to a larger disk, such as ~/scratch/hf")
+
+
+def fetch_all(request: Request, venv: str) -> int:
+    """With the Python of the active venv; the exit status."""
+    wanted = {}
+    if is_on_hub(request.model_or_default):
+        wanted[f"model {request.model_or_default}"] = ["-c", MODEL_CODE, request.model_or_default]
+    runs = request.runs()
+    if any(run.task.sentence_data for run in runs):
+        wanted["sentence data"] = [str(request.code_root / "sbatch" / "nltk_data.py"), venv]
+    for run in runs:
+        wanted[f"task {run.task.name}"] = ["-c", TASK_CODE, run.task.name, str(request.code_root / "tasks")]
+    missing = [what for what, words in wanted.items() if not fetch(what, ["python", *words])]
+    for what in missing:
+        say(f"prefetch.sh: not fetched: {what}")
+    return 1 if missing else 0
+
+
+def fetch(what: str, command: list[str]) -> bool:
+    """Run it, its output shown as it comes; says why it failed."""
+    say(f"== {what}")
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        for line in process.stdout:
+            sys.stderr.buffer.write(line)
+            sys.stderr.flush()
+            lines = [*lines[-200:], line.decode("utf-8", "replace")]
+    if process.returncode:
+        status = process.returncode if process.returncode > 0 else 128 - process.returncode
+        say(f"{what}: {failures.TEXTS[failures.classify(status, ''.join(lines), False)]}")
+    return process.returncode == 0

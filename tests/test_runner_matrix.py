@@ -1,0 +1,293 @@
+"""The scripts with an experiment's own configurations and model arguments: what runs, and where its results are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from script_project import CODE, CONFIGS, Project
+from test_jobs import evaluated
+
+SWEEP = {"compare_with": "t1.00", "configurations": {f"t{value:.2f}": {"threshold": value} for value in (0.5, 0.75, 1)}}
+KNOBS = """
+class Options(decoding.Options):
+    reuse_k: int = 1
+    layer_subset: str | None = None
+    refresh: str = "block"
+    tolerance: float = 0.2
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """With an experiment 04_sweep, which has a matrix and knobs of its own."""
+    project = Project(tmp_path / "lab's project")
+    folder = project.root / "experiments" / "04_sweep"
+    folder.mkdir()
+    (folder / "generation_functions.py").write_text(KNOBS)
+    (folder / "matrix.json").write_text(json.dumps(SWEEP))
+    return project
+
+
+def command_of(project) -> dict[str, str]:
+    """The options of the last evaluation."""
+    words = project.evaluations()[-1].replace("\\,", ",").split()
+    return {word: words[place + 1] for place, word in enumerate(words[:-1]) if word.startswith("--")}
+
+
+# -- an experiment's own configurations --------------------------------------------------------------------------------
+def test_status_and_submission_follow_the_experiments_matrix(project):
+    assert list(project.statuses("--experiment", "04_sweep")) == list(SWEEP["configurations"])
+    assert project.run("--experiment", "04_sweep", "--limit", "5").returncode == 0
+    assert project.submitted() == [f"04_sweep/gsm8k_limit_5/{name}" for name in SWEEP["configurations"]]
+    assert (
+        "--config t0.50 --model Efficient-Large-Model/Fast_dLLM_v2_7B --threshold 0.5 --continue 3"
+        in (project.calls("sbatch")[0])
+    )
+    status = json.loads(project.run("--experiment", "04_sweep", "--limit", "5", "--status", "--json").stdout)
+    assert (status["total"], status["compare_with"]) == (3, "t1.00")
+
+
+def test_a_job_runs_the_matrix_that_was_submitted(project):
+    project.run("--experiment", "04_sweep", "--limit", "5", "t0.50", "--model", "tiny")
+    (project.root / "experiments" / "04_sweep" / "matrix.json").write_text("edited")
+    script, options = project.successor()
+    assert project.job("1", *options, script=script) == 0
+    command = command_of(project)
+    assert (command["--configurations"], command["--output_path"]) == ("t0.50", "results/04_sweep/gsm8k_limit_5/")
+
+
+def test_local_runs_the_matrix_and_its_table_is_a_list_of_rows(project):
+    result = project.bash("sbatch/local.sh", "--experiment", "04_sweep", "--demo", "--limit", "7")
+    assert result.returncode == 0, result.stderr
+    assert evaluated(project) == ["t0.50,t0.75,t1.00"]
+    assert command_of(project)["--model_args"] == "model_path=tiny,show_speed=True,experiment_name=04_sweep"
+    rows = [line for line in result.stdout.splitlines() if "|" in line]
+    assert [row.split(" |")[0] for row in rows] == ["t0.50", "t0.75", "t1.00"]
+    assert rows[2].endswith("  50.0% ± 1.0  (the others are compared with it)")
+
+
+def test_the_array_takes_its_number_from_the_matrix(project):
+    environment = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "20", "SLURM_SUBMIT_DIR": str(project.root)}
+    words = ["sbatch/_array.sh", "--experiment", "04_sweep", "--limit", "5", "--model", "tiny"]
+    assert project.bash(*words, **environment).returncode == 0
+    assert project.statuses("--experiment", "04_sweep", "--limit", "5")["t1.00"] == "✓ model tiny"
+    result = project.bash(*words, **(environment | {"SLURM_ARRAY_TASK_ID": "3"}))
+    assert "no configuration number 3; valid: 0 to 2 (t0.50 t0.75 t1.00)" in result.stderr
+
+
+@pytest.mark.parametrize("script", ["run.sh", "local.sh"])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "not valid JSON"),
+        ('{"configurations": {"a": {}}}', "compare_with and configurations"),
+        ('{"compare_with": "b", "configurations": {"a": {}}}', "compare_with must be one of a, not 'b'"),
+        ('{"compare_with": "a,b", "configurations": {"a,b": {}}}', "'a,b' is no name for a configuration"),
+        ('{"compare_with": "a", "configurations": {"a": {"tolerence": 1}}}', "valid ones: threshold, "),
+    ],
+)
+def test_a_broken_matrix_is_one_line_and_exit_2(project, script, text, named):
+    (project.root / "experiments" / "04_sweep" / "matrix.json").write_text(text)
+    before = project.written()
+    result = project.bash(f"sbatch/{script}", "--experiment", "04_sweep")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"{script}: experiments/04_sweep/matrix.json: ")
+    assert named in result.stderr
+    assert project.written() == before
+
+
+def test_names_of_the_nine_are_not_those_of_another_matrix(project):
+    result = project.run("--experiment", "04_sweep", "k1_first")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "no configuration named 'k1_first'; valid: t0.50 t0.75 t1.00 plain" in result.stderr
+
+
+@pytest.mark.parametrize("experiment", ["00_baseline", "04_sweep"])
+def test_plain_and_ranges_of_layers_can_be_named_beside_any_matrix(project, experiment):
+    words = ["--experiment", experiment, "--limit", "5", "--config", "plain,k2_8-19"]
+    assert list(project.statuses(*words)) == ["plain", "k2_8-19"]
+    assert project.bash("sbatch/local.sh", *words).returncode == 0
+    assert evaluated(project) == ["plain,k2_8-19"]
+    assert set(project.statuses(*words).values()) == {"✓ model tiny"}
+
+
+def test_an_experiments_folder_may_have_a_point_in_its_name_and_no_comma(project):
+    for name in ("05.b", "06,c", "07+d", ".hidden"):
+        folder = project.root / "experiments" / name
+        folder.mkdir()
+        (folder / "generation_functions.py").write_text(CODE)
+    assert project.run("--experiment", "05.b", "--dry-run").returncode == 0
+    result = project.run("--experiment", "06,c")
+    assert result.returncode == 2
+    assert "there is: 00_baseline 01_other 04_sweep 05.b\n" in result.stderr
+
+
+# -- model arguments ---------------------------------------------------------------------------------------------------
+def test_what_is_changed_stands_in_the_names_of_job_logs_results_and_artifacts(project):
+    words = ["--limit", "5", "--model", "tiny", "--model_args", "threshold=.80,small_block_size=16", "k2_middle"]
+    folder = "00_baseline/gsm8k_limit_5/k2_middle+small_block_size=16+threshold=0.8"
+    assert project.run(*words).returncode == 0
+    assert project.submitted() == [folder]
+    [call] = project.calls("sbatch")
+    assert f"--job-name={folder} --output=logs/{folder}/slurm_%j.log" in call
+    script, options = project.successor()
+    assert project.job("1", *options, script=script) == 0
+    for top in ("results", "artifacts"):
+        assert (project.root / top / folder / "summary.json").exists()
+    assert (project.root / "logs" / folder).is_dir()
+    assert command_of(project)["--configurations"] == folder.split("/")[-1]
+    assert project.statuses(*words) == {folder.split("/")[-1]: "✓ "}
+    assert project.statuses("--limit", "5")["k2_middle"] == "pending"
+    # in another order and another way to write it, it is the same run
+    again = [
+        "--limit",
+        "5",
+        "--model",
+        "tiny",
+        "--threshold",
+        "0.8",
+        "--model_args",
+        "small_block_size=16",
+        "k2_middle",
+    ]
+    assert "not submitted, complete" in project.run(*again).stdout
+    # the job that would continue it asks for the same
+    assert "--model_args small_block_size=16 " in call
+    assert "--threshold 0.8 " in call
+
+
+def test_what_is_given_and_equals_the_configurations_own_changes_no_name(project):
+    words = ["--model_args", "threshold=0.90,reuse_k=2,layer_subset=middle,bd_size=none,use_block_cache=true"]
+    assert list(project.statuses(*words, "k2_middle")) == ["k2_middle"]
+    assert list(project.statuses("--experiment", "04_sweep", "--threshold", "0.75"))[1] == "t0.75"
+    assert list(project.statuses("--threshold", "1", "plain")) == ["plain"]
+
+
+def test_several_runs_of_one_process_keep_what_was_given(project):
+    words = ["--limit", "5", "--threshold", "0.8", "--config"]
+    assert project.bash("sbatch/local.sh", *words, "plain,k2_middle").returncode == 0
+    assert evaluated(project) == ["plain+threshold=0.8,k2_middle+threshold=0.8"]
+    assert set(project.statuses(*words, "plain,k2_middle").values()) == {"✓ model tiny"}
+
+
+def test_the_examples_in_the_prompt_count_where_they_are_not_the_tasks_own(project):
+    mmlu = ["--task", "mmlu", "k1_first"]
+    assert list(project.statuses(*mmlu, "--num_fewshot", "5")) == ["k1_first"]
+    assert list(project.statuses(*mmlu, "--num_fewshot", "0")) == ["k1_first+num_fewshot=0"]
+    assert list(project.statuses("k1_first", "--num_fewshot", "5")) == ["k1_first+num_fewshot=5"]
+    assert project.bash("sbatch/local.sh", "--limit", "5", "--num_fewshot", "3").returncode == 0
+    assert command_of(project)["--num_fewshot"] == "3"
+    assert list(project.statuses("--limit", "5", "--num_fewshot", "3", "plain").values()) == ["✓ model tiny"]
+
+
+def test_an_experiments_knobs_are_accepted_and_others_are_listed(project):
+    words = ["--experiment", "04_sweep", "--status", "--model_args"]
+    assert "t0.50+tolerance=0.3 (pending)" in project.run(*words, "tolerance=0.30").stdout
+    result = project.run(*words, "tolerence=0.3")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.endswith("reuse_k, layer_subset, refresh, tolerance\n")
+    result = project.run("--status", "--model_args", "tolerance=0.3")
+    assert (result.returncode, "tolerance" in result.stderr.split("valid ones: ")[1]) == (2, False)
+
+
+@pytest.mark.parametrize("script", ["run.sh", "local.sh"])
+@pytest.mark.parametrize(
+    "words", ["", " ", "threshold", "threshold=2", "=", "threshold=a b", "model_path=tiny", "seed=1,seed=2", "seed=1;",
+              "layer_subset=$(touch pwned)", "seed=\n", "layer_subset=../..", "use_block_cache=3", "threshold=nan"],
+)  # fmt: skip
+def test_wrong_model_args_are_one_line_exit_2_and_nothing_written(project, script, words):
+    before = project.written()
+    result = project.bash(f"sbatch/{script}", "--model_args", words)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
+    assert project.written() == before
+
+
+def test_the_threshold_is_given_once(project):
+    result = project.run("--threshold", "0.8", "--model_args", "threshold=0.8")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+# -- what a result ran with --------------------------------------------------------------------------------------------
+def sweep_summary(project, **arguments):
+    model_args = {"model_path": "tiny", "threshold": 0.5, "refresh": "block", "tolerance": 0.2} | arguments
+    changes = {"experiment": "04_sweep", "generation_code_sha256": None, "model_args": model_args}
+    path = project.summary("t0.50", **changes)
+    content = json.loads(path.read_text())
+    from fast_dllm.runner.code_hashes import policy_sha256
+
+    content["generation_code_sha256"] = policy_sha256(project.root, "04_sweep")
+    content["model_args"] = {name: value for name, value in model_args.items() if value != "absent"}
+    path.unlink()
+    (project.folder("t0.50", experiment="04_sweep") / "summary.json").write_text(json.dumps(content))
+    return project.statuses("--experiment", "04_sweep")["t0.50"]
+
+
+def test_every_argument_is_compared_and_the_one_that_differs_is_named(project):
+    assert sweep_summary(project) == "✓ model tiny"
+    assert sweep_summary(project, tolerance=0.3) == "stale: it ran with tolerance 0.3, not 0.2"
+    assert sweep_summary(project, refresh="rows") == "stale: it ran with refresh rows, not block"
+    assert sweep_summary(project, bd_size=16) == "stale: it ran with bd_size 16, not None"
+    assert sweep_summary(project, use_block_cache=False) == "stale: it ran with use_block_cache False, not True"
+
+
+def test_a_result_of_before_refresh_was_a_knob_ran_with_rows(project):
+    assert sweep_summary(project, refresh="absent") == "stale: it ran with refresh rows, not block"
+    project.summary("k1_first")  # an experiment that has no such knob
+    assert project.statuses()["k1_first"] == "✓ "
+
+
+def test_an_engine_that_is_neither_todays_nor_replayed_is_told(project):
+    project.summary("k1_first")
+    project.summary("k1_middle", decoding_sha256="deadbeef")
+    project.summary("k1_last", decoding_sha256=None)
+    project.summary("k2_first", decoding_sha256="deadbeef", generation_code_sha256="0" * 64)
+    told = "✓ engine changed, replay not recorded"
+    expected = {"k1_first": "✓ ", "k1_middle": told, "k1_last": told}
+    statuses = project.statuses()
+    assert {name: statuses[name] for name in expected} == expected
+    assert statuses["k2_first"] == "stale: generation code changed since it ran"
+    replays = project.root / "experiments" / "replays.json"
+    replays.write_text('{"schema_version": 1, "replayed": {"deadbeef": ["01_other"]}}')
+    assert project.statuses()["k1_middle"] == told
+    replays.write_text('{"schema_version": 1, "replayed": {"deadbeef": ["00_baseline"]}}')
+    assert project.statuses()["k1_middle"] == "✓ "
+    # what decodes was edited: recorded engines stay, today's of before is none any more
+    with (project.root / "fast_dllm" / "sampling.py").open("a") as file:
+        file.write("\n")
+    assert project.statuses()["k1_first"] == told
+    assert project.statuses()["k1_middle"] == "✓ "
+    replays.write_text("{}")
+    result = project.run("--status")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+
+
+def test_a_model_folder_with_a_quote_in_its_path_is_not_stale_for_ever(project):
+    folder = project.root / 'my "best" model'
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    project.summary("k1_first", model_args={"model_path": str(folder), "threshold": 0.9})
+    assert project.statuses("--model", folder.name)["k1_first"] == "✓ "
+
+
+def test_the_report_is_offered_where_there_is_one(project):
+    report = project.root / "fast_dllm" / "report"
+    if report.exists():
+        import shutil
+
+        shutil.rmtree(report)
+    result = project.run("--report")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "--report" not in project.run("--help").stdout + project.run("--x").stderr
+    report.mkdir()
+    (report / "__init__.py").write_text("")
+    (report / "__main__.py").write_text("import sys\nprint(*sys.argv[1:])\n")
+    assert "--report" in project.run("--help").stdout
+    result = project.run("--report", "--task", "mmlu", "--limit", "3", "--experiment", "04_sweep")
+    (project.state / "venv" / "bin" / "python").exists()
+    assert result.stdout == "--experiment 04_sweep --task mmlu --limit 3\n", result.stderr
+
+
+def test_the_help_of_every_script_names_the_nine(project):
+    for script in ("run.sh", "local.sh"):
+        assert " ".join(CONFIGS) in project.bash(f"sbatch/{script}", "--help").stdout
