@@ -1,9 +1,10 @@
 """Decoding speed: forwards/s by kind, tokens/s and peak memory, medians after a warm-up; a JSON line last.
 
     python benchmarks/decode.py --model tiny --batch_size 1 --threshold 0.9
+    python benchmarks/decode.py --model tiny --refresh rows      # the paper's block cache instead of whole blocks
     python benchmarks/decode.py --random_weights 36x512          # layers x hidden size, nothing to load
 
-Forward kinds are those of generation_functions.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
+Forward kinds are those of fast_dllm/decoding.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
 block), sub (a sub-block), commit (a block, one row read). "weights" is the share of time that reading every weight once
 would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller forwards can be faster.
 """
@@ -40,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--new_tokens", type=int, default=128)
     parser.add_argument("--reuse_k", type=int, default=1)
     parser.add_argument("--layer_subset")
+    parser.add_argument("--refresh", default="block", help="what a computing step runs: block or rows (README)")
     parser.add_argument("--runs", type=int, default=5, help="timed runs; the median counts")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -100,8 +102,7 @@ def time_forwards(model: FastDLLMForCausalLM, arguments: argparse.Namespace, blo
 
     def prefill() -> None:
         cache.lengths = [0] * batch
-        for row in rows:
-            model.prefill(cache, row, prompt)
+        model.prefill(cache, rows, [prompt] * batch)
 
     def run(offset: int, width: int, read: list[int]) -> None:
         model.run_block(cache, rows, [prompt[:width]] * batch, [offset] * batch, [read] * batch)
@@ -135,6 +136,7 @@ def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, bloc
             threshold=arguments.threshold,
             reuse_k=arguments.reuse_k,
             layer_subset=arguments.layer_subset,
+            refresh=arguments.refresh,
         )
 
     seconds = median_seconds(answer, arguments.runs, model.device)

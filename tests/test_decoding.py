@@ -277,9 +277,7 @@ def test_literal_output_reuse_and_the_free_form_give_the_same_tokens(tiny36, lay
 
 
 @pytest.mark.parametrize("layer_subset", ["first", "middle", "last"])
-@pytest.mark.parametrize(
-    ("name", "case"), [pytest.param(*each, id=f"{each[0]}-{i}") for i, each in enumerate(LAB_CASES)]
-)
+@pytest.mark.parametrize(("name", "case"), LAB_CASES)
 def test_layers_that_really_stand_still_give_the_labs_tokens_and_widths(golden_models, name, case, layer_subset):
     """The identity, for `block`: what stands still is 12 layers here, and the whole forward in the policy's form."""
     with torch.inference_mode():
