@@ -41,7 +41,7 @@ parse_options() {
     esac
     shift
   done
-  ask_runner request --baseline --config=plain "${REQUEST[@]}"
+  ask_runner request --several --baseline --config=plain "${REQUEST[@]}"
   REQUEST+=("--model=$MODEL")
 }
 

@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
 parse_options() {
-  REQUEST=(--code_tasks)
+  REQUEST=(--code_tasks --several)
   while (($#)); do
     case $1 in
       --task | --model) need_value "$1" $#; REQUEST+=("$1=$2"); shift ;;

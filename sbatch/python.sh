@@ -6,7 +6,7 @@ RUNNER_PYTHON=""
 python_from() { # N, modules: prints the first Python of PATH that is 3.N or newer and has the modules
   local candidate
   for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8; do
-    "$candidate" -c "import sys, $2; sys.exit(sys.version_info < (3, $1))" 2>/dev/null || continue
+    "$candidate" -Sc "import sys, $2; sys.exit(sys.version_info < (3, $1))" 2>/dev/null || continue
     printf '%s\n' "$candidate"
     return 0
   done

@@ -498,7 +498,19 @@ def test_a_snapshot_records_the_commit(project):
 # -- what users type ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("word", HOSTILE)
 @pytest.mark.parametrize(
-    "option", ["--task", "--experiment", "--config", "--limit", "--threshold", "--model", "--continue", None]
+    "option",
+    [
+        "--task",
+        "--experiment",
+        "--config",
+        "--limit",
+        "--threshold",
+        "--model",
+        "--model_args",
+        "--num_fewshot",
+        "--continue",
+        None,
+    ],
 )
 def test_a_wrong_word_is_one_line_exit_2_and_nothing_written(project, option, word):
     before = project.written()
@@ -513,6 +525,7 @@ def test_a_wrong_word_is_one_line_exit_2_and_nothing_written(project, option, wo
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (["--task", "gsm8k,mmlu"], "no task named 'gsm8k,mmlu'"),
         (["--task", "gsm9k"], "gsm8k mmlu gpqa_main_n_shot minerva_math ifeval toy_math toy_choice"),
         (["--experiment", "02_none"], "00_baseline 01_other"),
         (["--config", "k4_first"], " ".join(CONFIGS)),

@@ -67,6 +67,30 @@ def test_local_runs_the_matrix_and_its_table_is_a_list_of_rows(project):
     assert rows[2].endswith("  50.0% ± 1.0  (the others are compared with it)")
 
 
+ONE_RESULT = "The three columns of a row are one result"
+
+
+@pytest.mark.parametrize("tokens", [96, 97])
+def test_the_table_of_the_nine_says_where_its_columns_are_one_result(project, tokens):
+    for config in CONFIGS:
+        found = {"tokens_per_second": 517.1, "tokens_per_forward": 4.15, "new_tokens": 96, "forwards": {"full": 3}}
+        if config == "k3_last":
+            found["new_tokens"] = tokens
+        changes = {"limit": 5, "num_samples": 5, "num_samples_expected": 5, "throughput": found}
+        project.summary(config, **changes)
+        path = project.folder(config) / "summary.json"
+        path.rename(project.folder(config, "gsm8k_limit_5") / "summary.json")
+    words = ["--limit", "5", "--matrix", "--model", "Efficient-Large-Model/Fast_dLLM_v2_7B"]
+    result = project.bash("sbatch/local.sh", *words)
+    assert project.evaluations() == []
+    head, first = [line for line in result.stdout.splitlines() if "|" in line][:2]
+    assert [place for place, letter in enumerate(head) if letter == "|"] == [
+        place for place, letter in enumerate(first) if letter == "|"
+    ]
+    assert first.startswith("k = 1  |  73.7% ± 1.2  517.1 tok/s  4.15/fwd | ")
+    assert (ONE_RESULT in result.stdout) is (tokens == 96)
+
+
 def test_the_array_takes_its_number_from_the_matrix(project):
     environment = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "20", "SLURM_SUBMIT_DIR": str(project.root)}
     words = ["sbatch/_array.sh", "--experiment", "04_sweep", "--limit", "5", "--model", "tiny"]

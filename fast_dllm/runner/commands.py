@@ -35,6 +35,7 @@ def tell_request(request: Request) -> None:
     words = [f"--experiment={request.experiment}", f"--task={','.join(request.tasks)}"]
     words += [f"--limit={request.limit}"] if request.limit is not None else []
     words += [f"--model={request.model}"] if request.model is not None else []
+    words += ["--several"] if len(request.tasks) > 1 else []
     words += ["--code_tasks"] if any(run.task.code for run in request.runs()) else []
     others = {key: value for key, value in request.given.items() if key != "num_fewshot"}
     if others:

@@ -84,6 +84,21 @@ def table(request: Request, states: list[State]) -> Iterator[str]:
     for k in (1, 2, 3):
         columns = (f"{cells[f'k{k}_{subset}']:<{width}}" for subset in ("first", "middle", "last"))
         yield f"k = {k}  | {' | '.join(columns)}".rstrip()
+    if columns_are_one_result(by_name):
+        yield "The three columns of a row are one result: same answers, whichever layers are skipped (docs/design.md)."
+
+
+def columns_are_one_result(by_name: Mapping[str, State]) -> bool:
+    """Every row that is complete has three times the same accuracy, tokens and forwards, and there is such a row."""
+    rows = []
+    for k in (1, 2, 3):
+        states = [by_name.get(f"k{k}_{subset}") for subset in ("first", "middle", "last")]
+        if all(state is not None and state.state == "complete" for state in states):
+            contents = [state.judgement.content or {} for state in states]
+            speeds = [as_object(content.get("throughput")) for content in contents]
+            told = [(c.get("accuracy"), s.get("new_tokens"), s.get("forwards")) for c, s in zip(contents, speeds)]
+            rows.append(told[0] == told[1] == told[2])
+    return bool(rows) and all(rows)
 
 
 # -- one result --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.runner import matrix as matrices
 from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
 from fast_dllm.runner.matrix import GENERATION_FILE, NAME, NINE, Matrix, canonical
-from fast_dllm.runner.tasks import TASKS, Task, split_tasks, task_folder
+from fast_dllm.runner.tasks import TASKS, Task, check_task, split_tasks, task_folder
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option)
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--matrix", action="store_true", help="all configurations where none is named")
+    parser.add_argument("--several", action="store_true", help="tasks, by commas")
     parser.add_argument("--code_tasks", action="store_true", help="offer them too")
 
 
 def read_request(options: argparse.Namespace, root: Path, code_root: Path) -> Request:
     """Raises UsageError: one line naming the fault and the valid choices."""
-    tasks = split_tasks(options.task if options.task is not None else "gsm8k", options.code_tasks)
+    task = "gsm8k" if options.task is None else options.task
+    tasks = split_tasks(task, options.code_tasks) if options.several else [check_task(task, options.code_tasks).name]
     experiment = check_experiment(
         options.experiment if options.experiment is not None else DEFAULT_EXPERIMENT, code_root
     )
