@@ -4,8 +4,8 @@
     texts.jsonl.gz       the answers themselves, one question a line; only under results/
 
 The comparison of two runs is a comparison of the same questions, so the first file is kept as long as the summary is.
-results.json carries the SHA-256 of both, summary.json that of results.json and of questions.json.gz, and one over itself:
-whoever corrects a number by hand is seen.
+results.json carries the SHA-256 of both, summary.json that of results.json, of questions.json.gz and one over itself: a
+number that is corrected by hand is seen.
 """
 
 from __future__ import annotations

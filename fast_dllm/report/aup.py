@@ -9,6 +9,7 @@ y < y_1 - 5 are dropped. With W(y) = min(exp(-3 (1 - y / y_max)), 1) and y_max t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from math import exp
 
 PENALTY = 3.0
@@ -33,7 +34,7 @@ def aup(points: Iterable[tuple[float, float]], best: float) -> float | None:
         return None
     kept = [(rho, y) for rho, y in curve if y >= curve[0][1] - MAX_DROP]
     total = kept[0][0] * kept[0][1]
-    for (left, y_left), (right, y_right) in zip(kept, kept[1:], strict=False):
+    for (left, y_left), (right, y_right) in pairwise(kept):
         total += (right - left) * (y_right * weight(y_right, best) + y_left * weight(y_left, best)) / 2
     return total
 

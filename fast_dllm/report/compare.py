@@ -246,7 +246,7 @@ def contrasts(table: Table, against: Run | None = None) -> list[Contrast]:
 def at_equal_speed(
     groups: list[list[Run]], control: list[Run], speed: Callable[[Run], float | None]
 ) -> list[tuple[Contrast, Run]]:
-    """Each result against the most accurate control run that is at least as fast; those beyond the control are left out."""
+    """Each result against the most accurate control run that is at least as fast; those beyond all are left out."""
     found = []
     for group in groups:
         own = speed(group[0])

@@ -1,4 +1,4 @@
-"""Which configurations an experiment has. The only place where the report asks, so that it asks where the runner does."""
+"""Which configurations an experiment has: the one place where the report asks, so that it asks what the runner asks."""
 
 from __future__ import annotations
 

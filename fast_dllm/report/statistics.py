@@ -1,7 +1,7 @@
 """The report's statistics: intervals, exact tests, power. Numbers in, numbers out; docs/report.md names each source.
 
 Differences are configuration minus baseline, as fractions of the questions: -0.02 is two points lost. A paired table is
-(improved, regressed, total): questions that only the configuration got right, that only the baseline got right, and all.
+(improved, regressed, total): questions that only the configuration got right, that only the baseline got right, all.
 SciPy has the distributions; what it lacks (Tango's interval, Holm's correction, the power of the exact test) is held
 against statsmodels and independent forms by tests/test_report_statistics.py.
 """

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fast_dllm.questions import QUESTIONS_FILE, Questions, QuestionsError, content_sha256, read
-from fast_dllm.report.matrix import NINE, Matrix, matrix_of
+from fast_dllm.report.matrix import Matrix
 from fast_dllm.results import file_sha256
 
 # Questions in the whole task, where a summary does not say: the earlier form does not.
@@ -24,7 +23,6 @@ TASK_SIZE |= {"toy_math": 1200, "toy_choice": 1200}
 GROUPS = ("mmlu", "minerva_math", "toy_choice")  # a limit counts in each subtask
 SCORED = ("mmlu", "gpqa", "toy_choice")  # answered by log-likelihood
 NO_FORWARD = ("reused", "score")  # kinds that cost no forward of decoding
-LIMITED = re.compile(r"(.+?)_limit_([0-9.eE+-]+)")
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Table:
-    """The runs of one experiment on one task, or of one imported folder. problems: configuration -> why there is no run."""
+    """One experiment's runs on one task, or an imported folder's. problems: configuration -> why it has no run."""
 
     label: str
     experiment: str
@@ -126,15 +124,6 @@ def is_scored(task: str) -> bool:
     return task.startswith(SCORED)
 
 
-def task_of_folder(name: str) -> tuple[str, float | None]:
-    """`gsm8k_limit_10` -> ("gsm8k", 10.0)."""
-    match = LIMITED.fullmatch(name)
-    try:
-        return (match[1], float(match[2])) if match else (name, None)
-    except ValueError:
-        return name, None
-
-
 def _number(value: object) -> float | None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if ok else None
@@ -144,7 +133,7 @@ def _mapping(value: object) -> Mapping:
     return value if isinstance(value, Mapping) else {}
 
 
-class _Corrupt(ValueError):
+class CorruptError(ValueError):
     """Why a file is no summary; one line."""
 
 
@@ -152,14 +141,14 @@ def _load(path: Path) -> Mapping[str, object]:
     try:
         found = json.loads(path.read_text())
     except OSError as error:
-        raise _Corrupt(f"cannot be read: {error.strerror}") from None
+        raise CorruptError(f"cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise _Corrupt(f"not valid JSON: {' '.join(str(error).split())}") from None
+        raise CorruptError(f"not valid JSON: {' '.join(str(error).split())}") from None
     if not isinstance(found, Mapping):
-        raise _Corrupt("no JSON object")
+        raise CorruptError("no JSON object")
     accuracy = _number(found.get("accuracy"))
     if accuracy is None or not 0 <= accuracy <= 1:
-        raise _Corrupt(f"the accuracy is {found.get('accuracy')!r}")
+        raise CorruptError(f"the accuracy is {found.get('accuracy')!r}")
     return found
 
 
@@ -168,6 +157,12 @@ def _earlier_size(task: str, limit: float | None) -> int | None:
     if limit is None:
         return TASK_SIZE.get(task)
     return None if task in GROUPS or limit < 1 else int(min(limit, TASK_SIZE.get(task, limit)))
+
+
+def _by_choice(found: Mapping) -> bool:
+    """Its group's metric is lm_eval's `acc`: the accuracy of the likeliest choice."""
+    groups = _mapping(found.get("group_results"))
+    return any(name.startswith("acc,") for group in groups.values() for name in _mapping(group))
 
 
 def _earlier_run(found: Mapping, place: Mapping[str, object]) -> Run:
@@ -203,7 +198,7 @@ def _earlier_run(found: Mapping, place: Mapping[str, object]) -> Run:
         layers_run=None,
         num_layers=None,
         facts={key: value for key, value in facts.items() if value is not None},
-        scored=is_scored(task) and not tokens,
+        scored=not tokens and (is_scored(task) or _by_choice(found)),
         summary=found,
     )
 
@@ -274,19 +269,11 @@ def read_run(path: Path, place: Mapping[str, object]) -> Run:
         run = _earlier_run(found, place)
         return _with_faults(run, place, [])
     if found.get("schema_version") != 1:
-        raise _Corrupt(f"schema version {found.get('schema_version')!r}")
+        raise CorruptError(f"schema version {found.get('schema_version')!r}")
     faults: list[tuple[str, str]] = []
     questions = _questions(path, found, faults)
     faults += _seals(path, found)
     return _with_faults(_own_run(found, place, questions), place, faults)
-
-
-def _usable(run: Run) -> Run:
-    """The run; raises ValueError, one line, where its file cannot be what it says."""
-    broken = [text for kind, text in run.faults if kind == "corrupt"]
-    if broken:
-        raise _Corrupt("; ".join(broken))
-    return run
 
 
 def _questions(path: Path, found: Mapping, faults: list[tuple[str, str]]) -> Questions | None:
@@ -383,115 +370,3 @@ def weighted_accuracy(questions: Questions, task: str) -> float | None:
     if questions.groups.get(task) == "equal":
         return sum(sum(values) / len(values) for values in by_task.values()) / len(by_task)
     return None
-
-
-# ---- folders ------------------------------------------------------------------------------------------------------
-
-
-def _places(root: Path, experiment: str, folder: str) -> dict[str, list[Path]]:
-    """Configuration -> its summary.json files, the one under results/ first."""
-    found: dict[str, list[Path]] = {}
-    for base in ("results", "artifacts"):
-        for path in sorted((root / base / experiment / folder).glob("*/summary.json")):
-            found.setdefault(path.parent.name, []).append(path)
-    return found
-
-
-def task_folders(root: Path, experiments: list[str]) -> list[str]:
-    """Folder names of tasks with a summary of one of the experiments, as `gsm8k_limit_10`."""
-    found = set()
-    for base in ("results", "artifacts"):
-        for experiment in experiments:
-            found |= {path.parent.parent.name for path in (root / base / experiment).glob("*/*/summary.json")}
-    return sorted(found)
-
-
-def experiments_with_results(root: Path) -> list[str]:
-    found = {
-        path.parents[2].name for base in ("results", "artifacts") for path in (root / base).glob("*/*/*/summary.json")
-    }
-    return sorted(found - {"report"})
-
-
-def read_tables(root: Path, experiment: str, folder: str) -> list[Table]:
-    """The experiment's table on a task, and one of its runs of the earlier form where there are any."""
-    task, limit = task_of_folder(folder)
-    runs: dict[bool, dict[str, Run]] = {False: {}, True: {}}
-    problems: dict[str, str] = {}
-    for config, paths in _places(root, experiment, folder).items():
-        place = {"table": experiment, "experiment": experiment, "task": task, "limit": limit, "config": config}
-        try:
-            run = _usable(read_run(paths[0], place | {"path": paths[0], "imported": False}))
-        except ValueError as error:
-            problems[config] = str(error)
-            continue
-        if len(paths) > 1 and paths[0].read_bytes() != paths[1].read_bytes():
-            note = ("copies_differ", f"{paths[0].relative_to(root)} and {paths[1].relative_to(root)} differ")
-            run = replace(run, faults=(*run.faults, note))
-        runs[run.earlier][config] = run
-    code = root / "experiments" / experiment / "generation_functions.py"
-    sha256 = file_sha256(code) if code.is_file() else None
-    matrix = matrix_of(experiment, root)
-    tables = []
-    if runs[False] or problems or not runs[True]:
-        tables.append(
-            Table(experiment, experiment, task, limit, False, matrix, _ordered(runs[False], matrix), problems, sha256)
-        )
-    if runs[True]:
-        label = f"{experiment} (earlier runner)"
-        moved = {config: replace(run, table=label) for config, run in runs[True].items()}
-        tables.append(Table(label, experiment, task, limit, True, _spanned(moved), _ordered(moved, matrix)))
-    return tables
-
-
-def _ordered(runs: Mapping[str, Run], matrix: Matrix) -> dict[str, Run]:
-    """In the matrix's order; variants (`k2_last+threshold=0.8`) behind their configuration, others at the end."""
-    names = list(matrix.configurations)
-
-    def place(config: str) -> tuple[int, str]:
-        name = config.split("+")[0]
-        return (names.index(name) if name in names else len(names), config)
-
-    return {config: runs[config] for config in sorted(runs, key=place)}
-
-
-def _spanned(runs: Mapping[str, Run]) -> Matrix:
-    """The matrix that imported runs are part of: the nine where they are named like them, else just what is there."""
-    if any(config in NINE.configurations for config in runs):
-        return NINE
-    return Matrix({config: dict(run.arguments) for config, run in runs.items()})
-
-
-def read_import(folder: Path) -> list[Table]:
-    """Tables of all summary.json below `folder`: one for each folder of configurations."""
-    tables: dict[Path, list[Path]] = {}
-    for path in sorted(folder.rglob("summary.json")):
-        tables.setdefault(path.parent.parent, []).append(path)
-    return [_imported_table(folder, parent, paths) for parent, paths in tables.items()]
-
-
-def _import_label(folder: Path, parent: Path) -> str:
-    parts = parent.resolve().relative_to(folder.resolve()).parts or (folder.resolve().name,)
-    return "/".join(parts[:-1] if len(parts) > 1 else (folder.resolve().name,)) + " (imported)"
-
-
-def _imported_table(folder: Path, parent: Path, paths: list[Path]) -> Table:
-    task, limit = task_of_folder(parent.name)
-    label = _import_label(folder, parent)
-    runs, problems = {}, {}
-    for path in paths:
-        config = path.parent.name
-        place = {"table": label, "experiment": label, "task": task, "limit": limit, "config": config, "path": path}
-        place["imported"] = True
-        try:
-            run = _usable(read_run(path, place))
-        except ValueError as error:
-            problems[config] = str(error)
-            continue
-        runs[config] = replace(run, earlier=True)
-    known = {(run.task, run.limit) for run in runs.values()}
-    if len(known) == 1:
-        task, limit = known.pop()
-    experiments = {str(run.arguments.get("experiment_name") or "") for run in runs.values()}
-    experiment = experiments.pop() if len(experiments) == 1 else ""
-    return Table(label, experiment, task, limit, True, _spanned(runs), _ordered(runs, NINE), problems)
