@@ -114,8 +114,12 @@ def earlier_notes(table: Table) -> list[Alarm]:
     names = tuple(run.config for run in runs)
     found = []
     if lacking:
-        text = f"from an earlier runner, no result of this code; not recorded: {', '.join(lacking)}"
+        text = f"imported or from an earlier runner, no result of this code; not recorded: {', '.join(lacking)}"
         found.append(Alarm("earlier_form", table.label, names, "provenance", text, NOTE))
+    untimed = [run.config for run in runs if not run.scored and run.tokens_per_second is None]
+    if untimed and len(untimed) < len(runs):
+        text = f"tokens and seconds are not recorded: {listed(untimed)}"
+        found.append(Alarm("no_throughput", table.label, tuple(untimed), "speed", text, NOTE))
     dirty = [run.config for run in runs if run.facts.get("dirty")]
     if dirty:
         text = f"ran from a checkout with uncommitted changes, so the commit does not say which code: {listed(dirty)}"

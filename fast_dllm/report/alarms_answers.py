@@ -71,7 +71,22 @@ def column_alarms(table: Table) -> list[Alarm]:
         for group in groups:
             found += equal_tokens(table, k, group)
             found += _differing(table, k, group)
+    for k, groups in columns(table, alike=False).items():
+        for group in groups:
+            found += equal_tokens(table, k, group)
+            found += _identical(table, k, group)
     return found
+
+
+def _identical(table: Table, k: int, group: list[Run]) -> list[Alarm]:
+    """Layers that are really skipped: which ones must show in some answer."""
+    same = [run for run in group[1:] if _same_result(group[0], run)]
+    if not same:
+        return []
+    names = tuple(run.config for run in (group[0], *same))
+    text = f"k = {k}: {listed(names)} gave the same answers with the same work: the choice of layers had no effect"
+    level = ALARM if group[0].skips_layers else NOTE
+    return [Alarm("identical_answers", table.label, names, "reuse", text, level)]
 
 
 def _values(group: list[Run]) -> str:

@@ -134,11 +134,16 @@ def rereads(run: Run) -> bool:
     return bool((run.forwards or {}).get("reused")) and not run.skips_layers
 
 
-def columns(table: Table) -> dict[int, list[list[Run]]]:
-    """k -> groups of runs that are one computation whichever layers they name (k = 1 included)."""
+def columns(table: Table, alike: bool = True) -> dict[int, list[list[Run]]]:
+    """k -> groups of runs that are one computation whichever layers they name (k = 1 included).
+
+    alike=False: the others instead, runs that differ in the layers that they skip.
+    """
     found: dict[int, dict[tuple, list[Run]]] = {}
     for run in table.runs.values():
-        if run.reuse_k is not None and run.arguments.get("layer_subset") and (run.reuse_k == 1 or rereads(run)):
+        if run.reuse_k is None or not run.arguments.get("layer_subset"):
+            continue
+        if (run.reuse_k == 1 or rereads(run)) == alike:
             found.setdefault(run.reuse_k, {}).setdefault(computation(run), []).append(run)
     return {k: [group for group in groups.values() if len(group) > 1] for k, groups in sorted(found.items())}
 

@@ -110,7 +110,17 @@ def read_import(folder: Path) -> list[Table]:
     tables: dict[Path, list[Path]] = {}
     for path in sorted(folder.rglob("summary.json")):
         tables.setdefault(path.parent.parent, []).append(path)
-    return [_imported_table(folder, parent, paths) for parent, paths in tables.items()]
+    found = {parent: _imported_table(folder, parent, paths) for parent, paths in tables.items()}
+    seen = [(table.label, table.task, table.limit) for table in found.values()]
+    for parent, table in found.items():
+        if seen.count((table.label, table.task, table.limit)) > 1:
+            found[parent] = _relabelled(table, f"{parent.relative_to(folder)} (imported)")
+    return list(found.values())
+
+
+def _relabelled(table: Table, label: str) -> Table:
+    runs = {config: replace(run, table=label, experiment=label) for config, run in table.runs.items()}
+    return replace(table, label=label, runs=runs)
 
 
 def _import_label(folder: Path, parent: Path, tasks: set[str]) -> str:

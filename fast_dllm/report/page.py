@@ -16,7 +16,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a3adba; --line: #3a424d; --ground: #14171b;
   --card: #1e232a; --alarm: #ffb3a8; --alarm-ground: #3a1a17; --mark: #7a5d00; --mark-ink: #ffffff; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 16px 20px 60px; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; max-width: 1360px; padding: 16px 20px 60px; background: var(--ground); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.6rem; overflow-wrap: anywhere; }
 h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); font-size: 1.25rem; }
@@ -28,8 +28,8 @@ p, li { max-width: 78ch; overflow-wrap: anywhere; } li { margin: .3rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; min-width: 4.5rem; }
-td:first-child { font-weight: 600; } .number { text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; min-width: 4rem; }
+td:first-child { font-weight: 600; min-width: 8rem; } .number { text-align: right; } td.number { white-space: nowrap; }
 td { max-width: 60ch; overflow-wrap: anywhere; }
 figure { display: inline-block; margin: .6rem .8rem .6rem 0; padding: .5rem; background: #ffffff; max-width: 100%;
   border: 1px solid var(--line); border-radius: 6px; vertical-align: top; }

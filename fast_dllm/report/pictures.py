@@ -10,16 +10,21 @@ import io
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fast_dllm.report.alarms import ALARM
+from fast_dllm.report.alarms_speed import hardware, outliers
+from fast_dllm.report.aup import pareto
 from fast_dllm.report.build import Report, is_plain
 from fast_dllm.report.compare import Contrast, accuracy_of, distinct
 from fast_dllm.report.document import Picture
-from fast_dllm.report.matrix import expected_arguments
+from fast_dllm.report.matrix import NINE, expected_arguments
 from fast_dllm.report.summaries import Run, Table
 from fast_dllm.report.verdict import name_of
 
@@ -70,45 +75,65 @@ def _errors(runs: list[Run]) -> list[list[float]]:
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    from fast_dllm.report.aup import pareto
-
     return [points[index] for index in pareto(points)]
 
 
-def scatter(report: Report, speed: Callable[[Run], float | None], label: str, only: str | None = None) -> Figure | None:
-    """Accuracy against a speed, over all experiments, with plain decoding's envelope and the Pareto front.
+@dataclass(frozen=True)
+class Point:
+    """One result in a picture: its speed (of several columns the median), one of its runs, a short name."""
 
-    only: draw the runs of this hardware alone.
+    table: Table
+    run: Run
+    speed: float
+    name: str
+
+    @property
+    def place(self) -> tuple[float, float]:
+        return self.speed, 100 * self.run.accuracy
+
+
+def points_of(report: Report, speed: Callable[[Run], float | None], only: str | None = None) -> list[Point]:
+    """Every distinct result with a speed; columns whose time is another kind of run's do not count.
+
+    only: the runs of this hardware alone.
     """
-    from fast_dllm.report.alarms_speed import hardware
+    found = []
+    for table in report.own if any(table.runs for table in report.own) else report.earlier:
+        odd = outliers(table) if only is not None else {}
+        for group in distinct(table.runs.values()):
+            kept = [run for run in group if speed(run) and run.config not in odd]
+            kept = [run for run in kept if only is None or hardware(run) == only]
+            if kept:
+                name = _short(name_of(tuple(run.config for run in group), table).split(" (")[0])
+                found.append(Point(table, kept[0], median(speed(run) for run in kept), name))
+    return found
 
-    def drawn(run: Run) -> bool:
-        return bool(speed(run)) and (only is None or hardware(run) == only)
 
-    tables = report.own if any(table.runs for table in report.own) else report.earlier
-    groups = {t.label: [g for g in distinct(t.runs.values()) if drawn(g[0])] for t in tables}
-    everything = [group[0] for found in groups.values() for group in found]
-    if not everything:
+def scatter(report: Report, found: list[Point], label: str) -> Figure | None:
+    """Accuracy against a speed, over all experiments, with plain decoding's envelope and the Pareto front."""
+    if not found:
         return None
     figure = _figure(2.9)
     axes = figure.add_subplot()
-    for table in tables:
-        runs = [group[0] for group in groups[table.label]]
-        if runs:
+    for table in report.tables:
+        own = [point for point in found if point.table is table]
+        if own:
             colour, marker = style_of(table.experiment or table.label)
             axes.errorbar(
-                [speed(run) for run in runs], [100 * run.accuracy for run in runs], yerr=_errors(runs), fmt=marker,
-                color=colour, markersize=4.5, elinewidth=0.7, capsize=1.5, markeredgecolor="black",
-                markeredgewidth=0.4, label=_short(table.label), alpha=0.9,
+                *zip(*(point.place for point in own), strict=True),
+                yerr=_errors([point.run for point in own]),
+                fmt=marker,
+                color=colour,
+                markersize=4.5,
+                elinewidth=0.7,
+                capsize=1.5,
+                markeredgecolor="black",
+                markeredgewidth=0.4,
                 markerfacecolor="white" if table.earlier else colour,
-            )  # fmt: skip
-    if len(everything) <= MOST_NAMES:
-        for table in tables:
-            for group in groups[table.label]:
-                text = _short(name_of(tuple(run.config for run in group), table).split(" (")[0])
-                place = (speed(group[0]), 100 * group[0].accuracy)
-                axes.annotate(text, place, xytext=(4, 3), textcoords="offset points", fontsize=6, color="#333333")
-    _lines(axes, report, everything, speed, drawn)
+                label=_short(table.label),
+            )
+    _names(axes, found)
+    _lines(axes, report, found)
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy, % (95% interval)")
     axes.grid(color="#dddddd", linewidth=0.5)
@@ -116,14 +141,24 @@ def scatter(report: Report, speed: Callable[[Run], float | None], label: str, on
     return figure
 
 
-def _lines(axes, report: Report, everything: list[Run], speed, drawn) -> None:
+def _names(axes, found: list[Point]) -> None:
+    """Where they are few, each point's name; of columns that lie together, their k once."""
+    named: dict[tuple[str, str], Point] = {}
+    for point in found:
+        stem = point.name.split("_")[0] if point.run.config in NINE.configurations else point.name
+        named.setdefault((point.table.label, stem), point)
+    if len(named) <= MOST_NAMES:
+        for (_, stem), point in named.items():
+            axes.annotate(stem, point.place, xytext=(4, 3), textcoords="offset points", fontsize=6, color="#333333")
+
+
+def _lines(axes, report: Report, found: list[Point]) -> None:
     """The curve to beat, and the front of all that was measured."""
-    control = [(speed(run), 100 * run.accuracy) for run in report.control if drawn(run)]
-    envelope = _front(control)
+    envelope = _front([point.place for point in found if point.run in report.control])
     if len(envelope) > 1:
         axes.plot(*zip(*envelope, strict=True), "--", color="black", linewidth=1.1, zorder=1, label="plain: envelope")
-    front = _front([(speed(run), 100 * run.accuracy) for run in everything])
-    if len(front) > 1 and not all(is_plain(run) for run in everything):
+    front = _front([point.place for point in found])
+    if len(front) > 1 and not all(is_plain(point.run) for point in found):
         axes.plot(*zip(*front, strict=True), ":", color="#777777", linewidth=1.4, zorder=0, label="Pareto front")
 
 
@@ -212,13 +247,14 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
     with matplotlib.rc_context(STYLE):
         unit = "new tokens a full-depth forward"
         text = f"Accuracy against {unit}. Dashed: plain decoding's envelope, the curve to beat."
-        made["accuracy_tokens_per_forward"] = scatter(report, lambda run: run.tokens_per_forward, unit), text
+        found = points_of(report, lambda run: run.tokens_per_forward)
+        made["accuracy_tokens_per_forward"] = scatter(report, found, unit), text
         where = report.hardware
+        found = points_of(report, lambda run: run.tokens_per_second, where) if where else []
         text = f"Accuracy against new tokens a second on {where}."
-        made["accuracy_tokens_per_second"] = (
-            scatter(report, lambda run: run.tokens_per_second, f"new tokens/s on {where}", where) if where else None,
-            text,
-        )
+        if any(alarm.spoils == "speed" and alarm.level == ALARM for alarm in report.alarms):
+            text += " Some of these speeds cannot be compared: see the alarms."
+        made["accuracy_tokens_per_second"] = scatter(report, found, f"new tokens/s on {where}"), text
         made["differences"] = differences(report), "Difference to the baseline, with 95% intervals."
         for table in report.tables:
             name = f"heat_map_{file_name(table.label)}"

@@ -80,9 +80,9 @@ def matrix_section(report: Report, table: Table) -> list[Block]:
     blocks.append(Grid(MATRIX_HEAD, rows, frozenset(range(1, 9))))
     blocks.append(
         Paragraph(
-            "Speed-ups are against this table's k = 1: in full-depth forwards a token (every forward that ran; layers run "
-            f"/ layers where the summary counts them), and in new tokens a second{where}, against the median of the k = 1 "
-            "columns under the same conditions. Intervals are Wilson's."
+            "Speed-ups are against this table's k = 1: in full-depth forwards a token (layers run / layers where the "
+            f"summary counts them), and in new tokens a second{where}, against the median of the "
+            "k = 1 columns under the same conditions. Intervals are Wilson's."
         )
     )
     return blocks
@@ -175,8 +175,8 @@ def comparison_section(report: Report) -> list[Block]:
         blocks.append(Heading(3, "Against plain decoding at equal speed"))
         blocks.append(
             Paragraph(
-                "Each result with reuse against the most accurate plain setting (threshold, sub-block size) that reaches "
-                "at least as many tokens a full-depth forward; results faster than every plain setting are left out."
+                "Each result with reuse against the most accurate plain setting (threshold, sub-block size) with at "
+                "least as many tokens a full-depth forward; results faster than every plain setting are left out."
             )
         )
         blocks.append(Grid(CONTRAST_HEAD, rows, frozenset(range(2, 12))))

@@ -106,8 +106,9 @@ def tango(improved: int, regressed: int, total: int) -> Interval:
     def root(end: float) -> float:
         if observed == end:
             return end
-        # at an observed difference of 1 or -1 the variance vanishes there, and the root sought lies beside it
-        start = observed + (1e-9 if end > observed else -1e-9) * (abs(observed) == 1)
+        # without a discordant pair of one kind the variance can vanish at the observed difference, which is then a root
+        # of its own; the one sought lies beyond it
+        start = observed + (1e-9 if end > observed else -1e-9) * (excess(observed) >= 0)
         return float(optimize.brentq(excess, end, start, xtol=1e-14, rtol=1e-14))
 
     return Interval(root(-1.0), root(1.0))

@@ -20,7 +20,8 @@ from fast_dllm.results import file_sha256
 # Questions in the whole task, where a summary does not say: the earlier form does not.
 TASK_SIZE = {"gsm8k": 1319, "mmlu": 14042, "gpqa_main_n_shot": 448, "minerva_math": 5000, "ifeval": 541}
 TASK_SIZE |= {"toy_math": 1200, "toy_choice": 1200}
-GROUPS = ("mmlu", "minerva_math", "toy_choice")  # a limit counts in each subtask
+# a limit counts in each subtask: how many there are, and the questions of the smallest
+GROUPS = {"mmlu": (57, 100), "minerva_math": (7, 474), "toy_choice": (4, 300)}
 SCORED = ("mmlu", "gpqa", "toy_choice")  # answered by log-likelihood
 NO_FORWARD = ("reused", "score")  # kinds that cost no forward of decoding
 
@@ -67,7 +68,7 @@ class Run:
     @property
     def reuse_k(self) -> int | None:
         value = self.arguments.get("reuse_k")
-        return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        return int(value) if str(value).isdecimal() else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -153,10 +154,13 @@ def _load(path: Path) -> Mapping[str, object]:
 
 
 def _earlier_size(task: str, limit: float | None) -> int | None:
-    """The question count that the earlier form leaves out; of a limited group it depends on the subtasks: unknown."""
-    if limit is None:
-        return TASK_SIZE.get(task)
-    return None if task in GROUPS or limit < 1 else int(min(limit, TASK_SIZE.get(task, limit)))
+    """The question count that the earlier form leaves out; None where it would be a guess."""
+    if limit is None or limit < 1:
+        return TASK_SIZE.get(task) if limit is None else None
+    if task in GROUPS:
+        subtasks, smallest = GROUPS[task]
+        return int(limit) * subtasks if limit <= smallest else None
+    return int(min(limit, TASK_SIZE.get(task, limit)))
 
 
 def _by_choice(found: Mapping) -> bool:

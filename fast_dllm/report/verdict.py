@@ -89,6 +89,7 @@ def _accuracies(report: Report, table: Table) -> list[str]:
     if base:
         n = f"{base.num_samples:,} questions" if base.num_samples else "an unknown number of questions"
         found.append(f"{label}: {base.config} gets {percent(base.accuracy)} {span(accuracy_of(base).interval)} of {n}.")
+    found += [f"{label}: {a.text}." for a in report.alarms if a.table == label and a.kind == "columns_alike"]
     several = report.contrasts.get(label, ())
     found += [f"{label}: {name_of(c.configs, table)} {change(c)}." for c in several[:12]]
     if len(several) > 12:
@@ -115,7 +116,8 @@ def _limits(report: Report) -> list[str]:
 
 def _speeds(report: Report, table: Table) -> list[str]:
     """Seconds saved or not, on named hardware."""
-    if report.spoiled(table.label, "speed") or scored(table):
+    # where code or answers are mixed, so are the times
+    if report.spoiled(table.label, "speed") or report.spoiled(table.label, "accuracy") or scored(table):
         slow = [a.text for a in report.alarms if a.table == table.label and a.kind == "reuse_slower"]
         return [f"{table.label}: {text}." for text in slow]
     found = []
