@@ -117,6 +117,7 @@ RANK = {
     "errors": 0,
     "prompts": 0,
     "results": 0,
+    "questions": 1,
     "checks": 1,
     "scoring": 1,
     "config": 1,

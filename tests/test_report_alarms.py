@@ -43,7 +43,7 @@ def test_a_clean_matrix_raises_nothing(project):
     assert found(project, level=None) == []
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 def test_missing_configurations(project):
@@ -167,7 +167,7 @@ def test_an_accuracy_that_is_no_count(project):
     assert "not_a_count" in kinds(project)
 
 
-# ---- answers --------------------------------------------------------------------------------------------------------
+# ---- answers ----
 
 
 def test_too_few_questions(project):
@@ -248,7 +248,7 @@ def test_answers_that_never_stop(project):
     assert "answers_never_stop" in kinds(project)
 
 
-# ---- speeds ---------------------------------------------------------------------------------------------------------
+# ---- speeds ----
 
 
 def test_speeds_of_two_kinds_of_gpu(project):
@@ -321,7 +321,7 @@ def test_reuse_that_is_as_fast_is_not_called_slower(project):
     assert kinds(project) == set()
 
 
-# ---- what is mixed --------------------------------------------------------------------------------------------------
+# ---- what is mixed ----
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_other_prompts_in_one_table(project):
     assert "mixed_task_version" in kinds(project)
 
 
-# ---- the earlier form, made up --------------------------------------------------------------------------------------
+# ---- the earlier form, made up ----
 
 
 def imported(folder: Path, level: str | None = "alarm") -> list:
@@ -567,7 +567,7 @@ def test_a_limited_group_counts_in_each_subtask(tmp_path):
     assert sizes == {10.0: 570, 100.0: 5700, 500.0: None}
 
 
-# ---- the lab's own --------------------------------------------------------------------------------------------------
+# ---- the lab's own ----
 
 EXPECTED = {
     ("january", "gsm8k"): {"speed_outlier", "reuse_slower"},

@@ -261,7 +261,7 @@ def test_how_likely_two_runs_tie():
     assert ours.tie_probability(0, 10) == 1.0
 
 
-# ---- AUP ------------------------------------------------------------------------------------------------------------
+# ---- AUP ----
 
 
 def test_aup_of_the_worked_example():

@@ -54,7 +54,7 @@ def told(values: Mapping[object, list[Run]], shown=str) -> str:
     return "; ".join(f"{shown(value)} ({listed(r.config for r in runs)})" for value, runs in values.items())
 
 
-# ---- the files ----------------------------------------------------------------------------------------------------
+# ---- the files ----
 
 FAULTS = {
     "hand_edited": ("accuracy", "changed by hand"),
@@ -89,7 +89,7 @@ def file_alarms(table: Table) -> list[Alarm]:
     return found
 
 
-# ---- notes on the earlier form ------------------------------------------------------------------------------------
+# ---- notes on the earlier form ----
 
 LACKING = {
     "the number of questions": lambda run: run.summary.get("num_samples"),

@@ -61,7 +61,7 @@ def too_few(table: Table) -> list[Alarm]:
     return [Alarm("too_few_questions", table.label, tuple(table.runs), "accuracy", text)]
 
 
-# ---- the columns of one k -----------------------------------------------------------------------------------------
+# ---- the columns of one k ----
 
 
 def column_alarms(table: Table) -> list[Alarm]:
@@ -140,7 +140,7 @@ def _differing(table: Table, k: int, group: list[Run]) -> list[Alarm]:
     return [Alarm("columns_alike", table.label, names, "reuse", text, NOTE)]
 
 
-# ---- settings without effect, effects without cause -----------------------------------------------------------------
+# ---- settings without effect, effects without cause ----
 
 
 def _same_result(run: Run, other: Run) -> bool:
@@ -208,7 +208,7 @@ def never_stops(table: Table) -> list[Alarm]:
     return [Alarm("answers_never_stop", table.label, tuple(run.config for run, *_ in found), "accuracy", text)]
 
 
-# ---- two tables -----------------------------------------------------------------------------------------------------
+# ---- two tables ----
 
 
 def repeated_tables(tables: list[Table]) -> list[Alarm]:

@@ -19,7 +19,7 @@ def _value(value: float | None, form: str = ".2f") -> str:
     return NONE if value is None else format(value, form)
 
 
-# ---- the matrix ---------------------------------------------------------------------------------------------------
+# ---- the matrix ----
 
 MATRIX_HEAD = (
     "configuration",
@@ -88,7 +88,7 @@ def matrix_section(report: Report, table: Table) -> list[Block]:
     return blocks
 
 
-# ---- comparisons --------------------------------------------------------------------------------------------------
+# ---- comparisons ----
 
 CONTRAST_HEAD = (
     "configuration",
@@ -202,7 +202,7 @@ def parallelism_section(report: Report) -> list[Block]:
     ]
 
 
-# ---- flips, provenance ----------------------------------------------------------------------------------------------
+# ---- flips, provenance ----
 
 
 def flip_section(report: Report, flips: list[Flip], totals: dict[str, int]) -> list[Block]:
