@@ -30,7 +30,8 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; min-width: 4rem; }
 td:first-child { font-weight: 600; min-width: 8rem; } .number { text-align: right; } td.number { white-space: nowrap; }
-td { max-width: 60ch; overflow-wrap: anywhere; }
+td { max-width: 60ch; overflow-wrap: break-word; }
+td:last-child:not(:nth-child(2)):not(.number) { min-width: 9rem; }
 figure { display: inline-block; margin: .6rem .8rem .6rem 0; padding: .5rem; background: #ffffff; max-width: 100%;
   border: 1px solid var(--line); border-radius: 6px; vertical-align: top; }
 figure img { display: block; width: 540px; max-width: 100%; height: auto; }

@@ -246,7 +246,9 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
     made: dict[str, tuple[Figure | None, str]] = {}
     with matplotlib.rc_context(STYLE):
         unit = "new tokens a full-depth forward"
-        text = f"Accuracy against {unit}. Dashed: plain decoding's envelope, the curve to beat."
+        text = f"Accuracy against {unit}."
+        if len(report.front) > 1:
+            text += " Dashed: plain decoding's envelope, the curve to beat."
         found = points_of(report, lambda run: run.tokens_per_forward)
         made["accuracy_tokens_per_forward"] = scatter(report, found, unit), text
         where = report.hardware
