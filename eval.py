@@ -179,14 +179,16 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, log_s
 
     from lm_eval.utils import handle_non_serializable
 
+    from fast_dllm import questions
     from fast_dllm.results import write_json_atomic, write_text_atomic
 
+    found["samples_sha256"] = questions.write(folder, *questions.collect(samples, found))
     write_json_atomic(folder / "results.json", found, default=handle_non_serializable)
     if log_samples:
         for task, rows in samples.items():
             lines = (json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows)
             write_text_atomic(folder / f"samples_{task}.jsonl", "".join(f"{line}\n" for line in lines))
-    write_json_atomic(folder / "summary.json", summary)
+    write_json_atomic(folder / "summary.json", questions.seal(summary, folder))
 
 
 def claim_on(folder: Path) -> Path | None:

@@ -53,13 +53,13 @@ def result_dir(root: Path, experiment: str, task: str, config: str, limit: float
     return root / experiment / task_folder(task, limit) / config
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text: whole or not at all, and on the disk before this returns."""
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by a file with this content: whole or not at all, and on the disk before this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         mask = os.umask(0)
@@ -75,6 +75,10 @@ def write_text_atomic(path: Path, text: str) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    write_bytes_atomic(path, text.encode())
 
 
 def write_json_atomic(path: Path, value: object, default: Callable[[object], object] | None = None) -> None:

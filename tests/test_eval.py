@@ -12,6 +12,8 @@ import pytest
 from golden_models import ROOT
 from random_model import save_random_model
 
+from fast_dllm import questions
+
 TASKS = ROOT / "tests" / "fixtures" / "tasks"
 COMMON = ["--model", "fast_dllm_v2", "--batch_size", "1", "--num_fewshot", "0"]
 COMMON += ["--apply_chat_template", "--fewshot_as_multiturn"]
@@ -50,7 +52,11 @@ def one_process(random_model, tmp_path_factory):
 def test_a_run_leaves_results_summary_and_samples(one_process):
     done, folder = one_process
     results, summary = load(folder)
-    assert {path.name for path in folder.iterdir()} == {"results.json", "summary.json", "samples_made_up_sums.jsonl"}
+    kept = {"questions.json.gz", "texts.jsonl.gz"}
+    samples = {"samples_made_up_sums.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {"results.json", "summary.json"} | samples | kept
+    assert len(questions.read(folder / "questions.json.gz").questions) == 7
+    assert questions.seal(summary, folder) == summary
     assert summary["accuracy"] == results["results"]["made_up_sums"]["exact_match,flexible-extract"]
     assert (summary["experiment"], summary["task"], summary["config"]) == (
         "00_baseline",

@@ -177,6 +177,8 @@ RANK = {
     "runner": 1,
     "prompts": 2,
     "results": 2,
+    "questions": 3,
+    "report": 4,
     "checks": 3,
     "config": 3,
     "sampling": 3,

@@ -1,0 +1,174 @@
+"""What the results say, and whether they can be believed.
+
+    python -m fast_dllm.report                                   # every task that has results
+    python -m fast_dllm.report --task gsm8k --experiment 00_baseline,04_threshold
+    python -m fast_dllm.report --import ../their/artifacts       # summaries of an earlier runner, judged by themselves
+
+Reads artifacts/ and results/, needs no GPU and no model, and writes results/report/<task>[_limit_<N>]/: report.html
+(one file), report.md, report.json, the pictures as PNG and SVG. Exit status: 0; 2 after one line for bad input, with
+nothing written; 3 with --fail-on alarm where there is an alarm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from fast_dllm.errors import UsageError
+from fast_dllm.report.folders import (
+    experiments_with_results,
+    read_import,
+    read_tables,
+    task_folders,
+    task_of_folder,
+)
+from fast_dllm.report.summaries import TASK_SIZE, Run, Table
+from fast_dllm.results import ROOT, task_folder
+
+FOLDER = Path("results") / "report"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = _Parser(
+        prog="python -m fast_dllm.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--experiment", metavar="E[,E]", help="only these experiments (default: all with results)")
+    made.add_argument("--task", metavar="T", help="only this task (default: all with results)")
+    made.add_argument("--limit", metavar="N", help="of runs on the first N questions; without it, of whole runs")
+    made.add_argument("--against", metavar="E/CONFIG", help="compare everything with this run instead of each k = 1")
+    made.add_argument("--import", metavar="DIR", dest="imported", help="read the summary.json files below DIR as well")
+    made.add_argument(
+        "--flips", metavar="N", default="10", help="changed answers to show of each experiment (default 10)"
+    )
+    made.add_argument("--fail-on", choices=["alarm"], help="exit status 3 where there is an alarm")
+    return made
+
+
+def _names(text: str, root: Path) -> list[str]:
+    valid = sorted({p.name for p in (root / "experiments").glob("*/") if p.is_dir() and p.name[0] not in "._"})
+    valid = sorted({*valid, *experiments_with_results(root)})
+    names = list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in valid:
+            raise UsageError(f"unknown experiment {name!r}; there are: {', '.join(valid) or 'none'}")
+    return names
+
+
+def _whole(option: str, text: str, minimum: int) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) >= minimum):
+        raise UsageError(f"{option} must be a whole number of at least {minimum}, not {text!r}")
+    return int(text)
+
+
+def _chosen(found: list[str], task: str | None, limit: int | None) -> list[str]:
+    """Folders of tasks to report on. Raises UsageError that lists those there are."""
+    if task is None:
+        chosen = [name for name in found if limit is None or task_of_folder(name)[1] == limit]
+        if not chosen:
+            there = f"there are: {', '.join(found)}" if found else "nothing has been run"
+            raise UsageError(f"no results{'' if limit is None else f' with --limit {limit}'}; {there}")
+        return chosen
+    tasks = sorted({task_of_folder(name)[0] for name in found} | set(TASK_SIZE))
+    if task not in tasks:
+        raise UsageError(f"unknown task {task!r}; valid: {', '.join(tasks)}")
+    folder = task_folder(task, limit)
+    others = [name for name in found if task_of_folder(name)[0] == task]
+    if folder not in found and others:
+        raise UsageError(f"no results of {folder}; there are: {', '.join(others)}")
+    return [folder]
+
+
+def _imports(text: str | None) -> list[Table]:
+    if text is None:
+        return []
+    if not Path(text).is_dir():
+        raise UsageError(f"--import: no folder {text!r}")
+    tables = read_import(Path(text))
+    if not tables:
+        raise UsageError(f"--import: no summary.json below {text!r}")
+    return tables
+
+
+def _against(text: str | None, tables: list[Table]) -> Run | None:
+    if text is None:
+        return None
+    runs = {f"{table.experiment}/{run.config}": run for table in tables for run in table.runs.values()}
+    runs |= {f"{table.label}/{run.config}": run for table in tables for run in table.runs.values()}
+    if text not in runs:
+        raise UsageError(f"--against: no result {text!r}; there are: {', '.join(sorted(runs)) or 'none'}")
+    return runs[text]
+
+
+def command_of(words: list[str], folder: str) -> str:
+    """The words, with the task that this report is of."""
+    task, limit = task_of_folder(folder)
+    rest, skip = [], False
+    for word in words:
+        if skip or word.startswith(("--task=", "--limit=")):
+            skip = False
+            continue
+        skip = word in ("--task", "--limit")
+        if not skip:
+            rest.append(word)
+    rest += ["--task", task, *(["--limit", f"{limit:g}"] if limit is not None else [])]
+    return shlex.join(["python", "-m", "fast_dllm.report", *rest])
+
+
+def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str, list[Table]]]:
+    """(options, task's folder -> tables); reads everything, writes nothing. Raises UsageError."""
+    options = parser().parse_args(words)
+    limit = None if options.limit is None else _whole("--limit", options.limit, 1)
+    options.flips = _whole("--flips", options.flips, 0)
+    names = _names(options.experiment, root) if options.experiment else None
+    imported = _imports(options.imported)
+    # with an import alone, the results of this checkout are not asked for
+    own = names if names is not None else [] if imported else experiments_with_results(root)
+    if not own and not imported and options.task:
+        own = _names("00_baseline", root)
+    folders = set(task_folders(root, own))
+    chosen = _chosen(sorted(folders | {task_folder(t.task, t.limit) for t in imported}), options.task, limit)
+    tables = {
+        folder: [
+            *(table for name in own for table in read_tables(root, name, folder)),
+            *(table for table in imported if task_folder(table.task, table.limit) == folder),
+        ]
+        for folder in chosen
+    }
+    if names is None:  # experiments that were not asked for and have nothing here need no empty table
+        for folder, found in tables.items():
+            kept = [table for table in found if table.runs or table.problems]
+            tables[folder] = kept or found
+    return options, tables
+
+
+def main(words: list[str] | None = None, root: Path = ROOT) -> int:
+    words = sys.argv[1:] if words is None else words
+    try:
+        options, tables = collect(words, root)
+        against = {folder: _against(options.against, found) for folder, found in tables.items()}
+    except UsageError as error:
+        print(f"fast_dllm.report: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    from fast_dllm.report.build import build  # SciPy and Matplotlib are loaded once the input is known to be good
+    from fast_dllm.report.write import terminal, write
+
+    num_alarms = 0
+    for folder, found in tables.items():
+        task, limit = task_of_folder(folder)
+        report = build(folder, task, limit, found, root, command_of(words, folder), against[folder])
+        path = write(report, root / FOLDER / folder, options.flips, against[folder])
+        print(terminal(report))
+        print(f"\nwrote {path.relative_to(root)}\n")
+        num_alarms += report.num_alarms
+    return 3 if options.fail_on == "alarm" and num_alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

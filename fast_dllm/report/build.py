@@ -1,0 +1,163 @@
+"""From tables to one Report: alarms, contrasts, the curve to beat, AUP. Plain data; verdict.py puts it in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fast_dllm.report.alarms import ALARM, Alarm, find_alarms
+from fast_dllm.report.alarms_answers import scored
+from fast_dllm.report.alarms_speed import hardware
+from fast_dllm.report.aup import aup, pareto
+from fast_dllm.report.compare import Contrast, at_equal_speed, baseline_of, contrasts, distinct
+from fast_dllm.report.summaries import Run, Table
+
+CONTROLS = ("04_", "00_")  # experiments that measure plain decoding; the sweep of thresholds and sub-blocks is 04's
+# accuracy alarms that leave the other configurations of a table as they are
+LOCAL = ("missing", "corrupt", "answers_never_stop", "too_few_questions")
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """An experiment's AUP. unit: what one forward is."""
+
+    name: str
+    value: float | None
+    num_points: int
+    num_dropped: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the report tells of one task.
+
+    folder: of the task, as `gsm8k_limit_10`; own: tables of this code, earlier: imported ones; contrasts: of each
+    table's label; control: plain decoding's runs, front: those on its Pareto front; equal_speed: results against the
+    control at the same speed, or faster.
+    """
+
+    folder: str
+    task: str
+    limit: float | None
+    tables: tuple[Table, ...]
+    alarms: tuple[Alarm, ...]
+    contrasts: Mapping[str, tuple[Contrast, ...]]
+    control: tuple[Run, ...]
+    front: tuple[Run, ...]
+    equal_speed: tuple[tuple[Contrast, Run], ...]
+    parallelism: tuple[Parallelism, ...]
+    command: str
+    root: Path
+
+    @property
+    def own(self) -> list[Table]:
+        return [table for table in self.tables if not table.earlier]
+
+    @property
+    def earlier(self) -> list[Table]:
+        return [table for table in self.tables if table.earlier]
+
+    @property
+    def num_alarms(self) -> int:
+        return sum(alarm.level == ALARM for alarm in self.alarms)
+
+    def spoiled(self, table: str, claim: str) -> list[Alarm]:
+        """The alarms that forbid a claim (accuracy, speed, reuse) about a table as a whole."""
+        return [
+            alarm
+            for alarm in self.alarms
+            if alarm.level == ALARM
+            and alarm.table in (table, "all experiments")
+            and alarm.spoils == claim
+            and alarm.kind not in LOCAL
+        ]
+
+    @property
+    def hardware(self) -> str | None:
+        """What most runs ran on: speeds are drawn for this alone."""
+        counts: dict[str, int] = {}
+        for run in self.runs(timed=True):
+            counts[hardware(run)] = counts.get(hardware(run), 0) + 1
+        return max(counts, key=counts.__getitem__) if counts else None
+
+    def runs(self, timed: bool = False) -> list[Run]:
+        """Of this code; where there is none, of the imported tables."""
+        tables = self.own if any(table.runs for table in self.own) else self.earlier
+        found = [run for table in tables for run in table.runs.values()]
+        return [run for run in found if run.tokens_per_second and hardware(run)] if timed else found
+
+
+def is_plain(run: Run) -> bool:
+    """Nothing reused, nothing skipped: plain decoding at some threshold and sub-block size."""
+    return (run.reuse_k or 1) == 1 and not (run.forwards or {}).get("reused") and not run.skips_layers
+
+
+def control_runs(tables: list[Table]) -> list[Run]:
+    """Plain decoding in the experiments that are its control, or k = 1 of whatever there is."""
+    plain = [run for table in tables for run in table.runs.values() if is_plain(run) and run.tokens_per_forward]
+    ours = [run for run in plain if run.experiment.startswith(CONTROLS)]
+    return ours or [run for run in plain if run.reuse_k == 1]
+
+
+def points(runs: list[Run]) -> list[tuple[float, float]]:
+    """(tokens a full-depth forward, accuracy in percent)."""
+    return [(run.tokens_per_forward, 100 * run.accuracy) for run in runs if run.tokens_per_forward]
+
+
+def _parallelism(tables: list[Table], front: list[Run]) -> list[Parallelism]:
+    everything = [100 * run.accuracy for table in tables for run in table.runs.values()]
+    best = max(everything, default=0.0)
+    found = []
+    named = [(table.label, [group[0] for group in distinct(table.runs.values())]) for table in tables]
+    if len(front) > 1:
+        named.append(("plain decoding, its envelope", front))
+    for name, runs in named:
+        curve = sorted(points(runs))
+        dropped = sum(y < curve[0][1] - 5.0 for _, y in curve) if curve else 0
+        if curve:
+            found.append(Parallelism(name, aup(curve, best), len(curve), dropped))
+    return found
+
+
+def build(
+    folder: str,
+    task: str,
+    limit: float | None,
+    tables: list[Table],
+    root: Path,
+    command: str,
+    against: Run | None = None,
+) -> Report:
+    """The Report of the tables of one task."""
+    own = [table for table in tables if not table.earlier and not scored(table)]
+    control = control_runs(own)
+    front = [control[index] for index in pareto(points(control))]
+    groups = [
+        group
+        for table in own
+        for group in distinct(table.runs.values())
+        if not any(run in control for run in group) and not is_plain(group[0])
+    ]
+    return Report(
+        folder=folder,
+        task=task,
+        limit=limit,
+        tables=tuple(tables),
+        alarms=tuple(find_alarms(tables, root)),
+        contrasts={table.label: tuple(contrasts(table, against)) for table in tables},
+        control=tuple(control),
+        front=tuple(front),
+        equal_speed=tuple(at_equal_speed(groups, control, lambda run: run.tokens_per_forward)),
+        parallelism=tuple(_parallelism(own, front)),
+        command=command,
+        root=root,
+    )
+
+
+def forward_gain(table: Table, run: Run) -> float | None:
+    """Tokens a full-depth forward, as a multiple of the run's baseline's."""
+    base = baseline_of(table, run)
+    if base is None or not base.tokens_per_forward or not run.tokens_per_forward:
+        return None
+    return run.tokens_per_forward / base.tokens_per_forward

@@ -1,0 +1,276 @@
+"""Two runs on the same questions: what changed, by how much, how surely, and what could have been seen at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from fast_dllm.questions import Question
+from fast_dllm.report.statistics import (
+    ALPHA,
+    Interval,
+    Stratum,
+    fisher,
+    holm,
+    mcnemar,
+    newcombe,
+    questions_needed,
+    smallest_detectable,
+    stratified_difference,
+    wilson,
+)
+from fast_dllm.report.summaries import Run, Table, is_scored
+
+LOSSES = (0.01, 0.02)  # for which the questions needed are told
+NOT_AN_ANSWER = ("layer_subset", "experiment_name", "batch_size", "show_speed", "device", "model_path", "dtype")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A configuration against its baseline.
+
+    configs: the configurations with this very result (their answers are the same to the last one); paired: on the same
+    questions, else from totals; flips: answers that differ (None: not known); improved, regressed: right answers won
+    and lost; difference, interval: fractions, configuration minus baseline; p_adjusted: after Holm's correction over
+    the table's contrasts; discordant_share: assumed by the power; detectable, needed: see statistics.
+    """
+
+    table: str
+    configs: tuple[str, ...]
+    baseline: str
+    paired: bool
+    num_questions: int
+    num_strata: int
+    improved: int | None
+    regressed: int | None
+    flips: int | None
+    difference: float
+    interval: Interval
+    p_value: float
+    p_adjusted: float
+    discordant_share: float
+    detectable: float | None = None
+    needed: tuple[int | None, ...] = ()
+
+    @property
+    def same(self) -> int | None:
+        return self.num_questions - self.improved - self.regressed if self.paired else None
+
+    @property
+    def outcome(self) -> str:
+        """identical, loses, gains or inconclusive, at ALPHA after the correction."""
+        if self.flips == 0:
+            return "identical"
+        if self.p_adjusted < ALPHA:
+            return "loses" if self.difference < 0 else "gains"
+        return "inconclusive"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """interval is Wilson's; None where the right answers cannot be counted."""
+
+    value: float
+    interval: Interval | None
+
+
+def accuracy_of(run: Run) -> Accuracy:
+    """Of a metric that is no count, the normal interval from the standard error, where there is one."""
+    if run.num_correct is not None:
+        return Accuracy(run.accuracy, wilson(run.num_correct, run.num_samples))
+    if run.stderr is not None:
+        half = 1.959963984540054 * run.stderr
+        return Accuracy(run.accuracy, Interval(max(0.0, run.accuracy - half), min(1.0, run.accuracy + half)))
+    return Accuracy(run.accuracy, None)
+
+
+def _by_place(run: Run) -> dict[tuple[str, int], Question]:
+    return {(q.task, q.doc_id): q for q in run.questions.questions} if run.questions else {}
+
+
+def shared_questions(run: Run, other: Run) -> list[tuple[Question, Question]]:
+    """Pairs of the same question (place and content), in order."""
+    theirs = _by_place(other)
+    pairs = ((own, theirs.get(place)) for place, own in _by_place(run).items())
+    return [(own, its) for own, its in pairs if its is not None and its.key == own.key]
+
+
+def can_pair(run: Run, other: Run) -> bool:
+    """Both have all their questions on record, the same ones, each plainly right or wrong."""
+    if not run.questions or not other.questions:
+        return False
+    pairs = shared_questions(run, other)
+    counts = {len(run.questions.questions), len(other.questions.questions), len(pairs)}
+    return len(counts) == 1 and bool(pairs) and all(q.correct in (0, 1) for pair in pairs for q in pair)
+
+
+def num_flips(run: Run, other: Run) -> int | None:
+    """Questions whose answers differ; None where answers are not on record for the same questions."""
+    if not run.questions or not other.questions:
+        return None
+    pairs = shared_questions(run, other)
+    if len(pairs) != len(run.questions.questions) or len(pairs) != len(other.questions.questions):
+        return None
+    return sum(own.answer != its.answer or own.correct != its.correct for own, its in pairs)
+
+
+def computation(run: Run) -> tuple:
+    """What the answers depend on besides model and code; equal for first, middle and last of one k."""
+    given = {k: v for k, v in run.arguments.items() if k not in NOT_AN_ANSWER and v is not None}
+    given.setdefault("refresh", "rows")  # what a summary without it ran
+    return tuple(sorted((key, str(value)) for key, value in given.items()))
+
+
+def rereads(run: Run) -> bool:
+    """Stored outputs: reuse reads old logits again, so that the choice of layers cannot matter.
+
+    Seen from the forwards (steps reused and no forward without a layer); the earlier form does not record them, but its
+    00_baseline did just that.
+    """
+    if run.scored or run.reuse_k is None or run.reuse_k < 2:
+        return False
+    if run.earlier and run.forwards is None:
+        return str(run.arguments.get("experiment_name") or "00_baseline").startswith("00_")
+    return bool((run.forwards or {}).get("reused")) and not run.skips_layers
+
+
+def columns(table: Table, alike: bool = True) -> dict[int, list[list[Run]]]:
+    """k -> groups of runs that are one computation whichever layers they name (k = 1 included).
+
+    alike=False: the others instead, runs that differ in the layers that they skip.
+    """
+    found: dict[int, dict[tuple, list[Run]]] = {}
+    for run in table.runs.values():
+        if run.reuse_k is None or not run.arguments.get("layer_subset"):
+            continue
+        if (run.reuse_k == 1 or rereads(run)) == alike:
+            found.setdefault(run.reuse_k, {}).setdefault(computation(run), []).append(run)
+    return {k: [group for group in groups.values() if len(group) > 1] for k, groups in sorted(found.items())}
+
+
+def distinct(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs grouped by result: one group where all answers are known to be the same."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if num_flips(run, group[0]) == 0 and run.arguments.get("reuse_k") == group[0].arguments.get("reuse_k"):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    return groups
+
+
+def baseline_of(table: Table, run: Run | None = None) -> Run | None:
+    """What the table's runs are compared with: as its matrix says, else k = 1 of the same column, else any k = 1."""
+    if table.matrix.compare_with in table.runs:
+        return table.runs[table.matrix.compare_with]
+    ones = [r for name, r in table.runs.items() if r.reuse_k == 1 and "+" not in name and name != "plain"]
+    subset = run.arguments.get("layer_subset") if run else None
+    same = [r for r in ones if r.arguments.get("layer_subset") == subset]
+    return (same or ones or [None])[0]
+
+
+def _strata(pairs: list[tuple[Question, Question]], weighting: str) -> list[Stratum]:
+    counts: dict[str, list[int]] = {}
+    for own, its in pairs:
+        row = counts.setdefault(own.task, [0, 0, 0])
+        row[0] += own.correct > its.correct
+        row[1] += own.correct < its.correct
+        row[2] += 1
+    equal = weighting == "equal"
+    return [
+        Stratum(improved, regressed, total, 1 / len(counts) if equal else total / len(pairs))
+        for improved, regressed, total in counts.values()
+    ]
+
+
+def contrast(table: str, group: list[Run], base: Run) -> Contrast | None:
+    """The group's first run against `base`; None where neither questions nor counts are known."""
+    run = group[0]
+    names, against = (
+        tuple(r.config for r in group),
+        f"{base.table}/{base.config}" if base.table != table else base.config,
+    )
+    if can_pair(run, base):
+        pairs = shared_questions(run, base)
+        strata = _strata(pairs, run.questions.groups.get(run.task, "size"))
+        improved, regressed = sum(s.improved for s in strata), sum(s.regressed for s in strata)
+        difference, interval = stratified_difference(strata)
+        p, share = mcnemar(improved, regressed), (improved + regressed) / len(pairs)
+        return Contrast(
+            table, names, against, True, len(pairs), len(strata), improved, regressed, num_flips(run, base),
+            difference, interval, p, p, share,
+        )  # fmt: skip
+    counts = run.num_correct, run.num_samples, base.num_correct, base.num_samples
+    if None in counts:
+        return None
+    own, other = run.accuracy, base.accuracy
+    p, share = fisher(*counts), own * (1 - other) + other * (1 - own)
+    size = min(run.num_samples, base.num_samples)
+    return Contrast(
+        table, names, against, False, size, 1, None, None, None, own - other, newcombe(*counts), p, p, share
+    )
+
+
+def corrected(found: list[Contrast]) -> list[Contrast]:
+    """Holm over the contrasts, and the power at the level that its first step asks for."""
+    adjusted = holm([c.p_value for c in found])
+    alpha = ALPHA / max(1, len(found))
+    return [
+        replace(
+            c,
+            p_adjusted=p,
+            detectable=smallest_detectable(c.num_questions, c.discordant_share, alpha),
+            needed=tuple(questions_needed(loss, c.discordant_share, alpha) for loss in LOSSES),
+        )
+        for c, p in zip(found, adjusted, strict=True)
+    ]
+
+
+def contrasts(table: Table, against: Run | None = None) -> list[Contrast]:
+    """Every distinct result of the table against its baseline (or `against`), corrected as one family.
+
+    Results that are the baseline's own computation (k = 1 in other columns) are left out: the alarms judge them.
+    """
+    if is_scored(table.task):
+        return []
+    found = []
+    for group in distinct(table.runs.values()):
+        base = against or baseline_of(table, group[0])
+        if base is None or base in group:
+            continue
+        if against is None and group[0].reuse_k == 1 and computation(group[0]) == computation(base):
+            continue
+        made = contrast(table.label, group, base)
+        if made:
+            found.append(made)
+    return corrected(found)
+
+
+def at_equal_speed(
+    groups: list[list[Run]], control: list[Run], speed: Callable[[Run], float | None]
+) -> list[tuple[Contrast, Run]]:
+    """Each result against the most accurate control run that is at least as fast; those beyond all are left out."""
+    found = []
+    for group in groups:
+        own = speed(group[0])
+        as_fast = [c for c in control if own and (speed(c) or 0) >= own and c not in group]
+        if as_fast:
+            best = max(as_fast, key=lambda c: c.accuracy)
+            made = contrast(group[0].table, group, best)
+            if made:
+                found.append((made, best))
+    kept = corrected([made for made, _ in found])
+    return list(zip(kept, (best for _, best in found), strict=True))
+
+
+def by_task(runs: Iterable[Run]) -> Mapping[str, int]:
+    """Subtask -> questions, of the first run that has them on record."""
+    for run in runs:
+        if run.questions:
+            sizes: dict[str, int] = {}
+            for question in run.questions.questions:
+                sizes[question.task] = sizes.get(question.task, 0) + 1
+            return sizes
+    return {}

@@ -1,0 +1,153 @@
+"""Where summaries lie: results/, artifacts/, a folder that is imported; from each place the tables that it holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from fast_dllm.report.matrix import NINE, Matrix, matrix_of
+from fast_dllm.report.summaries import TASK_SIZE, CorruptError, Run, Table, read_run
+from fast_dllm.results import file_sha256
+
+LIMITED = re.compile(r"(.+?)_limit_([0-9.eE+-]+)")
+
+
+def task_of_folder(name: str) -> tuple[str, float | None]:
+    """`gsm8k_limit_10` -> ("gsm8k", 10.0)."""
+    match = LIMITED.fullmatch(name)
+    try:
+        return (match[1], float(match[2])) if match else (name, None)
+    except ValueError:
+        return name, None
+
+
+def _usable(run: Run) -> Run:
+    """The run; raises ValueError, one line, where its file cannot be what it says."""
+    broken = [text for kind, text in run.faults if kind == "corrupt"]
+    if broken:
+        raise CorruptError("; ".join(broken))
+    return run
+
+
+def _places(root: Path, experiment: str, folder: str) -> dict[str, list[Path]]:
+    """Configuration -> its summary.json files, the one under results/ first."""
+    found: dict[str, list[Path]] = {}
+    for base in ("results", "artifacts"):
+        for path in sorted((root / base / experiment / folder).glob("*/summary.json")):
+            found.setdefault(path.parent.name, []).append(path)
+    return found
+
+
+def task_folders(root: Path, experiments: list[str]) -> list[str]:
+    """Folder names of tasks with a summary of one of the experiments, as `gsm8k_limit_10`."""
+    found = set()
+    for base in ("results", "artifacts"):
+        for experiment in experiments:
+            found |= {path.parent.parent.name for path in (root / base / experiment).glob("*/*/summary.json")}
+    return sorted(found)
+
+
+def experiments_with_results(root: Path) -> list[str]:
+    found = {
+        path.parents[2].name for base in ("results", "artifacts") for path in (root / base).glob("*/*/*/summary.json")
+    }
+    return sorted(found - {"report"})
+
+
+def read_tables(root: Path, experiment: str, folder: str) -> list[Table]:
+    """The experiment's table on a task, and one of its runs of the earlier form where there are any."""
+    task, limit = task_of_folder(folder)
+    runs: dict[bool, dict[str, Run]] = {False: {}, True: {}}
+    problems: dict[str, str] = {}
+    for config, paths in _places(root, experiment, folder).items():
+        place = {"table": experiment, "experiment": experiment, "task": task, "limit": limit, "config": config}
+        try:
+            run = _usable(read_run(paths[0], place | {"path": paths[0], "imported": False}))
+        except ValueError as error:
+            problems[config] = str(error)
+            continue
+        if len(paths) > 1 and paths[0].read_bytes() != paths[1].read_bytes():
+            note = ("copies_differ", f"{paths[0].relative_to(root)} and {paths[1].relative_to(root)} differ")
+            run = replace(run, faults=(*run.faults, note))
+        runs[run.earlier][config] = run
+    code = root / "experiments" / experiment / "generation_functions.py"
+    sha256 = file_sha256(code) if code.is_file() else None
+    matrix = matrix_of(experiment, root)
+    tables = []
+    if runs[False] or problems or not runs[True]:
+        tables.append(
+            Table(experiment, experiment, task, limit, False, matrix, _ordered(runs[False], matrix), problems, sha256)
+        )
+    if runs[True]:
+        label = f"{experiment} (earlier runner)"
+        moved = {config: replace(run, table=label) for config, run in runs[True].items()}
+        tables.append(Table(label, experiment, task, limit, True, _spanned(moved), _ordered(moved, matrix)))
+    return tables
+
+
+def _ordered(runs: Mapping[str, Run], matrix: Matrix) -> dict[str, Run]:
+    """In the matrix's order; variants (`k2_last+threshold=0.8`) behind their configuration, others at the end."""
+    names = list(matrix.configurations)
+
+    def place(config: str) -> tuple[int, str]:
+        name = config.split("+")[0]
+        return (names.index(name) if name in names else len(names), config)
+
+    return {config: runs[config] for config in sorted(runs, key=place)}
+
+
+def _spanned(runs: Mapping[str, Run]) -> Matrix:
+    """The matrix that imported runs are part of: the nine where they are named like them, else just what is there."""
+    if any(config in NINE.configurations for config in runs):
+        return NINE
+    return Matrix({config: dict(run.arguments) for config, run in runs.items()})
+
+
+def read_import(folder: Path) -> list[Table]:
+    """Tables of all summary.json below `folder`: one for each folder of configurations."""
+    tables: dict[Path, list[Path]] = {}
+    for path in sorted(folder.rglob("summary.json")):
+        tables.setdefault(path.parent.parent, []).append(path)
+    found = {parent: _imported_table(folder, parent, paths) for parent, paths in tables.items()}
+    seen = [(table.label, table.task, table.limit) for table in found.values()]
+    for parent, table in found.items():
+        if seen.count((table.label, table.task, table.limit)) > 1:
+            found[parent] = _relabelled(table, f"{parent.relative_to(folder)} (imported)")
+    return list(found.values())
+
+
+def _relabelled(table: Table, label: str) -> Table:
+    runs = {config: replace(run, table=label, experiment=label) for config, run in table.runs.items()}
+    return replace(table, label=label, runs=runs)
+
+
+def _import_label(folder: Path, parent: Path, tasks: set[str]) -> str:
+    """The table's folder below `folder`, without a last part that only repeats the task."""
+    parts = list(parent.resolve().relative_to(folder.resolve()).parts)
+    if task_of_folder(parent.name)[0] in tasks:
+        parts = parts[:-1] if parts else [folder.resolve().parent.name]
+    return "/".join(parts or [folder.resolve().name]) + " (imported)"
+
+
+def _imported_table(folder: Path, parent: Path, paths: list[Path]) -> Table:
+    task, limit = task_of_folder(parent.name)
+    label = _import_label(folder, parent, {task} if task in TASK_SIZE else set())
+    runs, problems = {}, {}
+    for path in paths:
+        config = path.parent.name
+        place = {"table": label, "experiment": label, "task": task, "limit": limit, "config": config, "path": path}
+        place["imported"] = True
+        try:
+            run = _usable(read_run(path, place))
+        except ValueError as error:
+            problems[config] = str(error)
+            continue
+        runs[config] = replace(run, earlier=True)
+    known = {(run.task, run.limit) for run in runs.values()}
+    if len(known) == 1:
+        task, limit = known.pop()
+    experiments = {str(run.arguments.get("experiment_name") or "") for run in runs.values()}
+    experiment = experiments.pop() if len(experiments) == 1 else ""
+    return Table(label, experiment, task, limit, True, _spanned(runs), _ordered(runs, NINE), problems)

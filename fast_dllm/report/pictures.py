@@ -1,0 +1,297 @@
+"""The report's pictures: a paper's column wide, told apart by shape as well as colour, the same in every report.
+
+An experiment's colour and marker follow from the number that its name starts with, so they never change. Each function
+returns a Matplotlib Figure, or None where there is nothing to draw; `png` and `svg` make the same bytes each time.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fast_dllm.report.alarms import ALARM
+from fast_dllm.report.alarms_speed import hardware, outliers
+from fast_dllm.report.aup import pareto
+from fast_dllm.report.build import Report, is_plain
+from fast_dllm.report.compare import Contrast, accuracy_of, distinct
+from fast_dllm.report.document import Picture
+from fast_dllm.report.matrix import NINE, expected_arguments
+from fast_dllm.report.summaries import Run, Table
+from fast_dllm.report.verdict import name_of
+
+# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow that vanishes on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B")
+MARKERS = "os^DvPX"
+COLUMN = 3.5  # inches
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "fast_dllm",
+    "svg.fonttype": "path",
+    "text.usetex": False,
+    "text.parse_math": False,  # a `$` in a name is a dollar
+}
+MOST_NAMES = 14  # points that are still labelled with their names
+MOST_ROWS = 40  # contrasts in the picture of differences
+
+
+def style_of(experiment: str) -> tuple[str, str]:
+    """(colour, marker) of an experiment: by the number in front of its name, else by the name itself."""
+    digits = re.match(r"\d+", experiment)
+    number = int(digits[0]) if digits else zlib.crc32(experiment.encode())
+    return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(MARKERS)) % len(MARKERS)]
+
+
+def _figure(height: float, width: float = COLUMN) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _errors(runs: list[Run]) -> list[list[float]]:
+    intervals = [accuracy_of(run).interval for run in runs]
+    low = [100 * (run.accuracy - i.low) if i else 0 for run, i in zip(runs, intervals, strict=True)]
+    high = [100 * (i.high - run.accuracy) if i else 0 for run, i in zip(runs, intervals, strict=True)]
+    return [[max(0, v) for v in low], [max(0, v) for v in high]]
+
+
+def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [points[index] for index in pareto(points)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One result in a picture: its speed (of several columns the median), one of its runs, a short name."""
+
+    table: Table
+    run: Run
+    speed: float
+    name: str
+
+    @property
+    def place(self) -> tuple[float, float]:
+        return self.speed, 100 * self.run.accuracy
+
+
+def points_of(report: Report, speed: Callable[[Run], float | None], only: str | None = None) -> list[Point]:
+    """Every distinct result with a speed; columns whose time is another kind of run's do not count.
+
+    only: the runs of this hardware alone.
+    """
+    found = []
+    for table in report.own if any(table.runs for table in report.own) else report.earlier:
+        odd = outliers(table) if only is not None else {}
+        for group in distinct(table.runs.values()):
+            kept = [run for run in group if speed(run) and run.config not in odd]
+            kept = [run for run in kept if only is None or hardware(run) == only]
+            if kept:
+                name = _short(name_of(tuple(run.config for run in group), table).split(" (")[0])
+                found.append(Point(table, kept[0], median(speed(run) for run in kept), name))
+    return found
+
+
+def scatter(report: Report, found: list[Point], label: str) -> Figure | None:
+    """Accuracy against a speed, over all experiments, with plain decoding's envelope and the Pareto front."""
+    if not found:
+        return None
+    figure = _figure(2.9)
+    axes = figure.add_subplot()
+    for table in report.tables:
+        own = [point for point in found if point.table is table]
+        if own:
+            colour, marker = style_of(table.experiment or table.label)
+            axes.errorbar(
+                *zip(*(point.place for point in own), strict=True),
+                yerr=_errors([point.run for point in own]),
+                fmt=marker,
+                color=colour,
+                markersize=4.5,
+                elinewidth=0.7,
+                capsize=1.5,
+                markeredgecolor="black",
+                markeredgewidth=0.4,
+                markerfacecolor="white" if table.earlier else colour,
+                label=_short(table.label),
+            )
+    _names(axes, found)
+    _lines(axes, report, found)
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy, % (95% interval)")
+    axes.grid(color="#dddddd", linewidth=0.5)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=1.6)
+    return figure
+
+
+def _names(axes, found: list[Point]) -> None:
+    """Where they are few, each point's name; of columns that lie together, their k once."""
+    named: dict[tuple[str, str], Point] = {}
+    for point in found:
+        stem = point.name.split("_")[0] if point.run.config in NINE.configurations else point.name
+        named.setdefault((point.table.label, stem), point)
+    if len(named) <= MOST_NAMES:
+        for (_, stem), point in named.items():
+            axes.annotate(stem, point.place, xytext=(4, 3), textcoords="offset points", fontsize=6, color="#333333")
+
+
+def _lines(axes, report: Report, found: list[Point]) -> None:
+    """The curve to beat, and the front of all that was measured."""
+    envelope = _front([point.place for point in found if point.run in report.control])
+    if len(envelope) > 1:
+        axes.plot(*zip(*envelope, strict=True), "--", color="black", linewidth=1.1, zorder=1, label="plain: envelope")
+    front = _front([point.place for point in found])
+    if len(front) > 1 and not all(is_plain(point.run) for point in found):
+        axes.plot(*zip(*front, strict=True), ":", color="#777777", linewidth=1.4, zorder=0, label="Pareto front")
+
+
+def axes_of(table: Table) -> tuple[str, str | None, dict[str, tuple[str, str]]]:
+    """(row argument, column argument, configuration -> cell): the two arguments that vary over the table's matrix."""
+    known = {c: expected_arguments(table.matrix, c) for c in table.matrix.configurations}
+    values: dict[str, list[str]] = {}
+    for arguments in known.values():
+        for key, value in arguments.items():
+            if str(value) not in values.setdefault(key, []):
+                values[key].append(str(value))
+    varied = [key for key, seen in values.items() if len(seen) > 1][:2]
+    if not varied:
+        return "", None, {}
+    column = varied[1] if len(varied) > 1 else None
+    cells = {c: (str(a.get(varied[0])), str(a.get(column)) if column else "") for c, a in known.items()}
+    return varied[0], column, cells
+
+
+def heat_map(table: Table) -> Figure | None:
+    """Accuracy over the two arguments that the matrix varies; each cell says its number."""
+    row_name, column_name, cells = axes_of(table)
+    shown = {place: table.runs[config] for config, place in cells.items() if config in table.runs}
+    if not shown:
+        return None
+    rows = list(dict.fromkeys(row for row, _ in cells.values()))
+    columns = list(dict.fromkeys(column for _, column in cells.values()))
+    grid = [[shown[r, c].accuracy * 100 if (r, c) in shown else float("nan") for c in columns] for r in rows]
+    known = [value for row in grid for value in row if value == value]
+    figure = _figure(min(0.9 + 0.36 * len(rows), 6.0))
+    axes = figure.add_subplot()
+    low, high = min(known), max(known)
+    image = axes.imshow(grid, cmap="cividis", aspect="auto", vmin=low - 0.5, vmax=high + 0.5)
+    for y, row in enumerate(grid):
+        for x, value in enumerate(row):
+            text, middle = ("–", True) if value != value else (f"{value:.1f}", value > (low + high) / 2)
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color="black" if middle else "white")
+    axes.set_xticks(range(len(columns)), [_short(c) for c in columns])
+    axes.set_yticks(range(len(rows)), [_short(r) for r in rows])
+    axes.set_xlabel((column_name or "").replace("_", " "))
+    axes.set_ylabel(row_name.replace("_", " "))
+    axes.set_title(_short(table.label))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, label="accuracy, %")
+    return figure
+
+
+def differences(report: Report) -> Figure | None:
+    """Each contrast's difference with its interval; filled where it is significant after the correction."""
+    labels = {table.label: table for table in report.tables}
+    found: list[Contrast] = [c for label in labels for c in report.contrasts.get(label, ())][:MOST_ROWS]
+    if not found:
+        return None
+    several = len({c.table for c in found}) > 1
+    figure = _figure(0.8 + 0.2 * len(found))
+    axes = figure.add_subplot()
+    for y, c in enumerate(found):
+        colour, marker = style_of(labels[c.table].experiment or c.table)
+        sure = c.outcome in ("loses", "gains")
+        middle = 100 * c.difference
+        sides = [[middle - 100 * c.interval.low], [100 * c.interval.high - middle]]
+        axes.errorbar(
+            [middle], [y], xerr=sides, fmt=marker, color=colour, markersize=4.5, elinewidth=1, capsize=2,
+            markerfacecolor=colour if sure else "white",
+        )  # fmt: skip
+    axes.axvline(0, color="black", linewidth=0.8)
+    names = [_short(name_of(c.configs, labels[c.table]).split(" (")[0]) for c in found]
+    names = [f"{_short(c.table)}/{n}" if several else n for c, n in zip(found, names, strict=True)]
+    axes.set_yticks(range(len(found)), names, fontsize=7 if len(found) < 25 else 5)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.set_xlabel("difference to the baseline, points (95% interval)\nfilled: significant after Holm's correction")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.5)
+    return figure
+
+
+def file_name(text: str) -> str:
+    """Letters, digits, `_`, `-` and `.` of a name; two names that become one are told apart by a hash."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("._") or "x"
+    return safe if safe == text else f"{safe}_{zlib.crc32(text.encode()):08x}"
+
+
+def draw(report: Report) -> dict[str, tuple[Figure, str]]:
+    """Picture name -> (figure, what it shows)."""
+    made: dict[str, tuple[Figure | None, str]] = {}
+    with matplotlib.rc_context(STYLE):
+        unit = "new tokens a full-depth forward"
+        text = f"Accuracy against {unit}."
+        if len(report.front) > 1:
+            text += " Dashed: plain decoding's envelope, the curve to beat."
+        found = points_of(report, lambda run: run.tokens_per_forward)
+        made["accuracy_tokens_per_forward"] = scatter(report, found, unit), text
+        where = report.hardware
+        found = points_of(report, lambda run: run.tokens_per_second, where) if where else []
+        text = f"Accuracy against new tokens a second on {where}."
+        if any(alarm.spoils == "speed" and alarm.level == ALARM for alarm in report.alarms):
+            text += " Some of these speeds cannot be compared: see the alarms."
+        made["accuracy_tokens_per_second"] = scatter(report, found, f"new tokens/s on {where}"), text
+        made["differences"] = differences(report), "Difference to the baseline, with 95% intervals."
+        for table in report.tables:
+            name = f"heat_map_{file_name(table.label)}"
+            made[name] = heat_map(table), f"{table.label}: accuracy of each configuration, in percent."
+    return {name: (figure, text) for name, (figure, text) in made.items() if figure is not None}
+
+
+def png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="png", dpi=220, metadata={"Software": None})
+    return file.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
+DRIFT = ("results/drift", "artifacts/drift")
+
+
+def drift_maps(root: Path, folder: str) -> dict[str, Path]:
+    """Name -> PNG of the drift maps of this task, where `fast_dllm.drift` has left some."""
+    found = {}
+    for base in DRIFT:
+        for path in sorted((root / base / folder).glob("*.png")):
+            found.setdefault(f"drift_{file_name(path.stem)}", path)
+    return found
+
+
+def blocks(made: dict[str, tuple[Figure, str]], drift: dict[str, Path]) -> list[Picture]:
+    return [
+        *(Picture(name, text) for name, (_, text) in made.items()),
+        *(Picture(name, f"Drift of the layers between denoising steps: {path.stem}.") for name, path in drift.items()),
+    ]

@@ -1,0 +1,305 @@
+"""The report's sections as blocks, in order: verdict, alarms, matrices, comparisons, pictures, flips, provenance."""
+
+from __future__ import annotations
+
+from fast_dllm.report.alarms import ALARM, by_value, listed, percent, told
+from fast_dllm.report.alarms_speed import hardware, outliers, reference_speed
+from fast_dllm.report.build import Report, forward_gain
+from fast_dllm.report.compare import Contrast, accuracy_of
+from fast_dllm.report.document import Block, Change, Code, Grid, Heading, Items, Paragraph, Picture
+from fast_dllm.report.flips import Flip
+from fast_dllm.report.statistics import ALPHA
+from fast_dllm.report.summaries import Run, Table
+from fast_dllm.report.verdict import name_of, points, span, verdict
+
+NONE = "–"
+
+
+def _value(value: float | None, form: str = ".2f") -> str:
+    return NONE if value is None else format(value, form)
+
+
+# ---- the matrix ----
+
+MATRIX_HEAD = (
+    "configuration",
+    "questions",
+    "accuracy %",
+    "95% interval",
+    "new tokens/s",
+    "full-depth forwards a token",
+    "layer-forwards a token",
+    "speed-up, forwards",
+    "speed-up, seconds",
+    "remarks",
+)
+
+
+def _remarks(table: Table, run: Run, odd: dict) -> str:
+    found = [kind.replace("_", " ") for kind, _ in run.faults]
+    if run.config in odd:
+        found.append("time of another kind of run")
+    if not run.earlier and table.code_sha256 and run.facts.get("generation_code_sha256") != table.code_sha256:
+        found.append("stale")
+    return ", ".join(dict.fromkeys(found))
+
+
+def _matrix_row(report: Report, table: Table, run: Run, odd: dict) -> list[str]:
+    forwards = 1 / run.tokens_per_forward if run.tokens_per_forward else None
+    base = reference_speed(table, run)
+    comparable = base and run.tokens_per_second and run.config not in odd and not _other_hardware(table, run)
+    return [
+        run.config,
+        f"{run.num_samples:,}" if run.num_samples else NONE,
+        f"{100 * run.accuracy:.2f}",
+        span(accuracy_of(run).interval) if accuracy_of(run).interval else NONE,
+        _value(run.tokens_per_second, ".1f"),
+        _value(forwards, ".3f"),
+        _value(run.layers_per_token, ".2f"),
+        _value(forward_gain(table, run)),
+        _value(run.tokens_per_second / base) if comparable else NONE,
+        _remarks(table, run, odd),
+    ]
+
+
+def _other_hardware(table: Table, run: Run) -> bool:
+    kinds = by_value(table.runs.values(), hardware)
+    return len(kinds) > 1 and run not in next(iter(kinds.values()))
+
+
+def matrix_section(report: Report, table: Table) -> list[Block]:
+    odd = outliers(table)
+    rows = [_matrix_row(report, table, run, odd) for run in table.runs.values()]
+    rows += [[config, *[NONE] * 8, f"left out: {reason}"] for config, reason in table.problems.items()]
+    rows += [[config, *[NONE] * 8, "no result"] for config in table.missing]
+    blocks: list[Block] = [Heading(3, table.label)]
+    if not rows:
+        return [*blocks, Paragraph("Nothing has been run.")]
+    kinds = by_value((run for run in table.runs.values() if run.tokens_per_second), hardware)
+    where = f" on {listed(map(str, kinds))}" if kinds else ""
+    blocks.append(Grid(MATRIX_HEAD, rows, frozenset(range(1, 9))))
+    blocks.append(
+        Paragraph(
+            "Speed-ups are against this table's k = 1: in full-depth forwards a token (layers run / layers where the "
+            f"summary counts them), and in new tokens a second{where}, against the median of the "
+            "k = 1 columns under the same conditions. Intervals are Wilson's."
+        )
+    )
+    return blocks
+
+
+# ---- comparisons ----
+
+CONTRAST_HEAD = (
+    "configuration",
+    "against",
+    "questions",
+    "regressed",
+    "improved",
+    "same",
+    "difference, points",
+    "95% interval",
+    "p",
+    "p, Holm",
+    "smallest at 80% power",
+    "needed for 1 / 2 points",
+    "reading",
+)
+READING = {"identical": "identical answers", "loses": "worse", "gains": "better", "inconclusive": "inconclusive"}
+
+
+def _count(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _contrast_row(c: Contrast, table: Table) -> list[str]:
+    reading = READING[c.outcome]
+    if c.outcome == "inconclusive" and c.interval.low >= -0.01:
+        reading = "inconclusive; a loss above 1 point is excluded"
+    return [
+        name_of(c.configs, table),
+        c.baseline,
+        f"{c.num_questions:,}",
+        _count(c.regressed),
+        _count(c.improved),
+        _count(c.same),
+        f"{100 * c.difference:+.2f}",
+        span(c.interval, signed=True),
+        _p(c.p_value),
+        _p(c.p_adjusted),
+        NONE if c.detectable is None else points(c.detectable),
+        " / ".join(_count(n) for n in c.needed),
+        reading,
+    ]
+
+
+def _methods(found: list[Contrast]) -> Paragraph:
+    shares = [c.discordant_share for c in found]
+    assumed = f"{percent(min(shares))}" + (f" to {percent(max(shares))}" if max(shares) - min(shares) > 5e-4 else "")
+    level = f"{ALPHA / len(found):.2g}"
+    strata = max(c.num_strata for c in found)
+    paired = (
+        "Paired on the same questions: exact two-sided McNemar test; Tango's score interval"
+        + (f", stratified over {strata} subtasks, weighted as the task weights them (MOVER)" if strata > 1 else "")
+        + "; share of changing answers assumed by the power: the observed one, "
+    )
+    totals = (
+        "From totals, so unpaired and weaker: Fisher's exact test; Newcombe's interval; share of changing answers "
+        "assumed by the power: that of independent answers, "
+    )
+    mixed = {c.paired for c in found}
+    text = (paired if True in mixed else "") + (totals if False in mixed else "")
+    return Paragraph(
+        f"{text}{assumed}, and never less than the difference itself. Holm's correction is over these {len(found)} "
+        f"contrasts; power is that of the exact test at its first step's level, {level}. Each interval is for one "
+        "contrast by itself."
+    )
+
+
+def comparison_section(report: Report) -> list[Block]:
+    blocks: list[Block] = []
+    for table in report.tables:
+        found = list(report.contrasts.get(table.label, ()))
+        if found:
+            blocks.append(Heading(3, table.label))
+            blocks.append(Grid(CONTRAST_HEAD, [_contrast_row(c, table) for c in found], frozenset(range(2, 12))))
+            blocks.append(_methods(found))
+    if report.equal_speed and len(report.front) > 1:
+        labels = {table.label: table for table in report.tables}
+        found = [c for c, _ in report.equal_speed]
+        rows = [[f"{c.table}/{row[0]}", *row[1:]] for c in found for row in [_contrast_row(c, labels[c.table])]]
+        blocks.append(Heading(3, "Against plain decoding at equal speed"))
+        blocks.append(
+            Paragraph(
+                "Each result with reuse against the most accurate plain setting (threshold, sub-block size) with at "
+                "least as many tokens a full-depth forward; results faster than every plain setting are left out."
+            )
+        )
+        blocks.append(Grid(CONTRAST_HEAD, rows, frozenset(range(2, 12))))
+        blocks.append(_methods(found))
+    return blocks or [Paragraph("No two configurations that could be compared.")]
+
+
+def parallelism_section(report: Report) -> list[Block]:
+    if not report.parallelism:
+        return []
+    rows = [
+        [p.name, _value(p.value, ".1f"), str(p.num_points), str(p.num_dropped)]
+        for p in sorted(report.parallelism, key=lambda p: -(p.value or 0))
+    ]
+    return [
+        Heading(3, "AUP"),
+        Grid(("experiment", "AUP", "points", "of them dropped"), rows, frozenset((1, 2, 3))),
+        Paragraph(
+            "Accuracy under parallelism as arXiv 2601.07568 defines it: the area under accuracy (%) against tokens a "
+            "full-depth forward, each accuracy weighted by min(exp(-3 (1 - y / best)), 1), points more than 5 points "
+            "below the slowest one dropped. It depends on which settings were run: compare sweeps that are alike."
+        ),
+    ]
+
+
+# ---- flips, provenance ----
+
+
+def flip_section(report: Report, flips: list[Flip], totals: dict[str, int]) -> list[Block]:
+    blocks: list[Block] = []
+    for table in report.tables:
+        total = totals.get(table.label, 0)
+        if total:
+            shown = [flip for flip in flips if flip.table == table.label]
+            blocks.append(Heading(3, table.label))
+            blocks.append(
+                Paragraph(f"{total} questions got another answer in some configuration; {len(shown)} are shown.")
+            )
+            blocks += [Change(flip) for flip in shown]
+    return blocks or [Paragraph("No question whose answer is known to have changed.")]
+
+
+PROVENANCE = (
+    ("model", "model"),
+    ("model revision", "model_revision"),
+    ("dtype", "dtype"),
+    ("device", "device"),
+    ("GPU", "gpu"),
+    ("host", "host"),
+    ("commit", "commit"),
+    ("uncommitted changes", "dirty"),
+    ("generation code, SHA-256", "generation_code_sha256"),
+    ("decoding code, SHA-256", "decoding_sha256"),
+    ("fast_dllm, SHA-256", "fast_dllm_sha256"),
+    ("task version", "task_version"),
+    ("metric", "metric"),
+    ("examples in the prompt", "num_fewshot"),
+    ("batch size", "batch_size"),
+    ("processes", "num_processes"),
+    ("segments", "num_segments"),
+    ("seeds", "seeds"),
+    ("Python", "python"),
+    ("torch", "torch"),
+    ("lm_eval", "lm_eval"),
+)
+
+
+def provenance_section(report: Report) -> list[Block]:
+    blocks: list[Block] = []
+    for table in report.tables:
+        runs = list(table.runs.values())
+        if not runs:
+            continue
+        rows = []
+        for what, fact in PROVENANCE:
+            values = by_value(
+                runs, lambda run, fact=fact: None if run.facts.get(fact) is None else str(run.facts[fact])
+            )
+            if not values:
+                rows.append([what, "not recorded"])
+            elif len(values) == 1 and len(next(iter(values.values()))) == len(runs):
+                rows.append([what, str(next(iter(values)))])
+            else:
+                rows.append([what, told(values)])
+        times = sorted(str(run.facts["time"]) for run in runs if run.facts.get("time"))
+        if times:
+            rows.append(["ended", times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"])
+        arguments = by_value(runs, lambda run: ", ".join(f"{k}={v}" for k, v in run.arguments.items()))
+        blocks += [Heading(3, table.label), Grid(("fact", "value"), rows)]
+        blocks.append(
+            Grid(
+                ("configuration", "model arguments"),
+                [[listed(r.config for r in rs), str(v)] for v, rs in arguments.items()],
+            )
+        )
+        blocks.append(
+            Paragraph(f"Read from {listed(sorted({str(_relative(report, run).parent) for run in runs}), 12)}.")
+        )
+    return [*blocks, Paragraph("This report again:"), Code(report.command)]
+
+
+def _relative(report: Report, run: Run):
+    path = run.path.parent
+    return path.relative_to(report.root) if path.is_relative_to(report.root) else path
+
+
+def sections(report: Report, pictures: list[Picture], flips: list[Flip], totals: dict[str, int]) -> list[Block]:
+    """The whole report."""
+    alarms = [f"{a.table}: {a.text} [{a.kind}]" for a in report.alarms if a.level == ALARM]
+    notes = [f"{a.table}: {a.text} [{a.kind}]" for a in report.alarms if a.level != ALARM]
+    blocks: list[Block] = [
+        Heading(1, f"Report: {report.folder}"),
+        Heading(2, "Verdict"),
+        Items("verdict", verdict(report)),
+    ]
+    blocks.append(Heading(2, "Alarms"))
+    blocks.append(Items("alarm", alarms) if alarms else Paragraph("None."))
+    if notes:
+        blocks += [Heading(3, "Notes"), Items("note", notes)]
+    blocks.append(Heading(2, "The matrices"))
+    for table in report.tables:
+        blocks += matrix_section(report, table)
+    blocks += [Heading(2, "Compared on the same questions"), *comparison_section(report)]
+    blocks += [Heading(2, "Pictures"), *(pictures or [Paragraph("Nothing to draw.")]), *parallelism_section(report)]
+    blocks += [Heading(2, "Flips"), *flip_section(report, flips, totals)]
+    return [*blocks, Heading(2, "Provenance"), *provenance_section(report)]

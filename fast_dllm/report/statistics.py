@@ -1,0 +1,190 @@
+"""The report's statistics: intervals, exact tests, power. Numbers in, numbers out; docs/report.md names each source.
+
+Differences are configuration minus baseline, as fractions of the questions: -0.02 is two points lost. A paired table is
+(improved, regressed, total): questions that only the configuration got right, that only the baseline got right, all.
+SciPy has the distributions; what it lacks (Tango's interval, Holm's correction, the power of the exact test) is held
+against statsmodels and independent forms by tests/test_report_statistics.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+import numpy as np
+from scipy import optimize, stats
+
+CONFIDENCE = 0.95
+ALPHA = 0.05
+POWER = 0.80
+MAX_QUESTIONS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A closed interval with CONFIDENCE."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """A subtask's paired table. weight: its share of the whole difference; the weights of all strata add up to 1."""
+
+    improved: int
+    regressed: int
+    total: int
+    weight: float
+
+
+def _z(tail: float) -> float:
+    return float(stats.norm.isf(tail))
+
+
+def wilson(correct: int, total: int) -> Interval:
+    """Wilson's score interval of a proportion (1927), without continuity correction."""
+    found = stats.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def newcombe(correct: int, total: int, base_correct: int, base_total: int) -> Interval:
+    """Newcombe's hybrid score interval for the difference of two unpaired proportions (1998, method 10)."""
+    p, base = correct / total, base_correct / base_total
+    own, other = wilson(correct, total), wilson(base_correct, base_total)
+    below = sqrt((p - own.low) ** 2 + (other.high - base) ** 2)
+    above = sqrt((own.high - p) ** 2 + (base - other.low) ** 2)
+    return Interval(p - base - below, p - base + above)
+
+
+def fisher(correct: int, total: int, base_correct: int, base_total: int) -> float:
+    """Two-sided p-value of Fisher's exact test for two unpaired proportions."""
+    table = [[correct, total - correct], [base_correct, base_total - base_correct]]
+    return float(stats.fisher_exact(table).pvalue)
+
+
+def homogeneity(counts: Sequence[tuple[int, int]]) -> float:
+    """p-value of Pearson's chi-squared test that several (correct, total) are of one proportion."""
+    table = np.array([[correct, total - correct] for correct, total in counts])
+    if (table.sum(axis=0) == 0).any():  # all right or all wrong: nothing differs
+        return 1.0
+    return float(stats.chi2_contingency(table, correction=False).pvalue)
+
+
+def mcnemar(improved: int, regressed: int) -> float:
+    """Two-sided p-value of the exact (binomial) McNemar test; 1 where no question changed."""
+    discordant = improved + regressed
+    return float(stats.binomtest(improved, discordant).pvalue) if discordant else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979) over the contrasts of one table, in the given order."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def tango(improved: int, regressed: int, total: int) -> Interval:
+    """Tango's score interval for a paired difference of proportions (1998), in [-1, 1].
+
+    The set of differences that the score test, McNemar's at 0, does not reject.
+    """
+    z2, observed = _z((1 - CONFIDENCE) / 2) ** 2, (improved - regressed) / total
+
+    def excess(delta: float) -> float:  # squared score minus its critical value, times the variance
+        a = 2 * total
+        b = -improved - regressed + (2 * total - improved + regressed) * delta
+        c = -regressed * delta * (1 - delta)
+        other = (sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)  # P(only the baseline is right), given delta
+        variance = total * max(2 * other + delta * (1 - delta), 0.0)
+        return (improved - regressed - total * delta) ** 2 - z2 * variance
+
+    def root(end: float) -> float:
+        if observed == end:
+            return end
+        # without a discordant pair of one kind the variance can vanish at the observed difference, which is then a root
+        # of its own; the one sought lies beyond it
+        start = observed + (1e-9 if end > observed else -1e-9) * (excess(observed) >= 0)
+        return float(optimize.brentq(excess, end, start, xtol=1e-14, rtol=1e-14))
+
+    return Interval(root(-1.0), root(1.0))
+
+
+def stratified_difference(strata: Sequence[Stratum]) -> tuple[float, Interval]:
+    """(weighted difference, interval): each stratum's Tango limits combined by MOVER (Zou and Donner 2008).
+
+    The interval's lower half is the root of the summed squares of the strata's own lower halves, each times its weight;
+    so no stratum, not even one without a change, is taken for known. One stratum gives Tango's interval.
+    """
+    difference = low = high = 0.0
+    for stratum in strata:
+        own = (stratum.improved - stratum.regressed) / stratum.total
+        limits = tango(stratum.improved, stratum.regressed, stratum.total)
+        difference += stratum.weight * own
+        low += (stratum.weight * (own - limits.low)) ** 2
+        high += (stratum.weight * (limits.high - own)) ** 2
+    return difference, Interval(max(-1.0, difference - sqrt(low)), min(1.0, difference + sqrt(high)))
+
+
+def mcnemar_power(difference: float, discordant_share: float, total: int, alpha: float = ALPHA) -> float:
+    """Exact power of the two-sided exact McNemar test at level `alpha`.
+
+    Unconditional: the number of discordant pairs is binomial(total, discordant_share), and the improved ones among d of
+    them are binomial(d, (1 + difference / discordant_share) / 2). `|difference|` is at most the share.
+    """
+    if discordant_share <= 0 or total < 1:
+        return 0.0
+    number = stats.binom(total, discordant_share)
+    d = np.arange(max(0, int(number.ppf(1e-12)) - 1), min(total, int(number.isf(1e-12)) + 1) + 1)
+    # the largest count of the rarer kind that is still rejected: twice its tail is at most alpha
+    critical = stats.binom.ppf(alpha / 2, d, 0.5)
+    critical = np.where(2 * stats.binom.cdf(critical, d, 0.5) <= alpha, critical, critical - 1)
+    improved = min(max((1 + difference / discordant_share) / 2, 0.0), 1.0)
+    rejected = stats.binom.cdf(critical, d, improved) + stats.binom.sf(d - critical - 1, d, improved)
+    return float(np.sum(number.pmf(d) * np.where(critical >= 0, rejected, 0.0)))
+
+
+def smallest_detectable(total: int, discordant_share: float, alpha: float = ALPHA) -> float | None:
+    """The smallest difference found with POWER on `total` questions; None where even losing every answer is not.
+
+    discordant_share: the share of questions that change, assumed; never taken to be less than the difference itself.
+    """
+
+    def lacking(difference: float) -> float:
+        return mcnemar_power(difference, max(discordant_share, difference), total, alpha) - POWER
+
+    if lacking(1.0) < 0:
+        return None
+    return float(optimize.brentq(lacking, 1e-9, 1.0, xtol=1e-6))
+
+
+def questions_needed(difference: float, discordant_share: float, alpha: float = ALPHA) -> int | None:
+    """How many questions find `difference` with POWER; None beyond MAX_QUESTIONS.
+
+    Starts from the normal approximation of Connor (1987) and ends at the exact power.
+    """
+    share = max(discordant_share, difference)
+    z_alpha, z_beta = _z(alpha / 2), _z(1 - POWER)
+    start = ((z_alpha * sqrt(share) + z_beta * sqrt(max(share - difference**2, 0.0))) / difference) ** 2
+    low, high = 1, max(2, ceil(start))
+    while mcnemar_power(difference, share, high, alpha) < POWER:
+        low, high = high, high + max(1, high // 8)
+        if high > MAX_QUESTIONS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if mcnemar_power(difference, share, middle, alpha) >= POWER:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def tie_probability(correct: int, total: int) -> float:
+    """How likely two independent runs with this accuracy get equally many right."""
+    probabilities = stats.binom.pmf(np.arange(total + 1), total, correct / total)
+    return float(np.sum(probabilities**2))

@@ -1,0 +1,120 @@
+"""A Report on the disk (report.md, report.html, report.json, pictures), and what the terminal gets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from fast_dllm.report import pictures
+from fast_dllm.report.alarms_speed import reference_speed
+from fast_dllm.report.build import Report, forward_gain
+from fast_dllm.report.compare import accuracy_of
+from fast_dllm.report.flips import Flip, count_changes, flips_of
+from fast_dllm.report.markdown import markdown, text_table, visible
+from fast_dllm.report.page import page
+from fast_dllm.report.sections import sections
+from fast_dllm.report.summaries import Run, Table
+from fast_dllm.report.verdict import span, verdict
+from fast_dllm.results import write_bytes_atomic, write_text_atomic
+
+SCHEMA_VERSION = 1
+
+
+def _run_facts(report: Report, table: Table, run: Run) -> dict[str, object]:
+    interval = accuracy_of(run).interval
+    path = run.path
+    return {
+        "config": run.config,
+        "summary": str(path.relative_to(report.root) if path.is_relative_to(report.root) else path),
+        "num_samples": run.num_samples,
+        "accuracy": run.accuracy,
+        "interval": None if interval is None else [interval.low, interval.high],
+        "new_tokens": run.new_tokens,
+        "seconds": run.seconds,
+        "tokens_per_second": run.tokens_per_second,
+        "full_depth_forwards": run.full_forwards,
+        "tokens_per_full_depth_forward": run.tokens_per_forward,
+        "layer_forwards_per_token": run.layers_per_token,
+        "speed_up_forwards": forward_gain(table, run),
+        "reference_tokens_per_second": reference_speed(table, run),
+        "model_args": dict(run.arguments),
+        "facts": dict(run.facts),
+        "faults": [list(fault) for fault in run.faults],
+    }
+
+
+def as_json(report: Report, flips: list[Flip], totals: dict[str, int]) -> dict[str, object]:
+    """report.json's content."""
+    tables = [
+        {
+            "label": table.label,
+            "experiment": table.experiment,
+            "imported": table.earlier,
+            "runs": [_run_facts(report, table, run) for run in table.runs.values()],
+            "left_out": dict(table.problems),
+            "missing": table.missing,
+            "contrasts": [asdict(c) | {"outcome": c.outcome} for c in report.contrasts.get(table.label, ())],
+            "num_changed_questions": totals.get(table.label, 0),
+        }
+        for table in report.tables
+    ]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "task": report.task,
+        "limit": report.limit,
+        "verdict": verdict(report),
+        "num_alarms": report.num_alarms,
+        "alarms": [asdict(alarm) for alarm in report.alarms],
+        "tables": tables,
+        "envelope": [f"{run.table}/{run.config}" for run in report.front],
+        "equal_speed": [asdict(c) | {"outcome": c.outcome} for c, _ in report.equal_speed],
+        "aup": [asdict(entry) for entry in report.parallelism],
+        "flips": [{key: value for key, value in asdict(flip).items() if key != "prompt"} for flip in flips],
+        "command": report.command,
+    }
+
+
+def write(report: Report, folder: Path, most_flips: int, against: Run | None = None) -> Path:
+    """Write all files into `folder`; returns report.html's path. Old pictures in it are removed."""
+    flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
+    totals = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
+    made, drift = pictures.draw(report), pictures.drift_maps(report.root, report.folder)
+    blocks = sections(report, pictures.blocks(made, drift), flips, totals)
+    images = {name: pictures.png(figure) for name, (figure, _) in made.items()}
+    vectors = {name: pictures.svg(figure) for name, (figure, _) in made.items()}
+    images |= {name: path.read_bytes() for name, path in drift.items()}
+    title = f"Report: {report.folder}"
+    texts = {
+        "report.json": json.dumps(as_json(report, flips, totals), indent=2, ensure_ascii=False, default=str) + "\n",
+        "report.md": markdown(blocks),
+        "report.html": page(title, blocks, images),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
+        old.unlink()
+    for suffix, files in (("png", images), ("svg", vectors)):
+        for name, content in files.items():
+            write_bytes_atomic(folder / f"{name}.{suffix}", content)
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
+    return folder / "report.html"
+
+
+def terminal(report: Report) -> str:
+    """Verdict and table, as lines."""
+    lines = [f"== {report.folder}", *(f"- {sentence}" for sentence in verdict(report))]
+    for alarm in report.alarms:
+        if alarm.level == "alarm":
+            lines.append(f"! {alarm.table}: {alarm.text}")
+    head = ("", "accuracy %", "95% interval", "tokens/s", "tokens/forward", "speed-up, forwards")
+    rows = []
+    for table in report.tables:
+        for run in table.runs.values():
+            cells = (run.tokens_per_second, run.tokens_per_forward, forward_gain(table, run))
+            forms = (".1f", ".2f", ".2f")
+            numbers = ["–" if cell is None else format(cell, form) for cell, form in zip(cells, forms, strict=True)]
+            interval = accuracy_of(run).interval
+            row = [f"{table.label}/{run.config}", f"{100 * run.accuracy:.2f}", span(interval) if interval else "–"]
+            rows.append([*row, *numbers])
+    return visible("\n".join(lines)) + ("\n\n" + text_table(head, rows) if rows else "")

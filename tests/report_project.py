@@ -1,0 +1,186 @@
+"""Made-up results for the report's tests: a project with summaries of both forms, written as real runs write them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fast_dllm import questions, results
+
+CODE = "def generate(): ...\n"
+FULL = {"prefill": 100, "full": 700, "sub": 50, "commit": 150}
+SUBSETS = ("first", "middle", "last")
+NINE = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in SUBSETS]
+
+
+def sample(task: str, doc_id: int, answer: str, correct: float, metric: str = "exact_match") -> dict:
+    return {
+        "doc_id": doc_id,
+        "doc": {"question": f"{task} question {doc_id}"},
+        "target": str(doc_id),
+        "arguments": [[f"What is {task} {doc_id}?", {}]],
+        "resps": [[answer]],
+        "filtered_resps": [answer],
+        "filter": "flexible-extract",
+        "metrics": [metric],
+        "doc_hash": f"{task}-{doc_id}",
+        "prompt_hash": f"prompt-{task}-{doc_id}",
+        "target_hash": str(doc_id),
+        metric: correct,
+    }
+
+
+def answers(num_questions: int, wrong: Sequence[int] = (), tag: str = "") -> list[tuple[str, int]]:
+    """(answer, right) of each question; those in `wrong` are wrong."""
+    return [
+        (f"It is {i}." if i not in wrong else f"It is not {i}{tag}.", int(i not in wrong)) for i in range(num_questions)
+    ]
+
+
+class Project:
+    """A folder with experiments/ and results/, and ways to put runs into it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.experiment("00_baseline")
+
+    def experiment(self, name: str, code: str = CODE, matrix: Mapping | None = None) -> None:
+        folder = self.root / "experiments" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "generation_functions.py").write_text(code)
+        if matrix:
+            (folder / "matrix.json").write_text(json.dumps(matrix))
+
+    def folder(
+        self, config: str, experiment: str = "00_baseline", task: str = "toy_math", base: str = "results"
+    ) -> Path:
+        return self.root / base / experiment / task / config
+
+    def run(
+        self,
+        config: str,
+        given: Sequence[tuple[str, float]],
+        *,
+        experiment: str = "00_baseline",
+        task: str = "toy_math",
+        limit: int | None = None,
+        arguments: Mapping[str, object] | None = None,
+        forwards: Mapping[str, int] | None = None,
+        seconds: float = 10.0,
+        new_tokens: int = 5000,
+        changes: Mapping[str, object] | None = None,
+        throughput: Mapping[str, object] | None = None,
+        strata: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+        scored: bool = False,
+        with_questions: bool = True,
+    ) -> Path:
+        """One complete run; `given` is its questions' (answer, right). Returns the folder."""
+        folder = self.folder(config, experiment, results.task_folder(task, limit))
+        name = config.split("+")[0]
+        made = {"model_path": "tiny", "reuse_k": 1, "layer_subset": None, "threshold": 0.9, "batch_size": 1}
+        made |= {"refresh": "block", "small_block_size": 8, "use_block_cache": True, "experiment_name": experiment}
+        if name[:1] == "k" and name[1:2].isdigit():
+            made |= {"reuse_k": int(name[1]), "layer_subset": name[3:]}
+        made |= dict(arguments or {})
+        reused = {"reused": 200} if made["reuse_k"] > 1 else {}
+        parts = strata or {task: given}
+        samples = {part: [sample(part, i, a, c) for i, (a, c) in enumerate(rows)] for part, rows in parts.items()}
+        metric = "exact_match,flexible-extract"
+        means = {part: sum(c for _, c in rows) / len(rows) for part, rows in parts.items()}
+        total = sum(len(rows) for rows in parts.values())
+        accuracy = sum(means[part] * len(rows) for part, rows in parts.items()) / total
+        found = {
+            "results": {part: {metric: value} for part, value in means.items()} | {task: {metric: accuracy}},
+            "versions": dict.fromkeys(parts, 3.0),
+        }
+        if strata:
+            found |= {"groups": {task: {metric: accuracy}}, "group_subtasks": {task: list(parts)}}
+        folder.mkdir(parents=True, exist_ok=True)
+        if with_questions:
+            found["samples_sha256"] = questions.write(folder, *questions.collect(samples, found))
+        results.write_json_atomic(folder / "results.json", found)
+        cost = {"scored_requests": total, "scored_tokens": total, "seconds_scoring": seconds, "forwards.score": total}
+        if not scored:
+            kinds = FULL if forwards is None else forwards
+            cost = {"requests": total, "new_tokens": new_tokens, "seconds_generating": seconds}
+            cost |= {f"forwards.{kind}": count for kind, count in ({**reused, **kinds}).items()}
+        code = self.root / "experiments" / experiment / "generation_functions.py"
+        summary = results.summarize(
+            tasks=[task],
+            config=config,
+            experiment=experiment,
+            limit=limit,
+            found={task: results.Score(accuracy, 0.01, metric, total)},
+            num_samples=total,
+            num_samples_expected=total,
+            cost=cost,
+            code_hashes={"generation_code_sha256": results.file_sha256(code), "fast_dllm_sha256": "f" * 64},
+            model_args=made,
+            details={
+                "num_fewshot": 0, "chat_template": True, "seeds": [0, 1234, 1234, 1234], "num_processes": 1,
+                "num_segments": 1, "model_revision": "files-sha256:1", "dtype": "float32", "device": "cuda:0",
+                "gpu": "Quadro RTX 6000", "git_commit": "a" * 40, "git_dirty": False, "host": "node1",
+                "python": "3.11.7", "packages": {"torch": "2.13.0", "lm_eval": "0.4.13"},
+                "end_time": "2026-03-01T10:00:00+00:00",
+            },
+        )  # fmt: skip
+        summary["throughput"] |= dict(throughput or {})
+        summary |= dict(changes or {})
+        results.write_json_atomic(folder / "summary.json", questions.seal(summary, folder))
+        return folder
+
+    def nine(self, num_questions: int = 300, lost: Sequence[int] = (10, 12, 40), **given) -> None:
+        """A clean matrix: columns alike, k = 2 and 3 a little worse and with fewer forwards."""
+        for k in (1, 2, 3):
+            rows = answers(num_questions, wrong=range(lost[k - 1]))
+            for subset in SUBSETS:
+                fewer = {kind: count // k if kind == "full" else count for kind, count in FULL.items()}
+                seconds = 10.0 / (1 + 0.2 * (k - 1))
+                self.run(f"k{k}_{subset}", rows, **({"forwards": fewer, "seconds": seconds} | given))
+
+
+def earlier(
+    folder: Path,
+    config: str,
+    accuracy: float,
+    *,
+    tokens: int | None = 4000,
+    seconds: float = 80.0,
+    limit: float | None = 100.0,
+    task: str = "gsm8k",
+    commit: str = "c0ffee" * 6,
+    time: str = "20260120_120000",
+    **changes: object,
+) -> None:
+    """A summary.json of the lab's first runner, in its form (made up)."""
+    cost = (
+        {"tokens_generated": tokens, "total_time_s": seconds, "tokens_per_s": round(tokens / seconds, 2)}
+        if tokens
+        else {}
+    )
+    content = {
+        "task": task,
+        "config": config,
+        "timestamp": time,
+        "accuracy": accuracy,
+        "throughput": cost,
+        "gpu_info": {"gpu_available": True, "gpu_name": "Quadro RTX 6000", "gpu_total_vram_gb": 23.46},
+        "git": {"commit": commit, "branch": "main", "dirty": True},
+        "environment": {"python_version": "3.12.3", "torch_version": "2.9.1", "hostname": "node2"},
+        "model_args": {
+            "model_path": "Efficient-Large-Model/Fast_dLLM_v2_7B", "reuse_k": int(config[1]),
+            "layer_subset": config[3:], "use_block_cache": True, "show_speed": True,
+        },
+        "eval_params": {"num_fewshot": 0, "batch_size": "1", "limit": limit},
+    } | changes  # fmt: skip
+    path = folder / config / "summary.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def shuffled(seed: int, num_questions: int, share: float) -> list[tuple[str, int]]:
+    """Random right and wrong answers."""
+    draw = random.Random(seed)
+    return answers(num_questions, [i for i in range(num_questions) if draw.random() > share])

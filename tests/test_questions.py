@@ -1,0 +1,121 @@
+"""Each question's result beside the summary: what is kept, how small, and how damage shows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+
+import pytest
+from report_project import Project, answers, sample
+
+from fast_dllm import questions
+
+METRIC = "exact_match,flexible-extract"
+
+
+def collected(task="sums", rows=((1, "b", 0.0), (0, "a", 1.0)), **found):
+    samples = {task: [sample(task, i, a, c) for i, a, c in rows]}
+    return questions.collect(samples, {"results": {task: {METRIC: 0.5}}, "versions": {task: 3.0}} | found)
+
+
+def test_what_is_written_is_read(tmp_path):
+    content, texts = collected()
+    hashes = questions.write(tmp_path, content, texts)
+    assert set(hashes) == {questions.QUESTIONS_FILE, questions.TEXTS_FILE}
+    found = questions.read(tmp_path / questions.QUESTIONS_FILE)
+    assert [(q.task, q.doc_id, q.correct, q.answer) for q in found.questions] == [
+        ("sums", 0, 1.0, questions.short_hash("a")),
+        ("sums", 1, 0.0, questions.short_hash("b")),
+    ]
+    assert found.versions == {"sums": 3.0}
+    lines = questions.read_texts(tmp_path / questions.TEXTS_FILE)
+    assert (lines["sums", 1]["answer"], lines["sums", 1]["target"]) == ("b", "1")
+
+
+def test_equal_content_is_equal_bytes(tmp_path):
+    first = questions.write(tmp_path, *collected())
+    assert questions.write(tmp_path, *collected()) == first
+
+
+def test_only_the_primary_metrics_filter_counts_and_repeated_rows_count_once():
+    rows = [
+        sample("sums", 0, "a", 1.0),
+        sample("sums", 0, "a", 1.0),
+        sample("sums", 0, "a", 0.0) | {"filter": "strict-match"},
+    ]
+    content, _ = questions.collect({"sums": rows}, {"results": {"sums": {METRIC: 1.0}}})
+    assert content["tasks"]["sums"]["correct"] == [1]
+
+
+def test_a_scored_question_keeps_the_chosen_option():
+    row = sample("pick", 0, "", 1.0, "acc") | {
+        "filter": "none",
+        "resps": [[(-3.0, False)], [(-1.0, True)], [(-2.0, False)]],
+    }
+    content, texts = questions.collect({"pick": [row]}, {"results": {"pick": {"acc,none": 1.0}}})
+    assert content["tasks"]["pick"]["answers"] == ["#1"]
+    assert texts[0]["answer"] == "-3.0000 -1.0000 -2.0000"
+
+
+def test_a_metric_that_is_no_number_for_one_question_is_left_out():
+    content, texts = collected(rows=[(0, "a", [True, False])])
+    assert (content["tasks"], texts) == ({}, [])
+
+
+@pytest.mark.parametrize(("whole", "weights"), [(0.25, "size"), (0.5, "equal"), (0.4, "unknown")])
+def test_how_a_group_weights_its_subtasks_is_seen_in_its_number(whole, weights):
+    samples = {"a": [sample("a", 0, "x", 1.0)], "b": [sample("b", i, "x", 0.0) for i in range(3)]}
+    found = {"results": {"a": {METRIC: 1.0}, "b": {METRIC: 0.0}}, "groups": {"g": {METRIC: whole}}}
+    content, _ = questions.collect(samples, found | {"group_subtasks": {"g": ["a", "b"]}})
+    assert content["groups"] == {"g": weights}
+
+
+def test_tokens_are_kept_where_they_are_known():
+    samples = {"sums": [sample("sums", i, "a", 1.0) for i in range(2)]}
+    found = {"results": {"sums": {METRIC: 1.0}}}
+    assert questions.collect(samples, found)[0]["tasks"]["sums"]["num_tokens"] is None
+    known = {("sums", 0): 5, ("sums", 1): 7}
+    assert questions.collect(samples, found, known)[0]["tasks"]["sums"]["num_tokens"] == [5, 7]
+
+
+def test_the_file_for_gsm8k_is_well_under_100_kb(tmp_path):
+    draw = random.Random(0)
+    rows = [(i, f"answer {draw.random()}", float(draw.random() < 0.8)) for i in range(1319)]
+    questions.write(tmp_path, *collected(rows=rows))
+    assert (tmp_path / questions.QUESTIONS_FILE).stat().st_size < 30_000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"torn",
+        gzip.compress(b"[]"),
+        gzip.compress(b'{"schema_version": 9}'),
+        gzip.compress(b'{"schema_version": 1}'),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, damage):
+    path = tmp_path / questions.QUESTIONS_FILE
+    path.write_bytes(damage)
+    with pytest.raises(questions.QuestionsError) as raised:
+        questions.read(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_torn_file_is_one_line(tmp_path):
+    questions.write(tmp_path, *collected())
+    path = tmp_path / questions.QUESTIONS_FILE
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(questions.QuestionsError):
+        questions.read(path)
+
+
+def test_the_seal_covers_everything_and_not_the_spacing(tmp_path):
+    folder = Project(tmp_path).run("k1_first", answers(30))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["summary_sha256"] == questions.content_sha256(summary)
+    assert questions.content_sha256(dict(reversed(summary.items()))) == summary["summary_sha256"]
+    assert questions.content_sha256(summary | {"host": "x"}) != summary["summary_sha256"]
+    assert questions.seal(summary, folder) == summary

@@ -1,0 +1,502 @@
+"""The report from end to end: what it writes, for nothing, one cell, many; hostile names; bad input; the pictures."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+from golden_models import ROOT
+from report_project import FULL, NINE, SUBSETS, Project, answers, earlier
+
+from fast_dllm.report import pictures
+from fast_dllm.report.__main__ import collect, main
+from fast_dllm.report.build import build
+from fast_dllm.report.compare import contrasts
+from fast_dllm.report.flips import split_at_difference
+from fast_dllm.report.folders import read_tables
+from fast_dllm.report.markdown import escape, fence
+
+HOSTILE = "<script>alert(1)</script> & **bold** | `x` [a](http://b) $1$ ``` \x1b[31m"
+VOID = {"meta", "img", "br"}
+
+
+@pytest.fixture
+def drawn_project(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def project(drawn_project, monkeypatch) -> Project:
+    """Without pictures, which take most of the time."""
+    monkeypatch.setattr(pictures, "png", lambda figure: b"png")
+    monkeypatch.setattr(pictures, "svg", lambda figure: b"svg")
+    return drawn_project
+
+
+def made(project: Project, *words: str, folder: str = "toy_math") -> dict:
+    assert main(list(words), project.root) == 0
+    return json.loads((project.root / "results" / "report" / folder / "report.json").read_text())
+
+
+def text_of(project: Project, name: str, folder: str = "toy_math") -> str:
+    return (project.root / "results" / "report" / folder / name).read_text()
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed; keeps tags and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), name
+            if name in ("src", "href"):
+                assert value.startswith("data:image/png;base64,")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+# ---- contents ----
+
+
+def test_a_clean_matrix(project, capsys):
+    project.nine()
+    content = made(project, "--task", "toy_math")
+    assert content["num_alarms"] == 0
+    (table,) = content["tables"]
+    assert [run["config"] for run in table["runs"]] == NINE
+    first, second = table["contrasts"]
+    assert (first["configs"], first["baseline"]) == (["k2_first", "k2_middle", "k2_last"], "k1_first")
+    assert (first["improved"], first["regressed"], first["flips"], first["paired"]) == (0, 2, 2, True)
+    assert (second["regressed"], second["outcome"]) == (30, "loses")
+    assert second["p_value"] == pytest.approx(2 * 0.5**30)
+    assert second["p_adjusted"] == pytest.approx(4 * 0.5**30)
+    verdict = " ".join(content["verdict"])
+    assert "No alarms." in verdict
+    assert "k1_first, k1_middle and k1_last gave the same answer to each of 300 questions" in verdict
+    assert "00_baseline: k3 (first = middle = last) loses 10.0 points" in verdict
+    assert "k = 2 runs at 1.20 times the tokens/s of k = 1 on Quadro RTX 6000" in verdict
+    run = table["runs"][3]
+    assert run["full_depth_forwards"] == 100 + 350 + 50 + 150
+    assert run["speed_up_forwards"] == pytest.approx(1000 / 650)
+    printed = capsys.readouterr().out
+    assert "00_baseline/k3_last" in printed
+    assert printed.rstrip().endswith("wrote results/report/toy_math/report.html")
+
+
+def test_the_sections_stand_in_their_order(project):
+    project.nine()
+    made(project)
+    heads = re.findall(r"^## (.*)$", text_of(project, "report.md"), re.MULTILINE)
+    assert heads == [
+        "Verdict",
+        "Alarms",
+        "The matrices",
+        "Compared on the same questions",
+        "Pictures",
+        "Flips",
+        "Provenance",
+    ]
+    page = text_of(project, "report.html")
+    places = [page.index(f"<h2>{head}</h2>") for head in heads]
+    assert places == sorted(places)
+
+
+def test_the_page_opens_from_a_disk(project):
+    project.nine()
+    made(project)
+    text = text_of(project, "report.html")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 4
+    assert "http" not in text.replace("http-equiv", "")
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_flips_stand_side_by_side_with_the_first_differing_token_marked(project):
+    project.nine()
+    content = made(project)
+    assert content["tables"][0]["num_changed_questions"] == 30
+    assert len(content["flips"]) == 10
+    flip = content["flips"][0]
+    assert (flip["kind"], flip["config"], flip["others"]) == ("regressed", "k2_first", ["k3_first"])
+    assert (flip["before"]["same"], flip["before"]["token"]) == ("It is ", "10")
+    assert flip["after"]["token"] == "not"
+    assert "It is ⟦not⟧ 10." in text_of(project, "report.md")
+    assert "<mark>not</mark> 10." in text_of(project, "report.html")
+
+
+def test_the_number_of_flips_is_an_option(project):
+    project.nine()
+    assert len(made(project, "--flips", "3")["flips"]) == 3
+    assert made(project, "--flips", "0")["flips"] == []
+
+
+def test_texts_that_were_purged_are_said_to_be_gone(project):
+    project.nine()
+    for path in project.root.rglob("texts.jsonl.gz"):
+        path.unlink()
+    content = made(project)
+    assert content["flips"][0]["before"] is None
+    assert "texts are not on this machine" in text_of(project, "report.md")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tokens"),
+    [
+        ("a b c", "a x c", ("b", "x")),
+        ("a", "a b", ("", " ")),
+        ("", "x", ("", "x")),
+        ("a", "a", ("", "")),
+        ("é1", "é2", ("é1", "é2")),
+    ],
+)
+def test_where_two_texts_part(before, after, tokens):
+    sides = split_at_difference(before, after)
+    assert tuple(side.token for side in sides) == tokens
+    assert tuple(side.same + side.token + side.rest for side in sides) == (before, after)
+
+
+def test_the_same_report_is_the_same_bytes(drawn_project):
+    drawn_project.nine()
+    folder = drawn_project.root / "results" / "report" / "toy_math"
+    made(drawn_project)
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    made(drawn_project)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_the_command_in_the_report_makes_it_again(project):
+    project.nine(limit=300)
+    content = made(project, "--limit=300", "--flips", "2", folder="toy_math_limit_300")
+    assert content["command"] == "python -m fast_dllm.report --flips 2 --task toy_math --limit 300"
+    again = made(project, *content["command"].split()[3:], folder="toy_math_limit_300")
+    assert again == content
+
+
+# ---- sizes ----
+
+
+def test_a_report_on_nothing(project):
+    content = made(project, "--task", "toy_math")
+    assert content["verdict"] == ["No results of 00_baseline on toy_math yet: there is nothing to tell."]
+    Page(text_of(project, "report.html"))
+
+
+def test_a_report_on_one_cell(project):
+    project.run("k1_first", answers(300, range(9)))
+    content = made(project)
+    assert {alarm["kind"] for alarm in content["alarms"]} == {"missing"}
+    assert content["tables"][0]["contrasts"] == []
+    assert "k1_first gets 97.0%" in " ".join(content["verdict"])
+
+
+def test_a_report_on_twelve_experiments(project):
+    names = [f"{i:02d}_idea" for i in range(1, 12)]
+    project.nine()
+    for i, name in enumerate(names, 1):
+        project.experiment(name)
+        project.nine(lost=(10, 11 + i, 20 + i), experiment=name)
+    content = made(project)
+    assert [table["label"] for table in content["tables"]] == ["00_baseline", *names]
+    assert sum(len(table["runs"]) for table in content["tables"]) == 108
+    assert content["num_alarms"] == 0
+    Page(text_of(project, "report.html"))
+    only = made(project, "--experiment", "03_idea,00_baseline")
+    assert [table["label"] for table in only["tables"]] == ["03_idea", "00_baseline"]
+
+
+def test_every_task_has_a_report_of_its_own(project):
+    project.nine()
+    project.run("plain", answers(100, range(40)), task="toy_choice", scored=True)
+    assert main([], project.root) == 0
+    assert (project.root / "results" / "report" / "toy_choice" / "report.html").is_file()
+    content = json.loads(text_of(project, "report.json", "toy_choice"))
+    assert "scored by log-likelihood: 60.0%" in " ".join(content["verdict"])
+
+
+# ---- the comparison ----
+
+
+def test_groups_are_compared_stratum_by_stratum(project):
+    """Weighted as the task weights them; here by size."""
+    base = {"a": answers(40, range(4)), "b": answers(160, range(8))}
+    worse = {"a": answers(40, range(10)), "b": answers(160, range(8))}
+    project.run("k1_first", [], strata=base)
+    project.run("k2_first", [], strata=worse, forwards={**FULL, "full": 350})
+    (c,) = contrasts(read_tables(project.root, "00_baseline", "toy_math")[0])
+    assert (c.num_strata, c.num_questions, c.regressed, c.improved) == (2, 200, 6, 0)
+    assert c.difference == pytest.approx(-6 / 200)
+    made(project)
+    assert "stratified over 2 subtasks" in text_of(project, "report.md")
+
+
+def test_runs_on_other_questions_are_not_paired(project):
+    project.run("k1_first", answers(300, range(10)))
+    project.run("k2_first", answers(200, range(30)), forwards={**FULL, "full": 350})
+    (c,) = contrasts(read_tables(project.root, "00_baseline", "toy_math")[0])
+    assert not c.paired
+    assert c.regressed is None
+
+
+def test_against_another_run(project):
+    project.nine()
+    project.experiment("01_other")
+    project.run("k1_first", answers(300, range(15)), experiment="01_other")
+    content = made(project, "--against", "01_other/k1_first")
+    found = {(c["configs"][0], c["baseline"]) for table in content["tables"] for c in table["contrasts"]}
+    assert found == {(f"k{k}_first", "01_other/k1_first") for k in (1, 2, 3)}
+
+
+def test_the_curve_to_beat(project):
+    """04 is the control; a result that beats its envelope at equal speed is named, one below it is not."""
+    sweep = {f"t{t}": {"threshold": t} for t in (0.5, 0.8, 1.0)}
+    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t1.0"})
+    for (config, given), wrong, full in zip(sweep.items(), (90, 40, 10), (200, 500, 900), strict=True):
+        project.run(
+            config, answers(400, range(wrong)), experiment="04_threshold", arguments=given, forwards={"full": full}
+        )
+    for k, wrong in ((1, 10), (2, 12), (3, 60)):
+        forwards = {"full": {1: 900, 2: 450, 3: 450}[k]}
+        for subset in SUBSETS:
+            project.run(f"k{k}_{subset}", answers(400, range(wrong)), forwards=forwards)
+    content = made(project)
+    assert content["envelope"][0] == "04_threshold/t0.5" or content["envelope"][-1] == "04_threshold/t0.5"
+    beaten = {c["configs"][0]: (c["baseline"], c["outcome"]) for c in content["equal_speed"]}
+    assert beaten["k2_first"] == ("04_threshold/t0.5", "gains")
+    assert beaten["k3_first"] == ("04_threshold/t0.5", "gains")
+    assert "beats plain decoding (t0.5) at equal speed" in " ".join(content["verdict"])
+    assert [entry["name"] for entry in content["aup"]][-1] == "plain decoding, its envelope"
+
+
+def test_layers_run_are_the_unit_where_they_are_counted(project):
+    layers = {"layer_forwards": 18_000, "num_layers": 36}
+    project.run("k1_first", answers(300, range(10)), throughput=layers)
+    (run,) = made(project)["tables"][0]["runs"]
+    assert run["full_depth_forwards"] == 500
+    assert run["layer_forwards_per_token"] == pytest.approx(18_000 / 5000)
+
+
+def test_an_import_never_counts_as_this_code(project, tmp_path):
+    project.nine()
+    for config in NINE:
+        earlier(tmp_path / "theirs" / "toy_math", config, 0.99, limit=None, task="toy_math", tokens=4000)
+    content = made(project, "--import", str(tmp_path / "theirs"), "--experiment", "00_baseline")
+    assert [(table["label"], table["imported"]) for table in content["tables"]] == [
+        ("00_baseline", False),
+        ("theirs (imported)", True),
+    ]
+    assert "theirs" not in json.dumps(content["aup"])
+    assert not any("the best is theirs" in sentence for sentence in content["verdict"])
+
+
+# ---- hostile names, bad input ----
+
+
+def test_html_and_markdown_in_names_and_answers_stay_text(project, tmp_path):
+    rows = answers(300, range(10))
+    project.run("k1_first", [(HOSTILE + a, c) for a, c in rows])
+    project.run("k2_first", [(HOSTILE + "other" + a, c) for a, c in rows], forwards={**FULL, "full": 350})
+    name = "<b>x</b>|**y**"
+    for config in NINE:
+        place = tmp_path / "theirs" / name / "toy_math"
+        earlier(
+            place,
+            config,
+            0.5,
+            task="toy_math",
+            limit=None,
+            tokens=4000 + ord(config[-1]),
+            gpu_info={"gpu_name": HOSTILE},
+        )
+    made(project, "--import", str(tmp_path / "theirs"), "--experiment", "00_baseline")
+    page = Page(text_of(project, "report.html"))
+    assert not {"script", "b"} & set(page.tags) or page.tags.count("b") == 2 * page.tags.count("details")
+    assert "<script>alert(1)</script>" in page.text
+    markdown = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text_of(project, "report.md"), flags=re.MULTILINE | re.DOTALL)
+    assert "<script>" not in markdown.replace("\\<script\\>", "")
+    assert "**y**" not in markdown.replace("\\*\\*y\\*\\*", "")
+
+
+def test_escaping():
+    assert escape("a|b\n<i>*c*") == r"a\|b \<i\>\*c\*"
+    assert fence("a ``` b").startswith("````")
+
+
+def test_a_terminal_sees_no_control_characters(project, tmp_path, capsys):
+    for config in NINE:
+        earlier(tmp_path / "theirs" / "gsm8k", config, 1061 / 1319, limit=None, git={"commit": f"\x1b[31m{config}"})
+    assert main(["--import", str(tmp_path / "theirs")], project.root) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--experiment", "99_none"], "unknown experiment '99_none'; there are: 00_baseline"),
+        (
+            ["--task", "nope"],
+            "unknown task 'nope'; valid: gpqa_main_n_shot, gsm8k, ifeval, minerva_math, mmlu, toy_choice",
+        ),
+        (["--task", "toy_math", "--limit", "7"], "no results of toy_math_limit_7; there are: toy_math"),
+        (["--limit", "0"], "--limit must be a whole number of at least 1, not '0'"),
+        (["--limit", "x"], "--limit must be a whole number"),
+        (["--limit", "12"], "no results with --limit 12; there are: toy_math"),
+        (["--flips", "-1"], "--flips must be a whole number of at least 0"),
+        (["--against", "00_baseline/k9"], "--against: no result '00_baseline/k9'; there are: 00_baseline/k1_first"),
+        (["--import", "/nowhere"], "--import: no folder '/nowhere'"),
+        (["--fail-on", "note"], "invalid choice: 'note'"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(project, words, message, capsys):
+    project.nine()
+    assert main(words, project.root) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (project.root / "results" / "report").exists()
+
+
+def test_without_any_result_and_task_there_is_one_line(project, capsys):
+    assert main([], project.root) == 2
+    assert "nothing has been run" in capsys.readouterr().err
+
+
+def test_an_empty_import_is_bad_input(project, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["--import", str(tmp_path / "empty")], project.root) == 2
+    assert "no summary.json below" in capsys.readouterr().err
+
+
+def test_the_exit_status_for_scripts(project):
+    project.nine()
+    assert main(["--fail-on", "alarm"], project.root) == 0
+    project.run("k1_first", answers(300, range(10)), seconds=30.0)
+    assert main([], project.root) == 0
+    assert main(["--fail-on", "alarm"], project.root) == 3
+
+
+# ---- pictures ----
+
+
+def figures(project: Project, *words: str) -> dict:
+    _, tables = collect(list(words), project.root)
+    ((folder, found),) = tables.items()
+    return pictures.draw(build(folder, folder, None, found, project.root, ""))
+
+
+def test_the_pictures_have_their_axes_series_and_labels(project):
+    project.nine()
+    drawn = {name: figure for name, (figure, _) in figures(project).items()}
+    assert set(drawn) == {
+        "accuracy_tokens_per_forward",
+        "accuracy_tokens_per_second",
+        "differences",
+        "heat_map_00_baseline",
+    }
+    axes = drawn["accuracy_tokens_per_forward"].axes[0]
+    assert axes.get_xlabel() == "new tokens a full-depth forward"
+    assert axes.get_ylabel() == "accuracy, % (95% interval)"
+    assert [text.get_text() for text in axes.texts] == ["k1", "k2", "k3"]
+    series = next(line for line in axes.lines if line.get_linestyle() == "None")
+    assert list(series.get_xdata()) == pytest.approx([5.0, 5000 / 650, 5000 / 533])
+    assert axes.get_legend_handles_labels()[1] == ["Pareto front", "00_baseline"]
+    assert drawn["accuracy_tokens_per_second"].axes[0].get_xlabel() == "new tokens/s on Quadro RTX 6000"
+    heat = drawn["heat_map_00_baseline"].axes[0]
+    assert heat.images[0].get_array().shape == (3, 3)
+    assert [label.get_text() for label in heat.get_xticklabels()] == list(SUBSETS)
+    assert [text.get_text() for text in heat.texts] == ["96.7"] * 3 + ["96.0"] * 3 + ["86.7"] * 3
+    assert [label.get_text() for label in drawn["differences"].axes[0].get_yticklabels()] == ["k2", "k3"]
+    assert all(figure.get_figwidth() == 3.5 for figure in drawn.values())
+
+
+def test_a_sweep_of_two_arguments_is_a_heat_map_and_the_envelope_is_drawn(project):
+    sweep = {f"t{t}_s{s}": {"threshold": t, "small_block_size": s} for t in (0.5, 0.9) for s in (8, 32)}
+    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t0.9_s8"})
+    for i, (config, given) in enumerate(sweep.items()):
+        project.run(config, answers(300, range(40 - 10 * i)), experiment="04_threshold", arguments=given,
+                    forwards={"full": 300 + 100 * i})  # fmt: skip
+    drawn = figures(project)
+    assert drawn["heat_map_04_threshold"][0].axes[0].images[0].get_array().shape == (2, 2)
+    labels = drawn["accuracy_tokens_per_forward"][0].axes[0].get_legend_handles_labels()[1]
+    assert "plain: envelope" in labels
+
+
+def test_an_experiments_colour_and_marker_never_change_and_the_first_seven_differ():
+    assert pictures.style_of("00_baseline") == pictures.style_of("00_other")
+    assert len({pictures.style_of(f"{i:02d}_x") for i in range(49)}) == 49
+    assert len({pictures.style_of(f"{i:02d}_x")[0] for i in range(7)}) == 7
+
+
+def test_png_and_svg_are_whole_files(drawn_project):
+    drawn_project.nine()
+    made(drawn_project)
+    folder = drawn_project.root / "results" / "report" / "toy_math"
+    assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.svg")}
+    for path in folder.glob("*.svg"):
+        ElementTree.parse(path)
+    for path in folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_old_pictures_do_not_stay(project):
+    project.nine()
+    made(project)
+    old = project.root / "results" / "report" / "toy_math" / "heat_map_gone.png"
+    old.write_bytes(b"x")
+    made(project)
+    assert not old.exists()
+
+
+def test_a_drift_map_is_shown_where_there_is_one(project):
+    project.nine()
+    folder = project.root / "results" / "drift" / "toy_math"
+    folder.mkdir(parents=True)
+    figure = pictures._figure(1.0)
+    (folder / "layers.png").write_bytes(pictures.png(figure))
+    made(project)
+    assert "Drift of the layers" in text_of(project, "report.html")
+
+
+# ---- the house ----
+
+
+def test_the_report_needs_no_torch_and_no_model(project):
+    project.nine()
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom fast_dllm.report.__main__ import main\n"
+        f"assert main([], Path({str(project.root)!r})) == 0\n"
+        "bad = {'torch', 'transformers', 'lm_eval', 'statsmodels', 'datasets'} & set(sys.modules)\nassert not bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_report_stands_on_the_lowest_floor():
+    allowed = {"errors", "questions", "results", "report", "runner"}
+    for path in sorted((ROOT / "fast_dllm" / "report").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fast_dllm"):
+                parts = node.module.split(".")
+                names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+                assert set(names) <= allowed, f"{path.name} imports {names}"
