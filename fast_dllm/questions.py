@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from fast_dllm.results import file_sha256, score, write_bytes_atomic
+from fast_dllm.results import score, write_bytes_atomic
+from fast_dllm.runner.code_hashes import file_sha256
 
 SCHEMA_VERSION = 1
 QUESTIONS_FILE = "questions.json.gz"  # to be copied to artifacts/ beside summary.json

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fast_dllm import questions, results
+from fast_dllm.runner.code_hashes import file_sha256
 
 CODE = "def generate(): ...\n"
 FULL = {"prefill": 100, "full": 700, "sub": 50, "commit": 150}
@@ -116,7 +117,7 @@ class Project:
             num_samples=total,
             num_samples_expected=total,
             cost=cost,
-            code_hashes={"generation_code_sha256": results.file_sha256(code), "fast_dllm_sha256": "f" * 64},
+            code_hashes={"generation_code_sha256": file_sha256(code), "fast_dllm_sha256": "f" * 64},
             model_args=made,
             details={
                 "num_fewshot": 0, "chat_template": True, "seeds": [0, 1234, 1234, 1234], "num_processes": 1,

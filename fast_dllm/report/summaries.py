@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fast_dllm.questions import QUESTIONS_FILE, Questions, QuestionsError, content_sha256, read
 from fast_dllm.report.matrix import Matrix
-from fast_dllm.results import file_sha256
+from fast_dllm.runner.code_hashes import file_sha256
 
 # Questions in the whole task, where a summary does not say: the earlier form does not.
 TASK_SIZE = {"gsm8k": 1319, "mmlu": 14042, "gpqa_main_n_shot": 448, "minerva_math": 5000, "ifeval": 541}
