@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from golden_models import ROOT
 from random_model import save_random_model
 
+import eval as program
 from fast_dllm import questions
 
 TASKS = ROOT / "tests" / "fixtures" / "tasks"
@@ -247,3 +249,21 @@ def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared):
     assert (summary["task"], summary["num_samples"]) == ("gsm8k", 2)
     sample = json.loads((out / "samples_gsm8k.jsonl").read_text().splitlines()[0])
     assert "Janet" in sample["doc"]["question"]
+
+
+def test_a_configurations_folder_says_what_it_changes_and_the_command_line_beats_the_matrix():
+    config = SimpleNamespace(tasks=["toy_math"], num_fewshot=3)
+    given = {"experiment_name": "00_baseline", "threshold": 0.7, "device": None}
+    runs = program.variants(["k2_middle+num_fewshot=3+small_block_size=16", "plain"], given, config)
+    assert [name for name, _ in runs] == [
+        "k2_middle+num_fewshot=3+small_block_size=16+threshold=0.7",
+        "plain+num_fewshot=3+threshold=0.7",
+    ]
+    first, plain = (arguments.as_dict() for _, arguments in runs)
+    assert (first["reuse_k"], first["layer_subset"], first["threshold"], first["small_block_size"]) == (
+        2,
+        "middle",
+        0.7,
+        16,
+    )
+    assert (plain["reuse_k"], plain["layer_subset"], plain["threshold"]) == (1, None, 0.7)
