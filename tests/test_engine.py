@@ -1,4 +1,4 @@
-"""One device-to-host transfer a forward, none for a greedy re-read: counted on a device that sees every kind of read."""
+"""One device-to-host transfer a forward, none for a greedy re-read, on a device that sees every kind of read."""
 
 from __future__ import annotations
 
