@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import html
 import sys
 import time
@@ -96,11 +97,13 @@ def error_html(error: Exception) -> str:
     return f"<div class='cells err'>{html.escape(str(error) or type(error).__name__)}</div>"
 
 
+@functools.cache
 def policies() -> list[str]:
-    """What the experiment's control offers."""
+    """What the experiment's control offers: what was there when the page was built, for so long its controls fit."""
     return [ACTIVE, *experiments.available()]
 
 
+@functools.cache
 def load_policy(shown: str) -> experiments.Experiment:
     return experiments.load(None if shown == ACTIVE else shown)
 

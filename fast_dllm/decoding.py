@@ -104,6 +104,15 @@ class Forward:
     keep: range = range(0)
     reuse: Reuse | None = None
 
+    @property
+    def held(self) -> range:
+        """The positions that it predicts."""
+        return self.keep or self.wanted
+
+    def rows_of(self, positions: range) -> list[int]:
+        """Which of its T rows predict these positions. A window's first one has none; row 0 stands in its place."""
+        return [max(position - 1 - self.offset, 0) for position in positions]
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from fast_dllm.decoding import (
     Answer,
     DenoisingEvent,
     Forward,
-    Generation,
     Options,
     Policy,
     Prediction,
@@ -142,8 +142,7 @@ class Engine:
                 sequence.waiting = item
                 return
             tokens, confidences = sequence.kept_predictions
-            first = item.wanted.start - sequence.kept.start
-            picked = slice(first, first + len(item.wanted))
+            picked = _within(item.wanted, sequence.kept)
             prediction = self._result(sequence, item, tokens[picked], confidences[picked])
 
     def _check(self, sequence: _Sequence, item: object) -> None:
@@ -155,7 +154,7 @@ class Engine:
         for positions in (item.wanted, item.keep):
             if positions.step != 1:
                 raise ValueError(f"a forward's positions must be consecutive, not {positions}")
-        held = sequence.kept if item.kind == "reused" else item.keep or item.wanted
+        held = sequence.kept if item.kind == "reused" else item.held
         if item.wanted and not (held.start <= item.wanted.start and item.wanted.stop <= held.stop):
             raise ValueError(f"positions {item.wanted} are wanted, but only {held} are kept")
         if item.kind == "reused" or item.reuse is None:
@@ -213,7 +212,7 @@ class Engine:
         self, group: list[_Sequence], forwards: list[Forward], slots: list[int]
     ) -> tuple[Tensor, list[bool]]:
         """Logits (B, R, V) of a group's block rows, and for which sequences stored values stood in for layers."""
-        heads = [[max(p - 1 - forward.offset, 0) for p in forward.keep or forward.wanted] for forward in forwards]
+        heads = [forward.rows_of(forward.held) for forward in forwards]
         most = max(map(len, heads))
         read = [rows + [rows[-1] if rows else 0] * (most - len(rows)) for rows in heads]
         store, reads = None, [False] * len(group)
@@ -248,7 +247,7 @@ class Engine:
         widths = {len(forward.wanted) for forward in forwards}
         if len(widths) > 1:
             raise ValueError(f"forwards that decide together want equally many positions, not {sorted(widths)}")
-        rows = [[max(p - 1 - forward.offset, 0) for p in forward.wanted] for forward in forwards]
+        rows = [forward.rows_of(forward.wanted) for forward in forwards]
         return torch.tensor(rows).to(inputs.ids.device, non_blocking=True)
 
     def _store(self, reuse: Reuse) -> LayerStore:
@@ -274,7 +273,7 @@ class Engine:
         drawn: list[int] = []
         uniforms: list[Tensor] = []
         for index, (sequence, forward) in enumerate(zip(group, forwards, strict=True)):
-            held = forward.keep or forward.wanted
+            held = forward.held
             begin = index * logits.shape[1]
             if self._is_drawn(forward):
                 start = begin + forward.wanted.start - held.start
@@ -298,7 +297,7 @@ class Engine:
             raise NonFiniteError(f"the model's logits are not finite in a {forwards[0].kind} forward")
         results = []
         for index, (sequence, forward) in enumerate(zip(group, forwards, strict=True)):
-            held = forward.keep or forward.wanted
+            held = forward.held
             begin = index * logits.shape[1]
             known = [int(token) for token in tokens[begin : begin + len(held)]], confidences[begin : begin + len(held)]
             if held and held.start == forward.offset and forward.kind not in ("reused", "prefill"):
@@ -306,9 +305,8 @@ class Engine:
                 known[0][0], known[1][0] = self.options.mask_id, -1.0
             if forward.keep and not self._is_drawn(forward):
                 sequence.kept, sequence.kept_predictions = held, known
-            first = forward.wanted.start - held.start
-            picked = slice(first, first + len(forward.wanted))
-            results.append((known[0][picked], known[1][picked]))
+            of_step = _within(forward.wanted, held)
+            results.append((known[0][of_step], known[1][of_step]))
         return results
 
     def _candidates(self, logits: Tensor, temperature: float, top_p: float, uniforms: Tensor | None) -> Tensor:
@@ -328,14 +326,14 @@ class Engine:
             at_rest = range(self.num_layers)
         elif read and forward.reuse is not None:
             kind, at_rest = "partial", forward.reuse.layers
-        layers = self.num_layers - len(at_rest) * self._share_at_rest(forward.reuse)
+        at_mlp = forward.reuse is not None and forward.reuse.part == "mlp"
+        layers = self.num_layers - len(at_rest) * (self._mlp_share if at_mlp else 1.0)
         sequence.answer.count(kind, layers, layers * len(forward.token_ids))
         return Prediction(kind, tokens, confidences, at_rest)
 
-    def _share_at_rest(self, reuse: Reuse | None) -> float:
-        """How much of a layer stands still, by its weights: all of it, or its MLP alone."""
-        if reuse is None or reuse.part != "mlp":
-            return 1.0
+    @cached_property
+    def _mlp_share(self) -> float:
+        """How much of a layer its MLP is, by its weights."""
         layer = self.model.model.layers[0]
         weights = [sum(parameter.numel() for parameter in part.parameters()) for part in (layer.mlp, layer)]
         return weights[0] / weights[1]
@@ -345,10 +343,15 @@ def _store_key(reuse: Reuse) -> Store:
     return reuse.layers, reuse.part
 
 
+def _within(positions: range, held: range) -> slice:
+    """Where `positions` stand in a list over the positions `held`."""
+    return slice(positions.start - held.start, positions.stop - held.start)
+
+
 def _kept_logits(sequence: _Sequence, positions: range) -> Tensor:
     """(positions, V) of the logits that an earlier step kept."""
     assert sequence.kept_logits is not None, "a step that reads again was checked against what is kept"
-    return sequence.kept_logits[positions.start - sequence.kept.start : positions.stop - sequence.kept.start]
+    return sequence.kept_logits[_within(positions, sequence.kept)]
 
 
 def _index(rows: list[int], like: Tensor) -> Tensor | slice:
@@ -358,63 +361,15 @@ def _index(rows: list[int], like: Tensor) -> Tensor | slice:
     return torch.tensor(rows).to(like.device, non_blocking=True)
 
 
-def denoise(
-    model: FastDLLMForCausalLM,
-    decode_one: DecodeOne,
-    options: Options,
-    prompts: Sequence[list[int]],
-    *,
-    temperature: float = 0.0,
-    top_p: float = 0.95,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    num_rows: int | None = None,
-) -> Iterator[DenoisingEvent]:
-    """The events of `generate` as they happen; closing the iterator stops the work at the next forward."""
-    engine = Engine(model, decode_one, options, num_rows=num_rows, temperature=temperature, top_p=top_p)
-    generators = _row_generators(generator, len(prompts), temperature)
-    return engine.run([Request(prompt, own) for prompt, own in zip(prompts, generators, strict=True)])
-
-
-def generate(
-    model: FastDLLMForCausalLM,
-    decode_one: DecodeOne,
-    options: Options,
-    prompts: Sequence[list[int]],
-    *,
-    temperature: float = 0.0,
-    top_p: float = 0.95,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    num_rows: int | None = None,
-) -> list[Generation]:
-    """Answer every prompt (lists of token ids, any lengths); one Generation each, in order.
-
-    The answer runs up to its first stop token, at most through absolute block len(prompt) // block_size +
-    max_new_tokens // block_size (exclusive). temperature 0 is greedy. Every row's random numbers come from a stream of
-    its own: a single `generator` (default: torch's) gives each row the same seed, drawn once per call, so a row gets
-    what it would get alone; a sequence of generators, one a prompt, makes equal prompts differ. num_rows: sequences
-    decoded side by side (default: all); the others are admitted as rows become free. Raises ValueError for arguments
-    out of range, NonFiniteError for logits that are no numbers.
-    """
-    finished: dict[int, Generation] = {}
-    for event in denoise(
-        model,
-        decode_one,
-        options,
-        prompts,
-        temperature=temperature,
-        top_p=top_p,
-        generator=generator,
-        num_rows=num_rows,
-    ):
-        if event.generation is not None:
-            finished[event.row] = event.generation
-    return [finished[row] for row in range(len(prompts))]
-
-
-def _row_generators(
+def row_generators(
     generator: torch.Generator | Sequence[torch.Generator] | None, num_rows: int, temperature: float
 ) -> Sequence[torch.Generator | None]:
-    """One CPU random stream for each row, or None where nothing is drawn."""
+    """One CPU random stream for each of a call's prompts, or None where nothing is drawn.
+
+    A single `generator` (default: torch's) gives each row the same seed, drawn once per call, so a row gets what it
+    would get alone; a sequence of generators, one a prompt, makes equal prompts differ. Raises ValueError for a wrong
+    number of them.
+    """
     if temperature == 0:
         return [None] * num_rows
     if generator is None or isinstance(generator, torch.Generator):

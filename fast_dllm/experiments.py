@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from fast_dllm import decoding, engine
+from fast_dllm import decoding
 from fast_dllm.decoding import DenoisingEvent, Generation, Options
-from fast_dllm.engine import DecodeOne
+from fast_dllm.engine import DecodeOne, Engine, Request, row_generators
 from fast_dllm.errors import UsageError
 from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.runner.matrix import NAME
@@ -48,24 +48,6 @@ class Experiment:
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-    def generate(
-        self,
-        model: FastDLLMForCausalLM,
-        prompts: Sequence[list[int]],
-        *,
-        mask_id: int,
-        stop_token: int,
-        temperature: float = 0.0,
-        top_p: float = 0.95,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        num_rows: int | None = None,
-        **knobs: object,
-    ) -> list[Generation]:
-        """fast_dllm.engine.generate with this experiment's policy. Knobs that are not given have their defaults."""
-        options = self.options_type(mask_id, stop_token, **self._known(knobs))
-        sampling = {"temperature": temperature, "top_p": top_p, "generator": generator}
-        return engine.generate(model, self.decode_one, options, prompts, num_rows=num_rows, **sampling)
-
     def denoise(
         self,
         model: FastDLLMForCausalLM,
@@ -79,10 +61,26 @@ class Experiment:
         num_rows: int | None = None,
         **knobs: object,
     ) -> Iterator[DenoisingEvent]:
-        """The events of `generate` as they happen (fast_dllm.engine.denoise)."""
+        """The events of `generate` as they happen; closing the iterator stops the work at the next forward."""
         options = self.options_type(mask_id, stop_token, **self._known(knobs))
-        sampling = {"temperature": temperature, "top_p": top_p, "generator": generator}
-        return engine.denoise(model, self.decode_one, options, prompts, num_rows=num_rows, **sampling)
+        engine = Engine(model, self.decode_one, options, num_rows=num_rows, temperature=temperature, top_p=top_p)
+        generators = row_generators(generator, len(prompts), temperature)
+        return engine.run([Request(prompt, own) for prompt, own in zip(prompts, generators, strict=True)])
+
+    def generate(
+        self, model: FastDLLMForCausalLM, prompts: Sequence[list[int]], **settings: object
+    ) -> list[Generation]:
+        """Answer every prompt (lists of token ids, any lengths); one Generation each, in order. Takes what `denoise`
+        takes; knobs that are not given have their defaults.
+
+        The answer runs up to its first stop token, at most through absolute block len(prompt) // block_size +
+        max_new_tokens // block_size (exclusive). temperature 0 is greedy; generator: see engine.row_generators.
+        num_rows: sequences decoded side by side (default: all); the others are admitted as rows become free. Raises
+        ValueError for arguments out of range, NonFiniteError for logits that are no numbers.
+        """
+        events = self.denoise(model, prompts, **settings)  # type: ignore[arg-type]  # denoise says what it takes
+        finished = {event.row: event.generation for event in events if event.generation is not None}
+        return [finished[row] for row in range(len(prompts))]
 
     def _known(self, knobs: Mapping[str, object]) -> Mapping[str, object]:
         for name in knobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 
@@ -65,6 +66,19 @@ def test_what_can_change_a_token_changes_the_decoding_hash(copy, name):
     with (copy / "fast_dllm" / name).open("a") as file:
         file.write("\n")
     assert code_hashes.decoding_sha256(copy) != before
+
+
+def test_the_hash_is_over_every_module_that_decoding_imports():
+    """A file that is split off one of them belongs to them, and nobody has to remember it."""
+    folder, seen, waiting = ROOT / "fast_dllm", set(), ["engine", "tokenizer", "prompts"]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and (folder / f"{name}.py").is_file():
+            seen.add(name)
+            for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fast_dllm."):
+                    waiting.append(node.module.split(".")[1])
+    assert {f"{name}.py" for name in seen - {"errors"}} == set(code_hashes.DECODING_FILES)
 
 
 def test_what_cannot_does_not(copy):

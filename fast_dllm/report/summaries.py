@@ -16,13 +16,13 @@ from pathlib import Path
 from fast_dllm.questions import QUESTIONS_FILE, Questions, QuestionsError, content_sha256, read
 from fast_dllm.report.matrix import Matrix
 from fast_dllm.runner.code_hashes import file_sha256
+from fast_dllm.runner.tasks import TASKS
 
 # Questions in the whole task, where a summary does not say: the earlier form does not.
-TASK_SIZE = {"gsm8k": 1319, "mmlu": 14042, "gpqa_main_n_shot": 448, "minerva_math": 5000, "ifeval": 541}
-TASK_SIZE |= {"toy_math": 1200, "toy_choice": 1200}
-# a limit counts in each subtask: how many there are, and the questions of the smallest
-GROUPS = {"mmlu": (57, 100), "minerva_math": (7, 474), "toy_choice": (4, 300)}
-SCORED = ("mmlu", "gpqa", "toy_choice")  # answered by log-likelihood
+TASK_SIZE = {task.name: task.questions for task in TASKS.values() if task.questions is not None}
+# a limit counts in each subtask: the questions of a group's smallest
+SMALLEST_SUBTASK = {"mmlu": 100, "minerva_math": 474, "toy_choice": 300}
+SCORED = tuple(task.family for task in TASKS.values() if task.is_scored)  # answered by log-likelihood
 NO_FORWARD = ("reused", "score")  # kinds that cost no forward of decoding
 
 
@@ -157,9 +157,8 @@ def _earlier_size(task: str, limit: float | None) -> int | None:
     """The question count that the earlier form leaves out; None where it would be a guess."""
     if limit is None or limit < 1:
         return TASK_SIZE.get(task) if limit is None else None
-    if task in GROUPS:
-        subtasks, smallest = GROUPS[task]
-        return int(limit) * subtasks if limit <= smallest else None
+    if task in SMALLEST_SUBTASK:
+        return int(limit) * TASKS[task].subtasks if limit <= SMALLEST_SUBTASK[task] else None
     return int(min(limit, TASK_SIZE.get(task, limit)))
 
 
