@@ -39,11 +39,6 @@ FALLBACK_METRICS = (
 )
 
 
-def config_name(reuse_k: int, layer_subset: str | None) -> str:
-    """The folder a configuration is stored under: k<reuse_k>_<layer_subset>, or plain without layer reuse."""
-    return f"k{reuse_k}_{layer_subset}" if layer_subset else "plain"
-
-
 def task_folder(task: str, limit: float | None) -> str:
     """A limited run has a folder of its own, so that it can never pass for a full one."""
     return task if limit is None else f"{task}_limit_{limit:g}"

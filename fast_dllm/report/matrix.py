@@ -8,8 +8,6 @@ from pathlib import Path
 
 from fast_dllm.runner import matrix as runner_matrix
 
-BASELINE_K = 1
-
 
 @dataclass(frozen=True)
 class Matrix:

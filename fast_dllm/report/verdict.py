@@ -8,7 +8,7 @@ from fast_dllm.report.alarms_speed import hardware, reference_speed
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import Contrast, accuracy_of, baseline_of, columns, num_flips
 from fast_dllm.report.statistics import ALPHA, Interval
-from fast_dllm.report.summaries import Run, Table
+from fast_dllm.report.summaries import Table
 
 BUDGETS = (0.01, 0.02, 0.05)  # losses of accuracy that a reader may accept
 
@@ -193,7 +193,3 @@ def verdict(report: Report) -> list[str]:
         if table.runs:
             found += _accuracies(report, table) + _speeds(report, table)
     return found + _limits(report)
-
-
-def run_label(run: Run) -> str:
-    return f"{run.table}/{run.config}"
