@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import gradio as gr
 
@@ -58,7 +59,7 @@ def cells_html(frame: Frame | None, title: str = "") -> str:
     heading = f"<b>{html.escape(title)}</b>" if title else ""
     if frame is None:
         return f"<div class='cells'>{heading}<div class='stats'>The tokens of the next answer appear here.</div></div>"
-    parts = []
+    parts: list[str] = []
     opened_block = opened_sub = False
     for cell in frame.cells:
         first = not parts
@@ -244,9 +245,9 @@ def controls(chatbot: Chatbot) -> list:
     return [experiment, threshold, sub_block, temperature, top_p, budget, *knobs]
 
 
-def knob_control(shown: str, name: str, value: object):
+def knob_control(shown: str, name: str, value: Any):
     """A control for one knob: its policy's CHOICES where it names some, else by the kind of its value."""
-    offered: Sequence[object] = load_policy(shown).options_type.CHOICES.get(name, ())
+    offered: Sequence[Any] = load_policy(shown).options_type.CHOICES.get(name, ())
     if offered:
         words = [NO_VALUE if choice is None else choice for choice in offered]
         return gr.Dropdown(words, value=NO_VALUE if value is None else value, label=name, allow_custom_value=True)
@@ -260,7 +261,7 @@ def knob_control(shown: str, name: str, value: object):
 def build(chatbot: Chatbot) -> gr.Blocks:
     """The page. Every event that runs the model shares one queue: visitors wait for each other."""
     page = Page(chatbot)
-    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
+    one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
     with gr.Blocks(title="Fast-dLLM v2: watch it think") as blocks:
         gr.Markdown(f"### Watch block diffusion think\n`{chatbot.arguments.model_path}` on `{chatbot.model.device}`")
         frames, messages = gr.State([]), gr.State([])
@@ -293,7 +294,7 @@ def build(chatbot: Chatbot) -> gr.Blocks:
             with gr.Row():
                 side_a, side_b = gr.HTML(elem_id="side-a"), gr.HTML(elem_id="side-b")
         outputs = [text, talk, cells, frames, step, messages]
-        running = [
+        running: list[dict[str, Any]] = [  # gradio's Dependency is one
             trigger(page.answer, [text, messages, *settings], outputs, **one_at_a_time)
             for trigger in (send.click, text.submit)
         ]

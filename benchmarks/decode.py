@@ -18,8 +18,10 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -66,7 +68,9 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> FastDL
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    return FastDLLMForCausalLM(config).to(device=device, dtype=dtype).eval()
+    model = FastDLLMForCausalLM(config).eval()
+    nn.Module.to(model, device=device, dtype=dtype)  # in place; transformers' own `to` has no types
+    return model
 
 
 def median_seconds(work, runs: int, device: torch.device) -> float:
@@ -116,13 +120,13 @@ def time_forwards(model: FastDLLMForCausalLM, arguments: argparse.Namespace, blo
     return {kind: median_seconds(once, arguments.runs * 4, model.device) for kind, once in work.items()}
 
 
-def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> dict[str, object]:
+def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> dict[str, Any]:
     """Tokens/s of whole answers to random prompts, with the forwards they took."""
     generation = experiments.load(arguments.experiment)
     randomness = torch.Generator().manual_seed(0)
     shape = (arguments.batch_size, arguments.prompt_tokens)
     prompts = torch.randint(3, min(model.config.vocab_size, 300), shape, generator=randomness).tolist()
-    answers = []
+    answers: list[Any] = []
 
     def answer() -> None:
         answers[:] = generation.generate(

@@ -67,20 +67,20 @@ GPUS = (
 
 @dataclass(frozen=True)
 class Task:
-    """questions, choices: counts (1 choice: generation). prompt, answer: mean tokens, None where no time is told."""
+    """questions, choices: counts (1 choice: generation). prompt, answer: mean tokens, 0 where no time is told."""
 
     name: str
     questions: int
     choices: int = 1
     fewshot: int = 0
-    prompt: int | None = None
-    answer: int | None = None
+    prompt: int = 0
+    answer: int = 0
 
 
 TASKS = tuple(
-    Task(task.name, task.questions, task.choices, task.num_fewshot, task.prompt_tokens, task.answer_tokens)
+    Task(task.name, task.questions, task.choices, task.num_fewshot, task.prompt_tokens or 0, task.answer_tokens or 0)
     for task in DESCRIBED.values()
-    if not task.code
+    if not task.code and task.questions is not None
 )
 
 

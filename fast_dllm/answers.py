@@ -35,10 +35,10 @@ import os
 import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 FORMAT = 1  # part of the key: a store of another format is never read
 PROGRESS_SECONDS = 2.0
@@ -58,9 +58,20 @@ def request_key(*parts: object) -> str:
     return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
 
-def side_by_side(processes: Iterable[Mapping[str, float]]) -> Counter[str]:
+class Cost(dict[str, float]):
+    """What work cost, by name: counts, and seconds under `seconds...`. What has no entry cost nothing."""
+
+    def __missing__(self, name: str) -> float:
+        return 0
+
+    def add(self, other: Mapping[str, float]) -> None:
+        for name, value in other.items():
+            self[name] += value
+
+
+def side_by_side(processes: Iterable[Mapping[str, float]]) -> Cost:
     """What processes that ran at the same time cost together: counts add up, of `seconds...` the slowest one's stay."""
-    total: Counter[str] = Counter()
+    total = Cost()
     for counters in processes:
         for name, value in counters.items():
             total[name] = max(total[name], value) if name.startswith("seconds") else total[name] + value
@@ -81,8 +92,8 @@ class AnswerStore:
         self.folder = Path(folder) / "answers" / self.key[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.num_torn = 0  # lines that could not be read: at most the last of each file, unless the disk is at fault
-        self._answers: dict[str, object] = {}
-        self._segments: dict[int, dict[int, Counter[str]]] = {}  # segment -> rank -> what it cost
+        self._answers: dict[str, Any] = {}
+        self._segments: dict[int, dict[int, Cost]] = {}  # segment -> rank -> what it cost
         self._progress = Path(folder) / f"progress.rank{rank}.json"
         self._rank, self._total, self._own_answered = rank, 0, 0
         self._started = self._reported = time.monotonic()
@@ -120,25 +131,24 @@ class AnswerStore:
             return segment, descriptor
 
     def _read(self, file: Path) -> None:
-        match = _SEGMENT_FILE.fullmatch(file.name)
-        segment, rank = int(match[1]), int(match[2])
+        segment, rank = map(int, file.name.removesuffix(".jsonl").split(".rank"))
         for line in file.read_bytes().splitlines(keepends=True):
             try:
                 if not line.endswith(b"\n"):
                     raise ValueError("torn")
                 record = json.loads(line)
-                answers, counters = record["answers"], Counter(record["counters"])
+                answers, counters = record["answers"], Cost(record["counters"])
             except (ValueError, KeyError, TypeError):
                 self.num_torn += 1
                 continue
             for key, answer in answers.items():
                 self._answers.setdefault(key, answer)
-            self._segments.setdefault(segment, {}).setdefault(rank, Counter()).update(counters)
+            self._segments.setdefault(segment, {}).setdefault(rank, Cost()).add(counters)
 
     def __contains__(self, key: object) -> bool:
         return key in self._answers
 
-    def __getitem__(self, key: str) -> object:
+    def __getitem__(self, key: str) -> Any:
         return self._answers[key]
 
     def __len__(self) -> int:
@@ -175,7 +185,7 @@ class AnswerStore:
             raise
         for key, answer in answers.items():
             self._answers.setdefault(key, answer)
-        self._segments.setdefault(self._segment, {}).setdefault(self._rank, Counter()).update(counters)
+        self._segments.setdefault(self._segment, {}).setdefault(self._rank, Cost()).add(counters)
         self._own_answered += len(answers)
         if time.monotonic() - self._reported >= PROGRESS_SECONDS:
             self.report_progress()
@@ -183,9 +193,9 @@ class AnswerStore:
     @property
     def counters(self) -> dict[str, float]:
         """Summed over segments. Processes of one segment ran side by side: of `seconds...` the slowest one's count."""
-        total: Counter[str] = Counter()
+        total = Cost()
         for ranks in self._segments.values():
-            total.update(side_by_side(ranks.values()))
+            total.add(side_by_side(ranks.values()))
         return dict(total)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
+from typing import Any
 
 from fast_dllm import experiments
 from fast_dllm.errors import UsageError
@@ -22,7 +23,7 @@ class HasKnobs:
 
     knobs: Mapping[str, object]
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "knobs" or name not in self.knobs:
             raise AttributeError(f"{type(self).__name__} has no {name!r}")
         return self.knobs[name]

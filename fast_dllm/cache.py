@@ -74,6 +74,7 @@ class Attend:
         """Store this layer's new keys and values (B, T, K, D); return all that may be read, each (B, S, K, D)."""
         if self.cache is None:
             return keys, values
+        assert self.slots is not None, "a forward over a cache says where its rows go"
         seen = []
         for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self.slots, new.flatten(0, 1))

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from fast_dllm.arguments import HasKnobs, ModelArguments
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model
-from fast_dllm.tokenizer import load_tokenizer, special_ids
+from fast_dllm.tokenizer import decode, load_tokenizer, render, special_ids
 
 MAX_NEW_TOKENS = 512  # of an answer in a conversation, unless asked for otherwise
 
@@ -40,11 +41,12 @@ class Settings(HasKnobs):
     def parse(cls, **given: object) -> Settings:
         """Settings from values or their texts (`"0.8"`, `"none"`). Raises UsageError naming fault and choices."""
         values = {name: _value(text) for name, text in given.items()}
-        sampling = {}
+        sampling: dict[str, float] = {}
         for name in ("temperature", "top_p"):
-            value = sampling[name] = values.pop(name, getattr(cls, name))
+            value = values.pop(name, getattr(cls, name))
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise UsageError(f"{name} must be a number, not {value!r}")
+            sampling[name] = value
         if sampling["temperature"] < 0:
             raise UsageError(f"temperature must not be negative, not {sampling['temperature']}")
         if not 0 < sampling["top_p"] <= 1:
@@ -166,7 +168,7 @@ class Chatbot:
         return Settings(arguments.experiment_name, seed=arguments.seed, knobs=MappingProxyType(knobs))
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = render(self.tokenizer, messages, add_generation_prompt=True)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def fit(self, messages: list[dict[str, str]], settings: Settings) -> tuple[list[dict[str, str]], int]:
@@ -191,12 +193,16 @@ class Chatbot:
                     return kept, start
         raise UsageError(f"the message is {length} tokens long; with this answer budget {room} fit")
 
-    def stream(self, messages: list[dict[str, str]], settings: Settings) -> Generator[Frame]:
+    def stream(self, messages: list[dict[str, str]], settings: Settings) -> Generator[Frame, None, None]:
         """Frames of the answer to a conversation that fits (see `fit`). Closing the iterator stops within one step."""
         experiment = experiments.load(settings.experiment_name)
         prompt = self.prompt_ids(messages)
         num_blocks = max(settings.whole("max_new_tokens") // self.block_size, 1)
-        decoding = {**settings.knobs, "max_new_tokens": num_blocks * self.block_size, "block_size": self.block_size}
+        decoding: dict[str, Any] = {
+            **settings.knobs,
+            "max_new_tokens": num_blocks * self.block_size,
+            "block_size": self.block_size,
+        }
         try:
             events = experiment.denoise(
                 self.model,
@@ -212,7 +218,9 @@ class Chatbot:
             raise UsageError(str(error)) from error
         return self._frames(events, len(prompt), settings)
 
-    def _frames(self, events: Iterator[DenoisingEvent], num_prompt: int, settings: Settings) -> Generator[Frame]:
+    def _frames(
+        self, events: Iterator[DenoisingEvent], num_prompt: int, settings: Settings
+    ) -> Generator[Frame, None, None]:
         filled: dict[int, Cell] = {}
         token_at: dict[int, int] = {}
         forwards = dict.fromkeys(FORWARD_KINDS, 0)
@@ -222,7 +230,7 @@ class Chatbot:
             forwards[event.kind] += 1
             number = sum(forwards.values())
             for position, token, confidence in zip(event.positions, event.tokens, event.confidences, strict=True):
-                filled[position] = Cell(position, self.tokenizer.decode([token]), confidence, number)
+                filled[position] = Cell(position, decode(self.tokenizer, [token]), confidence, number)
                 token_at[position] = token
             block_end = (event.start // self.block_size + 1) * self.block_size
             end = max([end, *(position + 1 for position in filled)] + [block_end] * (event.kind in STEP_KINDS))
@@ -240,7 +248,7 @@ class Chatbot:
                 small_block_size=settings.whole("small_block_size"),
                 sub_block=(event.start, event.end),
                 kind=event.kind,
-                text=self.tokenizer.decode(known, skip_special_tokens=True),
+                text=decode(self.tokenizer, known, skip_special_tokens=True),
                 steps=sum(forwards[kind] for kind in STEP_KINDS),
                 forwards=dict(forwards),
                 num_tokens=sum(cell.text is not None for cell in cells),

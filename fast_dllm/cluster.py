@@ -22,7 +22,7 @@ FULL_PERCENT = 90
 def gpu_of_jobs(situation: Situation) -> str:
     """What jobs ask Slurm for: SBATCH_GRES, else the job script's own."""
     script = (situation.root / "sbatch" / "_job.sh").read_text()
-    return situation.environment.get("SBATCH_GRES") or re.search(r"^#SBATCH --gres=(\S+)$", script, re.MULTILINE)[1]
+    return situation.environment.get("SBATCH_GRES") or re.findall(r"^#SBATCH --gres=(\S+)$", script, re.MULTILINE)[0]
 
 
 def ask(command: list[str], situation: Situation, seconds: int) -> tuple[int, str]:

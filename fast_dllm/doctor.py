@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fast_dllm.checks import (
     DATA_SETS_FILE,
@@ -57,9 +57,9 @@ def check_python(situation: Situation) -> Iterator[Finding]:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ModuleNotFoundError:  # Python 3.10
+    else:
         import tomli as tomllib
     project = tomllib.loads((situation.root / "pyproject.toml").read_text())["project"]
     version = ".".join(map(str, sys.version_info[:3]))
@@ -267,7 +267,7 @@ def quick_findings(situation: Situation) -> Iterator[Finding]:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class Experiment:
         """Every option that a model argument may set, with its default."""
         return {each.name: each.default for each in fields(self.options_type) if each.name not in REQUIRED}
 
-    def check(self, knobs: Mapping[str, object]) -> None:
+    def check(self, knobs: Mapping[str, Any]) -> None:
         """Raise UsageError for values that no model could decode with; its depth is looked at when it is known."""
         try:
             self.options_type(mask_id=-1, stop_token=-2, **knobs).check()
@@ -59,7 +60,7 @@ class Experiment:
         top_p: float = 0.95,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_rows: int | None = None,
-        **knobs: object,
+        **knobs: Any,
     ) -> Iterator[DenoisingEvent]:
         """The events of `generate` as they happen; closing the iterator stops the work at the next forward."""
         options = self.options_type(mask_id, stop_token, **self._known(knobs))
@@ -67,9 +68,7 @@ class Experiment:
         generators = row_generators(generator, len(prompts), temperature)
         return engine.run([Request(prompt, own) for prompt, own in zip(prompts, generators, strict=True)])
 
-    def generate(
-        self, model: FastDLLMForCausalLM, prompts: Sequence[list[int]], **settings: object
-    ) -> list[Generation]:
+    def generate(self, model: FastDLLMForCausalLM, prompts: Sequence[list[int]], **settings: Any) -> list[Generation]:
         """Answer every prompt (lists of token ids, any lengths); one Generation each, in order. Takes what `denoise`
         takes; knobs that are not given have their defaults.
 
@@ -78,11 +77,11 @@ class Experiment:
         num_rows: sequences decoded side by side (default: all); the others are admitted as rows become free. Raises
         ValueError for arguments out of range, NonFiniteError for logits that are no numbers.
         """
-        events = self.denoise(model, prompts, **settings)  # type: ignore[arg-type]  # denoise says what it takes
+        events = self.denoise(model, prompts, **settings)
         finished = {event.row: event.generation for event in events if event.generation is not None}
         return [finished[row] for row in range(len(prompts))]
 
-    def _known(self, knobs: Mapping[str, object]) -> Mapping[str, object]:
+    def _known(self, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
         for name in knobs:
             if name not in self.knobs:
                 raise UsageError(f"{where(self.path)} takes no {name!r}; it takes: {', '.join(self.knobs)}")

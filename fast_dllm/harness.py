@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -23,14 +24,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from fast_dllm import experiments, results
-from fast_dllm.answers import AnswerStore, request_key, side_by_side
+from fast_dllm.answers import AnswerStore, Cost, request_key, side_by_side
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model, model_source
 from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
 from fast_dllm.runner.code_hashes import decoding_sha256
 from fast_dllm.scoring import ScoringLM
-from fast_dllm.tokenizer import load_tokenizer, special_ids
+from fast_dllm.tokenizer import decode, load_tokenizer, render, special_ids
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class FastDLLM(ScoringLM):
         self._device = self.model.device
         self.block_size = self.arguments.bd_size or self.model.config.bd_size
         self.max_length = self.model.config.max_position_embeddings // self.block_size * self.block_size
-        self.cost: Counter[str] = Counter()  # of this process, without loading the model; see results.throughput
+        self.cost = Cost()  # of this process, without loading the model; see results.throughput
         self.store: AnswerStore | None = None
         self._check_against_model()
 
@@ -85,7 +86,7 @@ class FastDLLM(ScoringLM):
         """
         other = copy.copy(self)
         other.arguments = arguments
-        other.cost, other.store = Counter(), None
+        other.cost, other.store = Cost(), None
         other._check_against_model()
         return other
 
@@ -135,12 +136,7 @@ class FastDLLM(ScoringLM):
         return self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        return render(self.tokenizer, chat_history, add_generation_prompt)
 
     # ---- generation ------------------------------------------------------------------------------------------
 
@@ -202,7 +198,7 @@ class FastDLLM(ScoringLM):
             truncated=truncated,
         )
 
-    def _generate_batch(self, batch: list[_Request]) -> tuple[list[str], Counter[str]]:
+    def _generate_batch(self, batch: list[_Request]) -> tuple[list[str], Cost]:
         """Texts for requests with equal settings, and what they cost."""
         first = batch[0]
         began = time.perf_counter()
@@ -212,13 +208,13 @@ class FastDLLM(ScoringLM):
             **self._decoding(first.max_new_tokens, first.temperature, first.top_p),
             generator=[torch.Generator().manual_seed(request.seed) for request in batch],
         )
-        cost = Counter(seconds_generating=time.perf_counter() - began)
+        cost = Cost(seconds_generating=time.perf_counter() - began)
         texts = []
         for request, generation in zip(batch, generations, strict=True):
-            cost.update(requests=1, new_tokens=len(generation.tokens), truncated_prompts=int(request.truncated))
+            cost.add({"requests": 1, "new_tokens": len(generation.tokens), "truncated_prompts": int(request.truncated)})
             for name in ("forwards", "layer_forwards", "row_layer_forwards"):
-                cost.update({f"{name}.{kind}": count for kind, count in getattr(generation, name).items()})
-            text = self.tokenizer.decode(generation.tokens[: request.max_tokens], skip_special_tokens=True)
+                cost.add({f"{name}.{kind}": count for kind, count in getattr(generation, name).items()})
+            text = decode(self.tokenizer, generation.tokens[: request.max_tokens], skip_special_tokens=True)
             texts.append(cut_at_stop_strings(text, request.until))
         return texts, cost
 
@@ -264,19 +260,19 @@ class FastDLLM(ScoringLM):
             "decoding_sha256": self.scoring_sha256 if scored else self.decoding_sha256,
         }
 
-    def _known_answers(self, keys: Iterable[str]) -> dict[str, object]:
+    def _known_answers(self, keys: Iterable[str]) -> dict[str, Any]:
         if self.store is None:
             return {}
         keys = list(keys)
         self.store.expect(len(keys))
         return {key: self.store[key] for key in keys if key in self.store}
 
-    def _keep(self, answers: dict[str, object], new: dict[str, object], cost: Counter[str]) -> None:
+    def _keep(self, answers: dict[str, Any], new: dict[str, Any], cost: Cost) -> None:
         """Add a batch's answers and cost; with a store they are on disk when this returns."""
         if self.store is not None:
             self.store.append(new, cost)
         answers.update(new)
-        self.cost.update(cost)
+        self.cost.add(cost)
 
     def device_report(self) -> dict[str, object]:
         """The device and this process's peak memory: allocated on the GPU, resident on the host."""
@@ -286,14 +282,14 @@ class FastDLLM(ScoringLM):
             gpu, peak = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"device": str(self.device), "gpu": gpu, "peak_memory_bytes": peak}
 
-    def total_cost(self) -> Counter[str] | None:
+    def total_cost(self) -> Cost | None:
         """The run's cost over all processes, and all segments of an interrupted run; None but on the first process."""
         gathered = self.gather_object(self.cost)
         if gathered is None:
             return None
         total = side_by_side(gathered)
         if self.store is not None:
-            total.update(self.store.counters_before)
+            total.add(self.store.counters_before)
         return total
 
     @property

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
@@ -99,9 +99,10 @@ class DecoderLayer(nn.Module):
 
 
 class FastDLLMPreTrainedModel(PreTrainedModel):
+    config: FastDLLMConfig
     config_class = FastDLLMConfig
     base_model_prefix = "model"
-    _no_split_modules = ("DecoderLayer",)
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012 (declared so by its base, which changes no list)
 
 
 class FastDLLMModel(FastDLLMPreTrainedModel):
@@ -161,6 +162,7 @@ class FastDLLMModel(FastDLLMPreTrainedModel):
             store.store(x, x, rows, block_rows)
         for index in store.layers:
             layer = self.layers[index]
+            assert isinstance(layer, DecoderLayer), "ModuleList does not say what it holds"
             x = layer.attention(x, attend)
             if read:
                 added = store.mlp(index, rows, block_rows)
@@ -174,7 +176,7 @@ class FastDLLMModel(FastDLLMPreTrainedModel):
 class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
     """The network with its language-model head, and the cached moves that block diffusion is made of."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (declared so by its base)
 
     def __init__(self, config: FastDLLMConfig):
         super().__init__(config)
@@ -361,7 +363,7 @@ def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if not isinstance(config, FastDLLMConfig):
             raise UsageError(f"{path_or_hub_id} is a {config.model_type} model, not {FastDLLMConfig.model_type}")
-        model, info = FastDLLMForCausalLM.from_pretrained(
+        loaded: Any = FastDLLMForCausalLM.from_pretrained(  # declared to return a model alone
             source,
             config=config,
             dtype=pick_dtype(dtype, target),
@@ -370,6 +372,7 @@ def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -
             ignore_mismatched_sizes=True,  # reported below by name
             use_safetensors=True,
         )
+        model, info = loaded
     except (OSError, SafetensorError, ValueError) as error:
         if isinstance(error, UsageError):
             raise

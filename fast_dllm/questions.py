@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from fast_dllm.results import score, write_bytes_atomic
 from fast_dllm.runner.code_hashes import file_sha256
@@ -93,13 +94,14 @@ def collect(
     samples: task -> lm_eval's samples; found: its results without them; num_tokens: (task, doc_id) -> tokens of the
     answer, where they are known. A task whose primary metric is no number for a single question is left out.
     """
-    tasks: dict[str, object] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     texts: list[dict[str, object]] = []
     for task, rows in samples.items():
         value = score(found["results"], task, 0) if task in found["results"] else None
-        kept = _rows(rows, value.metric) if value else []
-        name = value.metric.partition(",")[0] if value else ""
-        kept = [row for row in kept if isinstance(row[name], (bool, int, float))]
+        if value is None:
+            continue
+        name = value.metric.partition(",")[0]
+        kept = [row for row in _rows(rows, value.metric) if isinstance(row[name], (bool, int, float))]
         if not kept:
             continue
         answers = [_answer(row) for row in kept]
@@ -162,9 +164,13 @@ def _compressed(text: str) -> bytes:
 def write(folder: Path, content: Mapping, texts: Iterable[Mapping]) -> dict[str, str]:
     """Write both files; returns file name -> SHA-256, for results.json."""
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts)
-    write_bytes_atomic(folder / TEXTS_FILE, _compressed(lines))
-    write_bytes_atomic(folder / QUESTIONS_FILE, _compressed(json.dumps(content, separators=(",", ":"))))
-    return {name: file_sha256(folder / name) for name in (QUESTIONS_FILE, TEXTS_FILE)}
+    files = {
+        TEXTS_FILE: _compressed(lines),
+        QUESTIONS_FILE: _compressed(json.dumps(content, separators=(",", ":"))),
+    }
+    for name, data in files.items():
+        write_bytes_atomic(folder / name, data)
+    return {name: sha256(data).hexdigest() for name, data in files.items()}
 
 
 def seal(summary: Mapping[str, object], folder: Path) -> dict[str, object]:

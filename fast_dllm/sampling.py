@@ -41,6 +41,7 @@ def predict(
     allowed = logits.clone()
     allowed[..., mask_id] = float("-inf")
     if temperature > 0:
+        assert uniforms is not None, "a token is drawn with a uniform number"
         return top_p_sample((allowed / temperature).softmax(dim=-1), top_p, uniforms)
     candidates = allowed.argmax(dim=-1)
     return candidates, logits.softmax(dim=-1).gather(-1, candidates.unsqueeze(-1)).squeeze(-1)

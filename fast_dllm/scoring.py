@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from fast_dllm.answers import request_key
+from fast_dllm.answers import Cost, request_key
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.errors import NonFiniteError, UsageError
 from fast_dllm.model import FastDLLMForCausalLM
@@ -97,10 +97,10 @@ class ScoringLM(ProcessesLM):
     max_length: int
     scoring_sha256: str
 
-    def _known_answers(self, keys: Iterable[str]) -> dict[str, object]:
+    def _known_answers(self, keys: Iterable[str]) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _keep(self, answers: dict[str, object], new: dict[str, object], cost: Counter[str]) -> None:
+    def _keep(self, answers: dict[str, Any], new: dict[str, Any], cost: Cost) -> None:
         raise NotImplementedError
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -193,12 +193,12 @@ class ScoringLM(ProcessesLM):
         for start in range(0, len(inputs), self.arguments.batch_size):
             batch = inputs[start : start + self.arguments.batch_size]
             began = time.perf_counter()
-            new = {}
+            new: dict[str, tuple[float, bool]] = {}
             for masked, values in zip(
                 batch, self._target_scores(batch, [wanted[masked] for masked in batch]), strict=True
             ):
                 new |= dict(zip(wanted[masked].values(), values, strict=True))
-            cost = Counter(
+            cost = Cost(
                 {
                     "seconds_scoring": time.perf_counter() - began,
                     "scored_tokens": sum(num_uses[key] for key in new),

@@ -106,7 +106,8 @@ def prepare(
 
 def task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]:
     """The configurations (functions as text) of the tasks that `task` stands for. Reads no data."""
-    entry = index.get(task if isinstance(task, str) else task.get("group", task.get("task")))
+    name = task if isinstance(task, str) else task.get("group", task.get("task"))
+    entry = index.get(name) if isinstance(name, str) else None
     config = dict(entry.cfg or {"task": sorted(entry.tags)}) if entry else {}
     if isinstance(task, dict):
         config |= task

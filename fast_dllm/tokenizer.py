@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -41,3 +42,22 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
         raise UsageError(f"the tokenizer of {tokenizer.name_or_path!r} has no eos token")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return SpecialIds(mask=mask, stop=tokenizer.eos_token_id, pad=pad)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    """The chat template's text of a conversation: up to where the model answers, or to be gone on with."""
+    text = tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+    )
+    assert isinstance(text, str), "one conversation, not tokenized"
+    return text
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+    """The text of one sequence of tokens."""
+    text = tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+    assert isinstance(text, str), "one sequence"
+    return text

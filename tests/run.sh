@@ -13,6 +13,15 @@ shell_scripts() { # nul-terminated
   fi
 }
 
+lint_types() { # .mypy_cache keeps what the libraries' types are: half a minute the first time, seconds afterwards
+  local policy
+  echo "== mypy"
+  mypy
+  for policy in experiments/*/generation_functions.py; do # each by itself: they share one module name
+    mypy "$policy"
+  done
+}
+
 lint_shell() {
   local scripts=() script
   while IFS= read -r -d '' script; do
@@ -35,6 +44,7 @@ main() {
   echo "== ruff"
   ruff check .
   ruff format --check .
+  lint_types
   lint_shell
   echo "== pytest"
   # two files at a time: each test is one thread; a file's tests share what they set up

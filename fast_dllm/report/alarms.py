@@ -7,8 +7,9 @@ so that what is meant to differ raises none: a threshold sweep is not "mixed thr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fast_dllm.report.summaries import Run, Table
 
@@ -39,7 +40,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def by_value(runs: Iterable[Run], value_of) -> dict[object, list[Run]]:
+def by_value(runs: Iterable[Run], value_of: Callable[[Run], object]) -> dict[Any, list[Run]]:
     """Value -> runs that have it, most frequent first; runs that do not record it are left out."""
     found: dict[object, list[Run]] = {}
     for run in runs:
@@ -47,6 +48,11 @@ def by_value(runs: Iterable[Run], value_of) -> dict[object, list[Run]]:
         if value is not None:
             found.setdefault(value if not isinstance(value, list) else str(value), []).append(run)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def fact_of(name: str) -> Callable[[Run], str | None]:
+    """For `by_value`: a fact's text."""
+    return lambda run: None if run.facts.get(name) is None else str(run.facts[name])
 
 
 def told(values: Mapping[object, list[Run]], shown=str) -> str:

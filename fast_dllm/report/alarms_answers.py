@@ -116,8 +116,9 @@ def equal_tokens(table: Table, k: int, group: list[Run]) -> list[Alarm]:
 def _differing(table: Table, k: int, group: list[Run]) -> list[Alarm]:
     kind, names = ("k1_differs" if k == 1 else "columns_differ"), tuple(run.config for run in group)
     why = "nothing is reused" if k == 1 else "reuse reads stored outputs, whichever layers are named"
-    flips = [num_flips(a, b) for a, b in combinations(group, 2)]
-    if all(count is not None for count in flips):
+    told = [num_flips(a, b) for a, b in combinations(group, 2)]
+    flips = [count for count in told if count is not None]
+    if len(flips) == len(told):
         if max(flips) == 0:
             return []
         text = f"k = {k}: {listed(names)} are one computation ({why}), but up to {max(flips)} answers differ"
@@ -130,8 +131,8 @@ def _differing(table: Table, k: int, group: list[Run]) -> list[Alarm]:
     text = f"k = {k}: {listed(names)} are one computation ({why}), but differ: {_values(group)}{_tokens(group)}"
     if k == 1:
         return [Alarm(kind, table.label, names, "accuracy", text)]
-    counts = [(run.num_correct, run.num_samples) for run in group]
-    if any(None in pair for pair in counts):
+    counts = [run.counts for run in group if run.counts is not None]
+    if len(counts) < len(group):
         return []
     p = homogeneity(counts)
     if p < ALPHA:
@@ -224,11 +225,11 @@ def repeated_tables(tables: list[Table]) -> list[Alarm]:
         ]
         if len(common) < FEWEST_CELLS or not changed or any(a.accuracy != b.accuracy for a, b in common):
             continue
-        if first.earlier != second.earlier or any(a.num_correct is None for a, _ in changed):
+        if first.earlier != second.earlier or any(a.counts is None for a, _ in changed):
             continue  # two runners may count tokens in two ways
         chance = 1.0
         for run, _ in changed:
-            chance *= tie_probability(run.num_correct, run.num_samples)
+            chance *= tie_probability(*run.counts) if run.counts else 1.0
         if chance >= ALPHA:
             continue
         old, new = sorted((first, second), key=lambda t: max(str(r.facts.get("time", "")) for r in t.runs.values()))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from fast_dllm.report.alarms import NOTE, Alarm, by_value, told
+from fast_dllm.report.alarms import NOTE, Alarm, by_value, fact_of, told
 from fast_dllm.report.matrix import expected_arguments
 from fast_dllm.report.summaries import Run, Table
 
@@ -56,13 +56,13 @@ def mixed_alarms(table: Table, recorded: Mapping[str, list[str]]) -> list[Alarm]
         )
     for kind, spoils, what, facts in ONE_OF:
         for fact in facts:
-            values = by_value(runs, lambda run, fact=fact: run.facts.get(fact))
+            values = by_value(runs, fact_of(fact))
             if len(values) > 1:
                 text = f"different {what} in one table ({fact}): {told(values, _short)}"
                 found.append(Alarm(kind, table.label, names, spoils, text))
                 break
     for fact in ("torch", "lm_eval"):
-        values = by_value(runs, lambda run, fact=fact: run.facts.get(fact))
+        values = by_value(runs, fact_of(fact))
         if len(values) > 1:
             text = f"different versions of {fact}: {told(values)}"
             found.append(Alarm("mixed_versions", table.label, names, "provenance", text, NOTE))

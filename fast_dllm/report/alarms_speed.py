@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import median
 
-from fast_dllm.report.alarms import NOTE, Alarm, by_value, listed, told
+from fast_dllm.report.alarms import NOTE, Alarm, by_value, fact_of, listed, told
 from fast_dllm.report.compare import columns
 from fast_dllm.report.summaries import Run, Table
 
@@ -34,7 +35,7 @@ def speed_alarms(table: Table) -> list[Alarm]:
         text = f"interrupted and continued, so each piece warmed up again: {listed(r.config for r in pieces)}"
         found.append(Alarm("several_segments", table.label, tuple(r.config for r in pieces), "speed", text))
     for fact, what in (("batch_size", "batch sizes"), ("num_processes", "numbers of processes")):
-        values = by_value(runs, lambda run, fact=fact: None if fact not in run.facts else str(run.facts[fact]))
+        values = by_value(runs, fact_of(fact))
         if len(values) > 1:
             text = f"speeds at different {what}: {told(values)}"
             found.append(Alarm(f"mixed_{fact}", table.label, tuple(r.config for r in runs), "speed", text))
@@ -46,7 +47,8 @@ def _alike(run: Run, other: Run) -> bool:
     same = all(
         run.facts.get(name) == other.facts.get(name) for name in ("gpu", "device", "batch_size", "num_processes")
     )
-    return same and abs(run.new_tokens - other.new_tokens) <= EQUAL_WORK * max(run.new_tokens, other.new_tokens)
+    tokens = run.new_tokens or 0, other.new_tokens or 0
+    return same and max(tokens) - min(tokens) <= EQUAL_WORK * max(tokens)
 
 
 def outliers(table: Table) -> dict[str, tuple[Run, list[Run]]]:
@@ -54,23 +56,23 @@ def outliers(table: Table) -> dict[str, tuple[Run, list[Run]]]:
     found = {}
     for groups in columns(table).values():
         for group in groups:
-            timed = [run for run in group if run.tokens_per_second]
-            for run in timed:
-                peers = [other for other in timed if other is not run and _alike(run, other)]
+            timed = [(run, speed) for run in group if (speed := run.tokens_per_second)]
+            for run, own in timed:
+                peers = [(other, speed) for other, speed in timed if other is not run and _alike(run, other)]
                 if not peers:
                     continue
-                middle = median(other.tokens_per_second for other in peers)
-                ratio = max(run.tokens_per_second / middle, middle / run.tokens_per_second)
-                spread = max(o.tokens_per_second for o in peers) / min(o.tokens_per_second for o in peers)
+                speeds = [speed for _, speed in peers]
+                middle, spread = median(speeds), max(speeds) / min(speeds)
+                ratio = max(own / middle, middle / own)
                 if ratio >= OUTLIER and (spread < OUTLIER or len(peers) == 1):
-                    found[run.config] = (run, peers)
+                    found[run.config] = (run, [other for other, _ in peers])
     return found
 
 
 def outlier_alarms(table: Table) -> list[Alarm]:
     found = []
     for config, (run, peers) in outliers(table).items():
-        ratio = median(peer.tokens_per_second for peer in peers) / run.tokens_per_second
+        ratio = median(_speeds(peers)) / _speeds([run])[0]
         if ratio < 1 and len(peers) == 1:
             continue  # of two, the slower one is told about
         words = f"{ratio:.1f} times as long as" if ratio > 1 else f"only {ratio:.2f} times as long as"
@@ -83,16 +85,22 @@ def outlier_alarms(table: Table) -> list[Alarm]:
     return found
 
 
+def _speeds(runs: Iterable[Run]) -> list[float]:
+    """New tokens a second, of those that have been timed."""
+    return [speed for run in runs if (speed := run.tokens_per_second)]
+
+
 def reference_speed(table: Table, run: Run) -> float | None:
     """New tokens a second of the table's k = 1 under the run's conditions: the median of its usual columns."""
     odd = outliers(table)
-    speeds = [
-        one.tokens_per_second
+    alike = [
+        one
         for name, one in table.runs.items()
-        if one.reuse_k == 1 and one.arguments.get("layer_subset") and one.tokens_per_second and name not in odd
+        if one.reuse_k == 1 and one.arguments.get("layer_subset") and name not in odd
         if all(one.facts.get(n) == run.facts.get(n) for n in ("gpu", "device", "batch_size", "num_processes"))
         if "+" not in name and (one.facts.get("num_segments") or 1) == 1
     ]
+    speeds = _speeds(alike)
     return median(speeds) if speeds else None
 
 
@@ -110,7 +118,7 @@ def slower(table: Table) -> list[Alarm]:
     )
     for k, runs in sorted(by_k.items()):
         ratios = [(run, reference_speed(table, run)) for run in runs]
-        shares = [run.tokens_per_second / base for run, base in ratios if base]
+        shares = [speed / base for run, base in ratios if base for speed in _speeds([run])]
         if shares and max(shares) < 1 and median(shares) < 1 - NOISE:
             text = (
                 f"k = {k} is slower than k = 1 on the same hardware ({median(shares):.2f} times its tokens/s): "

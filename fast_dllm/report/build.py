@@ -78,7 +78,9 @@ class Report:
         """What most runs ran on: speeds are drawn for this alone."""
         counts: dict[str, int] = {}
         for run in self.runs(timed=True):
-            counts[hardware(run)] = counts.get(hardware(run), 0) + 1
+            name = hardware(run)
+            if name is not None:
+                counts[name] = counts.get(name, 0) + 1
         return max(counts, key=counts.__getitem__) if counts else None
 
     def runs(self, timed: bool = False) -> list[Run]:

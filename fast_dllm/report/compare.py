@@ -54,7 +54,9 @@ class Contrast:
 
     @property
     def same(self) -> int | None:
-        return self.num_questions - self.improved - self.regressed if self.paired else None
+        if self.improved is None or self.regressed is None:
+            return None
+        return self.num_questions - self.improved - self.regressed
 
     @property
     def outcome(self) -> str:
@@ -76,8 +78,8 @@ class Accuracy:
 
 def accuracy_of(run: Run) -> Accuracy:
     """Of a metric that is no count, the normal interval from the standard error, where there is one."""
-    if run.num_correct is not None:
-        return Accuracy(run.accuracy, wilson(run.num_correct, run.num_samples))
+    if run.counts is not None:
+        return Accuracy(run.accuracy, wilson(*run.counts))
     if run.stderr is not None:
         half = 1.959963984540054 * run.stderr
         return Accuracy(run.accuracy, Interval(max(0.0, run.accuracy - half), min(1.0, run.accuracy + half)))
@@ -163,12 +165,13 @@ def distinct(runs: Iterable[Run]) -> list[list[Run]]:
 
 def baseline_of(table: Table, run: Run | None = None) -> Run | None:
     """What the table's runs are compared with: as its matrix says, else k = 1 of the same column, else any k = 1."""
-    if table.matrix.compare_with in table.runs:
-        return table.runs[table.matrix.compare_with]
+    named = table.runs.get(table.matrix.compare_with or "")
+    if named is not None:
+        return named
     ones = [r for name, r in table.runs.items() if r.reuse_k == 1 and "+" not in name and name != "plain"]
     subset = run.arguments.get("layer_subset") if run else None
     same = [r for r in ones if r.arguments.get("layer_subset") == subset]
-    return (same or ones or [None])[0]
+    return next(iter(same or ones), None)
 
 
 def _strata(pairs: list[tuple[Question, Question]], weighting: str) -> list[Stratum]:
@@ -192,7 +195,7 @@ def contrast(table: str, group: list[Run], base: Run) -> Contrast | None:
         tuple(r.config for r in group),
         f"{base.table}/{base.config}" if base.table != table else base.config,
     )
-    if can_pair(run, base):
+    if run.questions is not None and can_pair(run, base):
         pairs = shared_questions(run, base)
         strata = _strata(pairs, run.questions.groups.get(run.task, "size"))
         improved, regressed = sum(s.improved for s in strata), sum(s.regressed for s in strata)
@@ -202,12 +205,12 @@ def contrast(table: str, group: list[Run], base: Run) -> Contrast | None:
             table, names, against, True, len(pairs), len(strata), improved, regressed, num_flips(run, base),
             difference, interval, p, p, share,
         )  # fmt: skip
-    counts = run.num_correct, run.num_samples, base.num_correct, base.num_samples
-    if None in counts:
+    if run.counts is None or base.counts is None:
         return None
+    counts = *run.counts, *base.counts
     own, other = run.accuracy, base.accuracy
     p, share = fisher(*counts), own * (1 - other) + other * (1 - own)
-    size = min(run.num_samples, base.num_samples)
+    size = min(run.counts[1], base.counts[1])
     return Contrast(
         table, names, against, False, size, 1, None, None, None, own - other, newcombe(*counts), p, p, share
     )

@@ -92,6 +92,8 @@ def flips_of(report: Report, table: Table, most: int = 10, against: Run | None =
         kind, config = min(changes, key=lambda entry: order.index(entry[0]))
         run = table.runs[config]
         base = against or baseline_of(table, run)
+        if base is None:  # then nothing has changed
+            continue
         for one in (run, base):
             texts.setdefault(str(one.path), _texts(one))
         after, before = (texts[str(one.path)].get((task, doc_id)) for one in (run, base))

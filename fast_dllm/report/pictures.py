@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,7 +33,7 @@ from fast_dllm.report.verdict import name_of
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B")
 MARKERS = "os^DvPX"
 COLUMN = 3.5  # inches
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -101,11 +102,11 @@ def points_of(report: Report, speed: Callable[[Run], float | None], only: str | 
     for table in report.own if any(table.runs for table in report.own) else report.earlier:
         odd = outliers(table) if only is not None else {}
         for group in distinct(table.runs.values()):
-            kept = [run for run in group if speed(run) and run.config not in odd]
-            kept = [run for run in kept if only is None or hardware(run) == only]
-            if kept:
+            usual = [run for run in group if run.config not in odd and (only is None or hardware(run) == only)]
+            timed = [(run, value) for run in usual if (value := speed(run))]
+            if timed:
                 name = _short(name_of(tuple(run.config for run in group), table).split(" (")[0])
-                found.append(Point(table, kept[0], median(speed(run) for run in kept), name))
+                found.append(Point(table, timed[0][0], median(value for _, value in timed), name))
     return found
 
 
@@ -120,7 +121,8 @@ def scatter(report: Report, found: list[Point], label: str) -> Figure | None:
         if own:
             colour, marker = style_of(table.experiment or table.label)
             axes.errorbar(
-                *zip(*(point.place for point in own), strict=True),
+                [point.place[0] for point in own],
+                [point.place[1] for point in own],
                 yerr=_errors([point.run for point in own]),
                 fmt=marker,
                 color=colour,
@@ -283,7 +285,7 @@ DRIFT = ("results/drift", "artifacts/drift")
 
 def drift_maps(root: Path, folder: str) -> dict[str, Path]:
     """Name -> PNG of the drift maps of this task, where `fast_dllm.drift` has left some."""
-    found = {}
+    found: dict[str, Path] = {}
     for base in DRIFT:
         for path in sorted((root / base / folder).glob("*.png")):
             found.setdefault(f"drift_{file_name(path.stem)}", path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fast_dllm.report.alarms import ALARM, by_value, listed, percent, told
+from collections.abc import Sequence
+
+from fast_dllm.report.alarms import ALARM, by_value, fact_of, listed, percent, told
 from fast_dllm.report.alarms_speed import hardware, outliers, reference_speed
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import Contrast, accuracy_of
@@ -47,17 +49,18 @@ def _remarks(table: Table, run: Run, odd: dict) -> str:
 def _matrix_row(report: Report, table: Table, run: Run, odd: dict) -> list[str]:
     forwards = 1 / run.tokens_per_forward if run.tokens_per_forward else None
     base = reference_speed(table, run)
-    comparable = base and run.tokens_per_second and run.config not in odd and not _other_hardware(table, run)
+    speed = run.tokens_per_second
+    comparable = run.config not in odd and not _other_hardware(table, run)
     return [
         run.config,
         f"{run.num_samples:,}" if run.num_samples else NONE,
         f"{100 * run.accuracy:.2f}",
         span(accuracy_of(run).interval) if accuracy_of(run).interval else NONE,
-        _value(run.tokens_per_second, ".1f"),
+        _value(speed, ".1f"),
         _value(forwards, ".3f"),
         _value(run.layers_per_token, ".2f"),
         _value(forward_gain(table, run)),
-        _value(run.tokens_per_second / base) if comparable else NONE,
+        _value(speed / base if speed and base and comparable else None),
         _remarks(table, run, odd),
     ]
 
@@ -252,9 +255,7 @@ def provenance_section(report: Report) -> list[Block]:
             continue
         rows = []
         for what, fact in PROVENANCE:
-            values = by_value(
-                runs, lambda run, fact=fact: None if run.facts.get(fact) is None else str(run.facts[fact])
-            )
+            values = by_value(runs, fact_of(fact))
             if not values:
                 rows.append([what, "not recorded"])
             elif len(values) == 1 and len(next(iter(values.values()))) == len(runs):
@@ -300,6 +301,7 @@ def sections(report: Report, pictures: list[Picture], flips: list[Flip], totals:
     for table in report.tables:
         blocks += matrix_section(report, table)
     blocks += [Heading(2, "Compared on the same questions"), *comparison_section(report)]
-    blocks += [Heading(2, "Pictures"), *(pictures or [Paragraph("Nothing to draw.")]), *parallelism_section(report)]
+    drawn: Sequence[Block] = pictures or [Paragraph("Nothing to draw.")]
+    blocks += [Heading(2, "Pictures"), *drawn, *parallelism_section(report)]
     blocks += [Heading(2, "Flips"), *flip_section(report, flips, totals)]
     return [*blocks, Heading(2, "Provenance"), *provenance_section(report)]

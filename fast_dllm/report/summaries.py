@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fast_dllm.questions import QUESTIONS_FILE, Questions, QuestionsError, content_sha256, read
 from fast_dllm.report.matrix import Matrix
@@ -44,13 +45,13 @@ class Run:
     accuracy: float
     num_samples: int | None
     metric: str | None
-    arguments: Mapping[str, object]
+    arguments: Mapping[str, Any]
     new_tokens: int | None
     seconds: float | None
     forwards: Mapping[str, int] | None
     layers_run: float | None
     num_layers: int | None
-    facts: Mapping[str, object]
+    facts: Mapping[str, Any]
     stderr: float | None = None
     scored: bool = False
     questions: Questions | None = None
@@ -66,9 +67,15 @@ class Run:
         return round(count) if abs(count - round(count)) < 1e-6 * max(1, self.num_samples) else None
 
     @property
+    def counts(self) -> tuple[int, int] | None:
+        """Right answers and questions, where both are known."""
+        right, asked = self.num_correct, self.num_samples
+        return None if right is None or asked is None else (right, asked)
+
+    @property
     def reuse_k(self) -> int | None:
         value = self.arguments.get("reuse_k")
-        return int(value) if str(value).isdecimal() else None
+        return int(str(value)) if str(value).isdecimal() else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -126,8 +133,9 @@ def is_scored(task: str) -> bool:
 
 
 def _number(value: object) -> float | None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if ok else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _mapping(value: object) -> Mapping:
@@ -138,7 +146,7 @@ class CorruptError(ValueError):
     """Why a file is no summary; one line."""
 
 
-def _load(path: Path) -> Mapping[str, object]:
+def _load(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text())
     except OSError as error:
@@ -168,7 +176,7 @@ def _by_choice(found: Mapping) -> bool:
     return any(name.startswith("acc,") for group in groups.values() for name in _mapping(group))
 
 
-def _earlier_run(found: Mapping, place: Mapping[str, object]) -> Run:
+def _earlier_run(found: Mapping, place: Mapping[str, Any]) -> Run:
     """A Run of the earlier form's facts."""
     cost, git, gpu = (_mapping(found.get(name)) for name in ("throughput", "git", "gpu_info"))
     machine, given = _mapping(found.get("environment")), _mapping(found.get("eval_params"))
@@ -206,15 +214,17 @@ def _earlier_run(found: Mapping, place: Mapping[str, object]) -> Run:
     )
 
 
-def _where(place: Mapping[str, object]) -> dict[str, object]:
+def _where(place: Mapping[str, Any]) -> dict[str, Any]:
     return {name: place[name] for name in ("table", "experiment", "config", "path")}
 
 
-FACTS = ("generation_code_sha256", "decoding_sha256", "fast_dllm_sha256", "model_revision", "dtype", "gpu", "host")
-FACTS += ("num_fewshot", "chat_template", "seeds", "num_processes", "num_segments", "python", "metric")
+FACTS = (
+    *("generation_code_sha256", "decoding_sha256", "fast_dllm_sha256", "model_revision", "dtype", "gpu", "host"),
+    *("num_fewshot", "chat_template", "seeds", "num_processes", "num_segments", "python", "metric"),
+)
 
 
-def _own_run(found: Mapping, place: Mapping[str, object], questions: Questions | None) -> Run:
+def _own_run(found: Mapping, place: Mapping[str, Any], questions: Questions | None) -> Run:
     cost = _mapping(found.get("throughput"))
     arguments = dict(_mapping(found.get("model_args")))
     facts = {name: found[name] for name in FACTS if found.get(name) is not None}

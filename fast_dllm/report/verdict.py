@@ -90,10 +90,10 @@ def _accuracies(report: Report, table: Table) -> list[str]:
         n = f"{base.num_samples:,} questions" if base.num_samples else "an unknown number of questions"
         found.append(f"{label}: {base.config} gets {percent(base.accuracy)} {span(accuracy_of(base).interval)} of {n}.")
     found += [f"{label}: {a.text}." for a in report.alarms if a.table == label and a.kind == "columns_alike"]
-    several = report.contrasts.get(label, ())
-    found += [f"{label}: {name_of(c.configs, table)} {change(c)}." for c in several[:12]]
-    if len(several) > 12:
-        found.append(f"{label}: {len(several) - 12} more contrasts stand in the table below.")
+    contrasts = report.contrasts.get(label, ())
+    found += [f"{label}: {name_of(c.configs, table)} {change(c)}." for c in contrasts[:12]]
+    if len(contrasts) > 12:
+        found.append(f"{label}: {len(contrasts) - 12} more contrasts stand in the table below.")
     return found + same_columns(table)
 
 
@@ -101,14 +101,15 @@ def _limits(report: Report) -> list[str]:
     """What could not be seen."""
     found = []
     for table in report.tables:
-        known = [c for c in report.contrasts.get(table.label, ()) if c.detectable is not None]
+        contrasts = report.contrasts.get(table.label, ())
+        known = [(c.detectable, c) for c in contrasts if c.detectable is not None]
         if not known or report.spoiled(table.label, "accuracy"):
             continue
-        worst = max(known, key=lambda c: c.detectable)
-        needed = [c.needed[0] for c in known if c.needed and c.needed[0]]
+        detectable, worst = max(known, key=lambda pair: pair[0])
+        needed = [c.needed[0] for _, c in known if c.needed and c.needed[0]]
         more = f"; a loss of 1 point would take {max(needed):,}" if needed else ""
         found.append(
-            f"{table.label}: {worst.num_questions:,} questions can show a difference of {points(worst.detectable)} "
+            f"{table.label}: {worst.num_questions:,} questions can show a difference of {points(detectable)} "
             f"points with 80% power{more}. Smaller ones cannot be told."
         )
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Iterable
 
 from fast_dllm.runner import failures
-from fast_dllm.runner.files import is_newer, read_json, remove, set_aside, write_json, write_whole
+from fast_dllm.runner.files import as_object, is_newer, read_json, remove, set_aside, write_json, write_whole
 from fast_dllm.runner.request import Request, Run, evaluation_words
 from fast_dllm.runner.states import FORCE_FILE, Records, ask, is_forced, lock_owner
 from fast_dllm.runner.summaries import Judge, Judgement, earlier_fault, fault_of, is_earlier
@@ -106,7 +106,7 @@ def _was_asked_for(judged: Judgement, mode: str) -> bool:
 
 def _tell_kept(run: Run, judged: Judgement, request: Request) -> None:
     if judged.other_model:
-        model = (judged.content or {}).get("model_args", {}).get("model_path")
+        model = as_object((judged.content or {}).get("model_args")).get("model_path")
         say(f"== {run.path} is complete, but of model {model}, not {request.model}; --force runs it again")
     elif judged.state == "stale":
         say(f"== {run.path} is {judged.detail}; skipped, --force runs it again")

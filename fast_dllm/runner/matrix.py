@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def _short(path: Path) -> str:
 def knobs_of(path: Path) -> dict[str, object]:
     """The experiment's own knobs with their defaults: the annotated fields of its Options with a literal default."""
     options = _options_class(path)
-    knobs = {}
+    knobs: dict[str, object] = {}
     for node in options.body if options else ():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             try:
@@ -196,19 +197,18 @@ def check_arguments(arguments: Mapping[str, object], defaults: Mapping[str, obje
 
 def _of_kind(name: str, value: object, default: object, where: str) -> object:
     kind = _NUMBERS.get(name, type(default))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{where}{name} must be a number, not {value!r}")
     if value is None and default is not None:
         raise UsageError(f"{where}{name} needs a value")
     if kind is bool and not isinstance(value, bool):
         raise UsageError(f"{where}{name} must be True or False, not {value!r}")
     if value is not None and kind in (int, float):
-        if not number or (kind is int and value != int(value)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
             raise UsageError(f"{where}{name} must be a {'whole ' * (kind is int)}number, not {value!r}")
         value = kind(value)
-    if name == "threshold" and not 0 <= value <= 1:
-        raise UsageError(f"{where}threshold must be a number from 0 to 1, not {canonical(value)}")
+        if name == "threshold" and not 0 <= value <= 1:
+            raise UsageError(f"{where}threshold must be a number from 0 to 1, not {canonical(value)}")
     if isinstance(value, str) and not _SAFE.fullmatch(value):
         raise UsageError(f"{where}{name}: {value!r} cannot stand in a folder's name; letters, digits, '_', '.' and '-'")
     if not isinstance(value, (bool, int, float, str, type(None))):

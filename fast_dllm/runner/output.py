@@ -92,8 +92,9 @@ def columns_are_one_result(by_name: Mapping[str, State]) -> bool:
     """Every row that is complete has three times the same accuracy, tokens and forwards, and there is such a row."""
     rows = []
     for k in (1, 2, 3):
-        states = [by_name.get(f"k{k}_{subset}") for subset in ("first", "middle", "last")]
-        if all(state is not None and state.state == "complete" for state in states):
+        names = [f"k{k}_{subset}" for subset in ("first", "middle", "last")]
+        states = [by_name[name] for name in names if name in by_name]
+        if len(states) == len(names) and all(state.state == "complete" for state in states):
             contents = [state.judgement.content or {} for state in states]
             speeds = [as_object(content.get("throughput")) for content in contents]
             told = [(c.get("accuracy"), s.get("new_tokens"), s.get("forwards")) for c, s in zip(contents, speeds)]

@@ -68,8 +68,9 @@ def fetch_all(request: Request, venv: str) -> int:
 def fetch(what: str, command: list[str]) -> bool:
     """Run it, its output shown as it comes; says why it failed."""
     say(f"== {what}")
-    lines = []
+    lines: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None, "it is a pipe"
         for line in process.stdout:
             sys.stderr.buffer.write(line)
             sys.stderr.flush()

@@ -6,7 +6,7 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, NoReturn
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import matrix as matrices
@@ -86,7 +86,7 @@ def join_arguments(arguments: Mapping[str, object]) -> str:
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 
@@ -180,7 +180,7 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: int, confirm
     words += ["--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn"]
     words += ["--limit", str(request.limit)] if request.limit is not None else []
     words += ["--confirm_run_unsafe_code"] if confirmed else []
-    arguments = {"model_path": request.model_or_default}
+    arguments: dict[str, object] = {"model_path": request.model_or_default}
     folder = f"results/{request.experiment}/{task_folder(first.task.name, request.limit)}/"
     common = {"show_speed": True, "experiment_name": request.experiment}
     if len(runs) == 1 and first.folder == first.name and (first.name == "plain" or first.name in NINE.configurations):

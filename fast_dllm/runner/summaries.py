@@ -67,8 +67,10 @@ class Judge:
         return Judgement("pending")
 
     def _judge(self, run: Run, path: Path, content: dict | None, fault: str, remark: str) -> Judgement:
-        earlier = content is not None and is_earlier(content)
-        reason = f"not valid JSON, {fault}" if fault else (earlier_fault if earlier else fault_of)(content, run)
+        if content is None:
+            return Judgement("corrupt", f"corrupt: not valid JSON, {fault}")
+        earlier = is_earlier(content)
+        reason = (earlier_fault if earlier else fault_of)(content, run)
         if reason:
             return Judgement("corrupt", f"corrupt: {reason}")
         model = as_object(content.get("model_args")).get("model_path")

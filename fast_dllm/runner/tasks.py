@@ -88,14 +88,13 @@ def benchmarks(code: bool = False) -> Iterator[str]:
 
 
 def baseline_tasks() -> list:
-    return sorted((name for name, task in TASKS.items() if task.baseline), key=lambda name: TASKS[name].baseline)
+    return [name for _, name in sorted((task.baseline, name) for name, task in TASKS.items() if task.baseline)]
 
 
 def task_of(name: str | None) -> Task | None:
     """The task that describes `name`: itself, or the one whose family it belongs to (mmlu_law: mmlu); None: no such."""
-    if name in TASKS:
-        return TASKS[name]
-    return next((task for task in TASKS.values() if (name or "").startswith(task.family)), None)
+    name = name or ""
+    return TASKS.get(name) or next((task for task in TASKS.values() if name.startswith(task.family)), None)
 
 
 def check_task(name: str, further: bool = False) -> Task:
