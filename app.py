@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import html
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -54,8 +56,11 @@ def confidence_colour(confidence: float) -> str:
     return f"hsl({int(120 * confidence)} 75% 78%)"
 
 
-def cells_html(frame: Frame | None, title: str = "") -> str:
-    """One frame as HTML. Every token's text is escaped: what the model or a visitor wrote is shown, never run."""
+def cells_html(frame: Frame | None, title: str = "", stopped: bool = False) -> str:
+    """One frame as HTML; `stopped`: the last one of an answer that was ended.
+
+    Every token's text is escaped: what the model or a visitor wrote is shown, never run.
+    """
     heading = f"<b>{html.escape(title)}</b>" if title else ""
     if frame is None:
         return f"<div class='cells'>{heading}<div class='stats'>The tokens of the next answer appear here.</div></div>"
@@ -75,10 +80,12 @@ def cells_html(frame: Frame | None, title: str = "") -> str:
             opened_sub = True
         parts.append(cell_html(frame, cell))
     parts.append("</span>" * (opened_sub + opened_block))
-    state = "cells done" if frame.done else "cells"
-    return (
-        f"<div class='{state}'>{heading}<div>{''.join(parts)}</div><div class='stats'>{frame.statistics()}</div></div>"
-    )
+    state, statistics = "cells", frame.statistics()
+    if frame.done:
+        state = "cells done"
+    elif stopped:
+        state, statistics = "cells stopped", f"stopped · {statistics}"
+    return f"<div class='{state}'>{heading}<div>{''.join(parts)}</div><div class='stats'>{statistics}</div></div>"
 
 
 def cell_html(frame: Frame, cell) -> str:
@@ -133,14 +140,77 @@ def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, 
     )
 
 
+@dataclasses.dataclass
+class Turn:
+    """One visitor's answer, from the click until its last token."""
+
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    began: bool = False  # it has left the queue
+    ended: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+class Turns:
+    """Which visitor has an answer at work, so that it can be ended between two forwards.
+
+    Gradio's own `cancels` tears a generator down in mid-forward, and the page may then show "Error" for what a visitor
+    asked for. Here Stop sets a flag that the answer reads after each frame, and waits until it has ended.
+    """
+
+    WAIT_SECONDS = 30.0  # for the forward at work; longer than any on a machine that can run the page
+
+    def __init__(self) -> None:
+        self._turns: dict[str | None, Turn] = {}  # by visitor
+
+    def begin(self, request: gr.Request) -> None:
+        """Take the visitor's turn; gr.Error, which the page shows beside the input, while there is one."""
+        if request.session_hash in self._turns:
+            told = "the answer before is still being written: wait for it or press Stop"
+            raise gr.Error(told, title="One at a time", print_exception=False)
+        self._turns[request.session_hash] = Turn()
+
+    def stop(self, request: gr.Request) -> None:
+        """End the visitor's answer, also one that waits in the queue. Returns once nothing more of it can arrive."""
+        turn = self._turns.get(request.session_hash)
+        if turn is not None:
+            turn.stop.set()
+            if turn.began:
+                turn.ended.wait(self.WAIT_SECONDS)
+
+    def forget(self, request: gr.Request) -> None:
+        """The visitor's page was closed."""
+        turn = self._turns.pop(request.session_hash, None)
+        if turn is not None:
+            turn.stop.set()
+
+    @contextlib.contextmanager
+    def at_work(self, request: gr.Request | None) -> Iterator[threading.Event]:
+        """The flag that the visitor's answer reads; the turn ends with the block."""
+        visitor = None if request is None else request.session_hash
+        turn = self._turns.setdefault(visitor, Turn())
+        turn.began = True
+        try:
+            yield turn.stop
+        finally:
+            self._turns.pop(visitor, None)
+            turn.ended.set()
+
+
 class Page:
-    """What the page's buttons do. Holds no visitor's state: that lives in the visitor's own page."""
+    """What the page's buttons do. Of a visitor it holds the turn alone: the rest lives in the visitor's own page."""
 
     def __init__(self, chatbot: Chatbot):
         self.chatbot = chatbot
+        self.turns = Turns()
 
-    def answer(self, text: str, messages: list[dict], *controls) -> Iterator[tuple]:
+    def answer(self, text: str, messages: list[dict], request: gr.Request | None, *controls) -> Iterator[tuple]:
         """(message box, conversation, cells, frames, slider, messages) while an answer is written."""
+        with self.turns.at_work(request) as stop:
+            if stop.is_set():
+                yield (gr.skip(),) * 6  # stopped while it waited: the page stays as it is
+            else:
+                yield from self._answer(text, messages, stop, *controls)
+
+    def _answer(self, text: str, messages: list[dict], stop: threading.Event, *controls) -> Iterator[tuple]:
         try:
             conversation = Conversation(self.chatbot, read_settings(*controls), list(messages))
             frames, dropped = conversation.ask(text)
@@ -153,17 +223,25 @@ class Page:
         seen: list[Frame] = []
         box = ""  # emptied once, as the answer begins: what a visitor types while it is written stays
         try:
-            for frame in throttled(frames, seen):
+            for frame in throttled(frames, seen, stop):
                 messages = [*asked, {"role": "assistant", "content": frame.text}]
-                yield box, shown_messages(messages), cells_html(frame), seen, replay_slider(seen), messages
+                shown = cells_html(frame, stopped=stop.is_set())
+                yield box, shown_messages(messages), shown, seen, replay_slider(seen), messages
                 box = gr.skip()
         except Exception as error:
             yield gr.skip(), shown_messages(messages), error_html(error), seen, replay_slider(seen), messages
         finally:
             frames.close()
 
-    def compare(self, text: str, changed: str, *controls) -> Iterator[tuple]:
+    def compare(self, text: str, changed: str, request: gr.Request | None, *controls) -> Iterator[tuple]:
         """(cells A, cells B): the same prompt with the page's settings, then with some of them changed."""
+        with self.turns.at_work(request) as stop:
+            if stop.is_set():
+                yield (gr.skip(),) * 2
+            else:
+                yield from self._compare(text, changed, stop, *controls)
+
+    def _compare(self, text: str, changed: str, stop: threading.Event, *controls) -> Iterator[tuple]:
         shown = ["", ""]
         try:
             first = read_settings(*controls)
@@ -173,11 +251,13 @@ class Page:
             yield error_html(error), ""
             return
         for side, settings in enumerate((first, second)):
+            if stop.is_set():
+                return
             title = f"{'AB'[side]}: {in_words(settings)}"
             try:
                 with contextlib.closing(self.chatbot.stream(messages, settings)) as frames:
-                    for frame in throttled(frames, []):
-                        shown[side] = cells_html(frame, title)
+                    for frame in throttled(frames, [], stop):
+                        shown[side] = cells_html(frame, title, stopped=stop.is_set())
                         yield tuple(shown)
             except Exception as error:
                 shown[side] = error_html(error)
@@ -192,15 +272,19 @@ def in_words(settings: Settings) -> str:
     return f"{settings.experiment_name or ACTIVE}, {', '.join(words)}"
 
 
-def throttled(frames: Iterator[Frame], seen: list[Frame]) -> Iterator[Frame]:
-    """Collect every frame in `seen`; pass on those that a page can show in time, and the last one."""
+def throttled(frames: Iterator[Frame], seen: list[Frame], stop: threading.Event) -> Iterator[Frame]:
+    """Collect every frame in `seen`; pass on those that a page can show in time, and the last one, which is also the
+    one at which `stop` was seen."""
     shown = 0.0
     last = None
     for last in frames:
         seen.append(last)
-        if time.monotonic() - shown >= REFRESH_SECONDS or last.done:
+        stopped = stop.is_set()
+        if time.monotonic() - shown >= REFRESH_SECONDS or last.done or stopped:
             shown = time.monotonic()
             yield last
+        if stopped:
+            return
 
 
 def shown_messages(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -294,16 +378,19 @@ def build(chatbot: Chatbot) -> gr.Blocks:
             with gr.Row():
                 side_a, side_b = gr.HTML(elem_id="side-a"), gr.HTML(elem_id="side-b")
         outputs = [text, talk, cells, frames, step, messages]
-        running: list[dict[str, Any]] = [  # gradio's Dependency is one
-            trigger(page.answer, [text, messages, *settings], outputs, **one_at_a_time)
-            for trigger in (send.click, text.submit)
-        ]
-        stop.click(None, cancels=running)
+        turns = page.turns
+        for trigger in (send.click, text.submit):
+            begun = trigger(turns.begin)
+            begun.success(page.answer, [text, messages, *settings], outputs, **one_at_a_time)
+        stop.click(turns.stop, None, None, queue=False)
         for forget in (clear.click, talk.clear):  # the button, and the conversation's own bin
-            forget(lambda: ([], cells_html(None), [], []), None, [talk, cells, frames, messages], cancels=running)
+            stopped = forget(turns.stop, None, None, queue=False)
+            stopped.then(lambda: ([], cells_html(None), [], []), None, [talk, cells, frames, messages], queue=False)
         step.input(replay, [step, frames], cells)
-        both = compare.click(page.compare, [prompt, changed, *settings], [side_a, side_b], **one_at_a_time)
-        stop_compare.click(None, cancels=[both])
+        begun = compare.click(turns.begin)
+        begun.success(page.compare, [prompt, changed, *settings], [side_a, side_b], **one_at_a_time)
+        stop_compare.click(turns.stop, None, None, queue=False)
+        blocks.unload(turns.forget)
     return blocks.queue(default_concurrency_limit=8)
 
 

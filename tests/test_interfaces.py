@@ -130,13 +130,41 @@ def test_what_a_visitor_or_the_model_writes_is_shown_as_text(page):
 def test_stop_ends_an_answer_and_the_next_one_works(page):
     set_number(page, "budget", 256)  # long enough that it cannot end by itself first
     ask(page, "Hello")
-    page.wait_for_selector("#cells .m")
-    page.click("#stop")
-    assert "▒" in shown_at_rest(page)
-    assert page.locator("#cells .done").count() == 0
+    for milliseconds in (0, 60, 150, 400):  # between two blocks no mask is shown, in a commit no row is new
+        ask(page, "Hello")
+        page.wait_for_selector("#cells .m")
+        page.wait_for_timeout(milliseconds)
+        page.click("#stop")
+        page.wait_for_selector("#cells .cells.stopped")
+        shown = shown_at_rest(page)
+        assert re.search(r"^stopped · \d+ tokens", shown, re.MULTILINE)
+        assert "Error" not in shown
+        assert page.locator("#cells .done").count() == 0
     set_number(page, "budget", 32)
     ask(page, "Again")
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
+
+
+def test_clear_ends_the_answer_and_nothing_of_it_comes_back(page):
+    set_number(page, "budget", 256)
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")
+    page.click("#clear")
+    page.wait_for_selector("#cells :text('next answer')")
+    assert "next answer" in shown_at_rest(page)
+    ask(page, "Again")
+    page.wait_for_selector("#cells .m")
+
+
+def test_a_second_message_waits_until_the_first_is_answered(page):
+    set_number(page, "budget", 256)
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")
+    ask(page, "me too")
+    page.wait_for_selector("text=still being written")
+    assert page.input_value("#message textarea") == "me too"
+    page.click("#stop")
+    page.wait_for_selector("#cells .cells.stopped")
 
 
 def test_an_empty_and_a_too_long_message_are_told_and_harm_nothing(page):
@@ -182,6 +210,24 @@ def test_two_visitors_are_answered_in_turn(page, browser, page_address):
     other.close()
 
 
+def test_an_answer_that_waits_in_the_queue_can_be_stopped(page, browser, page_address):
+    other = browser.new_page()
+    other.set_default_timeout(60_000)
+    other.goto(page_address)
+    other.wait_for_selector("#message textarea")
+    set_number(page, "budget", 256)
+    ask(page, "one")
+    page.wait_for_selector("#cells .m")
+    ask(other, "two")
+    other.click("#stop")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert "next answer" in shown_at_rest(other)
+    ask(other, "three")
+    other.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert "two" not in other.inner_text("body .message-wrap")
+    other.close()
+
+
 def test_a_control_changes_the_next_answer(page):
     set_number(page, "threshold", 0)
     ask(page, "Hello")
@@ -203,11 +249,11 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
         broken.setattr(
             chatbot.model, "run_block", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
         )
-        *_, last = page.answer("Hello", [], *controls)
+        *_, last = page.answer("Hello", [], None, *controls)
         assert "out of &lt;memory&gt;" in last[2]
-        *_, sides = page.compare("Hello", "reuse_k=3,layer_subset=last", *controls)
+        *_, sides = page.compare("Hello", "reuse_k=3,layer_subset=last", None, *controls)
         assert all("out of &lt;memory&gt;" in side for side in sides)
-    *_, last = page.answer("Hello", [], *controls)
+    *_, last = page.answer("Hello", [], None, *controls)
     assert "denoising steps" in last[2]
     assert [message["role"] for message in last[5]] == ["user", "assistant"]
 
