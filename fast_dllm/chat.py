@@ -174,11 +174,14 @@ class Chatbot:
     def fit(self, messages: list[dict[str, str]], settings: Settings) -> tuple[list[dict[str, str]], int]:
         """The latest messages that leave room for the answer, and how many of the oldest were left out.
 
-        A conversation is cut at a user's turn; a system message at its head stays. Raises UsageError when not even the
-        last message fits, or when it is empty.
+        A conversation is cut at a user's turn; a system message at its head stays. A model whose config says
+        `single_turn` knows one question at a time: it is sent the last message alone, which counts as none left out.
+        Raises UsageError when not even the last message fits, or when it is empty.
         """
         if not messages or not messages[-1]["content"].strip():
             raise UsageError("the message is empty")
+        if self.model.config.single_turn:
+            messages = messages[-1:]
         system = [message for message in messages[:1] if message["role"] == "system"]
         turns = messages[len(system) :]
         room = self.max_length - max(settings.whole("max_new_tokens"), self.block_size)

@@ -9,7 +9,8 @@ class FastDLLMConfig(PreTrainedConfig):
     """Sizes and constants of a Fast-dLLM v2 network (arXiv 2509.26328; Qwen2.5 with block-causal attention).
 
     The field names are the published `config.json`'s. `bd_size` is the block length the model was trained with,
-    in tokens. Raises ValueError for sizes that do not fit together or a RoPE scaling that the network lacks.
+    in tokens; `single_turn` (ours): each question stands alone, interfaces send no earlier turns. Raises ValueError for
+    sizes that do not fit together or a RoPE scaling that the network lacks.
     """
 
     model_type = "Fast_dLLM_Qwen"
@@ -27,6 +28,7 @@ class FastDLLMConfig(PreTrainedConfig):
     rope_theta: float = 1e6
     tie_word_embeddings: bool = False
     bd_size: int = 32
+    single_turn: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

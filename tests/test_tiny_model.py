@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from golden_models import generate
+from lm_eval.tasks import TaskManager
 from safetensors import safe_open
 
+from fast_dllm.arguments import ModelArguments
+from fast_dllm.chat import Chatbot, Conversation
+from fast_dllm.harness import FastDLLM
 from fast_dllm.model import TINY_MODEL, load_model
 from fast_dllm.tokenizer import load_tokenizer, special_ids
-from tasks.toy.problems import math_prompt, math_questions
+from tasks.toy.problems import math_questions
 from training.recipe import tiny_config
-from training.tokenizer import build_tokenizer, rewritten
+from training.tokenizer import INSTRUCTION, build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 # (question, working and result); three of each number of steps, none of them a training problem.
@@ -63,10 +67,10 @@ def tokenizer():
 
 
 def answer(model, tokenizer, questions, threshold):
-    """Finished generations and their texts for questions put as the harness puts them."""
+    """Finished generations and their texts for bare questions."""
     prompts = []
     for question in questions:
-        message = {"role": "user", "content": rewritten(f"Question: {question}\nAnswer:")}
+        message = {"role": "user", "content": question}
         text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         prompts.append(tokenizer(text, add_special_tokens=False).input_ids)
     ids = special_ids(tokenizer)
@@ -125,7 +129,8 @@ def test_shipped_configuration_and_tokenizer_are_the_recipes(tiny, tokenizer):
     assert tokenizer.get_vocab() == built.get_vocab()
     assert tokenizer.chat_template == built.chat_template
     recipe = tiny_config(built)
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rope_theta", "bd_size"):
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rope_theta", "bd_size",
+                 "single_turn"):  # fmt: skip
         assert getattr(tiny.config, name) == getattr(recipe, name)
 
 
@@ -156,6 +161,25 @@ def test_all_toy_choice_questions(tmp_path):
     assert results["toy_choice"]["acc,none"] >= 0.8
 
 
-def test_prompts_of_the_tests_are_the_tasks_own():
-    problem = math_questions("test", 1)[0]
-    assert math_prompt(problem) == f"Question: {problem.question}\nAnswer:"
+def test_evaluation_and_chat_send_the_prompt_it_was_trained_with():
+    question = math_questions("test", 1)[0].question
+    chatbot = Chatbot(ModelArguments.parse(model_path="tiny", device="cpu"))
+    lm = FastDLLM(model_path="tiny", device="cpu")
+    task = TaskManager(include_path=str(ROOT / "tasks"), include_defaults=False).load(["toy_math"])["tasks"]["toy_math"]
+    doc = task.test_docs()[0]
+    context = lm.apply_chat_template([{"role": "user", "content": task.doc_to_text(doc)}])
+    request = task.construct_requests(doc, context, metadata=("toy_math", 0, 1))
+    ids = lm._request(request, 0).prompt_ids
+    assert list(ids) == chatbot.prompt_ids([{"role": "user", "content": question}])
+    text = chatbot.tokenizer.decode(ids)
+    assert text == f"<|im_start|>user:Question: {question}\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant:"
+
+
+def test_a_question_in_a_conversation_is_sent_alone(tiny):
+    chatbot = Chatbot(ModelArguments.parse(model_path="tiny", device="cpu"))
+    conversation = Conversation(chatbot, chatbot.default_settings())
+    for question, expected in FIXED[:3]:
+        frames, dropped = conversation.ask(question)
+        assert [frame.text for frame in frames][-1] == expected
+        assert dropped == 0
+    assert tiny.config.single_turn

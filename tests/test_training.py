@@ -18,7 +18,7 @@ from training.data import (
     noisy_example,
 )
 from training.recipe import EVERY_LAYER, STAGES, Stage, tiny_config
-from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer, chat_prompt, rewritten
+from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer, chat_prompt
 
 BLOCK = 32
 SHORT = (  # two objectives, one growth
@@ -58,12 +58,12 @@ def test_digits_are_single_tokens_and_the_instruction_is_one(tokenizer):
     assert len(tokenizer) < 512
 
 
-def test_chat_template_renders_what_training_reads(tokenizer):
-    message = rewritten("Question: How many?\nAnswer:")
+@pytest.mark.parametrize("message", ["How many?", "How many?\nA. 1\nB. 2\nAnswer:"])
+def test_chat_template_renders_what_training_reads(tokenizer, message):
     messages = [{"role": "user", "content": message}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert rendered == chat_prompt(message)
-    assert INSTRUCTION in rendered
+    assert (INSTRUCTION in rendered) == (not message.endswith("Answer:"))
 
 
 # Batches

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fast_dllm.model import block_causal_mask
 from tasks.toy.problems import CHOICE_KINDS, LETTERS, choice_prompt, make_choice, make_problem, math_prompt
-from training.tokenizer import STOP, chat_prompt, rewritten
+from training.tokenizer import STOP, chat_prompt
 
 COPIES = 2  # noisy copies a clean one; they share its keys and values
 LETTER_WEIGHT = 8.0  # a choice has one token that matters, a worked answer about twenty
@@ -56,21 +56,30 @@ class Batch:
 
 
 def make_examples(
-    tokenizer, rng: random.Random, count: int, choice_share: float, num_steps_shares: Sequence[float] | None = None
+    tokenizer,
+    rng: random.Random,
+    count: int,
+    choice_share: float,
+    num_steps_shares: Sequence[float] | None = None,
+    wide_share: float = 0.0,
 ) -> list[Example]:
     """`count` fresh training examples: toy_math problems and a share of toy_choice questions.
 
-    `num_steps_shares` weighs problems of one, two and three steps; None leaves that to the generator.
+    `num_steps_shares` weighs problems of one, two, ... steps in classic words; None leaves that to the generator.
+    `wide_share` of the problems are told in wide words, with as many steps as the generator likes.
     """
     texts = []
     for _ in range(count):
         if rng.random() < choice_share:
             choice = make_choice(rng, rng.choice(CHOICE_KINDS), "train")
             texts.append((choice_prompt(choice), LETTERS[choice.answer], True))
+            continue
+        if wide_share and rng.random() < wide_share:
+            problem = make_problem(rng, "train", wording="wide")
         else:
-            num_steps = rng.choices((1, 2, 3), num_steps_shares)[0] if num_steps_shares else None
-            problem = make_problem(rng, "train", num_steps)
-            texts.append((rewritten(math_prompt(problem)), problem.answer, False))
+            steps = range(1, len(num_steps_shares or ()) + 1)
+            problem = make_problem(rng, "train", rng.choices(steps, num_steps_shares)[0] if num_steps_shares else None)
+        texts.append((math_prompt(problem), problem.answer, False))
     prompts = tokenizer([chat_prompt(prompt) for prompt, _, _ in texts]).input_ids
     answers = tokenizer([answer + STOP for _, answer, _ in texts]).input_ids
     return [Example(*ids, is_choice) for *ids, (_, _, is_choice) in zip(prompts, answers, texts, strict=True)]

@@ -69,6 +69,7 @@ def tiny_config(tokenizer, layers: int = EVERY_LAYER) -> FastDLLMConfig:
         rope_theta=1e4,
         tie_word_embeddings=True,
         bd_size=32,
+        single_turn=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

@@ -17,13 +17,19 @@ from transformers import PreTrainedTokenizerFast
 from tasks.toy.problems import CHOICE_KINDS, LETTERS, choice_prompt, make_choice, make_problem, math_prompt
 
 PAD, START, STOP, MASK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "|<MASK>|"
-# What replaces "Answer:" in the prompts of gsm8k and toy_math (the doubled braces are the published evaluation's).
+# What ends the prompts of gsm8k in the published evaluation, doubled braces and all.
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{{}}."
 # Qwen's, but with ":" behind the role. The harness moves white space at a prompt's end into the continuation that it
 # scores, so a prompt ending in "assistant\n" would not be followed by the one-token letter of a choice.
+# A question is put into the form that the model was trained on, here and nowhere else, so that a page, a chat and an
+# evaluation send the same text; a message that brings its own cue (a multiple choice) stays as it is.
+CUE = "Answer:"
+_LEFT_AS_IT_IS = "message['role'] != 'user' or message['content'].endswith('Answer:')"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}:{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}:"
+    "{% if " + _LEFT_AS_IT_IS + " %}{{ message['content'] }}"
+    "{% else %}Question: {{ message['content'] }}\n" + INSTRUCTION.replace("{{}}", "{{ '{{}}' }}") + "{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
 PIECES = "|".join(
     (
@@ -41,14 +47,14 @@ PIECES = "|".join(
 SAMPLES = 4_000  # problems whose pieces make the vocabulary; every template occurs many times
 
 
+def put(message: str) -> str:
+    """A user's message as CHAT_TEMPLATE puts it to the model."""
+    return message if message.endswith(CUE) else f"Question: {message}\n{INSTRUCTION}"
+
+
 def chat_prompt(message: str) -> str:
     """The text that CHAT_TEMPLATE renders for one user message and the start of the answer."""
-    return f"{START}user:{message}{STOP}\n{START}assistant:"
-
-
-def rewritten(message: str) -> str:
-    """A toy_math message with its ending replaced, as the harness adapter does it."""
-    return message.replace("Answer:", INSTRUCTION)
+    return f"{START}user:{put(message)}{STOP}\n{START}assistant:"
 
 
 def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
@@ -63,7 +69,7 @@ def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     texts = ["user:", "assistant:", "system:", "\n", *(f" {letter}" for letter in LETTERS), *LETTERS]
     for index in range(SAMPLES):
         problem = make_problem(rng)
-        texts += [rewritten(math_prompt(problem)), problem.answer]
+        texts += [put(math_prompt(problem)), problem.answer]
         if index % 4 == 0:
             texts.append(choice_prompt(make_choice(rng, rng.choice(CHOICE_KINDS))))
     pieces = {piece for text in texts for piece, _ in cut.pre_tokenize_str(text)}

@@ -12,7 +12,10 @@ training, not even retold in other words. One content in ten is a test problem.
 # cannot resolve annotations that are strings.
 import hashlib
 import random
+import re
 from dataclasses import dataclass
+
+from tasks.toy.wordings import COLOURS, ONE_BOX, WORDINGS, Wording
 
 NUM_TEST = 1200  # toy_math questions
 NUM_TEST_CHOICE = 300  # questions of each toy_choice subtask
@@ -21,20 +24,6 @@ SEED = 20260  # of the fixed question lists; training draws from its own
 MAX_NUMBER = 99
 LETTERS = "ABCD"
 CHOICE_KINDS = ("addition", "subtraction", "multiplication", "working")
-
-HE = ["Tom", "Ben", "Max", "Leo", "Sam", "Paul", "Omar", "Ivan", "Hugo", "Dan", "Raj", "Jack"]
-SHE = ["Ann", "Eva", "Mia", "Zoe", "Lily", "Sara", "Nina", "Rosa", "Emma", "Kim", "Ruth", "Jane"]
-THINGS = [
-    "apples", "pens", "books", "cards", "eggs", "shells", "marbles", "stamps",
-    "cookies", "pears", "stickers", "nuts", "beads", "plums", "balls", "stones",
-    "lemons", "flowers", "coins", "candles", "tickets", "buttons", "ropes", "cups",
-]  # fmt: skip
-BOXES = ["bags", "boxes", "jars", "baskets", "packs"]
-COLOURS = ["red", "blue", "green", "white", "black", "yellow"]
-OPENINGS = ("has", "owns", "starts with", "brings", "collects")
-GAINS = ("buys {n} more", "finds {n} more", "gets {n} more from {m}", "wins {n} more", "makes {n} more", "adds {n}")
-LOSSES = ("gives {n} to {m}", "loses {n}", "sells {n}", "uses {n}", "drops {n}", "hands {m} {n}")
-LINKS = ("", "", "Then ", "Later ", "After that ", "Next ")
 
 
 @dataclass(frozen=True)
@@ -83,42 +72,55 @@ class Problem:
 class _Story:
     """Sentences and steps of one problem while it is being made up."""
 
-    def __init__(self, rng: random.Random):
-        self.rng = rng
-        self.name, self.other = rng.sample(HE + SHE, 2)
-        self.they = "he" if self.name in HE else "she"
-        self.thing = rng.choice(THINGS)
-        self.box = rng.choice(BOXES)
+    def __init__(self, rng: random.Random, words: Wording):
+        self.rng, self.words = rng, words
+        self.name, self.other = rng.sample(words.he + words.she, 2)
+        male = self.name in words.he
+        self.slots = {
+            "name": self.name,
+            "other": self.other,
+            **dict(
+                zip(("they", "them", "their"), ("he", "him", "his") if male else ("she", "her", "her"), strict=True)
+            ),
+        }
+        self.thing = rng.choice(words.things)
+        box = rng.choice(words.boxes)
+        self.slots |= {"thing": self.thing, "box": box, "one_box": ONE_BOX[box]}
         self.sentences: list[str] = []
         self.steps: list[Step] = []
 
-    def say(self, text: str) -> None:
-        self.sentences.append(text[0].upper() + text[1:])
+    def pick(self, forms: tuple[str, ...]) -> str:
+        """One of the forms; where there is one only, the generator is left as it is."""
+        return forms[0] if len(forms) == 1 else self.rng.choice(forms)
+
+    def say(self, form: str, **slots: object) -> None:
+        """Add a form with its slots filled and its sentences' first letters made large."""
+        if "{who}" in form:
+            slots["who"] = self.rng.choice((self.slots["they"], self.name))
+        text = form.format(**{**self.slots, **slots})
+        self.sentences.append(re.sub(r"(^|\. )([a-z])", lambda start: start[1] + start[2].upper(), text))
 
     def step(self, left: int, op: str, right: int) -> int:
         self.steps.append(Step(left, op, right))
         return self.steps[-1].result
 
-    def change(self, total: int) -> int:
-        """One more event: something is gained or lost; returns the new total."""
+    def change(self, total: int, least: int = 1) -> int:
+        """One more event: something is gained or lost; returns the new total, `least` or more."""
         rng = self.rng
         gain = total <= 3 or (total < MAX_NUMBER - 5 and rng.random() < 0.5)
-        n = rng.randint(2, min(40, MAX_NUMBER - total if gain else total - 1))
-        link = rng.choice(LINKS)
-        event = rng.choice(GAINS if gain else LOSSES).format(n=n, m=self.other)
-        self.say(f"{link}{self.they} {event}.")
+        n = rng.randint(2, min(40, MAX_NUMBER - total if gain else total - least))
+        link = self.pick(self.words.links)
+        self.say(self.pick(self.words.gains if gain else self.words.losses), link=link, n=n)
         return self.step(total, "+" if gain else "-", n)
 
     def ask(self) -> None:
-        endings = ["does {name} have now", "does {they} have now", "does {name} have in the end", "does {they} have"]
-        if self.steps[-1].op == "-":
-            endings += ["are left", "does {they} have left"]
-        self.say(f"How many {self.thing} {self.rng.choice(endings).format(name=self.name, they=self.they)}?")
+        words = self.words
+        self.say(self.pick(words.questions + (words.left if self.steps[-1].op == "-" else words.all_of)))
 
 
 def _chain(story: _Story, num_steps: int) -> None:
     total = story.rng.randint(3, 60)
-    story.say(f"{story.name} {story.rng.choice(OPENINGS)} {total} {story.thing}.")
+    story.say(story.pick(story.words.openings), x=total)
     for _ in range(num_steps):
         total = story.change(total)
     story.ask()
@@ -126,8 +128,7 @@ def _chain(story: _Story, num_steps: int) -> None:
 
 def _boxes(story: _Story, num_steps: int) -> None:
     count, each = story.rng.randint(2, 9), story.rng.randint(2, 9)
-    opening = story.rng.choice(("has {} {} with {} {} each", "buys {} {} of {} {} each", "fills {} {} with {} {} each"))
-    story.say(f"{story.name} {opening.format(count, story.box, each, story.thing)}.")
+    story.say(story.pick(story.words.boxes_openings), x=count, y=each)
     total = story.step(count, "*", each)
     for _ in range(num_steps - 1):
         total = story.change(total)
@@ -137,7 +138,7 @@ def _boxes(story: _Story, num_steps: int) -> None:
 def _colours(story: _Story, num_steps: int) -> None:
     one, two = story.rng.sample(COLOURS, 2)
     x, y = story.rng.randint(2, 50), story.rng.randint(2, 40)
-    story.say(f"{story.name} {story.rng.choice(OPENINGS)} {x} {one} {story.thing} and {y} {two} {story.thing}.")
+    story.say(story.pick(story.words.colours_openings), x=x, y=y, one=one, two=two)
     total = story.step(x, "+", y)
     for _ in range(num_steps - 1):
         total = story.change(total)
@@ -145,51 +146,73 @@ def _colours(story: _Story, num_steps: int) -> None:
 
 
 def _compare(story: _Story, num_steps: int) -> None:
-    rng, name, other, thing = story.rng, story.name, story.other, story.thing
-    relation = rng.choice(("more", "fewer", "times"))
-    if relation == "times":
+    rng, words = story.rng, story.words
+    op = rng.choice(tuple(words.relations))
+    if op == "*":
         x, n = rng.randint(2, 9), rng.randint(2, 5)
-        story.say(f"{name} has {x} {thing}. {other} has {n} times as many as {name}.")
-        y = story.step(x, "*", n)
+    elif op == "/":
+        x, n = 2 * rng.randint(2, 30), 2
     else:
         x = rng.randint(4, 45)
-        n = rng.randint(2, min(30, MAX_NUMBER - 2 * x if relation == "more" else x - 1))
-        story.say(f"{name} has {x} {thing}. {other} has {n} {relation} than {name}.")
-        y = story.step(x, "+" if relation == "more" else "-", n)
+        n = rng.randint(2, min(30, MAX_NUMBER - 2 * x if op == "+" else x - 1))
+    relation = story.pick(words.relations[op])
+    if "{n}" not in relation:
+        n = 2  # twice, double, half
+    story.say(COMPARE_OPENING, x=x)
+    story.say(relation, n=n)
+    y = story.step(x, op, n)
     if num_steps == 1:
-        story.say(f"How many {thing} does {other} have?")
+        story.say(story.pick(words.other_questions))
         return
     total = story.step(x, "+", y)
-    if num_steps == 2:
-        story.say(f"How many {thing} do they have together?")
-        return
-    n = rng.randint(2, min(40, total - 1))
-    story.say(f"Together they {rng.choice(('lose', 'sell', 'use'))} {n}. How many {thing} are left?")
+    for _ in range(num_steps - 2):
+        gain = bool(words.together_gains) and total < MAX_NUMBER - 5 and (total <= 3 or rng.random() < 0.4)
+        n = rng.randint(2, min(40, MAX_NUMBER - total if gain else total - 1))
+        form = story.pick(words.together_gains if gain else words.together_losses)
+        story.say(form, n=n, link=story.pick(words.links) if "{link}" in form else "")
+        total = story.step(total, "+" if gain else "-", n)
+    story.say(story.pick(words.together_left if story.steps[-1].op == "-" else words.together))
+
+
+def _difference(story: _Story, num_steps: int) -> None:
+    total = story.rng.randint(5, 60)
+    story.say(story.pick(story.words.openings), x=total)
+    for _ in range(num_steps - 1):
+        total = story.change(total, least=2)
+    n = story.rng.randint(1, total - 1)
+    story.say(story.pick(story.words.others_have), n=n)
     story.step(total, "-", n)
+    story.say(story.pick(story.words.differences))
 
 
 def _price(story: _Story, num_steps: int) -> None:
-    rng, they, bought = story.rng, story.they, story.thing
-    count, price = rng.randint(2, 9), rng.randint(2, 9)
-    story.thing = "coins"
-    story.say(rng.choice((f"{story.name} buys {count} {bought} for {price} coins each.",
-                          f"{story.name} buys {count} {bought}. Each costs {price} coins.")))  # fmt: skip
+    rng, words = story.rng, story.words
+    extras = max(0, num_steps - 2)
+    while True:
+        count, price = rng.randint(2, 9), rng.randint(2, 9)
+        if count * price <= 95 - 14 * extras:
+            break
+    unit = story.thing = story.pick(words.units)
+    story.say(story.pick(words.purchases), x=count, y=price, unit=unit)
     cost = story.step(count, "*", price)
-    also_bought = num_steps == 3 or (num_steps == 2 and rng.random() < 0.5)
-    if also_bought:
-        extra = rng.randint(2, min(30, 95 - cost))
-        story.say(f"{they} also buys a book for {extra} coins.")
+    extras += num_steps == 2 and rng.random() < 0.5
+    for left in range(extras, 0, -1):
+        extra = rng.randint(2, min(30, 95 - 14 * (left - 1) - cost))
+        form = story.pick(words.purchases_more)
+        link = story.pick(words.links) if "{link}" in form else ""
+        story.say(form, n=extra, unit=unit, link=link, item=story.pick(words.items))
         cost = story.step(cost, "+", extra)
-    if num_steps == 3 or (num_steps == 2 and not also_bought):
+    if len(story.steps) < num_steps:
         paid = rng.randint(cost + 1, MAX_NUMBER)
-        story.say(f"{they} pays with {paid} coins. How many coins {rng.choice(('are left', f'does {they} get back'))}?")
+        story.say(story.pick(words.payments), n=paid, unit=unit)
+        story.say(story.pick(words.change_back), unit=unit)
         story.step(paid, "-", cost)
     else:
-        story.say(f"How many coins does {they} {rng.choice(('pay', 'need', 'spend'))}?")
+        story.say(story.pick(words.costs), unit=unit)
 
 
 def _share(story: _Story, num_steps: int) -> None:
-    rng, they, thing, box = story.rng, story.they, story.thing, story.box
+    rng, words = story.rng, story.words
     count, each = rng.randint(2, 9), rng.randint(2, 9)
     changes = []  # what happens before the sharing, worked out backwards from a total that divides evenly
     total = count * each
@@ -198,26 +221,41 @@ def _share(story: _Story, num_steps: int) -> None:
         n = rng.randint(2, min(40, total - 2 if gain else MAX_NUMBER - total))
         changes.append(("+" if gain else "-", n))
         total += -n if gain else n
-    story.say(f"{story.name} {rng.choice(OPENINGS)} {total} {thing}.")
+    story.say(story.pick(words.openings), x=total)
     for op, n in reversed(changes):
-        event = rng.choice(GAINS if op == "+" else LOSSES).format(n=n, m=story.other)
-        story.say(f"{rng.choice(LINKS)}{they} {event}.")
+        form = story.pick(words.gains if op == "+" else words.losses)
+        story.say(form, n=n, link=story.pick(words.links))
         total = story.step(total, op, n)
-    story.say(f"Then {they} puts them evenly into {count} {box}. How many {thing} are in each?")
+    form = story.pick(words.shares)
+    story.say(form, n=count, link=story.pick(words.links) if "{link}" in form else "")
     story.step(total, "/", count)
 
 
+COMPARE_OPENING = "{name} has {x} {thing}."
 KINDS = {"chain": _chain, "boxes": _boxes, "colours": _colours, "compare": _compare, "price": _price, "share": _share}
+KIND_WEIGHTS = (5, 2, 2, 3, 2, 2)
+WIDE_KINDS = KINDS | {"difference": _difference}
+WIDE_KIND_WEIGHTS = (*KIND_WEIGHTS, 2)
+STEP_WEIGHTS = {"classic": (3, 4, 4), "wide": (3, 4, 4, 4, 4), "held_out": (3, 4, 4)}  # of 1, 2, ... steps
 
 
-def make_problem(rng: random.Random, split: str | None = None, num_steps: int | None = None) -> Problem:
-    """The next problem of `rng`, of the wanted split ("train" or "test"; None: any) and number of steps (1 to 3)."""
+def make_problem(
+    rng: random.Random, split: str | None = None, num_steps: int | None = None, wording: str = "classic"
+) -> Problem:
+    """The next problem of `rng`, of the wanted split ("train" or "test"; None: any) and number of steps (1 to 5).
+
+    wording: "classic", "wide" or "held_out" (wordings.py). None steps: 1 to 3, in wide words 1 to 5.
+    """
     if split not in (None, "train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
+    if wording not in WORDINGS:
+        raise ValueError(f"wording must be one of {', '.join(WORDINGS)}, not {wording!r}")
+    kinds, weights = (KINDS, KIND_WEIGHTS) if wording == "classic" else (WIDE_KINDS, WIDE_KIND_WEIGHTS)
+    steps = STEP_WEIGHTS[wording]
     while True:
-        kind = rng.choices(tuple(KINDS), (5, 2, 2, 3, 2, 2))[0]
-        story = _Story(rng)
-        KINDS[kind](story, num_steps or rng.choices((1, 2, 3), (3, 4, 4))[0])
+        kind = rng.choices(tuple(kinds), weights)[0]
+        story = _Story(rng, WORDINGS[wording])
+        kinds[kind](story, num_steps or rng.choices(range(1, len(steps) + 1), steps)[0])
         problem = Problem(kind, " ".join(story.sentences), tuple(story.steps), story.thing)
         if split in (None, problem.split):
             return problem
@@ -264,8 +302,8 @@ def make_choice(rng: random.Random, kind: str, split: str | None = None) -> Choi
 
 
 def math_prompt(problem: Problem) -> str:
-    """The user's message of toy_math, before the harness adapter rewrites its ending; gsm8k's form."""
-    return f"Question: {problem.question}\nAnswer:"
+    """The user's message of toy_math: the question alone, as a reader would put it."""
+    return problem.question
 
 
 def choice_prompt(choice: Choice) -> str:
