@@ -149,6 +149,7 @@ def summary_of(name: str, found: dict, samples: dict, config, lm, cost, began: f
         "seeds": config.seed,
         "num_processes": lm.world_size,
         "num_segments": lm.num_segments,
+        "num_layers": lm.model.config.num_hidden_layers,
         "model_revision": lm.model_revision,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         **lm.device_report(),

@@ -22,9 +22,9 @@ from typing import Any
 
 from fast_dllm.results import score, write_bytes_atomic
 from fast_dllm.runner.code_hashes import file_sha256
+from fast_dllm.runner.summaries import QUESTIONS_FILE
 
 SCHEMA_VERSION = 1
-QUESTIONS_FILE = "questions.json.gz"  # to be copied to artifacts/ beside summary.json
 TEXTS_FILE = "texts.jsonl.gz"
 HASH_DIGITS = 12  # 48 bits: two different answers to one question look equal once in 3e14
 
@@ -42,7 +42,6 @@ class Question:
     key: str
     answer: str
     correct: float
-    num_tokens: int | None = None
 
 
 class QuestionsError(ValueError):
@@ -87,12 +86,12 @@ def _rows(rows: Iterable[Mapping], metric: str) -> list[Mapping]:
 
 
 def collect(
-    samples: Mapping[str, Iterable[Mapping]], found: Mapping, num_tokens: Mapping[tuple[str, int], int] | None = None
+    samples: Mapping[str, Iterable[Mapping]], found: Mapping
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """(content of questions.json.gz, lines of texts.jsonl.gz).
 
-    samples: task -> lm_eval's samples; found: its results without them; num_tokens: (task, doc_id) -> tokens of the
-    answer, where they are known. A task whose primary metric is no number for a single question is left out.
+    samples: task -> lm_eval's samples; found: its results without them. A task whose primary metric is no number for a
+    single question is left out.
     """
     tasks: dict[str, dict[str, Any]] = {}
     texts: list[dict[str, object]] = []
@@ -105,7 +104,6 @@ def collect(
         if not kept:
             continue
         answers = [_answer(row) for row in kept]
-        tokens = [(num_tokens or {}).get((task, row["doc_id"])) for row in kept]
         tasks[task] = {
             "metric": value.metric,
             "version": found.get("versions", {}).get(task),
@@ -114,7 +112,6 @@ def collect(
             "keys": "".join(short_hash(f"{row.get('doc_hash')} {row.get('target_hash')}") for row in kept),
             "answers": [answer for answer, _ in answers],
             "correct": [_number(row[name]) for row in kept],
-            "num_tokens": tokens if all(count is not None for count in tokens) else None,
         }
         texts += [_text_line(task, row, name, text) for row, (_, text) in zip(kept, answers, strict=True)]
     sizes = {task: len(content["doc_ids"]) for task, content in tasks.items()}
@@ -212,11 +209,10 @@ def read(path: Path) -> Questions:
             raise QuestionsError(f"{path.name} has schema version {content['schema_version']!r}")
         found: list[Question] = []
         for task, rows in content["tasks"].items():
-            count, keys = len(rows["doc_ids"]), rows["keys"]
+            keys = rows["keys"]
             parts = [keys[i : i + HASH_DIGITS] for i in range(0, len(keys), HASH_DIGITS)]
-            tokens = rows.get("num_tokens") or [None] * count
-            columns = zip(rows["doc_ids"], parts, rows["answers"], rows["correct"], tokens, strict=True)
-            found += [Question(task, i, key, str(answer), float(c), n) for i, key, answer, c, n in columns]
+            columns = zip(rows["doc_ids"], parts, rows["answers"], rows["correct"], strict=True)
+            found += [Question(task, i, key, str(answer), float(right)) for i, key, answer, right in columns]
         versions = {task: rows.get("version") for task, rows in content["tasks"].items()}
         prompts = {task: rows.get("prompts_sha256") for task, rows in content["tasks"].items()}
         return Questions(tuple(found), dict(content["groups"]), versions, prompts)

@@ -11,6 +11,7 @@ from fast_dllm import questions, results
 from fast_dllm.runner.code_hashes import file_sha256
 
 CODE = "def generate(): ...\n"
+NUM_LAYERS = 36
 FULL = {"prefill": 100, "full": 700, "sub": 50, "commit": 150}
 SUBSETS = ("first", "middle", "last")
 NINE = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in SUBSETS]
@@ -72,7 +73,6 @@ class Project:
         seconds: float = 10.0,
         new_tokens: int = 5000,
         changes: Mapping[str, object] | None = None,
-        throughput: Mapping[str, object] | None = None,
         strata: Mapping[str, Sequence[tuple[str, float]]] | None = None,
         scored: bool = False,
         with_questions: bool = True,
@@ -106,7 +106,9 @@ class Project:
         if not scored:
             kinds = FULL if forwards is None else forwards
             cost = {"requests": total, "new_tokens": new_tokens, "seconds_generating": seconds}
-            cost |= {f"forwards.{kind}": count for kind, count in ({**reused, **kinds}).items()}
+            for kind, count in ({**reused, **kinds}).items():
+                depth = {"reused": 0, "partial": 24}.get(kind, NUM_LAYERS)
+                cost |= {f"forwards.{kind}": count, f"layer_forwards.{kind}": count * depth}
         code = self.root / "experiments" / experiment / "generation_functions.py"
         summary = results.summarize(
             tasks=[task],
@@ -121,13 +123,13 @@ class Project:
             model_args=made,
             details={
                 "num_fewshot": 0, "chat_template": True, "seeds": [0, 1234, 1234, 1234], "num_processes": 1,
-                "num_segments": 1, "model_revision": "files-sha256:1", "dtype": "float32", "device": "cuda:0",
+                "num_segments": 1, "num_layers": NUM_LAYERS,
+                "model_revision": "files-sha256:1", "dtype": "float32", "device": "cuda:0",
                 "gpu": "Quadro RTX 6000", "git_commit": "a" * 40, "git_dirty": False, "host": "node1",
                 "python": "3.11.7", "packages": {"torch": "2.13.0", "lm_eval": "0.4.13"},
                 "end_time": "2026-03-01T10:00:00+00:00",
             },
         )  # fmt: skip
-        summary["throughput"] |= dict(throughput or {})
         summary |= dict(changes or {})
         results.write_json_atomic(folder / "summary.json", questions.seal(summary, folder))
         return folder

@@ -15,7 +15,10 @@ from random_model import save_random_model
 
 import eval as program
 from fast_dllm import questions
+from fast_dllm.report.summaries import read_run
 
+PLACE = {"table": "here", "experiment": "00_baseline", "task": "made_up_sums", "limit": None, "imported": False}
+PLACE |= {"config": "k2_middle+max_new_tokens=64"}
 TASKS = ROOT / "tests" / "fixtures" / "tasks"
 COMMON = ["--model", "fast_dllm_v2", "--batch_size", "1", "--num_fewshot", "0"]
 COMMON += ["--apply_chat_template", "--fewshot_as_multiturn"]
@@ -73,6 +76,9 @@ def test_a_run_leaves_results_summary_and_samples(one_process):
     assert summary["model_revision"].startswith("files-sha256:")
     assert summary["dtype"] == "float32"
     assert summary["peak_memory_bytes"] > 0
+    layers = summary["throughput"]["layer_forwards"]
+    run = read_run(folder / "summary.json", PLACE | {"path": folder / "summary.json"})
+    assert run.full_forwards == sum(layers.values()) / summary["num_layers"] > 0  # the report's unit is what was run
     assert "tokens/s" in done.stdout
     assert "made_up_sums" in done.stdout
 

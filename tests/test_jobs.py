@@ -61,6 +61,9 @@ def test_a_job_leaves_a_complete_summary_and_a_copy_under_artifacts(project):
     assert project.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
     copy = project.root / "artifacts" / "00_baseline" / "gsm8k_limit_5" / "k2_middle" / "summary.json"
     assert copy.read_bytes() == (output(project) / "summary.json").read_bytes()
+    kept = [path.name for path in sorted(copy.parent.iterdir())]
+    assert kept == ["questions.json.gz", "summary.json"]  # what a paired comparison needs outlives results/ too
+    assert (copy.parent / kept[0]).read_bytes() == (output(project) / kept[0]).read_bytes()
     assert not (output(project) / "failure.json").exists()
 
 

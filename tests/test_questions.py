@@ -71,14 +71,6 @@ def test_how_a_group_weights_its_subtasks_is_seen_in_its_number(whole, weights):
     assert content["groups"] == {"g": weights}
 
 
-def test_tokens_are_kept_where_they_are_known():
-    samples = {"sums": [sample("sums", i, "a", 1.0) for i in range(2)]}
-    found = {"results": {"sums": {METRIC: 1.0}}}
-    assert questions.collect(samples, found)[0]["tasks"]["sums"]["num_tokens"] is None
-    known = {("sums", 0): 5, ("sums", 1): 7}
-    assert questions.collect(samples, found, known)[0]["tasks"]["sums"]["num_tokens"] == [5, 7]
-
-
 def test_the_file_for_gsm8k_is_well_under_100_kb(tmp_path):
     draw = random.Random(0)
     rows = [(i, f"answer {draw.random()}", float(draw.random() < 0.8)) for i in range(1319)]

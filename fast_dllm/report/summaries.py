@@ -243,7 +243,8 @@ def _own_run(found: Mapping, place: Mapping[str, Any], questions: Questions | No
         facts["task_version"] = _one(questions.versions)
         facts["prompts"] = _one(questions.prompts)
     forwards = {str(kind): int(n) for kind, n in _mapping(cost.get("forwards")).items() if _number(n) is not None}
-    layers = _number(found.get("num_layers")) or _number(cost.get("num_layers"))
+    layers_run = [float(n) for n in _mapping(cost.get("layer_forwards")).values() if _number(n) is not None]
+    layers = _number(found.get("num_layers"))
     tokens, samples = _number(cost.get("new_tokens")), _number(found.get("num_samples"))
     limit = _number(found.get("limit"))
     return Run(
@@ -257,7 +258,7 @@ def _own_run(found: Mapping, place: Mapping[str, Any], questions: Questions | No
         new_tokens=int(tokens) if tokens else None,
         seconds=_number(cost.get("seconds_generating")),
         forwards=forwards or None,
-        layers_run=_number(cost.get("layer_forwards")),
+        layers_run=sum(layers_run) or None,
         num_layers=int(layers) if layers else None,
         facts={key: value for key, value in facts.items() if value is not None},
         scored=bool(cost.get("scored_requests")) and not cost.get("requests"),

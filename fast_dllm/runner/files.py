@@ -48,6 +48,17 @@ def as_object(value: object) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def is_same(path: Path, other: Path) -> bool:
+    """Both are there and hold the same."""
+    return path.is_file() and other.is_file() and path.read_bytes() == other.read_bytes()
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """As write_whole; what holds the same already is left alone."""
+    if not is_same(source, target):
+        write_whole(target, source.read_bytes())
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Whole or not at all, and on the disk."""
     path = Path(path)

@@ -12,10 +12,20 @@ from pathlib import Path
 from typing import Iterable
 
 from fast_dllm.runner import failures
-from fast_dllm.runner.files import as_object, is_newer, read_json, remove, set_aside, write_json, write_whole
+from fast_dllm.runner.files import (
+    as_object,
+    copy_whole,
+    is_newer,
+    is_same,
+    read_json,
+    remove,
+    set_aside,
+    write_json,
+    write_whole,
+)
 from fast_dllm.runner.request import Request, Run, evaluation_words
 from fast_dllm.runner.states import FORCE_FILE, Records, ask, is_forced, lock_owner
-from fast_dllm.runner.summaries import Judge, Judgement, earlier_fault, fault_of, is_earlier
+from fast_dllm.runner.summaries import QUESTIONS_FILE, Judge, Judgement, earlier_fault, fault_of, is_earlier
 
 # How results that are there are met. named: those of this model are made again, as the user asked for them by name;
 # demo: what is of other code is made again, so that the table is of one. A whole result of another model, or of an
@@ -197,14 +207,17 @@ def keep_what_stood(path: Path, run: Run) -> None:
 
 
 def keep(request: Request, run: Run) -> None:
-    """The summary is small and tracked in artifacts/; results/ may lie on a disk that is purged."""
+    """The summary and what each question got are small and tracked in artifacts/; results/ may lie on a disk that is
+    purged. The questions go first: a summary that stands there has them."""
     source = folder_of(request, run) / "summary.json"
     target = request.root / "artifacts" / run.path / "summary.json"
     if source.is_file():
-        data = source.read_bytes()
-        if not target.is_file() or target.read_bytes() != data:
+        questions = source.with_name(QUESTIONS_FILE)
+        if questions.is_file():
+            copy_whole(questions, target.with_name(QUESTIONS_FILE))
+        if not is_same(source, target):
             keep_what_stood(target, run)
-            write_whole(target, data)
+            copy_whole(source, target)
 
 
 def force(request: Request) -> None:

@@ -14,6 +14,7 @@ from fast_dllm.runner.matrix import canonical
 from fast_dllm.runner.request import Request, Run
 
 SCHEMA_VERSION = 1
+QUESTIONS_FILE = "questions.json.gz"  # what each question got; see fast_dllm/questions.py
 # Keys that a summary of this code has and one of the lab's earlier runner has not: a file that lost its schema version
 # does not pass for one of those.
 _NOT_EARLIER = ("experiment", "num_samples", "generation_code_sha256", "fast_dllm_sha256")
