@@ -60,6 +60,9 @@ main() {
   done
   if ((${#failed[@]})); then say "${0##*/}: failed: ${failed[*]}"; fi
   if [[ $MODE != named ]]; then runner status "${REQUEST[@]}" --matrix --table; fi
+  if [[ $MODE == demo ]]; then
+    python -m fast_dllm.report --brief --experiment "$EXPERIMENT" --task "$TASK" ${LIMIT:+--limit "$LIMIT"} || worst=1
+  fi
   exit "$worst"
 }
 

@@ -4,10 +4,14 @@ means"). The paper's decoder is `refresh=rows`; the lab's baseline, whose publis
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from golden_models import GOLDEN_MODELS, ROOT, assert_forward_is_the_references, golden_json
 
 from fast_dllm import experiments
+from fast_dllm.arguments import ModelArguments
+from fast_dllm.chat import parse_model_args
 
 ARGUMENTS = ("mask_id", "stop_token", "max_new_tokens", "block_size", "small_block_size", "threshold")
 SUBSETS = ("first", "middle", "last")
@@ -158,3 +162,23 @@ def test_a_planted_fault_is_seen(golden_models, tmp_path, monkeypatch, fault):
                 except (AssertionError, ValueError):  # other tokens, other counts, or what the engine refuses to read
                     return
     raise AssertionError("no case of the lab's tells this fault")
+
+
+def test_the_readmes_published_call_is_the_originals(golden_models):
+    """Its model arguments, as eval.py reads them: the lab's code with nothing reused, and so the paper's decoder with
+    the block cache off, as the published evaluation ran."""
+    text = re.search(r'--model_args "(model_path=Efficient-Large-Model[^"]*)"', (ROOT / "README.md").read_text())[1]
+    knobs = ModelArguments.parse(**parse_model_args(text)).knobs
+    decoding = {name: knobs[name] for name in set(knobs) - {"block_size", "max_new_tokens"}}
+    assert (decoding["threshold"], decoding["small_block_size"]) == (1, 8)
+    seen = 0
+    for name in GOLDEN_MODELS:
+        without_cache = [case for case in golden_json(f"{name}.generate.json") if not case["use_block_cache"]]
+        labs = [case for case in golden_json(f"{name}.lab_baseline.json") if case["reuse_k"] == 1]
+        for case in labs + without_cache:
+            if case["threshold"] == 1 and case.get("temperature", 0) == 0:
+                decoding["small_block_size"] = case["small_block_size"]  # of a case without the cache none has 8
+                got = decode(golden_models[name], None, case, **decoding)
+                assert got.tokens == case.get("expected", case.get("expected_by_subset", {}).get("first"))
+                seen += 1
+    assert seen >= 8

@@ -101,12 +101,14 @@ def write(report: Report, folder: Path, most_flips: int, against: Run | None = N
     return folder / "report.html"
 
 
-def terminal(report: Report) -> str:
-    """Verdict and table, as lines."""
+def terminal(report: Report, table: bool = True) -> str:
+    """Verdict, alarms and, where `table`, the numbers, as lines."""
     lines = [f"== {report.folder}", *(f"- {sentence}" for sentence in verdict(report))]
     for alarm in report.alarms:
         if alarm.level == "alarm":
             lines.append(f"! {alarm.table}: {alarm.text}")
+    if not table:
+        return visible("\n".join(lines))
     head = ("", "accuracy %", "95% interval", "tokens/s", "tokens/forward", "speed-up, forwards")
     rows = []
     for table in report.tables:
