@@ -14,25 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fast_dllm import experiments
-from fast_dllm.config import FastDLLMConfig
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.transcripts import GOLDEN
+from fast_dllm.transcripts import GOLDEN_MODELS as GOLDEN_MODELS
+from fast_dllm.transcripts import golden_model as golden_model
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"
-GOLDEN_MODELS = ("tiny28", "tiny36")
 
 
 def golden_json(name: str) -> list[dict]:
     return json.loads((GOLDEN / name).read_text())
-
-
-def golden_model(name: str, **config_changes) -> FastDLLMForCausalLM:
-    model = FastDLLMForCausalLM(FastDLLMConfig(**golden_json(f"{name}.config.json") | config_changes))
-    missing, unexpected = model.load_state_dict(load_file(GOLDEN / f"{name}.safetensors"), strict=False)
-    assert not unexpected
-    assert set(missing) <= ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
-    return model.eval()
 
 
 def generate(model, prompts, **settings):
