@@ -111,12 +111,12 @@ def terminal(report: Report, table: bool = True) -> str:
         return visible("\n".join(lines))
     head = ("", "accuracy %", "95% interval", "tokens/s", "tokens/forward", "speed-up, forwards")
     rows = []
-    for table in report.tables:
-        for run in table.runs.values():
-            cells = (run.tokens_per_second, run.tokens_per_forward, forward_gain(table, run))
+    for each in report.tables:
+        for run in each.runs.values():
+            cells = (run.tokens_per_second, run.tokens_per_forward, forward_gain(each, run))
             forms = (".1f", ".2f", ".2f")
             numbers = ["–" if cell is None else format(cell, form) for cell, form in zip(cells, forms, strict=True)]
             interval = accuracy_of(run).interval
-            row = [f"{table.label}/{run.config}", f"{100 * run.accuracy:.2f}", span(interval) if interval else "–"]
+            row = [f"{each.label}/{run.config}", f"{100 * run.accuracy:.2f}", span(interval) if interval else "–"]
             rows.append([*row, *numbers])
     return visible("\n".join(lines)) + ("\n\n" + text_table(head, rows) if rows else "")
