@@ -18,110 +18,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
+from fast_dllm.runner.roofline import GPUS, TASKS, Sizes, Task
 from fast_dllm.runner.tasks import TASKS as DESCRIBED
-
-BYTES = 2  # of a float16 or bfloat16 number
-WORK_BYTES = 2e9  # beside the weights: CUDA's own share, caches and activations of one long question
-# By threshold. 1 is one token a forward by construction; at 0.9 the paper (arXiv 2509.26328) is 2.5 times as fast as
-# autoregressive decoding, which is one token a forward too.
-TOKENS_PER_FORWARD = {1.0: 1.0, 0.9: 2.5}
-
-
-@dataclass(frozen=True)
-class GPU:
-    """memory: GB. bandwidth: GB/s. peak: TFLOP/s of its tensor cores in 16 bits, dense, with float32 sums.
-
-    From NVIDIA's Turing white paper (Quadro RTX 6000) and the data sheets of the V100, L40S, A100, H100 and H200.
-    """
-
-    name: str
-    capability: str
-    memory: int
-    bandwidth: int
-    peak: float
-    note: str = ""
-
-    @property
-    def dtype(self) -> str:
-        return "bfloat16" if self.capability >= "8.0" else "float16"
-
-
-GPUS = (
-    GPU("RTX 6000", "7.5", 24, 672, 130.5),
-    GPU("V100 PCIe 16 GB", "7.0", 16, 900, 112),
-    GPU("V100 PCIe 32 GB", "7.0", 32, 900, 112, "with a torch that has code for it"),
-    GPU("L40S", "8.9", 48, 864, 362),
-    GPU("A100 SXM 40 GB", "8.0", 40, 1555, 312),
-    GPU("A100 SXM 80 GB", "8.0", 80, 2039, 312),
-    GPU("H100 SXM", "9.0", 80, 3350, 989),
-    GPU("H200 SXM", "9.0", 141, 4800, 989),
-)
-
-
-@dataclass(frozen=True)
-class Task:
-    """questions, choices: counts (1 choice: generation). prompt, answer: mean tokens, 0 where no time is told."""
-
-    name: str
-    questions: int
-    choices: int = 1
-    fewshot: int = 0
-    prompt: int = 0
-    answer: int = 0
-
-
-TASKS = tuple(
-    Task(task.name, task.questions, task.choices, task.num_fewshot, task.prompt_tokens or 0, task.answer_tokens or 0)
-    for task in DESCRIBED.values()
-    if not task.code and task.questions is not None
-)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of weights: of all layers, and of the embedding table (lm_head has as many)."""
-
-    layers: int
-    table: int
-    config: FastDLLMConfig
-
-    @classmethod
-    def of(cls, config: FastDLLMConfig) -> Sizes:
-        C, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
-        attention = 2 * C * C + 2 * C * kv + C + 2 * kv  # q, o; k, v; the three biases
-        layer = attention + 3 * C * config.intermediate_size + 2 * C  # MLP, two norms
-        return cls(config.num_hidden_layers * layer + C, config.vocab_size * C, config)
-
-    @property
-    def total_bytes(self) -> int:
-        return BYTES * (self.layers + (1 if self.config.tie_word_embeddings else 2) * self.table)
-
-    def seconds(self, gpu: GPU, rows: int, seen: float, rows_read: int) -> float:
-        """Of one forward of `rows` rows that see `seen` positions each, `rows_read` of which get logits."""
-        config = self.config
-        cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * seen
-        read = BYTES * (self.layers + self.table + cached)
-        attention = 4 * config.num_hidden_layers * config.hidden_size * rows * seen
-        operations = 2 * rows * self.layers + 2 * rows_read * self.table + attention
-        return max(read / (gpu.bandwidth * 1e9), operations / (gpu.peak * 1e12))
-
-    def task_seconds(self, gpu: GPU, task: Task, threshold: float) -> float:
-        if task.choices > 1:  # the choices' first tokens are read in one forward
-            return task.questions * self.seconds(gpu, task.prompt, task.prompt, 1)
-        block = self.config.bd_size
-        forwards = task.answer / TOKENS_PER_FORWARD[threshold]
-        step = self.seconds(gpu, block, task.prompt + task.answer / 2, block)
-        return task.questions * (self.seconds(gpu, task.prompt, task.prompt, 1) + forwards * step)
-
-    def fits(self, gpu: GPU) -> bool:
-        return self.total_bytes + WORK_BYTES <= gpu.memory * 1e9
 
 
 def row(*cells: object) -> str:

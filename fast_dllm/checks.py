@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -128,7 +129,7 @@ def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation
     command = ["bash", "-c", SETTINGS, "doctor", str(root), model]
     done = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape")
     if done.returncode:
-        message = done.stderr.strip().removeprefix("doctor: ")
+        message = re.sub(r"^doctor: ", "", done.stderr.strip())
         raise UsageError(message or f"sbatch/common.sh ended with status {done.returncode}")
     project, attempts, venv, *settings = done.stdout.split("\0")
     known = {}
@@ -267,7 +268,7 @@ def check_disk(situation: Situation) -> Iterator[Finding]:
     }
     for name, path in places.items():
         if path.is_symlink() and not path.exists():
-            target = path.readlink()
+            target = os.readlink(path)  # noqa: PTH115 (Path.readlink is of Python 3.9)
             yield Finding("fail", f"{name}: {path} leads to {target}, which is gone; mkdir -p {target}")
             continue
         folder = existing(path)

@@ -48,7 +48,9 @@ parse_options() {
   RUN=${FOLDER[$TASK/${CONFIGS[0]}]}
 }
 
-successor_command() { sbatch_command "$RUN" "$1" "${WORDS[@]}" "${@:2}"; } # --dependency for sbatch, further options
+ask_successor() { # --dependency for sbatch, further options
+  ask_runner successor "--text=$RUN" "--log=logs/$RUN/slurm_%j.log" --script=_job.sh "--snapshot=$SNAPSHOT" "--dependency=$1" -- "${WORDS[@]}" "${@:2}"
+}
 
 main() {
   # shellcheck disable=SC2034 # read in evaluate.sh

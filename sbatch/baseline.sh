@@ -54,11 +54,9 @@ go_on_from_snapshot() { # this script's options
   exec bash ".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT" "$@"
 }
 
-successor_command() { # --dependency for sbatch, further options
-  ask_runner resources
-  SBATCH_COMMAND=(sbatch --parsable "--job-name=${SLURM_JOB_NAME:-baseline}" "--dependency=$1" --kill-on-invalid-dep=yes)
-  SBATCH_COMMAND+=(${RESOURCES[@]+"${RESOURCES[@]}"} ".snapshots/$SNAPSHOT/sbatch/baseline.sh" --snapshot "$SNAPSHOT")
-  SBATCH_COMMAND+=(--task "$(IFS=,; echo "${RUN_TASKS[*]}")" ${LIMIT:+--limit "$LIMIT"} --model "$MODEL" "${@:2}")
+ask_successor() { # --dependency for sbatch, further options
+  ask_runner successor "--text=${SLURM_JOB_NAME:-baseline}" --resources --script=baseline.sh "--snapshot=$SNAPSHOT" "--dependency=$1" -- \
+    --task "$(IFS=,; echo "${RUN_TASKS[*]}")" ${LIMIT:+--limit "$LIMIT"} --model "$MODEL" "${@:2}"
 }
 
 run_task() { # TASK

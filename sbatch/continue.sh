@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # What is done again, and by whom, when Slurm ends a job: _job.sh and baseline.sh share this. Each job submits at its start
 # the one that continues it, waiting for it to fail, because at the end there may be no time left to submit anything.
-# Sourced after common.sh. A job's work is REQUEST; its script's successor_command sets SBATCH_COMMAND for the same work,
-# from a --dependency for sbatch and further options of the script:
+# Sourced after common.sh. A job's work is REQUEST; its script's ask_successor submits a job for the same work (runner
+# successor), from a --dependency for sbatch and further options of the script:
 #   --continue N      how many more jobs may follow
 #   --after ID[,ID]   the jobs that this one continues, the latest last
 #   --progress M      what was done when that one started (runner work), --stalled N: jobs in a row before it that did nothing
@@ -11,7 +11,7 @@ source "$CODE_ROOT/sbatch/evaluate.sh"
 # shellcheck source=sbatch/submit.sh
 source "$CODE_ROOT/sbatch/submit.sh"
 
-CONTINUE=0 AFTER="" PROGRESS=0+0 STALLED=0 SUCCESSOR=""
+CONTINUE=0 AFTER="" PROGRESS=0+0 STALLED=0 SUCCESSOR="" REFUSED=""
 
 continue_option() { # option, value
   case $1 in
@@ -28,13 +28,12 @@ fail_left() { # class, last lines or "" for the log's: the job ends before it ev
 
 submit_successor() {
   ((CONTINUE > 0)) || return 0
-  successor_command "afternotok:$SLURM_JOB_ID" --continue "$((CONTINUE - 1))" --after "${AFTER:+$AFTER,}$SLURM_JOB_ID" \
+  ask_successor "afternotok:$SLURM_JOB_ID" --continue "$((CONTINUE - 1))" --after "${AFTER:+$AFTER,}$SLURM_JOB_ID" \
     --progress "$(runner work "${REQUEST[@]}")" --stalled "$STALLED"
-  if SUCCESSOR=$(submit); then
+  if [[ -n $SUCCESSOR ]]; then
     say "job $SUCCESSOR waits to continue this one, should Slurm end it"
   else
-    say "no job to continue this one could be submitted: $SUCCESSOR"
-    SUCCESSOR=""
+    say "no job to continue this one could be submitted: $REFUSED"
   fi
 }
 

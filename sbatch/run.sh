@@ -7,17 +7,17 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=sbatch/submit.sh
 source "$CODE_ROOT/sbatch/submit.sh"
 
-OPTIONS="--status --check --json --dry-run --force --limit --task --experiment --config --threshold --model --model_args --num_fewshot --continue --report --help"
+OPTIONS="--status --check --json --dry-run --force --limit --task --experiment --config --threshold --model --model_args --num_fewshot --continue --hours --gpu --report --help"
 # offered where there is one
 [[ -d $CODE_ROOT/fast_dllm/report ]] || OPTIONS=${OPTIONS/ --report/}
 
 parse_options() {
-  REQUEST=(--matrix) CONTINUE=3 FORCE=0 DRY_RUN=0 MODE=submit SHOW=()
+  REQUEST=(--matrix) HOW=(--continue=3) FORCE=0 DRY_RUN=0 MODE=submit SHOW=()
   while (($#)); do
     case $1 in
-      --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot | --continue) need_value "$1" $# ;;&
+      --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot | --continue | --hours | --gpu) need_value "$1" $# ;;&
       --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot) REQUEST+=("$1=$2"); shift ;;
-      --continue) CONTINUE=$2 REQUEST+=("$1=$2"); shift ;;
+      --continue | --hours | --gpu) HOW+=("$1=$2"); shift ;;
       --status) MODE=status ;;
       --report) [[ $OPTIONS == *--report* ]] || die "unknown option --report; valid: $OPTIONS"; MODE=report ;;
       --dry-run) DRY_RUN=1 ;;
@@ -37,8 +37,8 @@ look_first() {
   local python findings status=0
   ((!LOOKED)) || return 0
   LOOKED=1
-  python=$(venv_complete "$(venv_location).d" "$(venv_hash)")/bin/python || python=$(python_from 10 venv) || {
-    say "run.sh: no Python >= 3.10 with the venv module here, so nothing is checked before the submission"
+  python=$(venv_complete "$(venv_location).d" "$(venv_hash)")/bin/python || python=$(python_from 8 venv) || {
+    say "run.sh: no Python >= 3.8 with the venv module here, so nothing is checked before the submission"
     return 0
   }
   findings=$("$python" -m fast_dllm.doctor --quick --task "$TASK" --model "$MODEL" 2>&1) || status=$?
@@ -48,21 +48,6 @@ look_first() {
     return 1
   fi
   ((status == 0)) || say "run.sh: the check before the submission failed; submitting all the same"
-}
-
-submit_config() { # configuration, its folder, why, the job's options
-  local id words
-  eval "words=($4)" # quoted by the runner
-  sbatch_command "$2" "" "${words[@]}" --continue "$CONTINUE"
-  if ((DRY_RUN)); then
-    printf '  %s: would be submitted (%s)\n    %s\n' "${2##*/}" "$3" "$(printf '%q ' "${SBATCH_COMMAND[@]}")"
-    return 0
-  fi
-  mkdir -p -- "logs/$2" # Slurm does not make it, and loses the log
-  if ((FORCE)); then runner force "${REQUEST[@]}" "--only=$1" || return 1; fi
-  id=$(submit) || { say "  ${2##*/}: sbatch failed: $id"; return 1; }
-  runner record "--text=$2" "--job=$id" "--log=logs/$2/slurm_$id.log"
-  printf '  %s: job %s\n' "${2##*/}" "$id"
 }
 
 submit_under_lock() {
@@ -80,29 +65,39 @@ submit_under_lock() {
 }
 
 submit_missing() {
-  local status=0 lines config folder action detail words
-  local how=()
-  if ((FORCE)); then how+=(--force); fi
-  if ((DRY_RUN)); then how+=(--dry_run); fi
+  local status=0 result=0 lines config folder action detail words settings how submitted=0 waiting=0
+  if ((FORCE)); then HOW+=(--force); fi
+  if ((DRY_RUN)); then HOW+=(--dry_run); fi
   # under the lock: what another run.sh has just submitted is seen
-  lines=$(runner plan "${REQUEST[@]}" ${how[@]+"${how[@]}"}) || return
+  lines=$(runner plan "${REQUEST[@]}" "${HOW[@]}") || return
   snapshot_name
   while IFS=$'\t' read -r -u 3 config folder action detail words; do
     if [[ $action != submit ]]; then
       printf '  %s: not submitted, %s\n' "${folder##*/}" "$detail"
+      if [[ $action == wait ]]; then waiting=$((waiting + 1)); fi
       if [[ $action == cancel* ]]; then
         say "  ${folder##*/}: --force does not run it twice; first: s$action"
         status=1
       fi
       continue
     fi
-    if ((!DRY_RUN)); then
+    if ((DRY_RUN)); then
+      printf '  %s: would be submitted (%s)\n' "${folder##*/}" "$detail"
+    else
       look_first || return 1
       lock_is_ours "$SUBMIT_LOCK" || { say "run.sh: another run.sh took this one for dead and goes on"; return 1; }
       snapshot_make || { say "run.sh: nothing more is submitted; run it again"; return 1; }
     fi
-    submit_config "$config" "$folder" "$detail" "$words" || status=1
+    eval "settings=($words)" result=0 # quoted by the runner
+    runner submit "${REQUEST[@]}" "${HOW[@]}" "--only=$config" "--snapshot=$SNAPSHOT" ${settings[@]+"${settings[@]}"} || result=$?
+    case $result in
+      0) submitted=$((submitted + 1)) ;;
+      75) waiting=$((waiting + 1)) ;; # others had taken the place meanwhile
+      *) status=1 ;;
+    esac
   done 3<<<"$lines"
+  if ((DRY_RUN)); then how="would be "; fi
+  if ((waiting)); then say "run.sh: $submitted of $((submitted + waiting)) ${how-}submitted, $waiting wait for a place: run it again"; fi
   return "$status"
 }
 
@@ -115,7 +110,7 @@ main() {
     return
   fi
   local words=("${REQUEST[@]}")
-  ask_runner request "${words[@]}"
+  ask_runner request "${words[@]}" "${HOW[@]}"
   if [[ $MODE == report ]]; then
     venv_activate || exit 1
     export PYTHONPATH=$CODE_ROOT

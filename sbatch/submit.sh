@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The code that is submitted is the code that runs: a copy of it, and the sbatch command that runs from there.
+# The code that is submitted is the code that runs: a copy of it, from which a job runs.
 
 snapshot_files() { # everything that EXPERIMENT's evaluation reads, except data and downloaded models; nul-terminated
   local paths=(eval.py pyproject.toml constraints.txt fast_dllm tasks sbatch "experiments/$EXPERIMENT") file
@@ -35,27 +35,4 @@ snapshot_make() {
   fi
   mv -T -- "$new" ".snapshots/$SNAPSHOT" 2>/dev/null || rm -rf -- "$new" # another run.sh was faster with the same files
   [[ -d .snapshots/$SNAPSHOT ]]
-}
-
-# Sets SBATCH_COMMAND for _job.sh. $1: the run's folder, $2: --dependency for sbatch, or ""; the rest: options of _job.sh
-sbatch_command() {
-  SBATCH_COMMAND=(sbatch --parsable "--job-name=$1" "--output=logs/$1/slurm_%j.log")
-  if [[ -n $2 ]]; then SBATCH_COMMAND+=("--dependency=$2" --kill-on-invalid-dep=yes); fi
-  SBATCH_COMMAND+=("${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/_job.sh")
-  if [[ -n $SNAPSHOT ]]; then SBATCH_COMMAND+=(--snapshot "$SNAPSHOT"); fi
-  SBATCH_COMMAND+=("${@:3}")
-}
-
-# Runs SBATCH_COMMAND and prints the job's id; on failure the error. Inside a job, sbatch would take that job's SLURM_
-# variables for settings.
-submit() {
-  local name output
-  output=$(
-    for name in $(compgen -e SLURM_); do
-      if [[ $name != SLURM_CONF ]]; then unset "$name"; fi
-    done
-    "${SBATCH_COMMAND[@]}" 2>&1
-  ) || { printf '%s\n' "${output//$'\n'/ }"; return 1; }
-  output=$(tail -n 1 <<<"$output") # warnings come first
-  printf '%s\n' "${output%%;*}"
 }

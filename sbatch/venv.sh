@@ -55,19 +55,27 @@ venv_complete() {
 
 venv_report() { venv_say "building, $2 s: $(tail -n 1 -- "$1/build.log" 2>/dev/null | cut -c 1-100)"; }
 
+# The uv that builds: PATH's; where a Python >= 3.10 can do it, none; else one of our own, which brings a Python as well.
+venv_uv() { # the builds' folder; sets UV, PYTHON
+  local python
+  UV=$(command -v uv) || UV=""
+  PYTHON='>=3.10'
+  if [[ -n $UV ]] || python_from 10 venv >/dev/null; then return 0; fi
+  PYTHON=3.12
+  export UV_PYTHON_INSTALL_DIR=${UV_PYTHON_INSTALL_DIR:-$1/python}
+  python=$(python_from 8 sys) && UV=$("$python" -B "$CODE_ROOT/sbatch/own_uv.py" "$1")
+}
+
 # Dependencies only, with a .pth line to the project: an editable install would write into the folder that it points to,
 # and a job's is a snapshot.
 venv_fill() { # $1: folder
   local python requirements=$1/requirements.txt
-  if command -v uv >/dev/null 2>&1; then
-    uv venv --allow-existing --python '>=3.10' "$1" &&
-      UV_LINK_MODE=copy uv pip install --python "$1/bin/python" -r "$CODE_ROOT/pyproject.toml" --extra dev -c "$CODE_ROOT/constraints.txt"
+  venv_uv "$(dirname -- "$1")" || return 1
+  if [[ -n $UV ]]; then
+    "$UV" venv --allow-existing --python "$PYTHON" "$1" &&
+      UV_LINK_MODE=copy "$UV" pip install --python "$1/bin/python" -r "$CODE_ROOT/pyproject.toml" --extra dev -c "$CODE_ROOT/constraints.txt"
   else
-    python=$(python_from 10 venv) || {
-      echo "no Python >= 3.10 with the venv module found (on a cluster: module load python; Debian: python3-venv; or install uv)" >&2
-      return 1
-    }
-    "$python" -m venv "$1" &&
+    python=$(python_from 10 venv) && "$python" -m venv "$1" &&
       "$1/bin/python" "$CODE_ROOT/sbatch/requirements.py" "$CODE_ROOT/pyproject.toml" >"$requirements" &&
       # modules are compiled when they are first imported: most never are, and that halves the build and the files
       "$1/bin/python" -m pip install --no-input --no-compile -r "$requirements" -c "$CODE_ROOT/constraints.txt"
@@ -79,7 +87,7 @@ venv_fill() { # $1: folder
 
 venv_build() { # $1: the claimed folder, $2: hash
   local build=$1 beat status=0
-  venv_say "building $build with $(command -v uv || echo pip), a few minutes (log: $build/build.log)"
+  venv_say "building $build with $(command -v uv || python_from 10 venv || echo "a uv and a Python of its own"), a few minutes (log: $build/build.log)"
   beat "$build" venv_report "$build" </dev/null >/dev/null &
   beat=$!
   venv_fill "$build" >"$build/build.log" 2>&1 </dev/null || status=$?

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -25,13 +26,24 @@ def system_tools(without: str = "") -> Path:
     """A folder with links to the ordinary programs, so that a Slurm, uv or GPU of this machine is not found."""
     tools = Path(tempfile.mkdtemp(prefix="system_tools_"))
     atexit.register(shutil.rmtree, tools)
-    hidden = {"sbatch", "squeue", "sacct", "scancel", "sinfo", "scontrol", "uv", "nvidia-smi"}
+    hidden = {"sbatch", "squeue", "sacct", "sacctmgr", "scancel", "sinfo", "scontrol", "uv", "nvidia-smi"}
     for folder in ("/usr/bin", "/bin", "/usr/local/bin"):
         for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
             hide = program.name in hidden or (without and program.name.startswith(without))
             if not hide and not (tools / program.name).exists():
                 (tools / program.name).symlink_to(program)
     return tools
+
+
+def old_pythons() -> list[str]:
+    """Pythons before 3.10, the oldest first: pyenv's, and those on PATH."""
+    folders = [*Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv").glob("versions/3.*/bin")]
+    folders += map(Path, os.environ["PATH"].split(os.pathsep))
+    found = {}
+    for minor in (8, 9):
+        programs = (folder / f"python3.{minor}" for folder in folders)
+        found[minor] = next((str(program) for program in programs if program.is_file()), None)
+    return [program for program in found.values() if program]
 
 
 def pretend_model(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
 from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.prompts import rewrite_prompt
+from fast_dllm.runner.roofline import PUBLISHED, type_of_card
 
 SIZES = roofline.Sizes.of(FastDLLMConfig())
 RTX_6000 = roofline.GPUS[0]
@@ -30,7 +31,7 @@ def test_the_document_shows_what_the_script_prints():
     command = [sys.executable, ROOT / "benchmarks" / "roofline.py"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     tables = printed.strip().split("\n\n")
-    assert [table.count("\n") for table in tables] == [8, 9]
+    assert [table.count("\n") for table in tables] == [8, 10]
     document = (ROOT / "docs" / "experiments.md").read_text()
     for table in tables:
         assert f"\n\n{table}\n\n" in document
@@ -53,6 +54,30 @@ def test_the_default_sizes_are_the_published_ones(shared):
         assert getattr(own, name) == getattr(published, name)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert SIZES.total_bytes == index["metadata"]["total_size"]
+
+
+def test_the_runner_counts_the_published_sizes_without_the_models_libraries():
+    assert roofline.Sizes.of(PUBLISHED).total_bytes == SIZES.total_bytes
+    assert {name: getattr(FastDLLMConfig(), name) for name in vars(PUBLISHED)} == vars(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("card", "kind"),
+    [
+        ("Quadro RTX 6000", "rtx_6000"),
+        ("Tesla V100-PCIE-32GB", "v100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx_pro_6000_blackwell"),
+        ("NVIDIA RTX 6000 Ada Generation", ""),
+        ("None", ""),
+    ],
+)
+def test_a_card_is_known_by_the_name_that_its_driver_tells(card, kind):
+    assert type_of_card(card) == kind
 
 
 def test_a_block_is_limited_by_reading_and_a_long_prompt_by_arithmetic():

@@ -6,10 +6,9 @@ import os
 import resource
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
-from script_project import CONFIGS, Project, pretend_model, system_tools
+from script_project import CONFIGS, Project, old_pythons, pretend_model, system_tools
 
 LINE = "=" * 77
 HOSTILE = [
@@ -111,17 +110,6 @@ def test_where_path_has_no_python_the_venvs_answers(no_cluster):
     assert no_cluster.bash("sbatch/venv.sh").returncode == 0
     no_cluster.environment["PATH"] = str(system_tools(without="python"))
     assert no_cluster.statuses()["k1_first"] == "✓ "
-
-
-def old_pythons() -> list[str]:
-    """Pythons before 3.10, the oldest first: pyenv's, and those on PATH."""
-    folders = [*Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv").glob("versions/3.*/bin")]
-    folders += map(Path, os.environ["PATH"].split(os.pathsep))
-    found = {}
-    for minor in (8, 9):
-        programs = (folder / f"python3.{minor}" for folder in folders)
-        found[minor] = next((str(program) for program in programs if program.is_file()), None)
-    return [program for program in found.values() if program]
 
 
 def test_the_oldest_python_will_do(no_cluster, tmp_path):

@@ -6,10 +6,11 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
-from script_project import Project
+from script_project import FAKES, Project, old_pythons, system_tools
 
 
 @pytest.fixture
@@ -237,6 +238,73 @@ fi
     assert arguments[-1].startswith("llama-index-core=="), "then the wheel with the sentence data"
     assert (venv / "requirements.txt").read_text().split() == ["torch>=2.9", "lm_eval", "pytest>=8"]
     assert (project.state / "fast_dllm_project.pth").read_text() == f"{project.root}\n"
+
+
+@pytest.fixture
+def old_account(project, tmp_path):
+    """Nothing but an old Python with pip, as on a login node without a module, and an index that has a uv."""
+    pythons = old_pythons()
+    if not pythons:
+        pytest.skip("no Python older than 3.10 here, neither pyenv's nor on PATH")
+    (project.state / "bin" / "uv").unlink()
+    (project.state / "bin" / "python3").write_text(f'#!/bin/sh\nexec {pythons[0]} "$@"\n')
+    (project.state / "bin" / "python3").chmod(0o755)
+    index = tmp_path / "index"
+    index.mkdir()
+    version = re.search(r'^VERSION = "(.+)"$', (project.root / "sbatch" / "own_uv.py").read_text(), re.MULTILINE)[1]
+    with zipfile.ZipFile(index / f"uv-{version}-py3-none-any.whl", "w") as wheel:
+        for name in ("uv", "accelerate"):
+            script = zipfile.ZipInfo(f"uv-{version}.data/scripts/{name.replace('accelerate', 'fake_accelerate')}")
+            script.external_attr = 0o100755 << 16
+            wheel.writestr(script, (FAKES / f"fake_{name}").read_text())
+        about = f"uv-{version}.dist-info"
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: uv\nVersion: {version}\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    project.environment["PATH"] = f"{project.state / 'bin'}:{system_tools(without='python')}"
+    project.environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PIP_CONFIG_FILE": os.devnull}
+    return project
+
+
+def test_where_nothing_is_installed_the_venv_comes_with_a_uv_of_its_own(old_account):
+    jobs = [start(old_account, node=f"n{number}") for number in range(3)]
+    outputs = [job.communicate(timeout=120) for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 3, outputs
+    [venv] = {stdout.strip() for stdout, _ in outputs}
+    assert is_complete(venv)
+    assert "with a uv and a Python of its own" in "".join(stderr for _, stderr in outputs)
+    [own] = (old_account.state / "venv.d").glob("uv-*")
+    assert (own / "bin" / "uv").is_file()
+    assert not list((old_account.state / "venv.d").glob(".uv.*"))
+    log = (Path(venv) / "build.log").read_text()
+    assert "Successfully installed uv-" in log
+    # the next build has it already
+    with (old_account.root / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    again = old_account.bash("sbatch/venv.sh", PIP_FIND_LINKS="/nowhere")
+    assert again.returncode == 0, again.stderr
+
+
+def test_where_not_even_uv_is_to_be_had_one_line_says_what_helps(old_account):
+    result = old_account.bash("sbatch/venv.sh", PIP_FIND_LINKS="/nowhere")
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if "what helps" in line]
+    assert line.startswith("no Python >= 3.10 and no uv here, and pip brings no uv (ERROR: No matching distribution")
+    assert line.endswith("what helps: module load python (3.10 or newer), or: pip install --user uv")
+
+
+def test_what_runs_without_the_venv_runs_with_the_old_python(old_account):
+    assert old_account.statuses()["k1_first"] == "pending"
+    assert old_account.run("--help").returncode == 0
+    quick = ("-m", "fast_dllm.doctor", "--quick", "--task", "toy_math", "--model", "tiny")
+    done = old_account.bash("-c", 'python3 "$@"', "-", *quick)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "ok   model tiny: whole" in done.stdout
+    result = old_account.run("k1_first", HF_HUB_OFFLINE="1")
+    assert result.returncode == 1
+    assert "fail model Efficient-Large-Model/Fast_dLLM_v2_7B: " in result.stderr, "it looked before it submitted"
+    result = old_account.run("k1_first")
+    assert (result.returncode, old_account.submitted()) == (0, ["00_baseline/gsm8k/k1_first"]), result.stderr
 
 
 def test_every_direct_dependency_is_pinned():

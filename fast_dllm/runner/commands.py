@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 import shlex
 import sys
@@ -11,10 +10,12 @@ from pathlib import Path
 from typing import Iterator
 
 from fast_dllm.errors import UsageError
-from fast_dllm.runner import jobs, output, prefetch, tasks
+from fast_dllm.runner import jobs, output, prefetch, submission, tasks
+from fast_dllm.runner.gpus import check_gpu
 from fast_dllm.runner.help import help_text
 from fast_dllm.runner.request import Parser, Request, add_options, check_count, join_arguments, read_request
-from fast_dllm.runner.states import State, examine
+from fast_dllm.runner.resources import check_hours
+from fast_dllm.runner.states import examine
 from fast_dllm.runner.tasks import ROOT, task_folder
 
 
@@ -82,38 +83,6 @@ def status(request: Request, options: argparse.Namespace) -> int:
     return 3 if options.check and not all(state.is_complete for state in states) else 0
 
 
-def plan(request: Request, options: argparse.Namespace) -> int:
-    """For each configuration a line: name, path, what to do, why, the job's options; separated by tabs."""
-    if tasks.TASKS[request.task].is_scored and len(request.names) > 1:
-        jobs.say(
-            f"{request.task} is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. "
-            f"One configuration suffices: {request.matrix.compare_with}"
-        )
-    request = dataclasses.replace(request, model=request.model_or_default)
-    states, fault = examine(request)
-    if fault:
-        jobs.say(f"run.sh: squeue failed, so nothing is submitted: {fault}")
-        if not options.dry_run:
-            return 1
-    for state in states:
-        fields = [state.run.name, state.run.path, *action(state, options.force)]
-        fields.append(shlex.join(request.words(request.task, state.run.name)))
-        print("\t".join(field.replace("\t", " ").replace("\n", " ") for field in fields))
-    return 0
-
-
-def action(state: State, force: bool) -> tuple:
-    """(submit, skip, or the job to cancel first; why)."""
-    if state.state in ("running", "queued"):
-        return (f"cancel {state.job}" if force else "skip", state.detail)
-    if state.state in ("complete", "stale", "earlier"):
-        if force:
-            return "submit", state.detail or "complete, forced"
-        detail = state.detail if "--force" in state.detail else f"{state.detail or 'complete'} (--force runs it again)"
-        return "skip", detail
-    return "submit", state.detail
-
-
 def read_options(words: list) -> argparse.Namespace:
     parser = Parser(prog="runner", allow_abbrev=False, add_help=False)
     parser.add_argument("command")
@@ -123,15 +92,23 @@ def read_options(words: list) -> argparse.Namespace:
     parser.add_argument("--confirm_run_unsafe_code", action="store_true")
     parser.add_argument("--baseline", action="store_true", help="its tasks where none is named")
     parser.add_argument("--only", help="of the configurations this one")
-    for option in ("--log", "--text", "--job", "--progress", "--failure"):
+    for option in ("--log", "--text", "--progress", "--failure"):
         parser.add_argument(option, default="")
+    for option in ("--hours", "--gpu"):
+        parser.add_argument(option)
     parser.add_argument("--after", default="")
+    for option in ("--snapshot", "--dependency", "--script"):
+        parser.add_argument(option, default="", help="of the job that is submitted")
+    parser.add_argument("--resources", action="store_true", help="those of the job that it continues")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE for sbatch")
     parser.add_argument("--lost", action="append", default=[])
     parser.add_argument("--mode", choices=jobs.MODES, default="job")
     for option, default in (("--status", "0"), ("--start", "0"), ("--stalled", "0"), ("--continue", "0")):
         parser.add_argument(option, default=default)
     parser.add_argument("--batch_size", default="1")
-    options = parser.parse_args(words)
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end])
+    options.words = words[end + 1 :]  # of the script that a job runs
     if options.baseline and options.task is None:
         options.task = ",".join(tasks.baseline_tasks())
     if options.only is not None:
@@ -152,15 +129,17 @@ def main(script: str, root: str, *words: str) -> int:
     if options.command == "settings":
         print(*cluster_settings(Path(root)), sep="\n")
         return 0
-    if options.command == "resources":
-        assign({"RESOURCES": jobs.resources_of_job()})
-        return 0
-    if options.command == "record":
-        jobs.record_job(Path(root) / "results" / options.text, options.job, options.log)
+    if options.command == "successor":
+        assign(dict(submission.submit_successor(options, options.words)))
         return 0
     request = read_request(options, Path(root), ROOT)
-    if options.command in ("status", "plan"):
-        return {"status": status, "plan": plan}[options.command](request, options)
+    if options.hours is not None:
+        check_hours(options.hours)
+    if options.gpu is not None:
+        check_gpu(request, options.gpu)
+    answers = {"status": status, "plan": submission.plan, "submit": submission.submit_run}
+    if options.command in answers:
+        return answers[options.command](request, options)
     if options.command == "fetch":
         return prefetch.fetch_all(request, options.text)
     if options.command == "space":

@@ -7,6 +7,7 @@ from pathlib import Path
 from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
 from fast_dllm.runner.matrix import matrix_of
 from fast_dllm.runner.request import experiments
+from fast_dllm.runner.roofline import TYPES
 from fast_dllm.runner.tasks import baseline_tasks, benchmarks
 
 REPORT = "  --report          the table of results, what can be said of it, and pictures\n"
@@ -33,6 +34,11 @@ Submits one Slurm job for each configuration that is neither complete, nor queue
   --model M         a hub id, a folder or tiny (default {model})
   --continue N      how many further jobs may continue one that Slurm ended: time limit, preemption, node failure
                     (default 3)
+  --hours H         wall time of a job, within what its QOS allows; auto: what the evaluation may take, from the
+                    speed of a run that is complete or from the GPU's data sheet, with a margin (default 12, or the
+                    QOS's limit)
+  --gpu TYPE[,TYPE] {gpus}; of several the one that starts soonest;
+                    soonest: of all that the model can run on (default rtx_6000)
 {report}  --help
 
 Examples:
@@ -116,6 +122,7 @@ def help_text(script: str, root: Path) -> str:
         experiment=DEFAULT_EXPERIMENT,
         configurations=" ".join(matrix_of(DEFAULT_EXPERIMENT, root).names),
         model=DEFAULT_MODEL,
+        gpus=" ".join(TYPES),
         # offered where there is one
         report=REPORT if (root / "fast_dllm" / "report").is_dir() else "",
     )

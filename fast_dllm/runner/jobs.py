@@ -24,7 +24,8 @@ from fast_dllm.runner.files import (
     write_whole,
 )
 from fast_dllm.runner.request import Request, Run, evaluation_words
-from fast_dllm.runner.states import FORCE_FILE, Records, ask, is_forced, lock_owner
+from fast_dllm.runner.slurm import ask
+from fast_dllm.runner.states import FORCE_FILE, Records, is_forced, lock_owner
 from fast_dllm.runner.summaries import QUESTIONS_FILE, Judge, Judgement, earlier_fault, fault_of, is_earlier
 
 # How results that are there are met. named: those of this model are made again, as the user asked for them by name;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Iterator, Mapping
 
@@ -21,7 +22,12 @@ def frame(request: Request, states: list[State]) -> Iterator[str]:
     for state in states:
         detail = f" ({state.detail})" if state.detail else ""
         yield f"  {'✓' if state.is_complete else '✗'} {state.run.folder}{detail}"
-    yield from (LINE, f"Completed: {sum(state.is_complete for state in states)} / {len(states)}", LINE)
+    yield from (LINE, f"Completed: {sum(state.is_complete for state in states)} / {len(states)}")
+    kinds = Counter(state.gpu for state in states if state.gpu)
+    if len(kinds) > 1:
+        told = ", ".join(f"{count} on {kind}" for kind, count in kinds.items())
+        yield f"Mixed GPUs, whose speeds and roundings differ: {told}"
+    yield LINE
 
 
 def as_json(request: Request, states: list[State]) -> str:

@@ -6,7 +6,7 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, NoReturn
+from typing import Iterable, Mapping, NoReturn
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import matrix as matrices
@@ -78,6 +78,16 @@ class Request:
         others = {key: value for key, value in self.given.items() if key not in ("threshold", "num_fewshot")}
         words += ["--model_args", join_arguments(others)] if others else []
         return words + (["--num_fewshot", str(self.given["num_fewshot"])] if "num_fewshot" in self.given else [])
+
+    def words_of_all(self, names: Iterable[str]) -> list[str]:
+        """The options of run.sh that name these configurations, as they were given."""
+        words = ["--experiment", self.experiment, "--task", self.task]
+        words += ["--limit", str(self.limit)] if self.limit is not None else []
+        words += ["--model", self.model] if self.model is not None else []
+        others = {key: value for key, value in self.given.items() if key != "num_fewshot"}
+        words += ["--model_args", join_arguments(others)] if others else []
+        words += ["--num_fewshot", str(self.given["num_fewshot"])] if "num_fewshot" in self.given else []
+        return [*words, *names]
 
 
 def join_arguments(arguments: Mapping[str, object]) -> str:

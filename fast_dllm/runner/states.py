@@ -2,85 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-import shutil
 import socket
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping
 
+from fast_dllm.runner import reasons
 from fast_dllm.runner.failures import TEXTS, class_of_state
 from fast_dllm.runner.files import read_json
 from fast_dllm.runner.request import Request, Run
+from fast_dllm.runner.roofline import type_of_card
+from fast_dllm.runner.slurm import Job, read_ended, read_queue
 from fast_dllm.runner.summaries import Judge, Judgement
 
-SECONDS = 30  # that Slurm is waited for
 FORCE_FILE = "force"  # in a run's folder: --force, until the run begins
 
 
 @dataclass(frozen=True)
-class Job:
-    job_id: str
-    state: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class State:
-    """state: complete earlier stale running queued corrupt failed pending. detail: for people. job: its id or ""."""
+    """state: complete earlier stale running queued blocked corrupt failed pending. detail: for people. job: its id or
+    "". asked_gpu: the type that it asked for, or ""."""
 
     run: Run
     state: str
     detail: str
     job: str
     judgement: Judgement
+    asked_gpu: str = ""
 
     @property
     def is_complete(self) -> bool:
         return self.state in ("complete", "earlier")
 
-
-def ask(*command: str) -> tuple[bool, str]:
-    """(whether it worked, what it said), of one of Slurm's programs."""
-    try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return False, f"no answer within {SECONDS} s"
-    except OSError as error:
-        return False, str(error)
-    out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
-    return done.returncode == 0, out if done.returncode == 0 else " ".join((out + err).split())
-
-
-def read_queue(root: Path, runs: list[Run]) -> tuple[dict[str, Job], str]:
-    """(job by run.path, why the queue cannot be known or ""). A running job hides the one that waits to continue it.
-    Jobs of other folders with the same names are not this project's."""
-    if not shutil.which("squeue"):
-        return {}, ""
-    names = ",".join(run.path for run in runs)
-    worked, text = ask("squeue", "--noheader", f"--name={names}", "--format=%i|%T|%r|%j|%Z")
-    if not worked:
-        return {}, text or "it said nothing"
-    queued: dict[str, Job] = {}
-    for line in text.splitlines():
-        fields = line.split("|", 4)
-        if len(fields) == 5 and fields[4] == str(root):
-            job_id, state, reason, name, _ = fields
-            if name not in queued or state != "PENDING":
-                queued[name] = Job(job_id, state, reason)
-    return queued, ""
-
-
-def read_ended(job_ids: list[str]) -> dict[str, str]:
-    """job -> "state|exit code", of jobs that are gone and left no record."""
-    if not job_ids or not shutil.which("sacct"):
-        return {}
-    worked, text = ask("sacct", "-X", "-n", "-P", "-j", ",".join(job_ids), "-o", "JobIDRaw,State,ExitCode")
-    lines = (line.split("|", 1) for line in text.splitlines() if "|" in line) if worked else ()
-    return {job_id: state for job_id, state in lines if job_id}
+    @property
+    def gpu(self) -> str:
+        """The type of GPU that it ran, runs or will run on; "" where nothing tells."""
+        name = (self.judgement.content or {}).get("gpu") if self.is_complete else None
+        return type_of_card(str(name)) if name else self.asked_gpu
 
 
 # -- locks, as sbatch/lock.sh makes them -------------------------------------------------------------------------------
@@ -132,7 +94,7 @@ def examine(request: Request) -> tuple[list[State], str]:
     """The states of the request's runs, in their order, and why the queue cannot be known or ""."""
     runs, judge, root = request.runs(), Judge(request), request.root
     judged = {run.path: Judgement("pending") if is_forced(root, run) else judge.judge(run) for run in runs}
-    queued, fault = read_queue(root, runs)
+    queued, fault = read_queue(root, [run.path for run in runs])
     records = {run.path: Records.of(root / "results" / run.path) for run in runs}
     unknown = [
         records[run.path].job
@@ -188,9 +150,8 @@ def state_of(root: Path, run: Run, judged: Judgement, job: Job | None, records: 
     if job and judged.is_complete and job.state == "PENDING" and job.reason.startswith("Dependency"):
         job = None
     if job:
-        if job.state == "PENDING":
-            return State(run, "queued", f"queued, job {job.job_id}, {job.reason}", job.job_id, judged)
-        return State(run, "running", f"running, job {job.job_id}{progress(folder)}", job.job_id, judged)
+        state, detail = state_of_job(job, folder)
+        return State(run, state, detail, job.job_id, judged, job.gpu)
     if lock_is_held(folder / ".lock"):
         process = lock_owner(folder / ".lock")
         return State(run, "running", f"running, no job: process {process}{progress(folder)}", "", judged)
@@ -206,21 +167,52 @@ def state_of(root: Path, run: Run, judged: Judgement, job: Job | None, records: 
     return State(run, "pending", detail, records.job, judged)
 
 
+def state_of_job(job: Job, folder: Path) -> tuple[str, str]:
+    never = reasons.blocked(job)
+    if never:
+        says, remedy = never
+        return "blocked", f"blocked: {says} ({job.reason}), job {job.job_id}; {remedy}"
+    if job.state == "PENDING":
+        return "queued", f"queued, job {job.job_id}, {reasons.waiting(job)}"
+    return "running", f"running, job {job.job_id}{progress(folder)}{parts(folder, job)}"
+
+
+def parts(folder: Path, job: Job) -> str:
+    """Like ", part 2 of about 3": the jobs that it takes, from the questions that are left and the job's wall time."""
+    numbers = (re.match(r"(\d+)\.rank", path.name) for path in (folder / "answers").glob("*/*.jsonl"))
+    part = max((int(found[1]) for found in numbers if found), default=1)
+    left = seconds_left(folder)
+    if left is None:
+        return f", part {part}" if part > 1 else ""
+    total = part + (math.ceil(max(0, left - job.left) / job.limit) if 0 < job.limit < math.inf else 0)
+    return f", part {part} of about {total}" if total > 1 else ""
+
+
 def failure_detail(name: str, job: str, log: str) -> str:
     return TEXTS.get(name, name) + (f", job {job}" if job else "") + (f", log: {log}" if log else "")
 
 
-def progress(folder: Path) -> str:
-    """Like ", 412/1319, 48.9 tok/s, ~25 min left", or nothing."""
+def read_progress(folder: Path) -> tuple[float, ...] | None:
+    """answered, total, new_tokens, seconds_generating; of this process alone segment_answered, segment_seconds."""
     told = read_json(folder / "progress.rank0.json")[0]
     names = ("answered", "total", "new_tokens", "seconds_generating", "segment_answered", "segment_seconds")
-    values = [(told or {}).get(name, 0) for name in names]
-    if not told or not all(isinstance(value, (int, float)) for value in values):
+    values = tuple((told or {}).get(name, 0) for name in names)
+    return values if told and all(isinstance(value, (int, float)) for value in values) else None
+
+
+def seconds_left(folder: Path) -> float | None:
+    answered, total, _, _, own, lasted = read_progress(folder) or (0,) * 6
+    return (total - answered) * lasted / own if own > 0 and total > answered else None
+
+
+def progress(folder: Path) -> str:
+    """Like ", 412/1319, 48.9 tok/s, ~25 min left", or nothing."""
+    values = read_progress(folder)
+    if values is None:
         return ""
-    answered, total, tokens, seconds, own, lasted = values
+    answered, total, tokens, seconds, _, _ = values
     text = f", {answered:d}/{total:d}" if isinstance(answered, int) and isinstance(total, int) else ""
     if tokens > 0 and seconds > 0:
         text += f", {tokens / seconds:.1f} tok/s"
-    if own > 0 and total > answered:
-        text += f", ~{int((total - answered) * lasted / own / 60) + 1} min left"
-    return text
+    left = seconds_left(folder)
+    return text if left is None else f"{text}, ~{int(left / 60) + 1} min left"

@@ -20,6 +20,22 @@ from pathlib import Path
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacctmgr")
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 NODES = ("n1", "n2")
+# As on PACE: a job has to name its account, although Slurm itself keeps a default one for every user.
+NO_DEFAULT_ACCOUNT = """
+function slurm_job_submit(job, partitions, user)
+  if job.account == nil then
+    slurm.log_user("no account given (--account)")
+    return slurm.ERROR
+  end
+  return slurm.SUCCESS
+end
+
+function slurm_job_modify(change, job, partitions, user)
+  return slurm.SUCCESS
+end
+
+return slurm.SUCCESS
+"""
 FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 
 
@@ -172,19 +188,24 @@ class Cluster:
 
     def _add_accounts(self) -> None:
         for words in (
-            "add qos embers",
-            "add qos inferno preempt=embers priority=100",
-            "add account gts-lab",
-            "add user root account=gts-lab",
+            "add qos embers MaxWall=08:00:00 MaxSubmitJobsPerUser=50 MaxJobsAccruePerUser=1 PreemptExemptTime=00:00:02",
+            "add qos inferno preempt=embers priority=100 MaxWall=3-00:00:00 MaxSubmitJobsPerUser=500",
+            "modify qos inferno set MaxTRESPerUser=gres/gpu=32",
+            "add account gts-lab,gts-other",
+            "add user root account=gts-lab,gts-other",
             "modify user root set qos+=embers,inferno defaultqos=embers",
         ):
             self.run("sacctmgr", "-i", *words.split())
 
     def _write_configuration(self) -> None:
         folder, host = self.folder, socket.gethostname()
-        for gpu in range(2):
+        for gpu in range(3):
             (folder / f"gpu{gpu}").touch()
-        (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu Type=rtx_6000 File={folder}/gpu[0-1]\n")
+        (folder / "gres.conf").write_text(
+            f"NodeName=n[1-2] Name=gpu Type=rtx_6000 File={folder}/gpu[0-1]\n"
+            f"NodeName=n[1-2] Name=gpu Type=l40s File={folder}/gpu2\n"
+        )
+        (folder / "job_submit.lua").write_text(NO_DEFAULT_ACCOUNT)
         authentication = f"AuthType=auth/munge\nAuthInfo=socket={folder}/munge.socket\n"
         dbd = folder / "slurmdbd.conf"
         dbd.write_text(
@@ -195,7 +216,7 @@ class Cluster:
         dbd.chmod(0o600)
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={self.ports[node]} CPUs=16 RealMemory=300000"
-            " Gres=gpu:rtx_6000:2"
+            " Gres=gpu:rtx_6000:2,gpu:l40s:1"
             for node in NODES
         )
         (folder / "slurm.conf").write_text(
@@ -227,7 +248,9 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePass={folder}/munge.socket
 AccountingStoragePort={self.ports["dbd"]}
-AccountingStorageEnforce=associations,qos,limits
+AccountingStorageEnforce=associations,qos,limits,safe
+AccountingStorageTRES=gres/gpu
+JobSubmitPlugins=lua
 JobRequeue=0
 PreemptType=preempt/qos
 PreemptMode=CANCEL

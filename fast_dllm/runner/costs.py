@@ -1,0 +1,80 @@
+"""What an evaluation will take: from a run of the same task, model and kind of GPU that is complete, else at best."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Iterator
+
+from fast_dllm.runner.files import as_object, read_json
+from fast_dllm.runner.request import Request, Run
+from fast_dllm.runner.roofline import GPUS, TASKS, TOKENS_PER_FORWARD, sizes_of, type_of_card
+
+START_SECONDS = 20 * 60  # a venv that has to be built, a model that has to be read, two waits for other jobs
+STEP_SECONDS = 30 * 60  # wall times are asked for in whole steps
+MEASURED_MARGIN = 1.5  # another configuration may need more forwards, another node may be slower
+# The lab's GSM8K on an rtx_6000 at k = 1 and threshold 0.9 took 2.4 h, 3.1 times what the card's data sheet allows.
+ROOFLINE_MARGIN = 4.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds of one GPU, for the questions alone. source: for people."""
+
+    seconds: float
+    margin: float
+    source: str
+
+    @property
+    def wall(self) -> float:
+        """Seconds to ask Slurm for."""
+        return math.ceil((START_SECONDS + self.margin * self.seconds) / STEP_SECONDS) * STEP_SECONDS
+
+
+def questions(run: Run) -> int | None:
+    size = run.task.size(run.limit)
+    return run.limit * run.task.subtasks if size is None and run.limit and run.task.subtasks else size
+
+
+def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
+    """gpu: a type of roofline.GPUS. None where neither a result nor the table tells a time."""
+    count = questions(run)
+    if count is None:
+        return None
+    found = list(_measured(request, run, gpu))
+    if found:
+        # the longest runs of the same threshold tell most; of those the slowest
+        same = [one for one in found if one[0]] or found
+        full = max(one[1] for one in same)
+        _, _, seconds, name = max(one for one in same if one[1] == full)
+        return Cost(seconds * count, MEASURED_MARGIN, f"as {name} measured")
+    task, sizes = next((task for task in TASKS if task.name == run.task.name), None), sizes_of(request)
+    cards = [card for card in GPUS if card.slurm == gpu]
+    if task is None or not task.prompt or sizes is None or not cards:
+        return None
+    threshold = next(known for known in sorted(TOKENS_PER_FORWARD) if run.arguments["threshold"] <= known)
+    fitting = [card for card in cards if sizes.fits(card)] or cards
+    seconds = sizes.task_seconds(fitting[0], replace(task, questions=count), threshold)
+    return Cost(seconds, ROOFLINE_MARGIN, "at best, by the roofline")
+
+
+def _measured(request: Request, run: Run, gpu: str) -> Iterator[tuple[bool, int, float, str]]:
+    """(same threshold, questions, seconds a question, name) of whatever is complete, of any experiment."""
+    for top in ("results", "artifacts"):
+        for folder in (run.task.name, f"{run.task.name}_limit_*"):
+            for path in (request.root / top).glob(f"*/{folder}/*/summary.json"):
+                content = read_json(path)[0] or {}
+                arguments, speed = as_object(content.get("model_args")), as_object(content.get("throughput"))
+                count = content.get("num_samples")
+                spent = [speed.get(name) for name in ("seconds_generating", "seconds_scoring")]
+                seconds = sum(value for value in spent if isinstance(value, (int, float)))
+                same = arguments.get("model_path") == request.model_or_default
+                if (
+                    same
+                    and type_of_card(str(content.get("gpu"))) == gpu
+                    and isinstance(count, int)
+                    and count
+                    and seconds
+                ):
+                    name = f"{path.parent.parent.name}/{path.parent.name}"
+                    yield arguments.get("threshold") == run.arguments["threshold"], count, seconds / count, name

@@ -1,0 +1,95 @@
+"""Which GPU a job asks for: what is refused and why, and the type that starts soonest."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from typing import Callable, Iterable, Mapping
+
+from fast_dllm.errors import UsageError
+from fast_dllm.runner.request import Request
+from fast_dllm.runner.roofline import GPUS, LEAST_CAPABILITY, TYPES, sizes_of
+from fast_dllm.runner.slurm import ask, lines_of
+
+SOONEST = "soonest"
+
+
+def check_gpu(request: Request, text: str) -> list[str]:
+    """The types that `--gpu` allows, in the table's order. Raises UsageError."""
+    if text.lower() == SOONEST:
+        return [one for one in TYPES if not why_not(request, one)]
+    wanted = [one.lower() for one in text.split(",")]
+    for one in wanted:
+        if one not in TYPES:
+            raise UsageError(f"--gpu: no type {one!r}; valid: {' '.join(TYPES)}, several by commas, or {SOONEST}")
+        reason = why_not(request, one)
+        if reason:
+            raise UsageError(f"--gpu {one}: {reason}")
+    return list(dict.fromkeys(wanted))
+
+
+def why_not(request: Request, gpu: str) -> str:
+    """Why the model cannot run on any card of a type, or ""."""
+    cards, sizes = [card for card in GPUS if card.slurm == gpu], sizes_of(request)
+    if all(card.capability < LEAST_CAPABILITY for card in cards):
+        major, minor = cards[0].capability
+        pinned = re.search(r"^torch==(\S+)", (request.code_root / "constraints.txt").read_text(), re.MULTILINE)
+        return f"the pinned torch {pinned[1] if pinned else ''} has no code for its capability {major}.{minor}"
+    if sizes and not any(sizes.fits(card) for card in cards):
+        largest = max(card.memory for card in cards)
+        return f"{sizes.total_bytes / 1e9:.1f} GB of weights do not fit into its {largest} GB"
+    return ""
+
+
+def choose_gpu(
+    request: Request, text: str, there: Iterable[str], settings: Callable[[str], Mapping[str, str]]
+) -> tuple[str, list[str]]:
+    """(a type, lines about the choice). One that the table's other results and jobs have goes before the first start:
+    a table is of one kind. settings: what sbatch is told for a type. Raises UsageError where none is to be had."""
+    wanted, there = check_gpu(request, text), sorted(set(there))
+    if len(wanted) == 1:
+        return wanted[0], []
+    if len(there) == 1 and there[0] in wanted:
+        return there[0], [f"GPU {there[0]}, as the table's other configurations have"]
+    if not shutil.which("sbatch"):
+        return wanted[0], [f"GPU {wanted[0]}: no sbatch here that could say which one starts soonest"]
+    starts, told = {}, []
+    for gpu in wanted:
+        start, reply = first_start(request, {**settings(gpu), "SBATCH_GRES": f"gpu:{gpu}:1"})
+        told.append(f"{gpu}: {reply}")
+        if start:
+            starts[gpu] = start
+    if not starts:
+        raise UsageError(f"--gpu {text}: Slurm would start none of them; {'; '.join(told)}")
+    best = min(starts, key=lambda gpu: (starts[gpu], wanted.index(gpu)))
+    return best, [f"GPU {best} starts soonest, at {starts[best]} ({'; '.join(told)})"]
+
+
+def first_start(request: Request, settings: Mapping[str, str]) -> tuple[str, str]:
+    """(when Slurm would start such a job, or ""; its reply). Nothing is submitted."""
+    script = str(request.code_root / "sbatch" / "_job.sh")
+    worked, reply = ask("sbatch", "--test-only", script, settings=settings)
+    found = re.search(r"to start at (\S+)", reply)
+    said = re.sub(r"sbatch: (error: )?|allocation failure: ", "", reply)
+    return (found[1], found[1]) if worked and found else ("", said or "no reply")
+
+
+def count_of(gres: str) -> int:
+    """GPUs of gpu:a100:2."""
+    found = re.search(r":(\d+)$", gres)
+    return int(found[1]) if found else 1
+
+
+def memory_for(gpu: str, asked: str) -> dict[str, str]:
+    """Less memory than the script's, where a node of this type has less for each of its GPUs."""
+    megabytes = int(asked.rstrip("G")) * 1024
+    if os.environ.get("SBATCH_MEM_PER_NODE"):
+        return {}
+    shares = []
+    for gres, memory in lines_of("sinfo", "--noheader", "--format=%G|%m") or ():
+        kinds = re.findall(r"gpu:([A-Za-z_]\w*):(\d+)", gres)
+        if gpu in (kind.lower() for kind, _ in kinds):
+            shares.append(int(memory.rstrip("+")) // sum(int(count) for _, count in kinds))
+    share = max(shares, default=megabytes)
+    return {"SBATCH_MEM_PER_NODE": str(share)} if share < megabytes else {}

@@ -1,0 +1,155 @@
+"""What the jobs of one submission ask Slurm for: account, QOS, GPU and a wall time that its QOS allows.
+
+A command line beats the environment (sbatch/cluster.env's lines included), which beats the lines of sbatch/_job.sh.
+What is decided here goes to sbatch as SBATCH_ variables, so that the job that continues one has them too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Iterable
+
+from fast_dllm.errors import UsageError
+from fast_dllm.runner import slurm
+from fast_dllm.runner.costs import cost_of
+from fast_dllm.runner.gpus import choose_gpu, count_of, memory_for
+from fast_dllm.runner.request import Request, Run
+from fast_dllm.runner.slurm import KNOWN_FROM, KNOWN_QOS, Association, Qos, as_hours, as_time, read_time
+
+WHERE = "SBATCH_ACCOUNT in sbatch/cluster.env"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """settings: variables for sbatch beside those that are set. wall: seconds of a job. qos: with its limits, as far as
+    they are known. gpu: its type, or "". told: what was decided, a line each."""
+
+    account: str
+    qos: Qos
+    gpu: str
+    gpus: int
+    wall: float
+    submitted: int | None
+    settings: dict[str, str] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+
+
+def script_option(request: Request, name: str) -> str:
+    """What the job's script itself asks for."""
+    text = (request.code_root / "sbatch" / "_job.sh").read_text(encoding="utf-8")
+    return re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)[1]
+
+
+def check_hours(text: str) -> float | None:
+    """Seconds; None for `auto`."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text, re.ASCII) or float(text) * 60 < 1:
+        raise UsageError(f"--hours must be a number of hours of at least a minute, or auto, not {text!r}")
+    return float(text) * 3600
+
+
+def decide(request: Request, runs: list[Run], options: argparse.Namespace, there: Iterable[str] = ()) -> Resources:
+    """For these runs, which are to be submitted. there: GPU types of the table's other results and jobs. Raises
+    UsageError for what Slurm would refuse, or would accept and never start."""
+    told: list[str] = []
+    settings: dict[str, str] = {}
+    name = os.environ.get("SBATCH_QOS") or script_option(request, "qos")
+    account = _account(name, told)
+    if account and not os.environ.get("SBATCH_ACCOUNT"):
+        settings["SBATCH_ACCOUNT"] = account.account
+    qos = _qos(name)
+    longest = min(qos.wall, account.wall if account else math.inf)
+    gres = os.environ.get("SBATCH_GRES") or script_option(request, "gres")
+
+    def wall_on(gpu: str) -> float:
+        return _wall(request, runs, options, gpu, name, longest)[0]
+
+    if options.gpu:
+        wanted = {**settings, "SBATCH_QOS": name}
+        gpu, lines = choose_gpu(request, options.gpu, there, lambda one: {**wanted, **_time(wall_on(one))})
+        told += lines
+        gres = settings["SBATCH_GRES"] = f"gpu:{gpu}:1"
+        settings.update(memory_for(gpu, script_option(request, "mem")))
+    gpu = slurm.gpu_type(gres)
+    wall, line = _wall(request, runs, options, gpu, name, longest)
+    told += [line] if line else []
+    if line or options.hours:
+        settings.update(_time(wall))
+    submitted = [one for one in (qos.submitted, account.submitted if account else None) if one is not None]
+    name = account.account if account else os.environ.get("SBATCH_ACCOUNT", "")
+    return Resources(name, qos, gpu, count_of(gres), wall, min(submitted, default=None), settings, tuple(told))
+
+
+def _time(wall: float) -> dict[str, str]:
+    return {"SBATCH_TIMELIMIT": as_time(wall)}
+
+
+# -- account and QOS ---------------------------------------------------------------------------------------------------
+def _account(qos: str, told: list[str]) -> Association | None:
+    """The one that is set, or the only one; None where Slurm does not say. Raises UsageError."""
+    given, found = os.environ.get("SBATCH_ACCOUNT"), slurm.associations()
+    if found is None:
+        return None
+    names = ", ".join(one.account for one in found)
+    if not found:
+        raise UsageError(f"Slurm knows no account of {slurm.user()}; its owner (a PI) has to add you")
+    if not given and len(found) > 1:
+        raise UsageError(f"no account is named; write one of yours as {WHERE}: {names}")
+    account = next((one for one in found if one.account == (given or one.account).lower()), None)
+    if account is None:
+        raise UsageError(f"account {given} is none of yours, which are {names} ({WHERE})")
+    if account.qos and qos not in account.qos:
+        raise UsageError(f"account {account.account} may not use QOS {qos}, only {', '.join(account.qos)} (SBATCH_QOS)")
+    if not given:
+        told.append(f"account {account.account}, the only one you have")
+    return account
+
+
+def _qos(name: str) -> Qos:
+    """With its limits: Slurm's, or those that are known of PACE. Raises UsageError where Slurm has no such QOS."""
+    found = slurm.all_qos()
+    for one in KNOWN_QOS if found is None else found:
+        if one.name == name:
+            return one
+    if found is not None:
+        raise UsageError(f"no QOS {name!r} here (SBATCH_QOS); there is: {', '.join(one.name for one in found)}")
+    return Qos(name)
+
+
+def source_of_limits() -> str:
+    return f" ({KNOWN_FROM}: sacctmgr does not answer)" if slurm.all_qos() is None else ""
+
+
+# -- wall time ---------------------------------------------------------------------------------------------------------
+def _wall(
+    request: Request, runs: list[Run], options: argparse.Namespace, gpu: str, qos: str, longest: float
+) -> tuple[float, str]:
+    """(seconds of a job's wall time, a line where that is not what the script or the user says). Raises UsageError."""
+    limit = f"{qos} ends jobs after {as_hours(longest)}{source_of_limits()}"
+    if options.hours == "auto":
+        costs = [cost_of(request, run, gpu) for run in runs]
+        known = [cost.wall for cost in costs if cost]
+        if len(known) < len(costs):
+            what = f"{runs[0].task.name} with {request.model_or_default} on {gpu or 'this GPU'}"
+            raise UsageError(f"--hours auto: nothing here tells how long {what} takes; --hours H")
+        wall = min(max(known), longest)
+        return wall, f"{as_hours(wall)} of wall time asked" + (f": {limit}" if wall < max(known) else "")
+    given = os.environ.get("SBATCH_TIMELIMIT")
+    if options.hours:
+        wall, said = check_hours(options.hours) or 0.0, f"--hours {options.hours}"
+    elif given:
+        wall, said = read_time(given), f"SBATCH_TIMELIMIT={given}"
+        if wall is None:
+            raise UsageError(f"SBATCH_TIMELIMIT={given} is no time for Slurm; it takes H:MM:SS, minutes or days-hours")
+    else:
+        wall, said = read_time(script_option(request, "time")) or 0.0, ""
+    if wall <= longest:
+        return wall, ""
+    if said:
+        raise UsageError(f"{said} does not fit, such a job never starts: {limit}; --hours {longest / 3600:g}")
+    return longest, f"{limit}; {as_hours(longest)} asked, not {as_hours(wall)}"

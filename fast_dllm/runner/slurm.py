@@ -1,0 +1,215 @@
+"""What Slurm says: jobs, the limits of a QOS, a user's accounts. Each question is asked once a command."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, Mapping
+
+SECONDS = 30  # that Slurm is waited for
+
+
+def ask(*command: str, settings: Mapping[str, str] | None = None) -> tuple[bool, str]:
+    """(whether it worked, what it said), of one of Slurm's programs. settings: SBATCH_ variables for sbatch, which
+    would take a surrounding job's SLURM_ variables for settings too; both of its streams are what it said."""
+    environment = None
+    if settings is not None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
+        environment = {**kept, **settings}
+    try:
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {SECONDS} s"
+    except OSError as error:
+        return False, str(error)
+    out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
+    if done.returncode == 0 and settings is None:
+        return True, out
+    return done.returncode == 0, " ".join((err + out).split())
+
+
+def lines_of(*command: str) -> list[list[str]] | None:
+    """The answer's lines, split at their bars; None where the program is missing or fails."""
+    if not shutil.which(command[0]):
+        return None
+    worked, text = ask(*command)
+    return [line.split("|") for line in text.splitlines() if line.strip()] if worked else None
+
+
+def user() -> str:
+    """As Slurm sees it: by number."""
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+# -- times -------------------------------------------------------------------------------------------------------------
+def read_time(text: str) -> float | None:
+    """Seconds of Slurm's M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; infinity where there is no limit; None for no time."""
+    if text.upper() in ("", "UNLIMITED", "INFINITE", "NONE"):
+        return math.inf
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text, re.ASCII)
+    if not found:
+        return None
+    days, *parts = found.groups()
+    first, second, third = (int(part) if part else 0 for part in parts)
+    if days is not None:
+        return int(days) * 86400.0 + first * 3600 + second * 60 + third
+    if parts[2] is not None:
+        return first * 3600.0 + second * 60 + third
+    return first * 60.0 + second
+
+
+def as_time(seconds: float) -> str:
+    """For sbatch."""
+    whole = int(seconds)
+    return f"{whole // 3600:02d}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+
+
+def as_hours(seconds: float) -> str:
+    """For people: "8 h", "3 days", "50 min"."""
+    if seconds >= 86400 and seconds % 86400 == 0:
+        return f"{seconds / 86400:.0f} day{'s' * (seconds > 86400)}"
+    return f"{seconds / 3600:.3g} h" if seconds >= 5400 or seconds % 3600 == 0 else f"{seconds / 60:.0f} min"
+
+
+# -- limits and accounts -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Qos:
+    """wall: seconds that a job may last. submitted: jobs of a user, queued and running; None: no such limit."""
+
+    name: str
+    wall: float = math.inf
+    submitted: int | None = None
+
+
+# Of PACE, where Slurm does not say: docs/reference/pace-cluster.md.
+KNOWN_QOS = (Qos("inferno", 3 * 86400, 500), Qos("embers", 8 * 3600, 50))
+KNOWN_FROM = "as of 2026-07-16, docs/reference/pace-cluster.md"
+
+
+@dataclass(frozen=True)
+class Association:
+    """An account that this user may name, with the QOS that it allows and its own limits; () where Slurm names none."""
+
+    account: str
+    qos: tuple[str, ...]
+    wall: float = math.inf
+    submitted: int | None = None
+
+
+@functools.lru_cache(maxsize=None)
+def all_qos() -> tuple[Qos, ...] | None:
+    lines = lines_of("sacctmgr", "-nP", "show", "qos", "format=Name,MaxWall,MaxSubmitPU")
+    if lines is None:
+        return None
+    return tuple(Qos(line[0], _limit(line[1]), _count(line[2])) for line in lines if len(line) == 3)
+
+
+@functools.lru_cache(maxsize=None)
+def associations() -> tuple[Association, ...] | None:
+    """This user's; one entry an account."""
+    words = ("sacctmgr", "-nP", "show", "assoc", f"user={user()}", "format=Account,QOS,MaxWall,MaxSubmit")
+    lines = lines_of(*words)
+    if lines is None:
+        return None
+    found = {}
+    for line in lines:
+        if len(line) == 4:  # an account on several clusters or partitions stands there more than once
+            names = tuple(name for name in line[1].split(",") if name)
+            found.setdefault(line[0], Association(line[0], names, _limit(line[2]), _count(line[3])))
+    return tuple(found.values())
+
+
+def _limit(text: str) -> float:
+    seconds = read_time(text)
+    return math.inf if seconds is None else seconds
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Job:
+    """left, limit: seconds of its wall time. gpu: the type that it asked for, or ""."""
+
+    job_id: str
+    state: str
+    reason: str
+    left: float = math.inf
+    limit: float = math.inf
+    gpu: str = ""
+    name: str = ""
+    folder: str = ""
+
+
+_JOB_FORMAT = "%i|%T|%r|%L|%l|%b|%j|%Z"
+
+
+def _job(line: str) -> Job | None:
+    fields = line.split("|", 7)
+    if len(fields) != 8:
+        return None
+    job_id, state, reason, left, limit, gres, name, folder = fields
+    return Job(job_id, state, reason, _limit(left), _limit(limit), gpu_type(gres), name, folder)
+
+
+def gpu_type(gres: str) -> str:
+    """Of gres/gpu:a100:1 or gpu:a100:1; "" where none is named."""
+    found = re.search(r"gpu[:/]([A-Za-z_]\w*)", gres)
+    return found[1].lower() if found else ""
+
+
+def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, Job], str]:
+    """(job by its name, why the queue cannot be known or ""). A running job hides the one that waits to continue it.
+    Jobs of other folders with the same names are not this project's."""
+    if not shutil.which("squeue"):
+        return {}, ""
+    worked, text = ask("squeue", "--noheader", f"--name={','.join(names)}", f"--format={_JOB_FORMAT}")
+    if not worked:
+        return {}, text or "it said nothing"
+    queued: dict[str, Job] = {}
+    for job in map(_job, text.splitlines()):
+        if job and job.folder == str(root) and (job.name not in queued or job.state != "PENDING"):
+            queued[job.name] = job
+    return queued, ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One job of this user, each of an array for itself. waits: for another job to end."""
+
+    account: str
+    qos: str
+    pending: bool
+    waits: bool
+    folder: str
+
+
+def own_jobs() -> list[Place] | None:
+    """All of this user, whatever they are; None where squeue does not say."""
+    command = ("squeue", "--noheader", "--array", f"--user={user()}", "--format=%a|%q|%T|%r|%Z")
+    worked, text = ask(*command)
+    if not worked:
+        return None
+    fields = [line.split("|", 4) for line in text.splitlines()]
+    return [
+        Place(account, qos, state == "PENDING", reason.startswith("Dependency"), folder)
+        for account, qos, state, reason, folder in (line for line in fields if len(line) == 5)
+    ]
+
+
+def read_ended(job_ids: list[str]) -> dict[str, str]:
+    """job -> "state|exit code", of jobs that are gone and left no record."""
+    if not job_ids or not shutil.which("sacct"):
+        return {}
+    worked, text = ask("sacct", "-X", "-n", "-P", "-j", ",".join(job_ids), "-o", "JobIDRaw,State,ExitCode")
+    lines = (line.split("|", 1) for line in text.splitlines() if "|" in line) if worked else ()
+    return {job_id: state for job_id, state in lines if job_id}
