@@ -268,7 +268,7 @@ def check_disk(situation: Situation) -> Iterator[Finding]:
     }
     for name, path in places.items():
         if path.is_symlink() and not path.exists():
-            target = os.readlink(path)  # noqa: PTH115 (Path.readlink is of Python 3.9)
+            target = os.readlink(path)
             yield Finding("fail", f"{name}: {path} leads to {target}, which is gone; mkdir -p {target}")
             continue
         folder = existing(path)

@@ -52,7 +52,7 @@ def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
     cards = [card for card in GPUS if card.slurm == gpu]
     if task is None or not task.prompt or sizes is None or not cards:
         return None
-    threshold = next(known for known in sorted(TOKENS_PER_FORWARD) if run.arguments["threshold"] <= known)
+    threshold = next(known for known in sorted(TOKENS_PER_FORWARD) if float(str(run.arguments["threshold"])) <= known)
     fitting = [card for card in cards if sizes.fits(card)] or cards
     seconds = sizes.task_seconds(fitting[0], replace(task, questions=count), threshold)
     return Cost(seconds, ROOFLINE_MARGIN, "at best, by the roofline")

@@ -41,7 +41,9 @@ class Resources:
 def script_option(request: Request, name: str) -> str:
     """What the job's script itself asks for."""
     text = (request.code_root / "sbatch" / "_job.sh").read_text(encoding="utf-8")
-    return re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)[1]
+    found = re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)
+    assert found, f"sbatch/_job.sh names no --{name}"
+    return found[1]
 
 
 def check_hours(text: str) -> float | None:
@@ -143,9 +145,10 @@ def _wall(
     if options.hours:
         wall, said = check_hours(options.hours) or 0.0, f"--hours {options.hours}"
     elif given:
-        wall, said = read_time(given), f"SBATCH_TIMELIMIT={given}"
-        if wall is None:
-            raise UsageError(f"SBATCH_TIMELIMIT={given} is no time for Slurm; it takes H:MM:SS, minutes or days-hours")
+        seconds, said = read_time(given), f"SBATCH_TIMELIMIT={given}"
+        if seconds is None:
+            raise UsageError(f"{said} is no time for Slurm; it takes H:MM:SS, minutes or days-hours")
+        wall = seconds
     else:
         wall, said = read_time(script_option(request, "time")) or 0.0, ""
     if wall <= longest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 from fast_dllm.runner.defaults import DEFAULT_MODEL
 from fast_dllm.runner.files import read_json
@@ -91,10 +92,10 @@ class Sizes:
 
     layers: int
     table: int
-    config: object  # with the fields of a config.json
+    config: Any  # with the fields of a config.json
 
     @classmethod
-    def of(cls, config: object) -> Sizes:
+    def of(cls, config: Any) -> Sizes:
         C, kv = config.hidden_size, config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
         attention = 2 * C * C + 2 * C * kv + C + 2 * kv  # q, o; k, v; the three biases
         layer = attention + 3 * C * config.intermediate_size + 2 * C  # MLP, two norms

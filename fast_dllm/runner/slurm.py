@@ -118,7 +118,7 @@ def associations() -> tuple[Association, ...] | None:
     lines = lines_of(*words)
     if lines is None:
         return None
-    found = {}
+    found: dict[str, Association] = {}
     for line in lines:
         if len(line) == 4:  # an account on several clusters or partitions stands there more than once
             names = tuple(name for name in line[1].split(",") if name)
