@@ -189,15 +189,19 @@ class Answer:
         self.tokens += [self.options.mask_id] * (end - len(self.tokens))
 
     def count(self, kind: str, layers: float, row_layers: float) -> None:
-        """Add one forward to the answer's cost; the engine does, as it runs it."""
+        """Add one forward that runs layers to the answer's cost; the engine does, as it runs it."""
         self.forwards[kind] += 1
-        if FORWARD_KINDS[kind].runs_layers:
-            self.layer_forwards[kind] = self.layer_forwards.get(kind, 0) + layers
-            self.row_layer_forwards[kind] = self.row_layer_forwards.get(kind, 0) + row_layers
+        self.layer_forwards[kind] = self.layer_forwards.get(kind, 0) + layers
+        self.row_layer_forwards[kind] = self.row_layer_forwards.get(kind, 0) + row_layers
 
     def fill(self, prediction: Prediction, start: int, end: int, filled: Mapping[int, int]) -> DenoisingEvent:
         """Put the prediction's tokens in place, {absolute position: index into the prediction}; the answer ends here if
-        it can. start, end: what the event is about."""
+        it can. start, end: what the event is about.
+
+        A re-read counts here: it costs nothing, so one that a policy looks at and does not follow is no step.
+        """
+        if not FORWARD_KINDS[prediction.kind].runs_layers:
+            self.forwards[prediction.kind] += 1
         tokens = [prediction.tokens[index] for index in filled.values()]
         if self.options.mask_id in tokens:  # which is never a candidate
             raise ValueError(f"nothing predicts the first position of a window, and {list(filled)} would fill it")

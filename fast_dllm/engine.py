@@ -320,11 +320,11 @@ class Engine:
     def _result(
         self, sequence: _Sequence, forward: Forward, tokens: list[int], confidences: list[float], read: bool = False
     ) -> Prediction:
-        """The prediction, and its forward added to the sequence's cost."""
+        """The prediction, and its forward added to the answer's cost. A re-read has none, `Answer.fill` counts it."""
         kind, at_rest = forward.kind, range(0)
         if kind == "reused":
-            at_rest = range(self.num_layers)
-        elif read and forward.reuse is not None:
+            return Prediction(kind, tokens, confidences, range(self.num_layers))
+        if read and forward.reuse is not None:
             kind, at_rest = "partial", forward.reuse.layers
         at_mlp = forward.reuse is not None and forward.reuse.part == "mlp"
         layers = self.num_layers - len(at_rest) * (self._mlp_share if at_mlp else 1.0)
