@@ -77,13 +77,16 @@ class Reuse:
     read: the stored values stand in for the layers, whose keys and values stay as last computed; else the layers run
     and what they give is stored. decide: taken in mid-forward, once the layers before the range have run, and in the
     place of `read`: given the drift, mean |h - stored| / mean |stored| over the rows to be read, where h enters the
-    range now and stored entered it when it last ran; True reads.
+    range now and stored entered it when it last ran; True reads. order: 0, what was stored last stands in; 1, the
+    straight line through the last two stores of this block, `ahead` times their distance beyond the last (TaylorSeer).
     """
 
     layers: range
     part: str
     read: bool = False
     decide: Callable[[float], bool] | None = None
+    order: int = 0
+    ahead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -167,10 +170,13 @@ Policy = Generator[Forward | DenoisingEvent, Prediction, None]
 
 
 class Answer:
-    """A prompt and the answer growing behind it; positions are absolute, `limit` is the first one out of reach."""
+    """A prompt and the answer growing behind it; positions are absolute, `limit` is the first one out of reach.
 
-    def __init__(self, row: int, prompt: list[int], options: Options):
-        self.row, self.options = row, options
+    num_layers: of the model that answers.
+    """
+
+    def __init__(self, row: int, prompt: list[int], options: Options, num_layers: int):
+        self.row, self.options, self.num_layers = row, options, num_layers
         self.tokens = list(prompt)
         self.num_prompt = self.num_settled = len(prompt)  # every position before num_settled is known
         self.limit = (len(prompt) // options.block_size + options.max_new_tokens // options.block_size) * (

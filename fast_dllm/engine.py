@@ -8,7 +8,7 @@ policy decides in mid-forward whether layers run.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +33,7 @@ from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.sampling import predict
 
 DecodeOne = Callable[[Answer, Options], Policy]
-Store = tuple[range, str]  # the layers of a LayerStore, and what of them it holds
+Store = tuple[range, str, int]  # the layers of a LayerStore, what of them it holds, and its order
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class _Sequence:
     kept: range = range(0)  # the positions of the block that can be read again
     kept_predictions: tuple[list[int], list[float]] = ([], [])  # greedy: what they predict
     kept_logits: Tensor | None = None  # sampled: (positions, V), each reading draws anew
-    stored: dict[Store, set[int]] = field(default_factory=dict)  # rows of this block that a LayerStore holds
+    stored: dict[Store, Counter[int]] = field(
+        default_factory=dict
+    )  # how often a LayerStore has got a row of this block
 
     def asked(self) -> Forward:
         assert self.waiting is not None, "a sequence that asks for nothing is in no group"
@@ -99,7 +101,7 @@ class Engine:
         if not queue:
             return
         num_rows = min(self.num_rows or len(queue), len(queue))
-        longest = max(Answer(index, request.prompt, self.options).limit for index, request in queue)
+        longest = max(Answer(index, request.prompt, self.options, self.num_layers).limit for index, request in queue)
         self._cache = self.model.new_cache(num_rows, longest, self.options.block_size)
         self._stores: dict[Store, LayerStore] = {}
         free, active = list(range(num_rows)), dict[int, _Sequence]()
@@ -118,7 +120,7 @@ class Engine:
                         free.append(active.pop(sequence.slot).slot)
 
     def _admit(self, index: int, request: Request, slot: int) -> _Sequence:
-        answer = Answer(index, request.prompt, self.options)
+        answer = Answer(index, request.prompt, self.options, self.num_layers)
         self._cache.lengths[slot] = 0
         return _Sequence(answer, self.decode_one(answer, self.options), request.generator, slot)
 
@@ -159,10 +161,12 @@ class Engine:
             raise ValueError(f"positions {item.wanted} are wanted, but only {held} are kept")
         if item.kind == "reused" or item.reuse is None:
             return
-        reuse, held_rows = item.reuse, sequence.stored.get(_store_key(item.reuse), set())
+        reuse, times = item.reuse, sequence.stored.get(_store_key(item.reuse), Counter())
         rows = range(item.offset, item.offset + len(item.token_ids))
-        if (reuse.read or reuse.decide) and not held_rows.issuperset(rows):
-            raise ValueError(f"block rows {rows} are read from layers {reuse.layers} before all of them were stored")
+        needed = 2 if reuse.order and reuse.ahead else 1
+        if (reuse.read or reuse.decide) and any(times[row] < needed for row in rows):
+            often = "stored" if needed == 1 else "stored twice"
+            raise ValueError(f"block rows {rows} are read from layers {reuse.layers} before all of them were {often}")
 
     def _is_drawn(self, forward: Forward) -> bool:
         """Whether its tokens are sampled. The first token of a block is greedy at any temperature."""
@@ -219,6 +223,10 @@ class Engine:
         reuse = forwards[0].reuse
         if reuse is not None:
             store = self._store(reuse)
+            if reuse.order:
+                ahead = [forward.reuse.ahead if forward.reuse else 0.0 for forward in forwards]
+                device, dtype = store.ahead.device, store.ahead.dtype
+                store.ahead[_index(slots, store.ahead)] = torch.tensor(ahead, dtype=dtype).to(device, non_blocking=True)
 
         def choose(entering: Tensor, inputs: BlockInputs) -> list[bool]:
             asks = [forward.reuse for forward in forwards if forward.reuse is not None]
@@ -239,7 +247,7 @@ class Engine:
             for sequence, forward, was_read in zip(group, forwards, reads, strict=True):
                 if not was_read:
                     rows = range(forward.offset, forward.offset + len(forward.token_ids))
-                    sequence.stored.setdefault(_store_key(reuse), set()).update(rows)
+                    sequence.stored.setdefault(_store_key(reuse), Counter()).update(rows)
         return logits, reads
 
     def _wanted_rows(self, forwards: list[Forward], inputs: BlockInputs) -> Tensor:
@@ -257,7 +265,7 @@ class Engine:
                 raise ValueError(f"layers {reuse.layers} are not within the model's {self.num_layers}")
             like = self.model.model.embed_tokens.weight
             rows, size = self._cache.batch_size, self.options.block_size
-            self._stores[key] = LayerStore(reuse.layers, reuse.part, rows, size, like)
+            self._stores[key] = LayerStore(reuse.layers, reuse.part, rows, size, like, reuse.order)
         return self._stores[key]
 
     def _predict(
@@ -340,7 +348,7 @@ class Engine:
 
 
 def _store_key(reuse: Reuse) -> Store:
-    return reuse.layers, reuse.part
+    return reuse.layers, reuse.part, reuse.order
 
 
 def _within(positions: range, held: range) -> slice:

@@ -16,6 +16,7 @@ PARTS = {
     "residual": "what the range added, its output less its input; it is added to what enters the range today",
     "mlp": "what each layer's MLP added; the attention of every layer runs, its keys and values stay fresh",
 }
+ORDERS = (0, 1)
 
 
 class LayerStore:
@@ -24,10 +25,13 @@ class LayerStore:
     values: (1, B, block_size, C), or (num layers, B, block_size, C) for "mlp". What a contiguous range added is the sum
     of what its layers added, so one value a row is enough for the whole range. inputs: (B, block_size, C), what entered
     the range. One place for each row of the block, so that a row can never be read from another sub-block's store.
+    order 1 keeps the values before those too, `before`, and gives their straight line `ahead` (B,) times their distance
+    beyond the last.
     """
 
-    def __init__(self, layers: range, part: str, batch_size: int, block_size: int, like: Tensor):
+    def __init__(self, layers: range, part: str, batch_size: int, block_size: int, like: Tensor, order: int = 0):
         """`like` (..., C) gives size, dtype and device of a row."""
+        check_names("order", order, ORDERS)
         if part not in PARTS:
             raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}")
         if layers.step != 1 or not layers:
@@ -36,6 +40,8 @@ class LayerStore:
         depth = len(layers) if part == "mlp" else 1
         self.values = like.new_zeros(depth, batch_size, block_size, like.shape[-1])
         self.inputs = like.new_zeros(batch_size, block_size, like.shape[-1])
+        self.before = self.values.clone() if order else None
+        self.ahead = like.new_zeros(batch_size)
 
     def store(self, entered: Tensor, left: Tensor, rows: Tensor, block_rows: Tensor) -> None:
         """Keep what entered and left the range (B, T, C) of cache rows `rows` (B, 1) at block rows `block_rows` (B, T).
@@ -44,19 +50,30 @@ class LayerStore:
         """
         self.inputs[rows, block_rows] = entered
         if self.part != "mlp":
-            self.values[0, rows, block_rows] = left if self.part == "output" else left - entered
+            self._keep(0, left if self.part == "output" else left - entered, rows, block_rows)
 
     def store_mlp(self, layer: int, added: Tensor, rows: Tensor, block_rows: Tensor) -> None:
-        self.values[layer - self.layers.start, rows, block_rows] = added
+        self._keep(layer - self.layers.start, added, rows, block_rows)
+
+    def _keep(self, depth: int, value: Tensor, rows: Tensor, block_rows: Tensor) -> None:
+        if self.before is not None:
+            self.before[depth, rows, block_rows] = self.values[depth, rows, block_rows]
+        self.values[depth, rows, block_rows] = value
+
+    def _forecast(self, depth: int, rows: Tensor, block_rows: Tensor) -> Tensor:
+        last = self.values[depth, rows, block_rows]
+        if self.before is None:
+            return last
+        return last + self.ahead[rows].unsqueeze(-1) * (last - self.before[depth, rows, block_rows])
 
     def stand_in(self, entered: Tensor, rows: Tensor, block_rows: Tensor) -> Tensor:
         """What leaves the range (B, T, C) when it does not run ("output", "residual")."""
-        stored = self.values[0, rows, block_rows]
+        stored = self._forecast(0, rows, block_rows)
         return stored if self.part == "output" else entered + stored
 
     def mlp(self, layer: int, rows: Tensor, block_rows: Tensor) -> Tensor:
-        """What the MLP of `layer` added to these rows when it last ran, (B, T, C)."""
-        return self.values[layer - self.layers.start, rows, block_rows]
+        """What stands in for what the MLP of `layer` adds to these rows, (B, T, C)."""
+        return self._forecast(layer - self.layers.start, rows, block_rows)
 
     def drift(self, entering: Tensor, rows: Tensor, block_rows: Tensor, read: Tensor) -> Tensor:
         """mean |h - stored| / mean |stored| over the rows `read` (B, R) of T, for each sequence: (B,) in float32.
