@@ -19,8 +19,6 @@ WORKFLOW = ROOT / ".github" / "workflows" / "tests.yml"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 FOLDERS = "sbatch|tests|benchmarks|docs|fast_dllm|experiments|tasks|training|models"
 PATH = re.compile(rf"(?:^|[\s`(])((?:{FOLDERS})/[\w./-]+)")
-    r"(?:^|[\s`(])((?:sbatch|tests|benchmarks|docs|fast_dllm|experiments|tasks|training|models)/[\w./-]+)"
-)
 PLACEHOLDERS = {"experiments/03_idea", "experiments/03_idea/matrix.json"}
 
 
