@@ -1,0 +1,169 @@
+"""Re-reading by confidence, and windows that carry rows: against plain forms of the rules, without the engine."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fast_dllm import experiments
+from fast_dllm.decoding import Forward
+from fast_dllm.engine import Engine, Request
+from fast_dllm.sampling import predict
+
+MASK, STOP, SIZE, SUB = 319, 2, 32, 8
+COMMON = {"mask_id": MASK, "stop_token": STOP, "max_new_tokens": 32}
+ADAPTIVE, CARRY = experiments.load("01_adaptive_skip"), experiments.load("03_carry_rows")
+
+
+def prompt(length: int, seed: int = 7) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(3, 318) for _ in range(length)]
+
+
+@dataclass
+class Literal:
+    """What one block of one sequence got. `steps`: for each step, the rows that ran (none: a re-read)."""
+
+    tokens: list[int]
+    steps: list[range]
+
+
+def literal(model, ids: list[int], threshold: float, bar: float, most: int, carry: bool | None) -> Literal:
+    """carry None: every computing step runs the whole block; else windows as 03_carry_rows says them."""
+    first = len(ids) // SIZE * SIZE
+    cache = model.new_cache(1, first + SIZE)
+    if first:
+        model.prefill(cache, [0], [ids[:first]])
+    tokens = ids[first:] + [MASK] * (first + SIZE - len(ids))
+    as_run = [None] * SIZE  # every row's token when it last ran
+    found, shared, reach = Literal([], []), most, 0
+    confidences: dict[int, float] = {}
+    best_tokens: dict[int, int] = {}
+    while MASK in tokens:
+        start = tokens.index(MASK) // SUB * SUB
+        masked = [row for row in range(start, start + SUB) if tokens[row] == MASK]
+        chosen: list[int] = []
+        if shared < most and start + SUB <= reach and bar < 1:
+            chosen = [row for row in masked if confidences[row] > bar]
+            shared += 1
+        if chosen:
+            found.steps.append(range(0))
+        else:
+            window = range(SIZE)
+            if carry is not None and as_run[0] is not None:
+                stale = [row for row in range(SIZE) if as_run[row] != tokens[row]]
+                begin = start - SUB if tokens[start] == MASK else start
+                begin = min([begin] + [row // SUB * SUB for row in stale]) if carry else begin
+                if carry or tokens[start] != MASK:
+                    window = range(begin, min(start + SUB * (2 if bar < 1 else 1), SIZE))
+            for row in window:
+                as_run[row] = tokens[row]
+            read = [max(row - 1, window.start) - window.start for row in window]
+            logits = model.run_block(cache, [0], [[tokens[row] for row in window]], [window.start], [read])
+            candidates, given = predict(logits, MASK)
+            confidences = dict(zip(window, given[0].tolist(), strict=True))
+            best_tokens = dict(zip(window, candidates[0].tolist(), strict=True))
+            best = max(masked, key=lambda row: confidences[row])
+            chosen = [row for row in masked if row == best or confidences[row] > threshold]
+            shared, reach = 1, window.stop
+            found.steps.append(window)
+        for row in chosen:
+            tokens[row] = best_tokens[row]
+        if STOP in tokens and MASK not in tokens[: tokens.index(STOP)]:
+            break
+    found.tokens = tokens[len(ids) - first :]
+    if STOP in found.tokens:
+        found.tokens = found.tokens[: found.tokens.index(STOP) + 1]
+    return found
+
+
+def windows_of(experiment, model, ids: list[int], **knobs) -> tuple[list[int], list[range]]:
+    """New tokens, and for each denoising step that unmasked something the rows that it ran."""
+    steps: list[range] = []
+
+    def watched(answer, options):
+        policy = experiment.decode_one(answer, options)
+        item, window = next(policy), None
+        while True:
+            if isinstance(item, Forward):
+                window = range(item.offset, item.offset + len(item.token_ids)) if item.kind != "prefill" else None
+                sent = yield item
+            else:
+                if window is not None:
+                    steps.append(window)
+                sent = yield item
+            try:
+                item = policy.send(sent)
+            except StopIteration:
+                return
+
+    options = experiment.options_type(**COMMON, **knobs)
+    events = list(Engine(model, watched, options).run([Request(ids)]))
+    return events[-1].generation.tokens, steps
+
+
+@pytest.mark.parametrize("length", [20, 35, 41])
+@pytest.mark.parametrize(("bar", "cap"), [(0.3, None), (0.6, None), (0.6, 2), (0.3, 3), (0.9, 1)])
+def test_re_reading_by_confidence_is_the_rule_of_its_readme(tiny36, length, bar, cap):
+    ids = prompt(length)
+    with torch.inference_mode():
+        expected = literal(tiny36, ids, 0.6, bar, cap or SIZE, None)
+    got = windows_of(ADAPTIVE, tiny36, ids, threshold=0.6, reread_above=bar, reuse_k=cap)
+    assert got == (expected.tokens, expected.steps)
+    assert (range(0) in expected.steps) == (cap != 1), "with another prompt re-reading shows"
+
+
+def test_a_re_read_goes_on_into_the_next_sub_block(tiny36):
+    events = list(ADAPTIVE.denoise(tiny36, [prompt(35)], **COMMON, threshold=0.6, reread_above=0.3))
+    steps = [event for event in events if event.kind in ("full", "reused")]
+    crossed = [b for a, b in zip(steps, steps[1:], strict=False) if b.kind == "reused" and b.start > a.start]
+    assert crossed
+    assert all(confidence > 0.3 for event in steps if event.kind == "reused" for confidence in event.confidences)
+
+
+@pytest.mark.parametrize("length", [20, 35, 41])
+@pytest.mark.parametrize(("carry", "bar"), [(True, 1.0), (True, 0.5), (False, 1.0), (False, 0.5)])
+def test_windows_are_the_rule_of_their_readme(tiny36, length, carry, bar):
+    ids = prompt(length, seed=8)
+    with torch.inference_mode():
+        expected = literal(tiny36, ids, 0.6, bar, SIZE, carry)
+    got = windows_of(CARRY, tiny36, ids, threshold=0.6, reread_above=bar, carry=carry)
+    assert got == (expected.tokens, expected.steps)
+
+
+@pytest.mark.parametrize("bar", [1.0, 0.5])
+def test_only_a_blocks_first_forward_is_full_where_rows_are_carried(tiny36, bar):
+    batch = [prompt(20), prompt(35, seed=8), prompt(41)]
+    settings = COMMON | {"threshold": 0.6, "reread_above": bar}
+    got = CARRY.generate(tiny36, batch, carry=True, **settings)
+    rows = CARRY.generate(tiny36, batch, **settings)
+    assert [each.forwards["full"] for each in got] == [1, 1, 1]
+    assert sum(each.forwards["full"] for each in rows) > 3
+    assert sum(each.forwards["sub"] for each in got) > 0
+
+
+def test_with_the_whole_block_it_is_adaptive_skip(tiny36):
+    settings = COMMON | {"threshold": 0.6, "reread_above": 0.5}
+    assert CARRY.generate(tiny36, [prompt(35)], refresh="block", **settings) == ADAPTIVE.generate(
+        tiny36, [prompt(35)], **settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("experiment", "knobs", "message"),
+    [
+        (ADAPTIVE, {"reread_above": 1.5}, "reread_above must be a probability from 0 to 1, not 1.5"),
+        (ADAPTIVE, {"reuse_k": 0}, r"reuse_k must be None \(no cap\) or a whole number of at least 1, not 0"),
+        (ADAPTIVE, {"reuse_k": True}, "reuse_k must be None"),
+        (CARRY, {"reread_above": -0.5}, "reread_above must be a probability from 0 to 1, not -0.5"),
+        (CARRY, {"refresh": "all"}, "refresh must be one of rows, block, not 'all'"),
+        (CARRY, {"carry": True, "refresh": "block"}, "carry needs refresh rows and the block cache"),
+        (CARRY, {"carry": True, "use_block_cache": False}, "carry needs refresh rows and the block cache"),
+    ],
+)
+def test_bad_knobs_are_refused_before_anything_runs(tiny36, experiment, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.denoise(tiny36, [], **COMMON, **knobs)
