@@ -35,7 +35,7 @@ from fast_dllm.checks import (
     missing_model_files,
     read_situation,
 )
-from fast_dllm.cluster import check_purge, check_quota, check_slurm, gpu_of_jobs
+from fast_dllm.cluster import check_account, check_purge, check_quota, check_slurm, gpu_of_jobs, keep
 from fast_dllm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def check_sentences(situation: Situation) -> Iterator[Finding]:
 
 THOROUGH_CHECKS = (
     check_python, check_gpu, check_venv, check_model, check_data_sets, check_sentences, check_disk, check_quota,
-    check_slurm, check_purge,
+    check_account, check_slurm, check_purge,
 )  # fmt: skip
 
 
@@ -276,6 +276,7 @@ def main() -> None:
     parser.add_argument("--task", default="gsm8k", metavar="T[,T]", help="tasks to be evaluated (default gsm8k)")
     parser.add_argument("--model", default="", help="tiny, a folder or a hub id (default: the published 7B)")
     parser.add_argument("--quick", action="store_true", help="only what needs no network and no packages")
+    parser.add_argument("--keep", action="store_true", help="touch the files of model, data and venv against a purge")
     try:
         arguments = parser.parse_args()
         situation = read_situation(arguments.task.split(","), arguments.model)
@@ -284,7 +285,8 @@ def main() -> None:
         sys.exit(2)
     os.environ.update(situation.environment)  # cluster.env's, before a library reads them
     failed = False
-    for finding in (quick_findings if arguments.quick else thorough_findings)(situation):
+    look = keep if arguments.keep else quick_findings if arguments.quick else thorough_findings
+    for finding in look(situation):
         print(f"{finding.level:4} {finding.text}", flush=True)
         failed = failed or finding.level == "fail"
     sys.exit(failed)

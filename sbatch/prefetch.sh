@@ -5,12 +5,13 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
 parse_options() {
-  REQUEST=(--code_tasks --several)
+  REQUEST=(--code_tasks --several) KEEP=0 LOOK=()
   while (($#)); do
     case $1 in
-      --task | --model) need_value "$1" $#; REQUEST+=("$1=$2"); shift ;;
+      --task | --model) need_value "$1" $#; REQUEST+=("$1=$2") LOOK+=("$1" "$2"); shift ;;
+      --keep) KEEP=1 ;;
       -h | --help) runner help; exit ;;
-      *) die "unknown option $(shown "$1"); valid: --task --model --help" ;;
+      *) die "unknown option $(shown "$1"); valid: --task --model --keep --help" ;;
     esac
     shift
   done
@@ -20,6 +21,10 @@ parse_options() {
 main() {
   cd -- "$PROJECT_ROOT"
   parse_options "$@"
+  if ((KEEP)); then
+    find_python
+    exec "$RUNNER_PYTHON" -m fast_dllm.doctor --keep ${LOOK[@]+"${LOOK[@]}"}
+  fi
   load_cluster_settings # the cache may be named there
   runner space "${REQUEST[@]}"
   venv_activate || exit 1

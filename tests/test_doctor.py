@@ -21,8 +21,9 @@ import torch
 from script_project import ROOT, Project, pretend_model, system_tools
 
 from fast_dllm import checks, cluster, doctor
-from fast_dllm.checks import DataSet, Situation, place_of_data
+from fast_dllm.checks import GIB, DataSet, Situation, place_of_data
 from fast_dllm.config import FastDLLMConfig
+from fast_dllm.runner import slurm
 
 MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
 DAY = 86400
@@ -550,3 +551,66 @@ def test_a_purge_looks_at_what_links_lead_to_and_only_on_scratch(tmp_path):
     assert [one.text for one in cluster.check_purge(elsewhere)] == [
         "purge: neither model, data, venv nor results are on a scratch disk"
     ]
+
+
+def slurm_that_answers(project, accounts):
+    project.script("sbatch", "echo 'sbatch: Job 7 to start at noon' >&2")
+    project.script("squeue", "printf 'gts-lab|embers|RUNNING|None|/x\\n'")
+    (project.state / "accounts").write_text(accounts)
+    (project.state / "qos").write_text("inferno|3-00:00:00|500\nembers|08:00:00|50\n")
+    state = project.state
+    project.script("sacctmgr", f'case $* in *assoc*) cat "{state}/accounts" ;; *) cat "{state}/qos" ;; esac')
+
+
+@pytest.mark.parametrize(
+    ("accounts", "extra", "line"),
+    [
+        ("gts-lab|embers,inferno||\n", {"SBATCH_QOS": "embers"},
+         "ok   account gts-lab, QOS embers: jobs of at most 8 h, 50 of a user queued and running, you have 1"),
+        ("gts-lab|||\ngts-two|||\n", {}, "fail account: no account is named; write one of yours as SBATCH_ACCOUNT"),
+        ("gts-lab|||\n", {"SBATCH_ACCOUNT": "gts-x"}, "fail account: account gts-x is none of yours, which are"),
+        ("gts-lab|||\n", {}, "ok   GPU of jobs: rtx_6000, dtype=auto gives float16, 24 GB for 0.0 GB of weights"),
+        ("gts-lab|||\n", {"SBATCH_GRES": "gpu:v100:1"}, "fail GPU of jobs: v100: the pinned torch 2.13.* has no code"),
+        ("gts-lab|||\n", {"SBATCH_GRES": "gpu:1"}, "warn GPU of jobs: gpu:1 is of no type that is known; --gpu names"),
+    ],
+)  # fmt: skip
+def test_account_limits_and_the_gpu_of_the_jobs_are_a_line_each(monkeypatch, whole_project, accounts, extra, line):
+    slurm_that_answers(whole_project, accounts)
+    environment = whole_project.environment | extra
+    monkeypatch.setenv("PATH", environment["PATH"])
+    slurm.all_qos.cache_clear()
+    slurm.associations.cache_clear()
+    situation = Situation(whole_project.root, (), "tiny", whole_project.state / "x", None, environment, {})
+    assert starting([f"{one.level:4} {one.text}" for one in cluster.check_account(situation)], line)
+    slurm.all_qos.cache_clear()
+    slurm.associations.cache_clear()
+
+
+def test_without_pace_quota_the_disks_of_home_and_scratch_are_looked_at(monkeypatch, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    situation = Situation(tmp_path, (), "tiny", tmp_path, None, {}, {})
+    for used, level in ((50, "ok"), (95, "warn")):
+        disk = SimpleNamespace(total=100 * GIB, used=used * GIB, free=(100 - used) * GIB)
+        monkeypatch.setattr(cluster.shutil, "disk_usage", lambda _, disk=disk: disk)
+        home, scratch = cluster.check_quota(situation)
+        assert (home.level, scratch.level) == (level, level)
+        assert scratch.text.startswith(f"quota: {tmp_path}/scratch: {100 - used}.0 GiB free, as far as its disk tells")
+
+
+def test_keep_touches_model_data_and_venv_and_downloads_nothing(cluster_project):
+    folder = cluster_project.cached_model().parent.parent
+    data = cluster_project.hub / "datasets" / "openai___gsm8k" / "x.arrow"
+    data.parent.mkdir(parents=True)
+    data.touch()
+    venv = cluster_project.venv()
+    kept = [file for place in (folder, data.parent, venv) for file in place.rglob("*") if file.is_file()]
+    assert {data, venv / "complete", folder / "refs" / "main"} < set(kept)
+    for file in kept:
+        os.utime(file, (time.time() - 50 * DAY,) * 2)
+    done = cluster_project.bash("sbatch/prefetch.sh", "--keep")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["ok   model", "ok   data", "ok   venv"]
+    assert all(time.time() - file.stat().st_mtime < DAY for file in kept)
+    assert not (cluster_project.state / "uv.log").exists()

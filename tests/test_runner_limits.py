@@ -67,7 +67,7 @@ def test_a_wall_time_that_fits_is_left_to_the_script(project):
 def test_where_slurm_does_not_say_the_known_limits_count_and_are_named_as_such(silent):
     result = silent.run("k1_first", SBATCH_QOS="embers")
     assert (
-        "embers ends jobs after 8 h (as of 2026-07-16, docs/reference/pace-cluster.md: sacctmgr does not"
+        "embers ends jobs after 8 h (users' notes of 2026, docs/reference/pace-cluster.md: sacctmgr does not"
         in result.stderr
     )
     assert settings(silent)["SBATCH_TIMELIMIT"] == "08:00:00"

@@ -48,7 +48,8 @@ def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
         full = max(one[1] for one in same)
         _, _, seconds, name = max(one for one in same if one[1] == full)
         return Cost(seconds * count, MEASURED_MARGIN, f"as {name} measured")
-    task, sizes = next((task for task in TASKS if task.name == run.task.name), None), sizes_of(request)
+    task = next((task for task in TASKS if task.name == run.task.name), None)
+    sizes = sizes_of(request.model_or_default, request.root)
     cards = [card for card in GPUS if card.slurm == gpu]
     if task is None or not task.prompt or sizes is None or not cards:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from pathlib import Path
 from typing import Callable, Iterable, Mapping
 
 from fast_dllm.errors import UsageError
@@ -18,23 +19,23 @@ SOONEST = "soonest"
 def check_gpu(request: Request, text: str) -> list[str]:
     """The types that `--gpu` allows, in the table's order. Raises UsageError."""
     if text.lower() == SOONEST:
-        return [one for one in TYPES if not why_not(request, one)]
+        return [one for one in TYPES if not why_not(request.model_or_default, request.code_root, one)]
     wanted = [one.lower() for one in text.split(",")]
     for one in wanted:
         if one not in TYPES:
             raise UsageError(f"--gpu: no type {one!r}; valid: {' '.join(TYPES)}, several by commas, or {SOONEST}")
-        reason = why_not(request, one)
+        reason = why_not(request.model_or_default, request.code_root, one)
         if reason:
             raise UsageError(f"--gpu {one}: {reason}")
     return list(dict.fromkeys(wanted))
 
 
-def why_not(request: Request, gpu: str) -> str:
+def why_not(model: str, code_root: Path, gpu: str) -> str:
     """Why the model cannot run on any card of a type, or ""."""
-    cards, sizes = [card for card in GPUS if card.slurm == gpu], sizes_of(request)
+    cards, sizes = [card for card in GPUS if card.slurm == gpu], sizes_of(model, code_root)
     if all(card.capability < LEAST_CAPABILITY for card in cards):
         major, minor = cards[0].capability
-        pinned = re.search(r"^torch==(\S+)", (request.code_root / "constraints.txt").read_text(), re.MULTILINE)
+        pinned = re.search(r"^torch==(\S+)", (code_root / "constraints.txt").read_text(), re.MULTILINE)
         return f"the pinned torch {pinned[1] if pinned else ''} has no code for its capability {major}.{minor}"
     if sizes and not any(sizes.fits(card) for card in cards):
         largest = max(card.memory for card in cards)

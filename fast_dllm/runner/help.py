@@ -99,13 +99,14 @@ Without Slurm: bash sbatch/baseline.sh [OPTION...]
 """
 
 PREFETCH = """\
-Usage: bash sbatch/prefetch.sh [--task T[,T]] [--model M]
+Usage: bash sbatch/prefetch.sh [--task T[,T]] [--model M] [--keep]
 Downloads the model and the tasks' data sets into the hub's cache (HF_HOME), after a look at the free space, and says
 what is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.
 
   --task T[,T]   {tasks} {code_tasks}
                  (default gsm8k)
   --model M      a hub id, a folder or tiny (default {model})
+  --keep         download nothing; touch the files of model, data and venv, so that no purge of scratch takes them
 """
 
 TEXTS = {"run.sh": RUN, "local.sh": LOCAL, "baseline.sh": BASELINE, "prefetch.sh": PREFETCH}

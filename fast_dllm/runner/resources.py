@@ -11,7 +11,8 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Iterable
+from pathlib import Path
+from typing import Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import slurm
@@ -38,9 +39,9 @@ class Resources:
     told: tuple[str, ...] = ()
 
 
-def script_option(request: Request, name: str) -> str:
+def script_option(code_root: Path, name: str) -> str:
     """What the job's script itself asks for."""
-    text = (request.code_root / "sbatch" / "_job.sh").read_text(encoding="utf-8")
+    text = (code_root / "sbatch" / "_job.sh").read_text(encoding="utf-8")
     found = re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)
     assert found, f"sbatch/_job.sh names no --{name}"
     return found[1]
@@ -60,25 +61,24 @@ def decide(request: Request, runs: list[Run], options: argparse.Namespace, there
     UsageError for what Slurm would refuse, or would accept and never start."""
     told: list[str] = []
     settings: dict[str, str] = {}
-    name = os.environ.get("SBATCH_QOS") or script_option(request, "qos")
-    account = _account(name, told)
+    account, qos = account_and_qos(request.code_root, os.environ)
     if account and not os.environ.get("SBATCH_ACCOUNT"):
         settings["SBATCH_ACCOUNT"] = account.account
-    qos = _qos(name)
+        told.append(f"account {account.account}, the only one you have")
     longest = min(qos.wall, account.wall if account else math.inf)
-    gres = os.environ.get("SBATCH_GRES") or script_option(request, "gres")
+    gres = os.environ.get("SBATCH_GRES") or script_option(request.code_root, "gres")
 
     def wall_on(gpu: str) -> float:
-        return _wall(request, runs, options, gpu, name, longest)[0]
+        return _wall(request, runs, options, gpu, qos.name, longest)[0]
 
     if options.gpu:
-        wanted = {**settings, "SBATCH_QOS": name}
+        wanted = {**settings, "SBATCH_QOS": qos.name}
         gpu, lines = choose_gpu(request, options.gpu, there, lambda one: {**wanted, **_time(wall_on(one))})
         told += lines
         gres = settings["SBATCH_GRES"] = f"gpu:{gpu}:1"
-        settings.update(memory_for(gpu, script_option(request, "mem")))
+        settings.update(memory_for(gpu, script_option(request.code_root, "mem")))
     gpu = slurm.gpu_type(gres)
-    wall, line = _wall(request, runs, options, gpu, name, longest)
+    wall, line = _wall(request, runs, options, gpu, qos.name, longest)
     told += [line] if line else []
     if line or options.hours:
         settings.update(_time(wall))
@@ -92,9 +92,15 @@ def _time(wall: float) -> dict[str, str]:
 
 
 # -- account and QOS ---------------------------------------------------------------------------------------------------
-def _account(qos: str, told: list[str]) -> Association | None:
-    """The one that is set, or the only one; None where Slurm does not say. Raises UsageError."""
-    given, found = os.environ.get("SBATCH_ACCOUNT"), slurm.associations()
+def account_and_qos(code_root: Path, environment: Mapping[str, str]) -> tuple[Association | None, Qos]:
+    """The account that is set, or the only one, None where Slurm does not say; the QOS with its limits, as far as they
+    are known. Raises UsageError for what Slurm would refuse."""
+    name = environment.get("SBATCH_QOS") or script_option(code_root, "qos")
+    return _account(name, environment.get("SBATCH_ACCOUNT")), _qos(name)
+
+
+def _account(qos: str, given: str | None) -> Association | None:
+    found = slurm.associations()
     if found is None:
         return None
     names = ", ".join(one.account for one in found)
@@ -107,8 +113,6 @@ def _account(qos: str, told: list[str]) -> Association | None:
         raise UsageError(f"account {given} is none of yours, which are {names} ({WHERE})")
     if account.qos and qos not in account.qos:
         raise UsageError(f"account {account.account} may not use QOS {qos}, only {', '.join(account.qos)} (SBATCH_QOS)")
-    if not given:
-        told.append(f"account {account.account}, the only one you have")
     return account
 
 
@@ -150,7 +154,7 @@ def _wall(
             raise UsageError(f"{said} is no time for Slurm; it takes H:MM:SS, minutes or days-hours")
         wall = seconds
     else:
-        wall, said = read_time(script_option(request, "time")) or 0.0, ""
+        wall, said = read_time(script_option(request.code_root, "time")) or 0.0, ""
     if wall <= longest:
         return wall, ""
     if said:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from fast_dllm.runner.defaults import DEFAULT_MODEL
 from fast_dllm.runner.files import read_json
-from fast_dllm.runner.request import Request
 from fast_dllm.runner.tasks import TASKS as DESCRIBED
 
 BYTES = 2  # of a float16 or bfloat16 number
@@ -134,12 +134,11 @@ PUBLISHED = SimpleNamespace(
 )  # fmt: skip
 
 
-def sizes_of(request: Request) -> Sizes | None:
-    """Of the model that was asked for: a folder tells them; None of a hub's other than the published one."""
-    model = request.model_or_default
+def sizes_of(model: str, root: Path) -> Sizes | None:
+    """Of a model: a folder tells them, `tiny` that of the project in `root`; None of a hub's but the published one."""
     if model == DEFAULT_MODEL:
         return Sizes.of(PUBLISHED)
-    folder = request.root / "models" / "tiny" if model == "tiny" else request.root / model
+    folder = root / "models" / "tiny" if model == "tiny" else root / model
     content = read_json(folder / "config.json")[0]
     if content is None or any(not isinstance(content.get(name), int) for name in vars(PUBLISHED)):
         return None

@@ -90,7 +90,7 @@ class Qos:
 
 # Of PACE, where Slurm does not say: docs/reference/pace-cluster.md.
 KNOWN_QOS = (Qos("inferno", 3 * 86400, 500), Qos("embers", 8 * 3600, 50))
-KNOWN_FROM = "as of 2026-07-16, docs/reference/pace-cluster.md"
+KNOWN_FROM = "users' notes of 2026, docs/reference/pace-cluster.md"
 
 
 @dataclass(frozen=True)
