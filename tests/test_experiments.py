@@ -197,9 +197,10 @@ RANK = {
     "harness": 10,
     "task_loading": 10,
     "doctor": 11,
+    "drift": 11,
 }
 PROGRAMS = 12  # eval.py, app.py, run_chatbot.py, benchmarks/, training/, docs/: nobody imports them
-KNOW_LM_EVAL = {"processes", "scoring", "harness", "task_loading", "doctor", "eval"}
+KNOW_LM_EVAL = {"processes", "scoring", "harness", "task_loading", "doctor", "drift", "eval"}
 POLICY = {"decoding", "sampling", "layer_reuse"}  # what a generation_functions.py may know
 
 

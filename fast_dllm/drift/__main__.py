@@ -1,0 +1,134 @@
+"""python -m fast_dllm.drift: where the layers stand still between denoising steps, and which could rest.
+
+Decodes real questions plainly (04_threshold, the whole block on each step) and records how much what each layer gives
+changes from one step to the next. Writes drift.json (sums: --merge adds several up), pictures and ranges.md, the
+predicted error of letting each range of layers rest. Exit status 2: wrong input.
+
+    python -m fast_dllm.drift --model tiny --task toy_math --limit 100
+    python -m fast_dllm.drift --merge one/drift.json two/drift.json --output both
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import matplotlib
+
+from fast_dllm.drift.sums import DriftSums
+from fast_dllm.errors import UsageError
+from fast_dllm.runner.defaults import DEFAULT_MODEL
+from fast_dllm.runner.tasks import check_task, task_folder
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = "results/drift"
+EXPERIMENT = "04_threshold"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = _Parser(
+        prog="python -m fast_dllm.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id or tiny (default %(default)s)")
+    made.add_argument("--task", default="gsm8k", help="a task whose answers are generated (default %(default)s)")
+    made.add_argument("--limit", metavar="N", type=int, default=100, help="the first N questions (default %(default)s)")
+    made.add_argument("--threshold", metavar="X", type=float, default=0.9, help="default %(default)s")
+    made.add_argument("--sub_block", metavar="S", type=int, default=8, help="rows of a sub-block (default %(default)s)")
+    made.add_argument("--width", metavar="W", type=int, help="layers of a range in the table (default 12)")
+    made.add_argument("--merge", metavar="FILE", type=Path, nargs="+", help="add up these maps instead of decoding")
+    made.add_argument("--output", metavar="DIR", type=Path, help=f"default {FOLDER}/<task>_limit_<N>")
+    return made
+
+
+def record(options: argparse.Namespace) -> DriftSums:
+    """Decode the questions as an evaluation does, one at a time, and record them. Raises UsageError."""
+    task = check_task(options.task, further=True)
+    if task.choices > 1:
+        raise UsageError(f"{task.name} is scored by log-likelihood, without denoising steps; give a generated task")
+    if options.limit < 1:
+        raise UsageError(f"--limit must be at least 1, not {options.limit}")
+    from lm_eval import simple_evaluate  # torch and lm_eval are loaded once the input is known to be good
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from fast_dllm.drift.recorder import Recorder
+    from fast_dllm.harness import FastDLLM
+    from fast_dllm.task_loading import find_tasks, prepare
+
+    lm = FastDLLM(
+        model_path=options.model,
+        experiment_name=EXPERIMENT,
+        threshold=options.threshold,
+        small_block_size=options.sub_block,
+    )
+    config = EvaluatorConfig(tasks=[task.name])
+    manager = prepare(find_tasks(config), config.tasks, confirm_run_unsafe_code=False, seed=0)
+    sums = DriftSums.empty(
+        lm.model.config.num_hidden_layers,
+        lm.block_size,
+        model=options.model,
+        task=task.name,
+        threshold=options.threshold,
+        small_block_size=options.sub_block,
+    )
+    with Recorder(lm.model, sums, lm.ids.mask):
+        simple_evaluate(
+            model=lm,
+            tasks=[task.name],
+            num_fewshot=task.num_fewshot,
+            limit=options.limit,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+            task_manager=manager,
+            bootstrap_iters=0,
+        )
+    sums.questions = int(lm.cost["requests"])
+    return sums
+
+
+def write(sums: DriftSums, folder: Path, width: int | None) -> str:
+    """Write the map, its table and its pictures; returns the table."""
+    from fast_dllm.drift.pictures import PICTURES
+    from fast_dllm.report.pictures import STYLE, png
+
+    table = sums.table(width)
+    sums.write(folder / "drift.json")
+    (folder / "ranges.md").write_text(table)
+    with matplotlib.rc_context(STYLE):
+        for name, draw in PICTURES.items():
+            (folder / f"{name}.png").write_bytes(png(draw(sums)))
+    return table
+
+
+def main(words: list[str] | None = None) -> int:
+    try:
+        options = parser().parse_args(words)
+        began = time.perf_counter()
+        if options.merge:
+            if options.output is None:
+                raise UsageError("--merge needs --output, a folder for the sum")
+            sums = reduce(add, (DriftSums.read(path) for path in options.merge))
+        else:
+            sums = record(options)
+        if not sums.steps:
+            raise UsageError("no two steps in one block: nothing drifts here; a higher --threshold takes more steps")
+        folder = options.output or ROOT / FOLDER / task_folder(options.task, options.limit)
+        table = write(sums, folder, options.width)
+    except UsageError as error:
+        print(f"fast_dllm.drift: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{sums.questions} questions, {sums.steps} pairs of steps, {time.perf_counter() - began:.0f} s")
+    print(f"predicted error of what leaves the layers at rest, threshold {sums.threshold:g}\n\n{table}\nwrote {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

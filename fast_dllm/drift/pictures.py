@@ -1,0 +1,88 @@
+"""The drift map's pictures, in the report's style. Each function returns a Matplotlib Figure."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
+from fast_dllm.report.pictures import COLOURS, COLUMN, MARKERS
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _heat_map(figure: Figure, axes, values: np.ndarray, title: str, most: float) -> None:
+    """values (L, T) in percent: layers upwards, steps to the right."""
+    image = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=most)
+    axes.set(title=title, xlabel="denoising step of the block", ylabel="layer")
+    figure.colorbar(image, ax=axes, label="relative L1 change, %")
+
+
+def _steps_seen(sums: DriftSums) -> slice:
+    seen = np.flatnonzero(sums.by_class[0, SUMS.index("rows")].sum(axis=(0, 2)))
+    return slice(1, int(seen[-1]) + 1 if len(seen) else 2)
+
+
+def layer_step(sums: DriftSums) -> Figure:
+    """What each layer adds, against the step before: layer by step."""
+    figure = _figure(COLUMN, 2.6)
+    values = 100 * sums.relative("residual", ("layer", "step"))
+    steps = _steps_seen(sums)
+    values[:, : steps.start] = np.nan
+    _heat_map(figure, figure.subplots(), values[:, : steps.stop], "what each layer adds, all rows", np.nanmax(values))
+    return figure
+
+
+def row_class(sums: DriftSums) -> Figure:
+    """The same for rows just unmasked, still masked, and unmasked before."""
+    figure = _figure(2 * COLUMN, 2.4)
+    steps = _steps_seen(sums)
+    maps = [100 * sums.relative("residual", ("layer", "step"), rows) for rows in CLASSES]
+    most = max(np.nanmax(each) if np.isfinite(each).any() else 0.0 for each in maps)
+    for axes, values, rows in zip(figure.subplots(1, len(CLASSES)), maps, CLASSES, strict=True):
+        _heat_map(figure, axes, values[:, : steps.stop], rows, most)
+    return figure
+
+
+def depth(sums: DriftSums) -> Figure:
+    """Each quantity against depth, and the residual by distance to the nearest row just unmasked."""
+    figure = _figure(2 * COLUMN, 2.4)
+    left, right = figure.subplots(1, 2)
+    layers = np.arange(sums.num_layers)
+    every = max(sums.num_layers // 6, 1)
+    for index, quantity in enumerate(QUANTITIES):
+        style = {"color": COLOURS[index], "marker": MARKERS[index], "markevery": every, "markersize": 3, "lw": 1}
+        left.plot(layers, 100 * sums.relative(quantity), label=quantity, **style)
+    left.set(xlabel="layer", ylabel="relative L1 change, %", title="all rows", yscale="log")
+    left.legend(ncols=2)
+    found = sums.by_distance[QUANTITIES.index("residual")]
+    for index, (least, most) in enumerate(DISTANCES):
+        size = found[SUMS.index("size"), :, index]
+        if size.any():
+            name = str(least) if least == most else f"{least}-{most}" if most < 1000 else f"{least} and more"
+            style = {"color": COLOURS[index], "marker": MARKERS[index], "markevery": every, "markersize": 3, "lw": 1}
+            right.plot(layers, 100 * found[SUMS.index("difference"), :, index] / size, label=name, **style)
+    right.set(xlabel="layer", title="what a layer adds, by rows to the nearest new token", yscale="log")
+    right.legend(ncols=2)
+    return figure
+
+
+def ranges(sums: DriftSums) -> Figure:
+    """The predicted cost of letting each range of layers rest, for k = 2 and 3."""
+    figure = _figure(2 * COLUMN, 2.8)
+    costs = [100 * sums.cost(reuse_k) for reuse_k in (2, 3)]
+    most = max(np.nanmax(cost) for cost in costs)
+    for axes, cost, reuse_k in zip(figure.subplots(1, 2), costs, (2, 3), strict=True):
+        last = cost[:, 1:]  # [a, b] is layers a .. b
+        image = axes.imshow(last, origin="lower", cmap="viridis", vmin=0, vmax=most)
+        axes.set(title=f"k = {reuse_k}", xlabel="last layer at rest", ylabel="first layer at rest")
+        figure.colorbar(image, ax=axes, label="predicted error, %")
+    return figure
+
+
+PICTURES = {"layer_step": layer_step, "row_class": row_class, "depth": depth, "ranges": ranges}

@@ -1,0 +1,144 @@
+"""What a drift map is made of: sums over denoising steps, which add up over runs, as one JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fast_dllm.errors import UsageError
+
+FORMAT = 1
+QUANTITIES = ("output", "residual", "attention", "mlp", "keys", "values")
+CLASSES = ("just unmasked", "still masked", "unmasked before")
+DISTANCES = ((1, 1), (2, 2), (3, 3), (4, 7), (8, 15), (16, 1000))  # rows to the nearest one just unmasked
+SUMS = ("difference", "size", "cosine", "rows")
+LAGS = (1, 2)  # steps between what is stored and what is computed
+
+
+@dataclass
+class DriftSums:
+    """Axes: Q QUANTITIES, S SUMS, L layers, T steps of a block, D DISTANCES, G LAGS.
+
+    Over rows: `difference` is sum |now - before|, `size` sum |before| (both over the hidden dimensions), `cosine` the
+    sum of cosines, `rows` their number. by_class (Q, S, L, T, CLASSES): against the step before, T is the later step's
+    number in its block. by_distance (Q, S, L, D): of rows that were not just unmasked. ranges (G, L + 1, L + 1): over
+    the rows that are read, sum of |(what layers a .. b - 1 add now) - (what they added G steps ago)|; leaving
+    (G, L + 1): sum of |what enters layer b now|. The other fields say of what: runs that differ in it do not add up.
+    """
+
+    model: str
+    task: str
+    threshold: float
+    small_block_size: int
+    by_class: np.ndarray
+    by_distance: np.ndarray
+    ranges: np.ndarray
+    leaving: np.ndarray
+    questions: int = 0
+    steps: int = 0  # pairs of adjacent steps
+
+    @classmethod
+    def empty(
+        cls, num_layers: int, block_size: int, *, model: str, task: str, threshold: float, small_block_size: int
+    ) -> DriftSums:
+        quantities, sums = len(QUANTITIES), len(SUMS)
+        return cls(
+            model,
+            task,
+            threshold,
+            small_block_size,
+            np.zeros((quantities, sums, num_layers, block_size, len(CLASSES))),
+            np.zeros((quantities, sums, num_layers, len(DISTANCES))),
+            np.zeros((len(LAGS), num_layers + 1, num_layers + 1)),
+            np.zeros((len(LAGS), num_layers + 1)),
+        )
+
+    @property
+    def num_layers(self) -> int:
+        return self.by_class.shape[2]
+
+    def __add__(self, other: DriftSums) -> DriftSums:
+        """The sums of both runs. Raises UsageError for runs that are not of the same model, task and settings."""
+        merged: dict[str, Any] = {}
+        for field in fields(self):
+            mine, others = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(mine, np.ndarray):
+                if mine.shape != others.shape:
+                    raise UsageError(f"drift maps of other sizes do not add up: {mine.shape} and {others.shape}")
+                merged[field.name] = mine + others
+            elif field.name in ("questions", "steps"):
+                merged[field.name] = mine + others
+            elif mine != others:
+                raise UsageError(f"drift maps of another {field.name} do not add up: {mine} and {others}")
+            else:
+                merged[field.name] = mine
+        return DriftSums(**merged)
+
+    def write(self, path: Path) -> None:
+        content: dict[str, Any] = {"format": FORMAT, "quantities": QUANTITIES, "sums": SUMS, "classes": CLASSES}
+        content |= {"distances": DISTANCES, "lags": LAGS}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            content[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(json.dumps(content))
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> DriftSums:
+        """Raises UsageError for a file that is no drift map."""
+        try:
+            content = json.loads(path.read_text())
+            found = content["format"] if isinstance(content, dict) else None
+            if found != FORMAT:
+                raise UsageError(f"{path} is no drift map of format {FORMAT}")
+            values: dict[str, Any] = {field.name: content[field.name] for field in fields(cls)}
+            values = {name: np.array(each) if isinstance(each, list) else each for name, each in values.items()}
+            return cls(**values)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is no drift map: {error!r}") from None
+
+    # -- what they say -------------------------------------------------------------------------------------------------
+    def relative(self, quantity: str, kept: Sequence[str] = ("layer",), rows: str | None = None) -> np.ndarray:
+        """sum |now - before| / sum |before| by what is `kept` ("layer", "step"), of one class of rows or of all; NaN
+        where nothing was seen."""
+        sums = self.by_class[QUANTITIES.index(quantity)]  # (S, L, T, CLASSES)
+        sums = sums.sum(axis=-1) if rows is None else sums[..., CLASSES.index(rows)]
+        dropped = tuple(1 + index for index, axis in enumerate(("layer", "step")) if axis not in kept)
+        sums = sums.sum(axis=dropped)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return sums[SUMS.index("difference")] / sums[SUMS.index("size")]
+
+    def cost(self, reuse_k: int) -> np.ndarray:
+        """(L, L + 1): [a, b] is the predicted error of letting layers a .. b - 1 rest on the steps between.
+
+        The mean over those steps of what the stored residual is wrong by, as a share of what leaves the range (L1, rows
+        that are read). NaN where b <= a. It says nothing of how much the layers above mind.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error = self.ranges / self.leaving[:, None, :]  # (G, L + 1, L + 1)
+        mean = error[: reuse_k - 1].mean(axis=0)[:-1]
+        first, stop = np.indices(mean.shape)
+        return np.where(stop > first, mean, np.nan)
+
+    def table(self, width: int | None = None) -> str:
+        """Which `width` layers (default 12, or a third of a shallower model's) a policy should let rest, for each k."""
+        width = width or (12 if self.num_layers > 12 else max(self.num_layers // 3, 1))
+        if not 0 < width <= self.num_layers:
+            raise UsageError(f"a range of {width} layers does not fit in the model's {self.num_layers}")
+        lines = [f"| layers ({width} of {self.num_layers}) | k = 2 | k = 3 |", "|---|---|---|"]
+        costs = {k: self.cost(k) for k in (2, 3)}
+        at = np.arange(self.num_layers - width + 1)
+        for first in at:
+            cells = []
+            for each in costs.values():
+                least = each[first, first + width] == np.nanmin(each[at, at + width])
+                cells.append(f"{100 * each[first, first + width]:.2f}%{' (least)' * bool(least)}")
+            lines.append(f"| {first}-{first + width - 1} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
