@@ -5,14 +5,14 @@
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=64G
 #SBATCH --gres=gpu:rtx_6000:1
-#SBATCH --time=12:00:00
+#SBATCH --time=08:00:00
 #SBATCH --qos=inferno
 #SBATCH --no-requeue
 #SBATCH --output=baseline_%j.log
 # The plain model, without layer reuse, at threshold 1, on every task: sbatch sbatch/baseline.sh [OPTION...]
 # Submitted from the project's folder. Also runs without Slurm: bash sbatch/baseline.sh --model tiny --limit 2 --task toy_math
 # As a job it first copies the code and goes on from the copy (--snapshot), so that what is edited or pulled during the
-# next hours changes nothing; and it is continued as _job.sh is (continue.sh).
+# next hours changes nothing; and it is continued as _job.sh is (continue.sh). Its 8 h are what the free QOS allows.
 set -euo pipefail
 # the script of a batch job, and not one that somebody starts by hand within an allocation
 if [[ -n ${SLURM_JOB_ID:-} && ${SLURM_TASK_PID:-} == "$$" ]]; then BATCH=yes; else BATCH=no; fi

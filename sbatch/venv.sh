@@ -62,7 +62,8 @@ venv_uv() { # the builds' folder; sets UV, PYTHON
   PYTHON='>=3.10'
   if [[ -n $UV ]] || python_from 10 venv >/dev/null; then return 0; fi
   PYTHON=3.12
-  export UV_PYTHON_INSTALL_DIR=${UV_PYTHON_INSTALL_DIR:-$1/python}
+  # not in a home of 20 GB, which torch alone would half fill
+  export UV_PYTHON_INSTALL_DIR=${UV_PYTHON_INSTALL_DIR:-$1/python} UV_CACHE_DIR=${UV_CACHE_DIR:-$1/cache}
   python=$(python_from 8 sys) && UV=$("$python" -B "$CODE_ROOT/sbatch/own_uv.py" "$1")
 }
 
@@ -72,8 +73,11 @@ venv_fill() { # $1: folder
   local python requirements=$1/requirements.txt
   venv_uv "$(dirname -- "$1")" || return 1
   if [[ -n $UV ]]; then
-    "$UV" venv --allow-existing --python "$PYTHON" "$1" &&
-      UV_LINK_MODE=copy "$UV" pip install --python "$1/bin/python" -r "$CODE_ROOT/pyproject.toml" --extra dev -c "$CODE_ROOT/constraints.txt"
+    "$UV" venv --allow-existing --python "$PYTHON" "$1" || {
+      echo "uv could not bring Python $PYTHON; what helps: module load python (3.10 or newer), or a node with a network"
+      return 1
+    }
+    UV_LINK_MODE=copy "$UV" pip install --python "$1/bin/python" -r "$CODE_ROOT/pyproject.toml" --extra dev -c "$CODE_ROOT/constraints.txt"
   else
     python=$(python_from 10 venv) && "$python" -m venv "$1" &&
       "$1/bin/python" "$CODE_ROOT/sbatch/requirements.py" "$CODE_ROOT/pyproject.toml" >"$requirements" &&

@@ -81,6 +81,7 @@ def test_where_slurm_does_not_say_the_known_limits_count_and_are_named_as_such(s
         (["--hours", "12"], {}, "--hours 12 does not fit, such a job never starts: embers ends jobs after 8 h"),
         (["--hours", "8.5"], {}, "--hours 8.5 does not fit"),
         ([], {"SBATCH_TIMELIMIT": "1-00:00:00"}, "SBATCH_TIMELIMIT=1-00:00:00 does not fit"),
+        ([], {"SBATCH_TIMELIMIT": "0"}, "SBATCH_TIMELIMIT=0 does not fit"),
         ([], {"SBATCH_TIMELIMIT": "481"}, "SBATCH_TIMELIMIT=481 does not fit"),
         ([], {"SBATCH_TIMELIMIT": "soon"}, "SBATCH_TIMELIMIT=soon is no time for Slurm"),
     ],
@@ -208,8 +209,9 @@ def test_a_dry_run_tells_what_would_wait(project):
     assert result.stdout.count("would be submitted") == 6
 
 
-def test_a_place_that_others_take_meanwhile_is_no_error(project):
-    (project.state / "sbatch.places").write_text("4")
+@pytest.mark.parametrize("word", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit"])
+def test_a_place_that_others_take_meanwhile_is_no_error(project, word):
+    (project.state / "sbatch.places").write_text(f"4 {word}\n")
     result = project.run()
     assert result.returncode == 0
     assert "4 of 9 submitted, 5 wait for a place: run it again" in result.stderr
@@ -218,7 +220,7 @@ def test_a_place_that_others_take_meanwhile_is_no_error(project):
 
 
 def test_a_continuation_that_finds_no_place_says_so(project):
-    (project.state / "sbatch.places").write_text("1")
+    (project.state / "sbatch.places").write_text("1 QOSMaxSubmitJobPerUserLimit\n")
     words = ["--config", "k2_middle", "--task", "toy_math", "--limit", "5", "--model", "tiny", "--continue", "2"]
     assert project.job("10", *words) == 0
     log = (project.root / "logs" / "job_10.log").read_text()

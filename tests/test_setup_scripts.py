@@ -291,6 +291,10 @@ def test_where_not_even_uv_is_to_be_had_one_line_says_what_helps(old_account):
     [line] = [line for line in result.stderr.splitlines() if "what helps" in line]
     assert line.startswith("no Python >= 3.10 and no uv here, and pip brings no uv (ERROR: No matching distribution")
     assert line.endswith("what helps: module load python (3.10 or newer), or: pip install --user uv")
+    (old_account.state / "uv.log.fail").touch()  # a uv that reaches no Python
+    result = old_account.bash("sbatch/venv.sh")
+    assert result.returncode == 1
+    assert "uv could not bring Python 3.12; what helps: module load python (3.10 or newer)" in result.stderr
 
 
 def test_what_runs_without_the_venv_runs_with_the_old_python(old_account):

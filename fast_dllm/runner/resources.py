@@ -152,7 +152,7 @@ def _wall(
         seconds, said = read_time(given), f"SBATCH_TIMELIMIT={given}"
         if seconds is None:
             raise UsageError(f"{said} is no time for Slurm; it takes H:MM:SS, minutes or days-hours")
-        wall = seconds
+        wall = seconds or math.inf  # for Slurm 0 is no limit
     else:
         wall, said = read_time(script_option(request.code_root, "time")) or 0.0, ""
     if wall <= longest:

@@ -255,7 +255,7 @@ JobRequeue=0
 PreemptType=preempt/qos
 PreemptMode=CANCEL
 {nodes}
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=3-00:00:00 State=UP
 """
         )
 

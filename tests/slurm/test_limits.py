@@ -87,9 +87,14 @@ def test_slurm_itself_accepts_a_job_that_never_starts_and_run_offers_one_that_do
 
 def test_reasons_of_a_real_queue_are_told_in_words(project):
     cluster = project.cluster
-    submit_by_hand(project, "k1_first", "--qos=inferno", "--time=2-00:00:00")
+    cluster.run("scontrol", "update", "PartitionName=gpu", "MaxTime=1-00:00:00")
     submit_by_hand(project, "k1_middle", "--hold")
-    assert "(PartitionTimeLimit)" in wait_detail(project, "k1_first", "blocked: its wall time is longer than its part")
+    try:
+        submit_by_hand(project, "k1_first", "--qos=inferno", "--time=2-00:00:00")
+        detail = wait_detail(project, "k1_first", "blocked: its wall time is longer than its partition allows")
+        assert "(PartitionTimeLimit)" in detail
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=gpu", "MaxTime=3-00:00:00")
     assert "scontrol release" in wait_detail(project, "k1_middle", "blocked: held by its owner")
     with changed(cluster, "account gts-other", "GrpTRESMins=billing=1", "GrpTRESMins=billing=-1"):
         submit_by_hand(project, "k1_last", "--account=gts-other")
