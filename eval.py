@@ -35,7 +35,8 @@ def take_configurations(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def read_command_line():
-    """(lm_eval's EvaluatorConfig, TaskManager, the model arguments given), all checked. Raises UsageError."""
+    """(lm_eval's EvaluatorConfig, TaskManager, the model arguments given, the same parsed), all checked. Raises
+    UsageError."""
     from lm_eval._cli.harness import HarnessCLI
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
@@ -64,7 +65,7 @@ def read_command_line():
         raise UsageError(f"--limit must be above 0, not {config.limit:g}")
     given = {"batch_size": config.batch_size, "device": explicit_device, **config.model_args}
     given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
-    ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
+    parsed = ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
     if not config.tasks:
         raise UsageError("no task given; pass --tasks NAME (`python eval.py ls tasks` lists those there are)")
@@ -75,18 +76,17 @@ def read_command_line():
     task_manager = prepare(
         task_manager, config.tasks, confirm_run_unsafe_code=config.confirm_run_unsafe_code, seed=config.seed[0]
     )
-    return config, task_manager, given
+    return config, task_manager, given, parsed
 
 
-def variants(names: list[str], given: dict, config):
+def variants(names: list[str], given: dict, plain, config):
     """(name of the run, its ModelArguments) for each of --configurations: what is given beats the configuration, and
     stands in the name, which may say so itself (`k2_middle+threshold=0.8`). Without any, the one that the arguments
-    make. Raises UsageError."""
+    make, `plain`. Raises UsageError."""
     from fast_dllm.arguments import ModelArguments
     from fast_dllm.runner.matrix import arguments_of, defaults_of, folder_name, matrix_of, parse_folder
     from fast_dllm.runner.tasks import TASKS
 
-    plain = ModelArguments.parse(**given)
     if not names:
         return [(plain.config_name, plain)]
     experiment = plain.experiment_name
@@ -174,22 +174,25 @@ def summary_of(name: str, found: dict, samples: dict, config, lm, cost, began: f
     )
 
 
-def write_results(folder: Path, found: dict, samples: dict, summary: dict, log_samples: bool) -> None:
-    """results.json, the samples where asked for, and last of all summary.json, which marks the run complete."""
+def write_results(folder: Path, found: dict, samples: dict, summary: dict, policy: bytes, log_samples: bool) -> None:
+    """results.json, the policy's text, the samples where asked for, and last of all summary.json, which marks the run
+    complete."""
     import json
 
     from lm_eval.utils import handle_non_serializable
 
     from fast_dllm import questions
-    from fast_dllm.results import write_json_atomic, write_text_atomic
+    from fast_dllm.runner.files import write_json, write_whole
+    from fast_dllm.runner.matrix import GENERATION_FILE
 
     found["samples_sha256"] = questions.write(folder, *questions.collect(samples, found))
-    write_json_atomic(folder / "results.json", found, default=handle_non_serializable)
+    write_json(folder / "results.json", found, default=handle_non_serializable)
+    write_whole(folder / GENERATION_FILE, policy)
     if log_samples:
         for task, rows in samples.items():
             lines = (json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows)
-            write_text_atomic(folder / f"samples_{task}.jsonl", "".join(f"{line}\n" for line in lines))
-    write_json_atomic(folder / "summary.json", questions.seal(summary, folder))
+            write_whole(folder / f"samples_{task}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    write_json(folder / "summary.json", questions.seal(summary, folder))
 
 
 def claim_on(folder: Path) -> Path | None:
@@ -218,7 +221,7 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
         print(make_table(found, "groups"))
     summary = summary_of(name, found, samples, config, lm, cost, began, loaded)
     if folder:
-        write_results(folder, found, samples, summary, config.log_samples)
+        write_results(folder, found, samples, summary, lm.experiment.text, config.log_samples)
         lm.store.discard()
         print(f"wrote {folder / 'summary.json'}", flush=True)
 
@@ -233,8 +236,8 @@ def main() -> None:
     began = time.time()
     try:
         configurations, sys.argv[1:] = take_configurations(sys.argv[1:])
-        config, task_manager, given = read_command_line()
-        runs = variants(configurations, given, config)
+        config, task_manager, given, parsed = read_command_line()
+        runs = variants(configurations, given, parsed, config)
         from fast_dllm.harness import FastDLLM
 
         lm = FastDLLM(**runs[0][1].as_dict())

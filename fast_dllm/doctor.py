@@ -37,6 +37,7 @@ from fast_dllm.checks import (
 )
 from fast_dllm.cluster import check_account, check_purge, check_quota, check_slurm, gpu_of_jobs, keep
 from fast_dllm.errors import UsageError
+from fast_dllm.runner.files import write_json
 
 if TYPE_CHECKING:
     from packaging.markers import Marker
@@ -217,13 +218,11 @@ def data_sets_of(tasks: tuple[str, ...]) -> dict[str, frozenset[DataSet]]:
 
 def learn_data_sets(situation: Situation) -> Situation:
     """With every task's data sets and the hub to ask. Kept in the scripts' venv, where the quick checks find them."""
-    from fast_dllm.results import write_json_atomic
-
     found = data_sets_of(situation.tasks)
     if situation.venv and Path(sys.prefix).samefile(situation.venv):
         known = {**situation.data_sets, **found}
         content = {task: sorted([data.path, data.name] for data in needed) for task, needed in known.items()}
-        write_json_atomic(situation.venv / DATA_SETS_FILE, content)
+        write_json(situation.venv / DATA_SETS_FILE, content)
     return dataclasses.replace(situation, data_sets=found, reach=None if situation.offline else ask_hub)
 
 

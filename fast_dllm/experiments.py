@@ -19,23 +19,26 @@ from fast_dllm.decoding import DenoisingEvent, Generation, Options
 from fast_dllm.engine import DecodeOne, Engine, Request, row_generators
 from fast_dllm.errors import UsageError
 from fast_dllm.model import FastDLLMForCausalLM
-from fast_dllm.runner.matrix import NAME
+from fast_dllm.runner.matrix import GENERATION_FILE, NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
-GENERATION_FILE = "generation_functions.py"
 REQUIRED = ("mask_id", "stop_token")  # options that come from the tokenizer
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A loaded policy. name: None for the active file. policy_sha256: of the text that was loaded."""
+    """A loaded policy. name: None for the active file. text: what was loaded, however the file is edited since."""
 
     name: str | None
     path: Path
     options_type: type[Options]
     decode_one: DecodeOne
-    policy_sha256: str
+    text: bytes
+
+    @property
+    def policy_sha256(self) -> str:
+        return sha256(self.text).hexdigest()
 
     @property
     def knobs(self) -> dict[str, object]:
@@ -135,4 +138,4 @@ def load(name: str | None) -> Experiment:
         raise UsageError(f"{where(path)} has no generator function decode_one(answer, options)")
     if list(inspect.signature(decode_one).parameters) != ["answer", "options"]:
         raise UsageError(f"decode_one in {where(path)} must take (answer, options), as fast_dllm.decoding says")
-    return Experiment(name, path, options_type, decode_one, sha256(text).hexdigest())
+    return Experiment(name, path, options_type, decode_one, text)

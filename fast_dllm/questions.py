@@ -20,8 +20,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fast_dllm.results import score, write_bytes_atomic
+from fast_dllm.results import score
 from fast_dllm.runner.code_hashes import file_sha256
+from fast_dllm.runner.files import write_whole
 from fast_dllm.runner.summaries import QUESTIONS_FILE
 
 SCHEMA_VERSION = 1
@@ -166,7 +167,7 @@ def write(folder: Path, content: Mapping, texts: Iterable[Mapping]) -> dict[str,
         QUESTIONS_FILE: _compressed(json.dumps(content, separators=(",", ":"))),
     }
     for name, data in files.items():
-        write_bytes_atomic(folder / name, data)
+        write_whole(folder / name, data)
     return {name: sha256(data).hexdigest() for name, data in files.items()}
 
 

@@ -1,4 +1,4 @@
-"""Where results live, what a summary holds, and how it reaches the disk whole. Stands alone: no torch, no lm_eval.
+"""What a summary holds. Stands alone: no torch, no lm_eval.
 
 A run leaves two files in results/<experiment>/<task>[_limit_<N>]/<config>/:
 
@@ -14,8 +14,7 @@ import os
 import platform
 import socket
 import subprocess
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -37,47 +36,6 @@ FALLBACK_METRICS = (
     "pass@1,create_test",  # humaneval
     "pass_at_1,none",  # mbpp
 )
-
-
-def task_folder(task: str, limit: float | None) -> str:
-    """A limited run has a folder of its own, so that it can never pass for a full one."""
-    return task if limit is None else f"{task}_limit_{limit:g}"
-
-
-def result_dir(root: Path, experiment: str, task: str, config: str, limit: float | None = None) -> Path:
-    return root / experiment / task_folder(task, limit) / config
-
-
-def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by a file with this content: whole or not at all, and on the disk before this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp's 0600 would hide results from the rest of a lab
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    write_bytes_atomic(path, text.encode())
-
-
-def write_json_atomic(path: Path, value: object, default: Callable[[object], object] | None = None) -> None:
-    write_text_atomic(path, json.dumps(value, indent=2, default=default, ensure_ascii=False) + "\n")
 
 
 def model_revision(source: str) -> str | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from fast_dllm import questions, results
 from fast_dllm.runner.code_hashes import file_sha256
+from fast_dllm.runner.files import write_json
+from fast_dllm.runner.tasks import task_folder
 
 CODE = "def generate(): ...\n"
 NUM_LAYERS = 36
@@ -78,7 +80,7 @@ class Project:
         with_questions: bool = True,
     ) -> Path:
         """One complete run; `given` is its questions' (answer, right). Returns the folder."""
-        folder = self.folder(config, experiment, results.task_folder(task, limit))
+        folder = self.folder(config, experiment, task_folder(task, limit))
         name = config.split("+")[0]
         made = {"model_path": "tiny", "reuse_k": 1, "layer_subset": None, "threshold": 0.9, "batch_size": 1}
         made |= {"refresh": "block", "small_block_size": 8, "use_block_cache": True, "experiment_name": experiment}
@@ -101,7 +103,7 @@ class Project:
         folder.mkdir(parents=True, exist_ok=True)
         if with_questions:
             found["samples_sha256"] = questions.write(folder, *questions.collect(samples, found))
-        results.write_json_atomic(folder / "results.json", found)
+        write_json(folder / "results.json", found)
         cost = {"scored_requests": total, "scored_tokens": total, "seconds_scoring": seconds, "forwards.score": total}
         if not scored:
             kinds = FULL if forwards is None else forwards
@@ -131,7 +133,7 @@ class Project:
             },
         )  # fmt: skip
         summary |= dict(changes or {})
-        results.write_json_atomic(folder / "summary.json", questions.seal(summary, folder))
+        write_json(folder / "summary.json", questions.seal(summary, folder))
         return folder
 
     def nine(self, num_questions: int = 300, lost: Sequence[int] = (10, 12, 40), **given) -> None:

@@ -30,7 +30,7 @@ def system_tools(without: str = "") -> Path:
     for folder in ("/usr/bin", "/bin", "/usr/local/bin"):
         for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
             hide = program.name in hidden or (without and program.name.startswith(without))
-            if not hide and not (tools / program.name).exists():
+            if not hide and not os.path.lexists(tools / program.name):  # also one that leads nowhere
                 (tools / program.name).symlink_to(program)
     return tools
 

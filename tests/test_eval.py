@@ -16,6 +16,7 @@ from random_model import save_random_model
 import eval as program
 from fast_dllm import questions
 from fast_dllm.report.summaries import read_run
+from fast_dllm.runner.code_hashes import file_sha256
 
 PLACE = {"table": "here", "experiment": "00_baseline", "task": "made_up_sums", "limit": None, "imported": False}
 PLACE |= {"config": "k2_middle+max_new_tokens=64"}
@@ -57,7 +58,8 @@ def one_process(random_model, tmp_path_factory):
 def test_a_run_leaves_results_summary_and_samples(one_process):
     done, folder = one_process
     results, summary = load(folder)
-    kept = {"questions.json.gz", "texts.jsonl.gz"}
+    kept = {"questions.json.gz", "texts.jsonl.gz", "generation_functions.py"}
+    assert file_sha256(folder / "generation_functions.py") == summary["generation_code_sha256"]
     samples = {"samples_made_up_sums.jsonl"}
     assert {path.name for path in folder.iterdir()} == {"results.json", "summary.json"} | samples | kept
     assert len(questions.read(folder / "questions.json.gz").questions) == 7

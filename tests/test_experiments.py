@@ -258,7 +258,7 @@ def test_imports_run_one_way_in_every_module_of_the_project():
         ("fast_dllm/engine.py", "from fast_dllm.experiments import load"),
         ("fast_dllm/doctor.py", "def late():\n    from eval import read_command_line"),
         ("fast_dllm/chat.py", "import lm_eval.tasks"),
-        ("fast_dllm/runner/matrix.py", "from fast_dllm.results import result_dir"),
+        ("fast_dllm/runner/matrix.py", "from fast_dllm.results import score"),
         ("generation_functions.py", "from fast_dllm.model import load_model"),
         ("experiments/00_baseline/generation_functions.py", "from fast_dllm import engine"),
         ("run_chatbot.py", "import app"),

@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import time
+from hashlib import sha256
 
 import pytest
-from script_project import CONFIGS, Project
+from script_project import CODE, CONFIGS, Project
 
+CODE_SHA256 = sha256(CODE.encode()).hexdigest()
 JOB = ["--config", "k2_middle", "--limit", "5", "--model", "tiny", "--continue", "2"]
 
 
@@ -65,6 +67,36 @@ def test_a_job_leaves_a_complete_summary_and_a_copy_under_artifacts(project):
     assert kept == ["questions.json.gz", "summary.json"]  # what a paired comparison needs outlives results/ too
     assert (copy.parent / kept[0]).read_bytes() == (output(project) / kept[0]).read_bytes()
     assert not (output(project) / "failure.json").exists()
+
+
+def test_the_policys_text_is_kept_once_under_its_hash(project):
+    """One file for all runs of it, and of what ran, also where somebody edits it while it runs."""
+    policy, ran = project.root / "experiments" / "00_baseline" / "generation_functions.py", f"{CODE_SHA256}.py"
+
+    def kept() -> dict[str, str]:
+        return {path.name: path.read_text() for path in (project.root / "artifacts" / "code").iterdir()}
+
+    assert project.job("10", *JOB, FAKE_EVAL="edited") == 0, log_of(project)
+    assert policy.read_text() != CODE
+    assert json.loads((output(project) / "summary.json").read_text())["generation_code_sha256"] == CODE_SHA256
+    assert kept() == {ran: CODE}
+    policy.write_text(CODE)
+    assert project.job("11", "--config", "k3_last", "--limit", "5", "--model", "tiny") == 0, log_of(project, "11")
+    assert kept() == {ran: CODE}
+
+
+def test_a_result_that_was_left_without_its_text_is_kept_with_the_experiments(project):
+    """While that is the same; else it is said that the text is missing."""
+    assert project.job("10", *JOB) == 0, log_of(project)
+    shutil.rmtree(project.root / "artifacts")
+    (output(project) / "generation_functions.py").unlink()
+    assert project.job("11", *JOB) == 0, log_of(project, "11")
+    assert (project.root / "artifacts" / "code" / f"{CODE_SHA256}.py").read_text() == CODE
+
+    shutil.rmtree(project.root / "artifacts")
+    assert project.job("12", "--config", "k3_last", *JOB[2:], FAKE_EVAL="textless") == 0, log_of(project, "12")
+    assert f"the text of its policy ({CODE_SHA256[:12]}) is no longer here" in log_of(project, "12")
+    assert not (project.root / "artifacts" / "code").exists()
 
 
 def test_the_evaluation_is_this_command(project):

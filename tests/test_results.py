@@ -8,25 +8,19 @@ import os
 import pytest
 
 from fast_dllm import results
+from fast_dllm.runner.files import write_json
 
 KINDS = ("prefill", "full", "sub", "commit", "reused", "score")
 
 
-def test_a_limited_run_has_a_folder_of_its_own(tmp_path):
-    full = results.result_dir(tmp_path, "00_baseline", "gsm8k", "k2_middle")
-    limited = results.result_dir(tmp_path, "00_baseline", "gsm8k", "k2_middle", 10)
-    assert full == tmp_path / "00_baseline" / "gsm8k" / "k2_middle"
-    assert limited == tmp_path / "00_baseline" / "gsm8k_limit_10" / "k2_middle"
-
-
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    results.write_json_atomic(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        results.write_json_atomic(path, {"a": object()})
+        write_json(path, {"a": object()})
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk quota exceeded")))
     with pytest.raises(OSError, match="quota"):
-        results.write_json_atomic(path, {"a": 2})
+        write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
@@ -34,7 +28,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 def test_a_written_file_is_readable_by_the_group_as_the_umask_says(tmp_path):
     old = os.umask(0o027)
     try:
-        results.write_json_atomic(tmp_path / "summary.json", {})
+        write_json(tmp_path / "summary.json", {})
     finally:
         os.umask(old)
     assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o640

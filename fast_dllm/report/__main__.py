@@ -25,7 +25,8 @@ from fast_dllm.report.folders import (
     task_of_folder,
 )
 from fast_dllm.report.summaries import TASK_SIZE, Run, Table
-from fast_dllm.results import ROOT, task_folder
+from fast_dllm.results import ROOT
+from fast_dllm.runner.tasks import task_folder
 
 FOLDER = Path("results") / "report"
 

@@ -16,7 +16,7 @@ from fast_dllm.report.page import page
 from fast_dllm.report.sections import sections
 from fast_dllm.report.summaries import Run, Table
 from fast_dllm.report.verdict import span, verdict
-from fast_dllm.results import write_bytes_atomic, write_text_atomic
+from fast_dllm.runner.files import write_whole
 
 SCHEMA_VERSION = 1
 
@@ -95,9 +95,9 @@ def write(report: Report, folder: Path, most_flips: int, against: Run | None = N
         old.unlink()
     for suffix, files in (("png", images), ("svg", vectors)):
         for name, content in files.items():
-            write_bytes_atomic(folder / f"{name}.{suffix}", content)
+            write_whole(folder / f"{name}.{suffix}", content)
     for name, text in texts.items():
-        write_text_atomic(folder / name, text)
+        write_whole(folder / name, text.encode())
     return folder / "report.html"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Mapping
 
 from fast_dllm.errors import UsageError
+from fast_dllm.runner.matrix import GENERATION_FILE
 from fast_dllm.runner.tasks import read_tasks
 
 # Of fast_dllm/. Files that are not there count for nothing.
@@ -40,8 +41,12 @@ def file_sha256(path: Path) -> str | None:
 
 def policy_sha256(root: Path, experiment: str | None) -> str | None:
     """Of the experiment's generation_functions.py; None for the experiment: of the active one."""
+    return file_sha256(policy_file(root, experiment))
+
+
+def policy_file(root: Path, experiment: str | None) -> Path:
     folder = Path(root) / "experiments" / experiment if experiment is not None else Path(root)
-    return file_sha256(folder / "generation_functions.py")
+    return folder / GENERATION_FILE
 
 
 def decoding_sha256(root: Path, scored: bool = False) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Callable
 
 
 def read_json(path: Path) -> tuple[dict | None, str]:
@@ -60,7 +61,7 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Whole or not at all, and on the disk."""
+    """Replace `path` by a file with this content: whole or not at all, and on the disk before this returns."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.new")
@@ -74,10 +75,16 @@ def write_whole(path: Path, data: bytes) -> None:
         if new.exists():
             new.unlink()
         raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the file's name must survive too
+    finally:
+        os.close(folder)
 
 
-def write_json(path: Path, content: dict) -> None:
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+def write_json(path: Path, content: dict, default: Callable[[object], object] | None = None) -> None:
+    text = json.dumps(content, indent=2, default=default, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode("utf-8", "replace"))
 
 
 def is_newer(path: Path, other: Path) -> bool:

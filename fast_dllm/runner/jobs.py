@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterable
 
 from fast_dllm.runner import failures
+from fast_dllm.runner.code_hashes import file_sha256, policy_file
 from fast_dllm.runner.files import (
     as_object,
     copy_whole,
@@ -23,6 +24,7 @@ from fast_dllm.runner.files import (
     write_json,
     write_whole,
 )
+from fast_dllm.runner.matrix import GENERATION_FILE
 from fast_dllm.runner.request import Request, Run, evaluation_words
 from fast_dllm.runner.slurm import ask
 from fast_dllm.runner.states import FORCE_FILE, Records, is_forced, lock_owner
@@ -216,9 +218,26 @@ def keep(request: Request, run: Run) -> None:
         questions = source.with_name(QUESTIONS_FILE)
         if questions.is_file():
             copy_whole(questions, target.with_name(QUESTIONS_FILE))
+        keep_policy(request, run, source)
         if not is_same(source, target):
             keep_what_stood(target, run)
             copy_whole(source, target)
+
+
+def keep_policy(request: Request, run: Run, summary: Path) -> None:
+    """The policy that a summary is of, once for all that are of it: artifacts/code/<its SHA-256>.py. The run left the
+    text beside its summary; where an earlier one did not, it is the experiment's while that is unchanged."""
+    sha256 = (read_json(summary)[0] or {}).get("generation_code_sha256")
+    if not isinstance(sha256, str):
+        return  # an earlier runner's: it does not say
+    kept = request.root / "artifacts" / "code" / f"{sha256}.py"
+    if kept.exists():
+        return
+    for text in (summary.with_name(GENERATION_FILE), policy_file(request.code_root, request.experiment)):
+        if file_sha256(text) == sha256:
+            copy_whole(text, kept)
+            return
+    say(f"== {run.path}: the text of its policy ({sha256[:12]}) is no longer here, and artifacts/code/ goes without it")
 
 
 def force(request: Request) -> None:

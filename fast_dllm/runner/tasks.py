@@ -110,6 +110,6 @@ def split_tasks(text: str, further: bool = False) -> list:
     return list(dict.fromkeys(check_task(name, further).name for name in text.split(",")))
 
 
-def task_folder(task: str, limit: int | None) -> str:
+def task_folder(task: str, limit: float | None) -> str:
     """A limited run has a folder of its own, so that it can never pass for a full one."""
-    return task if limit is None else f"{task}_limit_{limit}"
+    return task if limit is None else f"{task}_limit_{int(limit) if limit == int(limit) else limit}"
