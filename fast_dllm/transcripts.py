@@ -17,7 +17,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ GOLDEN_MODELS = ("tiny28", "tiny36")
 SETTINGS = {"mask_id": 319, "stop_token": 2}  # of both
 NEW_TOKENS = 64  # two blocks: a commit, and a block behind it
 THRESHOLD = 0.6  # where a configuration names none: the golden models are seldom sure enough for 0.9
-PROMPT_LENGTHS = (5, 32, 45)  # before, at and behind the end of the first block
+PROMPT_LENGTHS = (30, 60)  # the rest of a block, its commit, and a whole block; without a prefill and with one
 MOST_DRAWS = 50
 COMMAND = "python -m fast_dllm.transcripts"
 
@@ -159,13 +159,18 @@ def check_frozen(experiment: experiments.Experiment, transcript: Mapping[str, An
 
 
 def differences(
-    experiment: experiments.Experiment, transcript: Mapping[str, Any], models: Mapping[str, FastDLLMForCausalLM]
+    experiment: experiments.Experiment,
+    transcript: Mapping[str, Any],
+    models: Mapping[str, FastDLLMForCausalLM],
+    chosen: Collection[str] | None = None,
 ) -> list[str]:
-    """One line for each answer that today's engine gives otherwise."""
+    """One line for each answer that today's engine gives otherwise, of the configurations `chosen` (default: all)."""
     found = []
-    for name, written in transcript["configurations"].items():
-        for which, expected in written["answers"].items():
-            got = answers(experiment, models[which], transcript["prompts"], written["options"])
+    for name in transcript["configurations"] if chosen is None else chosen:
+        written = transcript["configurations"][name]
+        for which, model in models.items():
+            expected = written["answers"][which]
+            got = answers(experiment, model, transcript["prompts"], written["options"])
             for index, (now, was) in enumerate(zip(got, expected, strict=True)):
                 what = [key for key in ("tokens", "forwards") if now[key] != was[key]]
                 if what:

@@ -13,9 +13,20 @@ from fast_dllm.errors import UsageError
 from fast_dllm.runner.code_hashes import REPLAYS_FILE, decoding_sha256, replays
 
 
+@pytest.mark.slow
 def test_todays_engine_gives_every_transcript_again():
-    assert "00_baseline" in experiments.available()
+    """What the command does before it records; a minute of one core."""
     assert transcripts.replay(experiments.available()) == []
+
+
+@pytest.mark.parametrize("name", experiments.available())
+def test_todays_engine_gives_a_sample_of_the_transcript_again(golden_models, name):
+    """The first and the last configuration, on a model each. All of them are replayed for the record; see below."""
+    transcript = transcripts.read_transcript(name)
+    names = list(transcript["configurations"])
+    for which, chosen in (("tiny28", names[0]), ("tiny36", names[-1])):
+        models = {which: golden_models[which]}
+        assert transcripts.differences(experiments.load(name), transcript, models, [chosen]) == []
 
 
 @pytest.mark.parametrize("name", experiments.available())
