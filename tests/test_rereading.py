@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import dataclass
 from itertools import pairwise
@@ -121,11 +120,7 @@ def test_re_reading_by_confidence_is_the_rule_of_its_readme(tiny36, length, bar,
 def test_a_re_read_goes_on_into_the_next_sub_block(tiny36):
     events = list(ADAPTIVE.denoise(tiny36, [prompt(35)], **COMMON, threshold=0.6, reread_above=0.3))
     steps = [event for event in events if event.kind in ("full", "reused")]
-<<<<<<< HEAD
     crossed = [b for a, b in pairwise(steps) if b.kind == "reused" and b.start > a.start]
-=======
-    crossed = [b for a, b in itertools.pairwise(steps) if b.kind == "reused" and b.start > a.start]
->>>>>>> c066316 (Logits that are no numbers are told when tokens are sampled too; tests for admission, prefill groups and every step's numbers; a copied experiment runs with no edit outside its folder; all transcripts)
     assert crossed
     assert all(confidence > 0.3 for event in steps if event.kind == "reused" for confidence in event.confidences)
 
