@@ -15,6 +15,8 @@ from random_model import save_random_model
 
 import eval as program
 from fast_dllm import questions
+from fast_dllm.answers import AnswerStore
+from fast_dllm.arguments import ModelArguments
 from fast_dllm.report.summaries import read_run
 from fast_dllm.runner.code_hashes import file_sha256
 
@@ -246,6 +248,33 @@ def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+@pytest.mark.parametrize("engine", ["today's", "another"])
+def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_other(
+    random_model, tmp_path, monkeypatch, engine
+):
+    """Answers of another engine are no answers of this one: the run begins again, and theirs stay where they are."""
+    out = tmp_path / "out"
+    given = ["--tasks", "made_up_sums", "--limit", "2", "--model_args", model_args(random_model)]
+    given += ["--output_path", f"{out}"]
+    with monkeypatch.context() as before:  # a run that ends between its last answer and its files
+        if engine == "another":
+            before.setattr("fast_dllm.harness.decoding_sha256", lambda root, scored=False: "0" * 64)
+        before.setattr(AnswerStore, "discard", AnswerStore.close)
+        before.setattr(program, "write_results", lambda *_: None)
+        before.setattr(sys, "argv", ["eval.py", *COMMON, *given, "--include_path", str(TASKS)])
+        program.main()
+    assert not (out / "summary.json").exists()
+    (left,) = (out / "answers").iterdir()
+
+    done = run_eval(*given)
+    assert done.returncode == 0, done.stderr
+    _, summary = load(out)
+    continued = engine == "today's"
+    assert ("2 answers of an interrupted run found" in done.stderr) == continued
+    assert summary["throughput"]["requests"] == 2
+    assert left.exists() != continued
+
+
 def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared):
     (tmp_path / "openai").symlink_to(shared / "hub" / "openai")
     out = tmp_path / "out"
@@ -263,7 +292,8 @@ def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared):
 def test_a_configurations_folder_says_what_it_changes_and_the_command_line_beats_the_matrix():
     config = SimpleNamespace(tasks=["toy_math"], num_fewshot=3)
     given = {"experiment_name": "00_baseline", "threshold": 0.7, "device": None}
-    runs = program.variants(["k2_middle+num_fewshot=3+small_block_size=16", "plain"], given, config)
+    names = ["k2_middle+num_fewshot=3+small_block_size=16", "plain"]
+    runs = program.variants(names, given, ModelArguments.parse(**given), config)
     assert [name for name, _ in runs] == [
         "k2_middle+num_fewshot=3+small_block_size=16+threshold=0.7",
         "plain+num_fewshot=3+threshold=0.7",
