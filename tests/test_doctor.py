@@ -553,6 +553,9 @@ def test_a_purge_looks_at_what_links_lead_to_and_only_on_scratch(tmp_path):
     ]
 
 
+LAB = "phoenix|gts-lab|||\n"
+
+
 def slurm_that_answers(project, accounts):
     project.script("sbatch", "echo 'sbatch: Job 7 to start at noon' >&2")
     project.script("squeue", "printf 'gts-lab|embers|RUNNING|None|/x\\n'")
@@ -565,13 +568,13 @@ def slurm_that_answers(project, accounts):
 @pytest.mark.parametrize(
     ("accounts", "extra", "line"),
     [
-        ("gts-lab|embers,inferno||\n", {"SBATCH_QOS": "embers"},
+        ("phoenix|gts-lab|embers,inferno||\n", {"SBATCH_QOS": "embers"},
          "ok   account gts-lab, QOS embers: jobs of at most 8 h, 50 of a user queued and running, you have 1"),
-        ("gts-lab|||\ngts-two|||\n", {}, "fail account: no account is named; write one of yours as SBATCH_ACCOUNT"),
-        ("gts-lab|||\n", {"SBATCH_ACCOUNT": "gts-x"}, "fail account: account gts-x is none of yours, which are"),
-        ("gts-lab|||\n", {}, "ok   GPU of jobs: rtx_6000, dtype=auto gives float16, 24 GB for 0.0 GB of weights"),
-        ("gts-lab|||\n", {"SBATCH_GRES": "gpu:v100:1"}, "fail GPU of jobs: v100: the pinned torch 2.13.* has no code"),
-        ("gts-lab|||\n", {"SBATCH_GRES": "gpu:1"}, "warn GPU of jobs: gpu:1 is of no type that is known; --gpu names"),
+        (f"{LAB}phoenix|gts-two|||\n", {}, "fail account: no account is named; write one of yours as SBATCH_ACCOUNT"),
+        (LAB, {"SBATCH_ACCOUNT": "gts-x"}, "fail account: account gts-x is none of yours, which are"),
+        (LAB, {}, "ok   GPU of jobs: rtx_6000, dtype=auto gives float16, 24 GB for 0.0 GB of weights"),
+        (LAB, {"SBATCH_GRES": "gpu:v100:1"}, "fail GPU of jobs: v100: the pinned torch 2.13.* has no code"),
+        (LAB, {"SBATCH_GRES": "gpu:1"}, "warn GPU of jobs: gpu:1 is of no type that is known; --gpu names"),
     ],
 )  # fmt: skip
 def test_account_limits_and_the_gpu_of_the_jobs_are_a_line_each(monkeypatch, whole_project, accounts, extra, line):

@@ -10,8 +10,8 @@ from script_project import CONFIGS, FAKES, Project
 from fast_dllm.runner import slurm
 
 QOS = "normal||\ninferno|3-00:00:00|500\nembers|08:00:00|50\n"
-ONE = "gts-lab|embers,inferno||\n"
-TWO = ONE + "gts-other|inferno||\n"
+ONE = "phoenix|gts-lab|embers,inferno||\n"
+TWO = ONE + "phoenix|gts-other|inferno||\n"
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_hours_beat_the_settings_and_fit_to_the_minute(project):
 
 
 def test_the_accounts_own_limit_counts_too(project):
-    (project.state / "sacctmgr.assoc").write_text("gts-lab|embers,inferno|04:00:00|\n")
+    (project.state / "sacctmgr.assoc").write_text("phoenix|gts-lab|embers,inferno|04:00:00|\n")
     assert "inferno ends jobs after 4 h; 4 h asked" in project.run("k1_first").stderr
 
 
@@ -143,7 +143,8 @@ def test_the_only_account_is_taken_and_named(project):
         (TWO, {"SBATCH_ACCOUNT": "gts-nobody"}, "account gts-nobody is none of yours, which are gts-lab, gts-other"),
         (TWO, {"SBATCH_ACCOUNT": "gts-other", "SBATCH_QOS": "embers"}, "account gts-other may not use QOS embers"),
         (ONE, {"SBATCH_QOS": "nosuch"}, "account gts-lab may not use QOS nosuch, only embers, inferno"),
-        ("gts-lab|||\n", {"SBATCH_QOS": "nosuch"}, "no QOS 'nosuch' here (SBATCH_QOS); there is: normal, inferno"),
+        ("phoenix|gts-lab|||\n", {"SBATCH_QOS": "nosuch"},
+         "no QOS 'nosuch' here (SBATCH_QOS); there is: normal, inferno"),
         ("", {}, "Slurm knows no account of "),
     ],
 )  # fmt: skip
@@ -151,6 +152,13 @@ def test_an_account_that_slurm_would_refuse_is_refused_before_nine_submissions_f
     (project.state / "sacctmgr.assoc").write_text(accounts)
     assert named in refused(project.run(**extra))
     assert project.calls("sbatch") == []
+
+
+def test_accounts_of_other_clusters_with_the_same_accounting_do_not_count(project):
+    (project.state / "bin" / "scontrol").write_text("#!/bin/sh\necho 'ClusterName             = phoenix'\n")
+    (project.state / "bin" / "scontrol").chmod(0o755)
+    (project.state / "sacctmgr.assoc").write_text(f"hive|hive-lab|hive||\n{ONE}")
+    assert "run.sh: account gts-lab, the only one you have\n" in project.run("k1_first").stderr
 
 
 def test_complete_results_need_no_account(project):
@@ -288,7 +296,7 @@ def test_run_offers_the_submission_that_puts_it_right_and_submits_nothing_twice(
     assert result.returncode == 0
     assert result.stdout.count("not submitted, blocked: its wall time") == 2
     offered = result.stderr.split("submitted anew: ")[1].strip()
-    rest = "--experiment 00_baseline --task gsm8k --limit 9 --model Efficient-Large-Model/Fast_dLLM_v2_7B"
+    rest = "--experiment 00_baseline --task gsm8k --limit 9"
     assert offered == f"scancel 5 6; bash sbatch/run.sh {rest} --model_args threshold=0.9 k1_first k2_middle"
     assert project.calls("sbatch") == []
     result = project.bash("-c", offered, SBATCH_QOS="embers")
@@ -327,10 +335,10 @@ def test_what_the_jobs_may_cost_is_said_before_they_are_submitted(project):
     result = project.run("--dry-run", "--threshold", "1")
     assert (
         "9 jobs, 1 rtx_6000 each, 12 h of wall time: 108 GPU hours at most (the account must cover all of them "
-        "before the jobs start); about 17, at best, by the roofline\n" in result.stderr
+        "before the jobs start); at best 17, by the roofline\n" in result.stderr
     )
     result = project.run("--dry-run", "k1_first", SBATCH_QOS="embers")
-    assert "1 job, 1 rtx_6000, 8 h of wall time: 8 GPU hours at most; about 0.78, at best" in result.stderr
+    assert "1 job, 1 rtx_6000, 8 h of wall time: 8 GPU hours at most; at best 0.78" in result.stderr
 
 
 def measured(project, config="k1_first", gpu="Quadro RTX 6000", seconds=8640.0, task="gsm8k", **changes):

@@ -19,10 +19,11 @@ ROOFLINE_MARGIN = 4.0
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds of one GPU, for the questions alone. source: for people."""
+    """seconds of one GPU, for the questions alone. about, source: for people."""
 
     seconds: float
     margin: float
+    about: str
     source: str
 
     @property
@@ -47,7 +48,7 @@ def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
         same = [one for one in found if one[0]] or found
         full = max(one[1] for one in same)
         _, _, seconds, name = max(one for one in same if one[1] == full)
-        return Cost(seconds * count, MEASURED_MARGIN, f"as {name} measured")
+        return Cost(seconds * count, MEASURED_MARGIN, "about", f"as {name} measured")
     task = next((task for task in TASKS if task.name == run.task.name), None)
     sizes = sizes_of(request.model_or_default, request.root)
     cards = [card for card in GPUS if card.slurm == gpu]
@@ -56,7 +57,7 @@ def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
     threshold = next(known for known in sorted(TOKENS_PER_FORWARD) if float(str(run.arguments["threshold"])) <= known)
     fitting = [card for card in cards if sizes.fits(card)] or cards
     seconds = sizes.task_seconds(fitting[0], replace(task, questions=count), threshold)
-    return Cost(seconds, ROOFLINE_MARGIN, "at best, by the roofline")
+    return Cost(seconds, ROOFLINE_MARGIN, "at best", "by the roofline")
 
 
 def _measured(request: Request, run: Run, gpu: str) -> Iterator[tuple[bool, int, float, str]]:

@@ -28,7 +28,8 @@ _BLOCKED = (
     (r"ReservationDeleted", "its reservation is gone", AGAIN),
     (r"JobHeldUser", "held by its owner", "scontrol release {job}"),
     (r"JobHeldAdmin", "held by the administrators", "ask them"),
-    (r"(?i)BlockMaxError|JobLaunchFailure|launch.failed.requeued.held", "held after failed starts", AGAIN),
+    (r"(?i)BlockMaxError|JobHoldMaxRequeue|JobLaunchFailure|launch.failed.requeued.held",
+     "held after failed starts", AGAIN),
 )  # fmt: skip
 _WAITS = (
     (r"ReqNodeNotAvail, Reserved for maintenance|Reservation|.*[Mm]aintenance.*",

@@ -113,14 +113,17 @@ def all_qos() -> tuple[Qos, ...] | None:
 
 @functools.lru_cache(maxsize=None)
 def associations() -> tuple[Association, ...] | None:
-    """This user's; one entry an account."""
-    words = ("sacctmgr", "-nP", "show", "assoc", f"user={user()}", "format=Account,QOS,MaxWall,MaxSubmit")
+    """This user's on this cluster; one entry an account."""
+    words = ("sacctmgr", "-nP", "show", "assoc", f"user={user()}", "format=Cluster,Account,QOS,MaxWall,MaxSubmit")
     lines = lines_of(*words)
     if lines is None:
         return None
+    if len({line[0] for line in lines}) > 1:  # a site's clusters may share one accounting
+        here = next((line[0] for line in lines_of("scontrol", "show", "config") or () if "ClusterName" in line[0]), "")
+        lines = [line for line in lines if line[0] == here.partition("=")[2].strip()] or lines
     found: dict[str, Association] = {}
-    for line in lines:
-        if len(line) == 4:  # an account on several clusters or partitions stands there more than once
+    for _, *line in lines:
+        if len(line) == 4:  # an account with several partitions stands there more than once
             names = tuple(name for name in line[1].split(",") if name)
             found.setdefault(line[0], Association(line[0], names, _limit(line[2]), _count(line[3])))
     return tuple(found.values())

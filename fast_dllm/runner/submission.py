@@ -36,7 +36,7 @@ def plan(request: Request, options: argparse.Namespace) -> int:
             f"{request.task} is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. "
             f"One configuration suffices: {request.matrix.compare_with}"
         )
-    request = dataclasses.replace(request, model=request.model_or_default)
+    asked, request = request, dataclasses.replace(request, model=request.model_or_default)
     states, fault = examine(request)
     if fault:
         say(f"squeue failed, so nothing is submitted: {fault}")
@@ -63,7 +63,7 @@ def plan(request: Request, options: argparse.Namespace) -> int:
         settings = [f"--set={name}={value}" for name, value in resources.settings.items()] if resources else []
         fields = [state.run.name, state.run.path, what, why, quoted(settings)]
         print("\t".join(field.replace("\t", " ").replace("\n", " ") for field in fields))
-    tell_blocked(request, states)
+    tell_blocked(asked, states)
     return 0
 
 
@@ -128,8 +128,8 @@ def tell_costs(request: Request, states: list[State], resources: Resources, cont
     known = [cost for cost in costs if cost]
     if len(known) == count:
         hours = sum(cost.seconds for cost in known) / 3600 * resources.gpus
-        sources = ", ".join(dict.fromkeys(cost.source for cost in known))
-        text += f"; about {hours:.2g}, {sources}" if hours >= 0.1 else f"; less than 0.1, {sources}"
+        told = f"{known[0].about} {hours:.2g}" if hours >= 0.1 else "less than 0.1"
+        text += f"; {told}, {', '.join(dict.fromkeys(cost.source for cost in known))}"
         longest = max(cost.wall for cost in known)
         if longest > wall:
             jobs_each = math.ceil(longest / wall)
