@@ -210,6 +210,14 @@ def test_jobs_of_another_qos_take_no_place_there(project):
     assert "wait for a place" not in project.run(SBATCH_QOS="embers").stderr
 
 
+def test_the_accounts_own_limit_of_jobs_counts_too(project):
+    (project.state / "sacctmgr.assoc").write_text("phoenix|gts-lab|embers,inferno||10\n")
+    queue(project, 4, qos="inferno")  # all of the account, whatever their QOS
+    result = project.run(SBATCH_QOS="embers")
+    assert "gts-lab takes 10 jobs of a user, queued and running; you have 4" in result.stderr
+    assert "3 of 9 submitted, 6 wait" in result.stderr
+
+
 def test_a_dry_run_tells_what_would_wait(project):
     queue(project, 38)
     result = project.run("--dry-run", SBATCH_QOS="embers")
@@ -326,6 +334,9 @@ def test_status_tells_which_part_of_how_many_a_job_is(project):
     assert project.statuses()["k1_first"].endswith(" min left, part 2 of about 3")
     job.write_text(f"RUNNING|None|00_baseline/gsm8k/k1_first|{project.root}|embers|1-0|23:00:00||gts-lab\n")
     assert project.statuses()["k1_first"].endswith(" min left, part 2 of about 2")
+    project.set_job("7", "PENDING", "00_baseline/gsm8k/k1_first", "Priority")
+    assert project.statuses()["k1_first"] == "queued, job 7, Priority, part 3"
+    project.set_job("7", "RUNNING", "00_baseline/gsm8k/k1_first")
     shutil.rmtree(folder / "answers")
     assert project.statuses()["k1_first"].endswith(" min left")
 

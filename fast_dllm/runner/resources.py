@@ -10,7 +10,7 @@ import argparse
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Mapping
 
@@ -26,17 +26,16 @@ WHERE = "SBATCH_ACCOUNT in sbatch/cluster.env"
 
 @dataclass(frozen=True)
 class Resources:
-    """settings: variables for sbatch beside those that are set. wall: seconds of a job. qos: with its limits, as far as
-    they are known. gpu: its type, or "". told: what was decided, a line each."""
+    """account, qos: with their limits, as far as Slurm tells or they are known. gpu: its type, or "". wall: seconds of
+    a job. settings: variables for sbatch beside those that are set. told: what was decided, a line each."""
 
-    account: str
+    account: Association | None
     qos: Qos
     gpu: str
     gpus: int
     wall: float
-    submitted: int | None
-    settings: dict[str, str] = field(default_factory=dict)
-    told: tuple[str, ...] = ()
+    settings: dict[str, str]
+    told: tuple[str, ...]
 
 
 def script_option(code_root: Path, name: str) -> str:
@@ -82,9 +81,7 @@ def decide(request: Request, runs: list[Run], options: argparse.Namespace, there
     told += [line] if line else []
     if line or options.hours:
         settings.update(_time(wall))
-    submitted = [one for one in (qos.submitted, account.submitted if account else None) if one is not None]
-    name = account.account if account else os.environ.get("SBATCH_ACCOUNT", "")
-    return Resources(name, qos, gpu, count_of(gres), wall, min(submitted, default=None), settings, tuple(told))
+    return Resources(account, qos, gpu, count_of(gres), wall, settings, tuple(told))
 
 
 def _time(wall: float) -> dict[str, str]:

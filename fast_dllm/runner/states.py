@@ -173,14 +173,20 @@ def state_of_job(job: Job, folder: Path) -> tuple[str, str]:
         says, remedy = never
         return "blocked", f"blocked: {says} ({job.reason}), job {job.job_id}; {remedy}"
     if job.state == "PENDING":
-        return "queued", f"queued, job {job.job_id}, {reasons.waiting(job)}"
+        done = segments(folder)
+        return "queued", f"queued, job {job.job_id}, {reasons.waiting(job)}" + (f", part {done + 1}" if done else "")
     return "running", f"running, job {job.job_id}{progress(folder)}{parts(folder, job)}"
+
+
+def segments(folder: Path) -> int:
+    """How many jobs, or processes by hand, have answered something of it."""
+    numbers = (re.match(r"(\d+)\.rank", path.name) for path in (folder / "answers").glob("*/*.jsonl"))
+    return max((int(found[1]) for found in numbers if found), default=0)
 
 
 def parts(folder: Path, job: Job) -> str:
     """Like ", part 2 of about 3": the jobs that it takes, from the questions that are left and the job's wall time."""
-    numbers = (re.match(r"(\d+)\.rank", path.name) for path in (folder / "answers").glob("*/*.jsonl"))
-    part = max((int(found[1]) for found in numbers if found), default=1)
+    part = max(1, segments(folder))
     left = seconds_left(folder)
     if left is None:
         return f", part {part}" if part > 1 else ""

@@ -97,22 +97,22 @@ def free_places(request: Request, resources: Resources, options: argparse.Namesp
     A job submits at its start the one that continues it: a place is kept for that, and for those of the jobs of this
     project that have not started yet.
     """
-    if resources.submitted is None:
-        return sys.maxsize
-    own = slurm.own_jobs()
-    if own is None:
-        return sys.maxsize
-    own = [one for one in own if one.qos in (resources.qos.name, "")]
-    each = 2 if int(vars(options)["continue"]) else 1
-    to_come = sum(one.pending and not one.waits and one.folder == str(request.root) for one in own) if each == 2 else 0
-    free = max(0, resources.submitted - len(own))
-    fit = max(free - to_come, 0) // each or min(free, 1)
-    if fit < len(request.names):
-        say(
-            f"{resources.qos.name} takes {resources.submitted} jobs of a user, queued and running{source_of_limits()}; "
-            f"you have {len(own)}" + (", and each keeps a place for the job that continues it" if each == 2 else "")
-        )
-    return fit
+    account, qos, each = resources.account, resources.qos, 2 if int(vars(options)["continue"]) else 1
+    limits = [(qos.name, qos.submitted)] + ([(account.account, account.submitted)] if account else [])
+    known = [(name, limit) for name, limit in limits if limit is not None]
+    own = slurm.own_jobs() if known else None
+    least = sys.maxsize
+    for name, limit in known if own is not None else ():
+        counted = [one for one in own or () if name in (one.qos, one.account)]
+        to_come = [one for one in counted if one.pending and not one.waits and one.folder == str(request.root)]
+        free = max(0, limit - len(counted))
+        fit = max(free - (each - 1) * len(to_come), 0) // each or min(free, 1)
+        if fit < min(least, len(request.names)):
+            kept = ", and each keeps a place for the job that continues it" if each == 2 else ""
+            taken = f"{name} takes {limit} jobs of a user, queued and running{source_of_limits()}"
+            say(f"{taken}; you have {len(counted)}{kept}")
+        least = min(least, fit)
+    return least
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------
