@@ -744,7 +744,7 @@ def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project
     assert "Experiment Status: 00_baseline / toy_math_limit_7" in result.stdout
     assert "Completed: 9 / 9" in result.stdout
     assert result.stdout.count(" 50.0% ± 1.0") == 9
-    assert result.stdout.splitlines()[-1] == "report: --brief --experiment 00_baseline --task toy_math --limit 7"
+    assert result.stdout.splitlines()[-1] == "--brief --experiment 00_baseline --task toy_math --limit 7"
     project.bash("sbatch/local.sh", "--demo", "--limit", "7")
     assert len(project.evaluations()) == 1
     # another tiny model: its old numbers are not shown as its own
