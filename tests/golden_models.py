@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from oracle import Oracle, assert_float32_of
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from fast_dllm.transcripts import golden_model as golden_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+SUBSETS = ("first", "middle", "last")
 
 
 def golden_json(name: str) -> list[dict]:
@@ -33,6 +35,19 @@ def generate(model, prompts, **settings):
 
 def denoise(model, prompts, **settings):
     return experiments.load(None).denoise(model, prompts, **settings)
+
+
+def in_each_subset(cases: list) -> list:
+    """(name, case, layer subset) of pytest's (name, case). Of each case one subset, in turn; the two others are slow.
+
+    The cases come in threes, of k = 1, 2 and 3; each of these meets every subset.
+    """
+    return [
+        pytest.param(*each.values, subset, id=f"{each.id}-{subset}", marks=[] if turn == number else pytest.mark.slow)
+        for index, each in enumerate(cases)
+        for turn in [(index + index // 3) % len(SUBSETS)]
+        for number, subset in enumerate(SUBSETS)
+    ]
 
 
 @cache

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from golden_models import GOLDEN_MODELS, denoise, generate, golden_json
+from golden_models import GOLDEN_MODELS, denoise, generate, golden_json, in_each_subset
 
 from fast_dllm import experiments
 from fast_dllm.sampling import predict, rows_to_unmask, top_p_sample
@@ -276,8 +276,7 @@ def test_literal_output_reuse_and_the_free_form_give_the_same_tokens(tiny36, lay
             assert free.tokens == literal
 
 
-@pytest.mark.parametrize("layer_subset", ["first", "middle", "last"])
-@pytest.mark.parametrize(("name", "case"), LAB_CASES)
+@pytest.mark.parametrize(("name", "case", "layer_subset"), in_each_subset(LAB_CASES))
 def test_layers_that_really_stand_still_give_the_labs_tokens_and_widths(golden_models, name, case, layer_subset):
     """The identity, for `block`: what stands still is 12 layers here, and the whole forward in the policy's form."""
     with torch.inference_mode():

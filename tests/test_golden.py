@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from golden_models import GOLDEN_MODELS, ROOT, assert_forward_is_the_references, golden_json
+from golden_models import GOLDEN_MODELS, ROOT, assert_forward_is_the_references, golden_json, in_each_subset
 
 from fast_dllm import experiments
 from fast_dllm.arguments import ModelArguments
@@ -15,7 +15,6 @@ from fast_dllm.chat import parse_model_args
 from fast_dllm.transcripts import claims_golden_parity
 
 ARGUMENTS = ("mask_id", "stop_token", "max_new_tokens", "block_size", "small_block_size", "threshold")
-SUBSETS = ("first", "middle", "last")
 CLAIM = [name for name in experiments.available() if claims_golden_parity(name)]
 
 
@@ -80,8 +79,7 @@ def test_generated_tokens_equal_the_reference(golden_models, name, case, policy)
 
 
 @pytest.mark.parametrize("policy", CLAIM)
-@pytest.mark.parametrize(("name", "case"), cases("layer_output_reuse"))
-@pytest.mark.parametrize("layer_subset", SUBSETS)
+@pytest.mark.parametrize(("name", "case", "layer_subset"), in_each_subset(cases("layer_output_reuse")))
 def test_output_reuse_tokens_equal_the_reference(golden_models, name, case, layer_subset, policy):
     reuse = {"reuse_k": case["reuse_k"], "layer_subset": layer_subset, "use_block_cache": case["use_block_cache"]}
     got = decode(golden_models[name], policy, case, refresh="rows", **reuse)
@@ -107,8 +105,7 @@ def assert_is_the_labs(got, case: dict, layer_subset: str) -> None:
 
 
 @pytest.mark.parametrize("policy", CLAIM)
-@pytest.mark.parametrize(("name", "case"), cases("lab_baseline"))
-@pytest.mark.parametrize("layer_subset", SUBSETS)
+@pytest.mark.parametrize(("name", "case", "layer_subset"), in_each_subset(cases("lab_baseline")))
 def test_the_baseline_is_the_labs_baseline(golden_models, name, case, layer_subset, policy):
     got = decode(golden_models[name], policy, case, reuse_k=case["reuse_k"], layer_subset=layer_subset)
     assert_is_the_labs(got, case, layer_subset)
