@@ -9,22 +9,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import html
-import sys
+import socket
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fast_dllm.guard import one_line
+
+# isort: split
 import gradio as gr
 
 from fast_dllm import experiments
 from fast_dllm.arguments import knob_defaults
 from fast_dllm.chat import Chatbot, Conversation, Frame, Settings, parse_model_args, with_defaults
 from fast_dllm.decoding import STEP_KINDS
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import OneLineParser, UsageError
 
 REFRESH_SECONDS = 0.05  # a page cannot show more than this; steps in between are in the replay
 ACTIVE = "active file"
@@ -394,24 +398,38 @@ def build(chatbot: Chatbot) -> gr.Blocks:
     return blocks.queue(default_concurrency_limit=8)
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises UsageError where the page cannot listen, before a model is loaded for it."""
+    if not 1 <= port <= 65535:
+        raise UsageError(f"--port must be from 1 to 65535, not {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just left is free
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(f"port {port} of {host} is in use; --port takes another one") from None
+        hint = "127.0.0.1 is this machine alone, 0.0.0.0 every network"
+        raise UsageError(f"cannot listen on --host {host}: {error.strerror}; {hint}") from None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="tiny, a folder or a hub id")
     parser.add_argument("--model_args", default="", help="name=value,... as eval.py takes them")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=10086)
     parser.add_argument("--share", action="store_true", help="a public link through gradio's servers")
     arguments = parser.parse_args()
-    try:
-        given = parse_model_args(arguments.model_args)
-        if arguments.model:
-            given["model_path"] = arguments.model
-        chatbot = Chatbot(with_defaults(given))
-    except UsageError as error:
-        print(f"app.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    check_address(arguments.host, arguments.port)
+    given = parse_model_args(arguments.model_args)
+    if arguments.model is not None:
+        given["model_path"] = arguments.model
+    chatbot = Chatbot(with_defaults(given))
     build(chatbot).launch(server_name=arguments.host, server_port=arguments.port, share=arguments.share, css=STYLE)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

@@ -42,6 +42,7 @@ def read_command_line():
 
     from fast_dllm.arguments import ModelArguments
     from fast_dllm.errors import UsageError
+    from fast_dllm.guard import check_folder
     from fast_dllm.task_loading import find_tasks, prepare
 
     cli = HarnessCLI()
@@ -61,10 +62,16 @@ def read_command_line():
         raise UsageError(f"unknown model {config.model!r}; eval.py evaluates fast_dllm_v2")
     if config.output_path and Path(config.output_path).suffix in (".json", ".jsonl"):
         raise UsageError(f"--output_path must be a folder, not {config.output_path!r}")
+    if config.output_path == "":
+        raise UsageError("--output_path is empty; it names the folder for the results")
+    if config.num_fewshot is not None and config.num_fewshot < 0:
+        raise UsageError(f"--num_fewshot must be at least 0, not {config.num_fewshot}")
     if config.limit is not None and not config.limit > 0:
         raise UsageError(f"--limit must be above 0, not {config.limit:g}")
     given = {"batch_size": config.batch_size, "device": explicit_device, **config.model_args}
     given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
+    if config.output_path:
+        check_folder("--output_path", Path(config.output_path))
     parsed = ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
     if not config.tasks:
@@ -109,30 +116,38 @@ def evaluate(config, task_manager, lm) -> dict | None:
     """lm_eval's results with samples on the first process, None on the others."""
     from lm_eval import simple_evaluate
 
-    return simple_evaluate(
-        model=lm,
-        model_args=config.model_args,
-        tasks=config.tasks,
-        num_fewshot=config.num_fewshot,
-        batch_size=lm.arguments.batch_size,
-        device=str(lm.device),
-        limit=config.limit,
-        samples=config.samples,
-        check_integrity=config.check_integrity,
-        write_out=config.write_out,
-        log_samples=True,  # kept in memory: the summary counts them
-        system_instruction=config.system_instruction,
-        apply_chat_template=config.apply_chat_template,
-        fewshot_as_multiturn=config.fewshot_as_multiturn,
-        gen_kwargs=config.gen_kwargs,
-        task_manager=task_manager,
-        random_seed=config.seed[0],
-        numpy_random_seed=config.seed[1],
-        torch_random_seed=config.seed[2],
-        fewshot_random_seed=config.seed[3],
-        confirm_run_unsafe_code=config.confirm_run_unsafe_code,
-        metadata=config.metadata,
-    )
+    from fast_dllm.errors import UsageError
+
+    try:
+        return simple_evaluate(
+            model=lm,
+            model_args=config.model_args,
+            tasks=config.tasks,
+            num_fewshot=config.num_fewshot,
+            batch_size=lm.arguments.batch_size,
+            device=str(lm.device),
+            limit=config.limit,
+            samples=config.samples,
+            check_integrity=config.check_integrity,
+            write_out=config.write_out,
+            log_samples=True,  # kept in memory: the summary counts them
+            system_instruction=config.system_instruction,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.fewshot_as_multiturn,
+            gen_kwargs=config.gen_kwargs,
+            task_manager=task_manager,
+            random_seed=config.seed[0],
+            numpy_random_seed=config.seed[1],
+            torch_random_seed=config.seed[2],
+            fewshot_random_seed=config.seed[3],
+            confirm_run_unsafe_code=config.confirm_run_unsafe_code,
+            metadata=config.metadata,
+        )
+    except ValueError as error:
+        if "larger than population" not in str(error):
+            raise
+        tasks = ", ".join(config.tasks)
+        raise UsageError(f"--num_fewshot {config.num_fewshot} is more examples than {tasks} has") from None
 
 
 def summary_of(name: str, found: dict, samples: dict, config, lm, cost, began: float, loaded: float) -> dict:
@@ -229,36 +244,28 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
 def main() -> None:
     from lm_eval.utils import setup_logging
 
-    from fast_dllm.answers import TakenOverError
-    from fast_dllm.errors import UsageError
-
     setup_logging()
     began = time.time()
-    try:
-        configurations, sys.argv[1:] = take_configurations(sys.argv[1:])
-        config, task_manager, given, parsed = read_command_line()
-        runs = variants(configurations, given, parsed, config)
-        from fast_dllm.harness import FastDLLM
+    configurations, sys.argv[1:] = take_configurations(sys.argv[1:])
+    config, task_manager, given, parsed = read_command_line()
+    runs = variants(configurations, given, parsed, config)
+    from fast_dllm.harness import FastDLLM
 
-        lm = FastDLLM(**runs[0][1].as_dict())
-        models = [lm.configured(arguments) for _, arguments in runs]  # all are checked before the first one answers
-        loaded = time.time()
-        output = Path(config.output_path) if config.output_path else None
-        for number, ((name, _), model) in enumerate(zip(runs, models, strict=True), 1):
-            if configurations and lm.rank == 0:
-                print(f"== {name} ({number} of {len(runs)})", flush=True)
-            if number > 1:
-                began = loaded = time.time()
-            run(
-                name, config, task_manager, model, output / name if output and configurations else output, began, loaded
-            )
-        lm.leave_processes()
-    except UsageError as error:
-        print(f"eval.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except TakenOverError as error:
-        sys.exit(f"eval.py: {error}")
+    lm = FastDLLM(**runs[0][1].as_dict())
+    models = [lm.configured(arguments) for _, arguments in runs]  # all are checked before the first one answers
+    loaded = time.time()
+    output = Path(config.output_path) if config.output_path else None
+    for number, ((name, _), model) in enumerate(zip(runs, models, strict=True), 1):
+        if configurations and lm.rank == 0:
+            print(f"== {name} ({number} of {len(runs)})", flush=True)
+        if number > 1:
+            began = loaded = time.time()
+        run(name, config, task_manager, model, output / name if output and configurations else output, began, loaded)
+    lm.leave_processes()
 
 
 if __name__ == "__main__":
-    main()
+    from fast_dllm.guard import one_line
+
+    with one_line():
+        main()

@@ -11,12 +11,15 @@ import signal
 import sys
 import traceback
 
+from fast_dllm.guard import one_line
+
+# isort: split
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from fast_dllm.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import OneLineParser, UsageError
 
 HELP = """\
 /set NAME VALUE   change a setting, e.g. /set threshold 0.8
@@ -27,7 +30,7 @@ exit              leave (also Ctrl-D); Ctrl-C stops an answer"""
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="tiny, a folder or a hub id")
     parser.add_argument("--model_args", default="", help="name=value,... as eval.py takes them")
     parser.add_argument("--once", metavar="PROMPT", help="answer this and leave; only the answer goes to stdout")
@@ -142,20 +145,17 @@ def main() -> None:
     arguments = parse_arguments()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     console = Console(highlight=False)
-    try:
-        given = parse_model_args(arguments.model_args)
-        if arguments.model:
-            given["model_path"] = arguments.model
-        chatbot = Chatbot(with_defaults(given))
-        conversation = Conversation(chatbot, chatbot.default_settings())
-        if arguments.once is not None:
-            answer_plain(conversation.ask(arguments.once)[0])
-            return
-    except UsageError as error:
-        print(f"run_chatbot.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    given = parse_model_args(arguments.model_args)
+    if arguments.model is not None:
+        given["model_path"] = arguments.model
+    chatbot = Chatbot(with_defaults(given))
+    conversation = Conversation(chatbot, chatbot.default_settings())
+    if arguments.once is not None:
+        answer_plain(conversation.ask(arguments.once)[0])
+        return
     talk(console, conversation)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

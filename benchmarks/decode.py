@@ -20,19 +20,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fast_dllm.guard import one_line
+
+# isort: split
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from fast_dllm import experiments
+from fast_dllm.arguments import DTYPES
 from fast_dllm.config import FastDLLMConfig
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="folder, hub id or tiny")
     parser.add_argument("--random_weights", metavar="LAYERSxHIDDEN", help="a random model of this shape instead")
     parser.add_argument("--experiment", help="a name under experiments/ (default: the active file)")
@@ -48,12 +52,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in ("batch_size", "small_block_size", "prompt_tokens", "new_tokens", "reuse_k", "runs", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, not {value}")
+    if arguments.dtype not in DTYPES:
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    return arguments
 
 
 def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> FastDLLMForCausalLM:
     layers, _, hidden = shape.partition("x")
-    if not (layers.isdecimal() and hidden.isdecimal() and int(hidden) % 64 == 0):
+    if not (layers.isdecimal() and hidden.isdecimal() and int(layers) and int(hidden) and int(hidden) % 64 == 0):
         raise UsageError(
             f"--random_weights takes LAYERSxHIDDEN with HIDDEN a multiple of 64, like 36x512, not {shape!r}"
         )
@@ -163,8 +174,7 @@ def main() -> None:
         seconds = time_forwards(model, arguments, block)
         answers = time_answers(model, arguments, block)
     except ValueError as error:
-        print(f"decode.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        raise UsageError(str(error)) from error
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     at_best = weight_bytes / copy_bandwidth(device)
     if device.type == "cuda":
@@ -189,4 +199,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

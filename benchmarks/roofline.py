@@ -24,7 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fast_dllm.config import FastDLLMConfig
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.guard import one_line
 from fast_dllm.runner.roofline import GPUS, TASKS, Sizes, Task
 from fast_dllm.runner.tasks import TASKS as DESCRIBED
 
@@ -102,15 +103,12 @@ def with_answer_tokens(given: str) -> tuple[Task, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answer_tokens", default="", metavar="TASK=N[,...]", help="mean tokens of an answer")
-    try:
-        tasks = with_answer_tokens(parser.parse_args().answer_tokens)
-    except UsageError as error:
-        print(f"roofline.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    tasks = with_answer_tokens(parser.parse_args().answer_tokens)
     print("\n".join([*task_table(), "", *time_table(Sizes.of(FastDLLMConfig()), tasks)]))
 
 
 if __name__ == "__main__":
-    main()
+    with one_line():
+        main()

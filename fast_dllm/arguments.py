@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +12,7 @@ from fast_dllm import experiments
 from fast_dllm.errors import UsageError
 from fast_dllm.runner.defaults import DEFAULT_MODEL
 from fast_dllm.runner.matrix import canonical, defaults_of, effective_arguments, folder_name, matrix_of, parse_value
+from fast_dllm.runner.request import resolve_model
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 LOGLIKELIHOOD_MODES = ("reference", "chain")
@@ -67,6 +69,8 @@ class ModelArguments(HasKnobs):
         for name in ("batch_size", "bd_size"):
             if name in values:
                 values[name] = whole_number(name, values[name], minimum=1)
+        if given.get("model_path") is not None:
+            resolve_model(str(given["model_path"]), Path.cwd(), "model_path")
         if "seed" in values:
             values["seed"] = whole_number("seed", values["seed"], minimum=0)
         if not isinstance(values.get("show_speed", False), bool):

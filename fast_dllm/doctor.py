@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from fast_dllm.checks import (
     DATA_SETS_FILE,
@@ -36,7 +36,7 @@ from fast_dllm.checks import (
     read_situation,
 )
 from fast_dllm.cluster import check_account, check_purge, check_quota, check_slurm, gpu_of_jobs, keep
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.runner.files import write_json
 
 if TYPE_CHECKING:
@@ -263,11 +263,6 @@ def thorough_findings(situation: Situation) -> Iterator[Finding]:
 def quick_findings(situation: Situation) -> Iterator[Finding]:
     for check in QUICK_CHECKS:
         yield from check(situation)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def main() -> None:

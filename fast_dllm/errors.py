@@ -1,5 +1,8 @@
 """What goes wrong with a message for people: `UsageError` becomes one line and exit code 2 in every program."""
 
+import argparse
+from typing import NoReturn
+
 
 class UsageError(ValueError):
     """Something the caller asked for cannot be had; the message is one line naming the fault and the valid choices."""
@@ -7,3 +10,10 @@ class UsageError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """The model's logits are infinite or not a number: its weights or its precision are at fault, and no answer is."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UsageErrors, without the usage before them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)

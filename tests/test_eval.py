@@ -231,11 +231,31 @@ def test_an_unknown_configuration_is_named_before_anything_is_loaded(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_results_that_cannot_be_written_are_a_failure(random_model, tmp_path):
-    (tmp_path / "out").write_text("a file where the folder should be")
-    given = ["--model_args", model_args(random_model), "--output_path", str(tmp_path / "out")]
-    done = run_eval("--tasks", "made_up_choice", "--limit", "1", *given)
-    assert done.returncode not in (0, 2)
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--output_path", "{here}/a file", "--output_path: cannot write into '{here}/a file': File exists"),
+        (
+            "--output_path",
+            "{here}/a file/deeper",
+            "--output_path: cannot write into '{here}/a file/deeper': Not a directory",
+        ),
+        ("--output_path", "/proc/results", "--output_path: cannot write into '/proc/results': "),
+        ("--output_path", "", "--output_path is empty; it names the folder for the results"),
+        ("--num_fewshot", "-1", "--num_fewshot must be at least 0, not -1"),
+        ("--tasks", "", "no task given; pass --tasks NAME"),
+    ],
+)
+def test_an_evaluation_that_would_be_thrown_away_is_not_begun(random_model, tmp_path, option, value, told):
+    (tmp_path / "a file").write_text("a file where a folder should be")
+    given = {"--tasks": "made_up_choice", "--limit": "1", "--model_args": model_args(random_model)}
+    given |= {"--output_path": str(tmp_path / "out"), option: value.format(here=tmp_path)}
+    done = run_eval(*(word for pair in given.items() for word in pair))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("eval.py: error: ")
+    assert told.format(here=tmp_path) in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"]
 
 
 def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random_model, tmp_path, monkeypatch):

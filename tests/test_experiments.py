@@ -173,6 +173,7 @@ def test_a_result_is_named_after_the_configuration_it_is_nearest_to_and_what_dif
 RANK = {
     "answers": 0,
     "errors": 0,
+    "guard": 1,
     "decoding": 0,
     "runner": 1,
     "prompts": 2,

@@ -16,7 +16,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.guard import one_line
 from fast_dllm.report.folders import (
     experiments_with_results,
     read_import,
@@ -31,13 +32,8 @@ from fast_dllm.runner.tasks import task_folder
 FOLDER = Path("results") / "report"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(message)
-
-
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    made = OneLineParser(
         prog="python -m fast_dllm.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--experiment", metavar="E[,E]", help="only these experiments (default: all with results)")
@@ -173,4 +169,5 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line():
+        sys.exit(main())

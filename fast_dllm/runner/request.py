@@ -161,23 +161,23 @@ def check_threshold(text: str) -> float:
     return float(text)
 
 
-def resolve_model(text: str, folder: Path) -> str:
+def resolve_model(text: str, folder: Path, option: str = "--model") -> str:
     """`tiny`, a folder (absolute, for a job starts elsewhere) or a hub id. Raises UsageError."""
     if text == "tiny":
         return text
     if re.search(r"[,=\x00-\x1f\x7f]", text):
-        raise UsageError(f"--model: a comma, an equals sign or a control character cannot be passed on in {text!r}")
+        raise UsageError(f"{option}: a comma, an equals sign or a control character cannot be passed on in {text!r}")
     path = Path(folder) / text
     if text and path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"--model: no config.json in the folder {text!r}")
+            raise UsageError(f"{option}: no config.json in the folder {text!r}")
         resolved = str(path.resolve())
         if re.search(r"[,=\x00-\x1f\x7f]", resolved):
-            raise UsageError(f"--model: the folder's full path has a comma or an equals sign: {resolved!r}")
+            raise UsageError(f"{option}: the folder's full path has a comma or an equals sign: {resolved!r}")
         return resolved
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", text):
         return text
-    raise UsageError(f"--model: {text!r} is neither 'tiny', nor a folder, nor a hub id (owner/name)")
+    raise UsageError(f"{option}: {text!r} is neither 'tiny', nor a folder, nor a hub id (owner/name)")
 
 
 # -- the evaluation's command ------------------------------------------------------------------------------------------
