@@ -62,7 +62,7 @@ def read_command_line():
         raise UsageError(f"unknown model {config.model!r}; eval.py evaluates fast_dllm_v2")
     if config.output_path and Path(config.output_path).suffix in (".json", ".jsonl"):
         raise UsageError(f"--output_path must be a folder, not {config.output_path!r}")
-    if config.output_path == "":
+    if namespace.output_path == "":
         raise UsageError("--output_path is empty; it names the folder for the results")
     if config.num_fewshot is not None and config.num_fewshot < 0:
         raise UsageError(f"--num_fewshot must be at least 0, not {config.num_fewshot}")
@@ -74,7 +74,7 @@ def read_command_line():
         check_folder("--output_path", Path(config.output_path))
     parsed = ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
-    if not config.tasks:
+    if not any(config.tasks):
         raise UsageError("no task given; pass --tasks NAME (`python eval.py ls tasks` lists those there are)")
     try:
         task_manager = find_tasks(config)

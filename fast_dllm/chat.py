@@ -158,7 +158,12 @@ class Chatbot:
         self.ids = special_ids(self.tokenizer)
         self.model = load_model(arguments.model_path, arguments.device, arguments.dtype)
         self.block_size = arguments.bd_size or self.model.config.bd_size
-        self.max_length = self.model.config.max_position_embeddings // self.block_size * self.block_size
+        positions = self.model.config.max_position_embeddings
+        self.max_length = positions // self.block_size * self.block_size
+        if self.max_length < 2 * self.block_size:  # one for a prompt, one for an answer
+            raise UsageError(
+                f"bd_size must be at most half of the model's {positions} positions, not {self.block_size}"
+            )
 
     def default_settings(self) -> Settings:
         """The settings that the model arguments name."""

@@ -146,14 +146,13 @@ class FastDLLM(ScoringLM):
         keys = {request: request_key(*astuple(request)) for request in asked}
         answers = self._known_answers(keys.values())
         pending = [request for request, key in keys.items() if key not in answers]
-        progress = tqdm(total=len(keys), desc="generating", unit="req", disable=disable_tqdm or self.rank != 0)
-        progress.update(len(keys) - len(pending))
-        for batch in _batches(pending, self.arguments.batch_size):
-            texts, cost = self._generate_batch(batch)
-            self._keep(answers, {keys[request]: text for request, text in zip(batch, texts, strict=True)}, cost)
-            progress.update(len(batch))
-            progress.set_postfix_str(f"{self.cost['new_tokens'] / self.cost['seconds_generating']:.1f} tok/s")
-        progress.close()
+        with tqdm(total=len(keys), desc="generating", unit="req", disable=disable_tqdm or self.rank != 0) as progress:
+            progress.update(len(keys) - len(pending))
+            for batch in _batches(pending, self.arguments.batch_size):
+                texts, cost = self._generate_batch(batch)
+                self._keep(answers, {keys[request]: text for request, text in zip(batch, texts, strict=True)}, cost)
+                progress.update(len(batch))
+                progress.set_postfix_str(f"{self.cost['new_tokens'] / self.cost['seconds_generating']:.1f} tok/s")
         if self.arguments.show_speed and self.rank == 0 and pending:
             self._print_speed()
         texts = [answers[keys[request]] for request in asked]

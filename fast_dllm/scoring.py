@@ -188,27 +188,26 @@ class ScoringLM(ProcessesLM):
         answers = self._known_answers(key for targets in wanted.values() for key in targets.values())
         inputs = [masked for masked, targets in wanted.items() if any(key not in answers for key in targets.values())]
         inputs.sort(key=lambda masked: -len(masked.ids))  # equal lengths side by side: little padding
-        progress = tqdm(total=len(wanted), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0)
-        progress.update(len(wanted) - len(inputs))
-        for start in range(0, len(inputs), self.arguments.batch_size):
-            batch = inputs[start : start + self.arguments.batch_size]
-            began = time.perf_counter()
-            new: dict[str, tuple[float, bool]] = {}
-            for masked, values in zip(
-                batch, self._target_scores(batch, [wanted[masked] for masked in batch]), strict=True
-            ):
-                new |= dict(zip(wanted[masked].values(), values, strict=True))
-            cost = Cost(
-                {
-                    "seconds_scoring": time.perf_counter() - began,
-                    "scored_tokens": sum(num_uses[key] for key in new),
-                    "scored_requests": sum(num_ends[key] for key in new),
-                    "forwards.score": len(batch),
-                }
-            )
-            self._keep(answers, new, cost)
-            progress.update(len(batch))
-        progress.close()
+        with tqdm(total=len(wanted), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0) as progress:
+            progress.update(len(wanted) - len(inputs))
+            for start in range(0, len(inputs), self.arguments.batch_size):
+                batch = inputs[start : start + self.arguments.batch_size]
+                began = time.perf_counter()
+                new: dict[str, tuple[float, bool]] = {}
+                for masked, values in zip(
+                    batch, self._target_scores(batch, [wanted[masked] for masked in batch]), strict=True
+                ):
+                    new |= dict(zip(wanted[masked].values(), values, strict=True))
+                cost = Cost(
+                    {
+                        "seconds_scoring": time.perf_counter() - began,
+                        "scored_tokens": sum(num_uses[key] for key in new),
+                        "scored_requests": sum(num_ends[key] for key in new),
+                        "forwards.score": len(batch),
+                    }
+                )
+                self._keep(answers, new, cost)
+                progress.update(len(batch))
         scores = []
         for part in parts:
             values = [answers[wanted[masked][target]] for masked, target in part]

@@ -1,0 +1,106 @@
+"""Every program: what is wrong with its input is one line on stderr and exit status 2, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from golden_models import ROOT
+
+from fast_dllm.errors import NonFiniteError, UsageError
+from fast_dllm.guard import check_folder, one_line
+
+PROGRAMS = (
+    "app.py",
+    "run_chatbot.py",
+    "eval.py",
+    "benchmarks/decode.py",
+    "benchmarks/roofline.py",
+    "-m fast_dllm.report",
+)
+
+
+def run(*words: str, python: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    return subprocess.run([*python, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_without_the_environment_a_program_says_how_to_get_it(program):
+    done = run(*program.split(), python=(sys.executable, "-S"))  # -S: nothing that was installed
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"{program.split('/')[-1].removeprefix('-m ')}: error: ")
+    assert 'source "$(bash sbatch/venv.sh)/bin/activate"' in line
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("app.py --port 99999", "--port must be from 1 to 65535, not 99999"),
+        ("app.py --port {taken}", "port {taken} of 127.0.0.1 is in use; --port takes another one"),
+        ("app.py --host 192.0.2.1", "cannot listen on --host 192.0.2.1: "),  # an address of no machine (RFC 5737)
+        (
+            "run_chatbot.py --model {here}/nothing",
+            "model_path: '{here}/nothing' is neither 'tiny', nor a folder, nor a hub id",
+        ),
+        ("run_chatbot.py --nosuch", "unrecognized arguments: --nosuch"),
+        ("benchmarks/decode.py --batch_size 0", "--batch_size must be at least 1, not 0"),
+        ("benchmarks/decode.py --threads -1", "--threads must be at least 1, not -1"),
+        (
+            "benchmarks/decode.py --dtype float99",
+            "--dtype must be one of auto, float32, float16, bfloat16, not 'float99'",
+        ),
+        ("benchmarks/decode.py --random_weights 0x0", "--random_weights takes LAYERSxHIDDEN"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, command, told):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        names = {"here": tmp_path, "taken": listener.getsockname()[1]}
+        done = run(*command.format(**names).split())
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith(command.split()[0].split("/")[-1] + ": error: ")
+    assert told.format(**names) in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (UsageError("two\nlines"), 2, "error: two lines\n"),
+        (NonFiniteError("layer 3"), "a_program.py: layer 3", ""),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_ends_a_program_is_told_in_one_line(capsys, monkeypatch, error, status, told):
+    monkeypatch.setattr(sys, "argv", ["/some/where/a_program.py"])
+    with pytest.raises(SystemExit) as ended, one_line():
+        raise error
+    assert ended.value.code == status
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_what_nobody_foresaw_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), one_line():
+        raise ZeroDivisionError
+
+
+def test_a_closed_pipe_is_silent():
+    code = "from fast_dllm.guard import one_line\nwith one_line():\n    while True: print('line')"
+    done = run("-c", f'{sys.executable} -c "{code}" | head -n 1; exit ${{PIPESTATUS[0]}}', python=("bash",))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "line\n", "")
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_no_trace(tmp_path):
+    check_folder("--output_path", tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--output_path: cannot write into '.*file/below': Not a directory"):
+        check_folder("--output_path", tmp_path / "file" / "below")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
