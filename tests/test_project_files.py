@@ -19,7 +19,7 @@ WORKFLOW = ROOT / ".github" / "workflows" / "tests.yml"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 FOLDERS = "sbatch|tests|benchmarks|docs|fast_dllm|experiments|tasks|training|models"
 PATH = re.compile(rf"(?:^|[\s`(])((?:{FOLDERS})/[\w./-]+)")
-PLACEHOLDERS = {"experiments/03_idea", "experiments/03_idea/matrix.json"}
+PLACEHOLDERS = {"experiments/06_idea", "experiments/06_idea/matrix.json"}
 
 
 def project() -> dict:
