@@ -15,6 +15,8 @@ from lm_eval.tasks import TaskManager
 from tasks.toy.problems import (
     CHOICE_KINDS,
     KINDS,
+    STEP_WEIGHTS,
+    WIDE_KINDS,
     Problem,
     choice_questions,
     make_choice,
@@ -22,6 +24,7 @@ from tasks.toy.problems import (
     math_prompt,
     math_questions,
 )
+from tasks.toy.wordings import HE, SHE, WORDINGS
 
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -95,9 +98,60 @@ def test_questions_are_varied(test_problems):
     assert len(phrases) > 1000
 
 
+@pytest.mark.parametrize("wording", ["wide", "held_out"])
+def test_other_wordings_tell_right_problems_of_the_same_split(wording):
+    problems = math_questions("test", 400, wording)
+    assert {problem.split for problem in problems} == {"test"}
+    assert {problem.kind for problem in problems} == set(WIDE_KINDS)
+    assert {len(problem.steps) for problem in problems} == set(range(1, len(STEP_WEIGHTS[wording]) + 1))
+    test_working_and_result_are_right(problems)
+    for problem in problems:
+        assert "{" not in problem.question
+        assert not re.search(r"(^|[.?] )[a-z]", problem.question)  # every sentence begins with a capital or a number
+
+
+def forms(wording):
+    """Every form of a wording: its sentences, as templates."""
+    for name, value in vars(WORDINGS[wording]).items():
+        if name not in ("he", "she", "things", "boxes", "units", "items", "links"):
+            yield from (form for group in (value.values() if isinstance(value, dict) else [value]) for form in group)
+
+
+def test_held_out_forms_are_in_no_training_problem():
+    held_out, trained = set(forms("held_out")), {*forms("classic"), *forms("wide")}
+    assert len(held_out) > 80
+    assert not held_out & trained
+    assert math_questions("train", 3, "wide") != math_questions("train", 3, "classic")
+
+
+def test_held_out_forms_are_made_of_words_that_training_meets():
+    def words(names):
+        texts = " ".join(form for name in names for form in forms(name))
+        return {word.lower() for word in re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", " ", texts))}
+
+    assert words(["held_out"]) <= words(["classic", "wide"]) | {word.lower() for word in HE + SHE}
+
+
+@pytest.mark.parametrize(
+    ("opening", "question"),
+    [
+        ("openings", "questions"), ("boxes_openings", "questions"), ("colours_openings", "questions"),
+        ("purchases", "costs"), ("others_have", "differences"),
+    ],
+)  # fmt: skip
+def test_every_kind_has_thirty_surface_forms(opening, question):
+    wide = WORDINGS["wide"]
+    assert len(getattr(wide, opening)) * len(getattr(wide, question)) >= 30
+    assert len(wide.shares) >= 30
+    assert sum(map(len, wide.relations.values())) * len(wide.other_questions) >= 30
+
+
 def test_test_questions_are_always_the_same(test_problems):
     choices = [choice for kind in CHOICE_KINDS for choice in choice_questions(kind, "test")]
     assert digest((p.question, p.answer) for p in test_problems) == "c8f4a09f47d1671b"
+    wide, held_out = (math_questions("test", 300, wording) for wording in ("wide", "held_out"))
+    assert digest((p.question, p.answer) for p in wide) == "8f15d444b1e1e8bc"
+    assert digest((p.question, p.answer) for p in held_out) == "bad57178126ddd71"
     assert digest((c.question, c.choices, c.answer) for c in choices) == "1e6a88bd84cc6182"
 
 

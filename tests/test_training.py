@@ -1,12 +1,13 @@
-"""The recipe of models/tiny: masks and batches are what decoding meets, growth changes nothing, training learns."""
+"""The recipe of models/tiny: masks and batches are what decoding meets, growth keeps what was learnt, and it learns."""
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
 
 from fast_dllm.model import FastDLLMForCausalLM
-from training import plot, train
+from training import knockout, plot, train
 from training.data import (
     COPIES,
     Example,
@@ -17,7 +18,7 @@ from training.data import (
     make_examples,
     noisy_example,
 )
-from training.recipe import EVERY_LAYER, STAGES, Stage, tiny_config
+from training.recipe import EVERY_LAYER, FURTHER, STAGES, Stage, tiny_config
 from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer, chat_prompt
 
 BLOCK = 32
@@ -169,6 +170,91 @@ def test_growth_spreads_trained_layers_over_every_subset():
         assert len(positions & set(subset)) == layers / 3
 
 
+def test_a_split_layer_becomes_equal_parts_that_write_their_share(tokenizer):
+    shallow, deep = small_model(tokenizer, layers=3), FastDLLMForCausalLM(tiny_config(tokenizer, 6)).eval()
+    train.split(shallow.state_dict(), 3, deep)
+    for layer in range(6):
+        part, whole = deep.model.layers[layer], shallow.model.layers[layer // 2]
+        assert torch.equal(part.mlp.up_proj.weight, whole.mlp.up_proj.weight)
+        assert torch.equal(part.self_attn.o_proj.weight * 2, whole.self_attn.o_proj.weight)
+        assert torch.equal(part.mlp.down_proj.weight * 2, whole.mlp.down_proj.weight)
+    with pytest.raises(ValueError, match="7 layers are no multiple of 3"):
+        train.split(shallow.state_dict(), 3, FastDLLMForCausalLM(tiny_config(tokenizer, 7)))
+
+
+def test_splitting_changes_little_where_layers_write_little(tokenizer):
+    """The parts see almost the same input, so the function stays."""
+    shallow, deep = small_model(tokenizer, layers=3), FastDLLMForCausalLM(tiny_config(tokenizer, 6)).eval()
+    for layer in shallow.model.layers:
+        layer.self_attn.o_proj.weight.data *= 1e-2
+        layer.mlp.down_proj.weight.data *= 1e-2
+    train.split(shallow.state_dict(), 3, deep)
+    ids = torch.randint(0, len(tokenizer), (2, 40), generator=torch.Generator().manual_seed(0))
+    before, after = shallow(ids).logits, deep(ids).logits
+    assert not torch.equal(before, after)
+    assert (before - after).norm() < 0.05 * before.norm()
+
+
+def test_further_stages_split_into_the_next_and_the_last_is_full_depth():
+    depths = [stage.layers for stage in FURTHER]
+    assert all(deeper % layers == 0 for layers, deeper in pairwise(depths))
+    assert depths[0] == STAGES[0].layers
+    assert depths[-1] == EVERY_LAYER
+    assert {stage.growth for stage in FURTHER} == {"split"}
+
+
+def test_a_run_may_start_from_the_trained_layers_of_a_finished_model(tmp_path, tokenizer):
+    """Words that both know keep their rows, whatever their numbers are; new ones begin among them."""
+    shallow, finished, start = small_model(tokenizer, layers=2), small_model(tokenizer, layers=6), tmp_path / "finished"
+    train.grow(shallow.state_dict(), 2, finished, seed=5)
+    finished.save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    wide = build_tokenizer(2048, wide=True)
+    weights = train.read_start(start, wide, 2, seed=3)
+    rows, known = weights["model.embed_tokens.weight"], shallow.model.embed_tokens.weight
+    for word, index in tokenizer.get_vocab().items():
+        assert torch.equal(rows[wide.get_vocab()[word]], known[index])
+    assert len(tokenizer) < rows.shape[0] == len(wide)
+    assert 0 < float(rows.norm(dim=1).min()) <= float(rows.norm(dim=1).max()) < 3 * float(known.norm(dim=1).max())
+    stages = (Stage("wide", "bd", 2, steps=2, batch=4, lr=1e-3, warmup=1, decay=0.5, final_lr=0, wide_share=1.0),
+              Stage("split", "bd", 4, steps=1, batch=4, lr=0.0, warmup=1, decay=0.5, final_lr=0, growth="split"),
+              )  # fmt: skip
+    trainer = train.Trainer(tmp_path / "run", stages, 3, "cpu", "muon", 2048, start)
+    assert torch.equal(trainer.model.model.layers[1].mlp.down_proj.weight, shallow.model.layers[1].mlp.down_proj.weight)
+    trainer.run()
+    parts = [layer.mlp.down_proj.weight for layer in trainer.model.model.layers]
+    assert torch.equal(parts[2], parts[3])
+    assert not torch.equal(parts[1], parts[2])
+
+
+# Knock-out
+
+
+def test_a_layer_that_is_taken_out_gives_what_it_got_and_comes_back(tokenizer):
+    model = small_model(tokenizer, layers=3)
+    ids = torch.randint(0, len(tokenizer), (1, 40), generator=torch.Generator().manual_seed(0))
+    whole = model(ids).logits
+    shorter = small_model(tokenizer, layers=3)
+    del shorter.model.layers[1]
+    with knockout.without(model, [1]):
+        assert torch.equal(model(ids).logits, shorter(ids).logits)
+    assert torch.equal(model(ids).logits, whole)
+
+
+def test_the_knock_out_table_has_a_line_for_every_layer_and_third(tokenizer):
+    found = knockout.knock_out(small_model(tokenizer, layers=9), tokenizer, examples=3, wording="wide")
+    assert list(found) == ["none", *map(str, range(9)), "first", "middle", "last"]
+    assert len({loss for loss, _ in found.values()}) == len(found)  # each of them does something
+    assert len(knockout.table(found).splitlines()) == 2 + len(found)
+    assert knockout.thirds(36) == {"first": range(1, 12), "middle": range(12, 24), "last": range(24, 36)}
+
+
+def test_knock_out_refuses_what_is_not_there(capsys):
+    for words in (["--examples", "0"], ["--model", "nowhere/at-all"]):
+        assert knockout.main(words) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def run(out, stages, seed=3):
     trainer = train.Trainer(out, stages, seed, "cpu", "muon", 2048)
     trainer.run()
@@ -184,7 +270,7 @@ def test_twenty_steps_lower_the_loss(tmp_path):
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch, tokenizer):
-    monkeypatch.setattr(train, "build_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr(train, "tokenizer_of", lambda *_: tokenizer)
     whole = run(tmp_path / "whole", SHORT)
     stopped = train.Trainer(tmp_path / "stopped", SHORT, 3, "cpu", "muon", 2048)
     for _ in range(2):
@@ -209,6 +295,8 @@ def test_a_stage_may_ask_for_longer_problems(tokenizer):
     rng = random.Random(0)
     long = [example.answer for example in make_examples(tokenizer, rng, 40, 0.0, num_steps_shares=(0, 0, 1))]
     assert {tokenizer.decode(answer).count("=") for answer in long} == {3}
+    wide = [example.answer for example in make_examples(tokenizer, rng, 80, 0.0, (0, 0, 1), wide_share=1.0)]
+    assert {tokenizer.decode(answer).count("=") for answer in wide} == {1, 2, 3, 4, 5}
 
 
 def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):

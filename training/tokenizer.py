@@ -57,8 +57,8 @@ def chat_prompt(message: str) -> str:
     return f"{START}user:{put(message)}{STOP}\n{START}assistant:"
 
 
-def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer, always the same one."""
+def build_tokenizer(max_length: int, wide: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer, always the same one; `wide`: that of a model which is to know the wide words too."""
     rng = random.Random(0)
     cut = pre_tokenizers.Sequence(
         [
@@ -70,6 +70,9 @@ def build_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     for index in range(SAMPLES):
         problem = make_problem(rng)
         texts += [put(math_prompt(problem)), problem.answer]
+        if wide:
+            told_wide = make_problem(rng, wording="wide")
+            texts += [put(math_prompt(told_wide)), told_wide.answer]
         if index % 4 == 0:
             texts.append(choice_prompt(make_choice(rng, rng.choice(CHOICE_KINDS))))
     pieces = {piece for text in texts for piece, _ in cut.pre_tokenize_str(text)}

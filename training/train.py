@@ -2,6 +2,7 @@
 
     python -m training.train --out DIR              # the whole recipe; the same command again resumes
     python -m training.train --out DIR --export models/tiny
+    python -m training.train --out DIR --start models/tiny [--export FOLDER]    # wider words, layers that all work
 
 Deterministic: step n of a stage draws its examples from the seed, the stage and n, so an interrupted run goes on as if
 it had not been. On a GPU it uses the GPU. DIR holds checkpoint.pt, one STAGE.pt for each finished stage and log.jsonl.
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.errors import UsageError
+from fast_dllm.model import FastDLLMForCausalLM, load_model
+from fast_dllm.tokenizer import load_tokenizer
 from training.data import Batch, autoregressive_batches, diffusion_batches, make_examples
 from training.optim import make_optimizers
-from training.recipe import SEED, STAGES, WINDOW, Stage, tiny_config
+from training.recipe import FURTHER, SEED, STAGES, WINDOW, Stage, tiny_config
 from training.tokenizer import build_tokenizer
 
 EMA_DECAY = 0.99  # of the weight average; the averaged weights are what a stage hands on and what is exported
@@ -76,10 +79,60 @@ def grow(weights: dict[str, Tensor], layers: int, model: FastDLLMForCausalLM, se
             parameter.zero_()
 
 
+def split(weights: dict[str, Tensor], layers: int, model: FastDLLMForCausalLM) -> None:
+    """Load the weights of a network of `layers` layers into one of a multiple of them, all of which work.
+
+    Each layer becomes several equal ones, each of which writes its share of the output to the residual stream. That
+    preserves the function as far as they see the same input, which they do not quite: a short training heals it.
+    """
+    parts, rest = divmod(model.config.num_hidden_layers, layers)
+    if rest:
+        raise ValueError(f"{model.config.num_hidden_layers} layers are no multiple of {layers}")
+    for name, parameter in model.state_dict().items():
+        words = name.split(".")
+        if "layers" in words:
+            index = words.index("layers") + 1
+            words[index] = str(int(words[index]) // parts)
+        share = parts if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+        parameter.copy_(weights[".".join(words)] / share)
+
+
+def shrink(weights: dict[str, Tensor], layers: int, fewer: int) -> dict[str, Tensor]:
+    """The layers of a network of `layers` that `grow` kept when it made them of `fewer`: the trained ones alone."""
+    kept = {grown_position(layer, fewer, layers): layer for layer in range(fewer)}
+    found = {}
+    for name, value in weights.items():
+        words = name.split(".")
+        if "layers" in words:
+            index = words.index("layers") + 1
+            if int(words[index]) not in kept:
+                continue
+            words[index] = str(kept[int(words[index])])
+        found[".".join(words)] = value
+    return found
+
+
+def read_start(directory: Path, tokenizer, layers: int, seed: int) -> dict[str, Tensor]:
+    """The trained layers of a finished checkpoint, as `layers` layers, its vocabulary made that of `tokenizer`.
+
+    A word that the checkpoint does not know begins near the mean of those that it knows.
+    """
+    model = load_model(str(directory), device="cpu").float()
+    old = load_tokenizer(str(directory)).get_vocab()
+    weights = shrink(model.state_dict(), model.config.num_hidden_layers, layers)
+    known = weights["model.embed_tokens.weight"]
+    generator = torch.Generator().manual_seed(seed)
+    rows = known.mean(0) + 0.5 * known.std(0) * torch.randn(len(tokenizer), known.shape[1], generator=generator)
+    for word, index in tokenizer.get_vocab().items():
+        if word in old:
+            rows[index] = known[old[word]]
+    return {name: rows if "embed_tokens" in name or "lm_head" in name else value for name, value in weights.items()}
+
+
 def stage_batches(stage: Stage, step: int, tokenizer, seed: int, block_size: int) -> Iterator[Batch]:
     """The micro-batches of one step."""
     rng = random.Random(f"{seed} {stage.name} {step}")
-    examples = make_examples(tokenizer, rng, stage.batch, stage.choice_share, stage.num_steps_shares)
+    examples = make_examples(tokenizer, rng, stage.batch, stage.choice_share, stage.num_steps_shares, stage.wide_share)
     if stage.objective == "ar":
         return autoregressive_batches(examples, tokenizer.eos_token_id)
     return diffusion_batches(examples, tokenizer, rng, block_size, WINDOW, stage.uniform_share)
@@ -102,35 +155,54 @@ def backward(model: FastDLLMForCausalLM, batches: list[Batch]) -> tuple[float, f
     return loss_sum, right / max(1.0, counted)
 
 
+def tokenizer_of(stages: tuple[Stage, ...], max_length: int):
+    """The tokenizer of a model that these stages train."""
+    return build_tokenizer(max_length, wide=any(stage.wide_share for stage in stages))
+
+
 class Trainer:
     """The state of a run: which stage and step, the network, its optimizers and the average of its weights."""
 
-    def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int, device: str, optimizer: str, max_length: int):
+    def __init__(
+        self,
+        out: Path,
+        stages: tuple[Stage, ...],
+        seed: int,
+        device: str,
+        optimizer: str,
+        max_length: int,
+        start: Path | None = None,
+    ):
+        """start: a finished checkpoint whose trained layers the first stage goes on from (None: fresh weights)."""
         self.out, self.stages, self.seed, self.device = out, stages, seed, device
         self.optimizer_name = optimizer
-        self.tokenizer = build_tokenizer(max_length)
+        self.tokenizer = tokenizer_of(stages, max_length)
         out.mkdir(parents=True, exist_ok=True)
         checkpoint = out / "checkpoint.pt"
         if checkpoint.exists():
             saved = torch.load(checkpoint, map_location=device, weights_only=True)
-            self.start_stage(saved["stage"], None)
+            self.start_stage(saved["stage"])
             self.step = saved["step"]
             self.model.load_state_dict(saved["model"])
             self.average = saved["average"]
             for own, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 own.load_state_dict(state)
+        elif start is not None:
+            self.start_stage(0, read_start(start, self.tokenizer, stages[0].layers, seed), stages[0].layers)
         else:
-            self.start_stage(0, None)
+            self.start_stage(0)
 
-    def start_stage(self, index: int, weights: dict[str, Tensor] | None) -> None:
-        """Begin stage `index` from the weights of the stage before (None: fresh, or about to be loaded)."""
+    def start_stage(self, index: int, weights: dict[str, Tensor] | None = None, layers: int = 0) -> None:
+        """Begin stage `index` from the weights of a network of `layers` (None: fresh, or about to be loaded)."""
         self.stage_index, self.step = index, 0
         stage = self.stages[index]
         self.model = FastDLLMForCausalLM(tiny_config(self.tokenizer, stage.layers)).to(self.device).train()
         if weights is None:
             initialise(self.model, self.seed)
+        elif stage.growth == "split":
+            split(weights, layers, self.model)
         else:
-            grow(weights, self.stages[index - 1].layers, self.model, self.seed)
+            grow(weights, layers, self.model, self.seed)
         self.optimizers = make_optimizers(self.model, self.optimizer_name, stage.lr)
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
 
@@ -173,7 +245,7 @@ class Trainer:
             if self.stage_index + 1 == len(self.stages):
                 self.save()
                 return
-            self.start_stage(self.stage_index + 1, self.average)
+            self.start_stage(self.stage_index + 1, self.average, stage.layers)
             self.save()
 
     def run_stage(self, stage: Stage) -> None:
@@ -196,12 +268,13 @@ class Trainer:
                 self.save()
 
 
-def export(out: Path, directory: Path, stage: Stage, max_length: int) -> None:
+def export(out: Path, directory: Path, stages: tuple[Stage, ...], max_length: int) -> None:
     """Write the averaged weights of the finished last stage as a checkpoint in bfloat16, with its tokenizer."""
+    stage = stages[-1]
     weights = out / f"{stage.name}.pt"
     if not weights.exists():
         raise FileNotFoundError(f"{weights} does not exist: the last stage is not finished")
-    tokenizer = build_tokenizer(max_length)
+    tokenizer = tokenizer_of(stages, max_length)
     model = FastDLLMForCausalLM(tiny_config(tokenizer, stage.layers))
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     model.to(torch.bfloat16).save_pretrained(directory)
@@ -212,6 +285,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.train", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of checkpoints and log.jsonl")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the finished model here instead of training")
+    parser.add_argument("--start", type=Path, metavar="MODEL", help="go on from this model by the further stages")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
@@ -226,13 +300,15 @@ def main(argv: list[str] | None = None) -> int:
         print("training.train: --threads must be at least 1 and --scale positive", file=sys.stderr)
         return 2
     torch.set_num_threads(args.threads)
-    stages = tuple(replace(stage, steps=max(1, round(stage.steps * args.scale))) for stage in STAGES)
+    stages = tuple(
+        replace(stage, steps=max(1, round(stage.steps * args.scale))) for stage in (FURTHER if args.start else STAGES)
+    )
     try:
         if args.export:
-            export(args.out, args.export, stages[-1], MAX_LENGTH)
+            export(args.out, args.export, stages, MAX_LENGTH)
         else:
-            Trainer(args.out, stages, args.seed, args.device, args.optimizer, MAX_LENGTH).run()
-    except FileNotFoundError as error:
+            Trainer(args.out, stages, args.seed, args.device, args.optimizer, MAX_LENGTH, args.start).run()
+    except (FileNotFoundError, UsageError) as error:
         print(f"training.train: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,9 +1,9 @@
 """Word problems from a seeded generator: the data of the tasks toy_math and toy_choice, and of training/.
 
-Every problem is a short story of one to three arithmetic steps on numbers from 1 to 99, written with varied names,
-things and phrases. Its *content* is its kind of story, its operations and its numbers, whatever the words. A hash of
-the content alone decides whether a problem belongs to training or to test, so no test problem can be met in
-training, not even retold in other words. One content in ten is a test problem.
+Every problem is a short story of one to five arithmetic steps on numbers from 1 to 99, with varied names, things and
+phrases (wordings.py). Its *content* is its kind of story, its operations and its numbers, whatever the words. A hash of
+the content alone decides whether a problem belongs to training or to test, so no test problem can be met in training,
+not even retold in other words. One content in ten is a test problem.
 
 `load_math` and `load_choice` are what the tasks' YAML files name; they need no download.
 """
@@ -312,12 +312,12 @@ def choice_prompt(choice: Choice) -> str:
     return f"{choice.question}{listed}\nAnswer:"
 
 
-def math_questions(split: str, count: int = NUM_TEST) -> list[Problem]:
-    """The first `count` toy_math questions of a split, no content twice."""
-    rng = random.Random(f"{SEED} {split}")
+def math_questions(split: str, count: int = NUM_TEST, wording: str = "classic") -> list[Problem]:
+    """The first `count` questions of a split of toy_math, or of such problems in another wording, no content twice."""
+    rng = random.Random(f"{SEED} {split}" + ("" if wording == "classic" else f" {wording}"))
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = make_problem(rng, split)
+        problem = make_problem(rng, split, wording=wording)
         problems.setdefault(problem.content, problem)
     return list(problems.values())
 

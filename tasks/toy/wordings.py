@@ -364,7 +364,7 @@ HELD_OUT = Wording(
         "Find the number of {other}'s {thing}.",
     ),
     together=(
-        "Together, how many {thing} do they have?", "What is the total number of {thing}?",
+        "Together, how many {thing} do they have?", "What is the total number of {thing} that they have?",
         "How many {thing} are there for {name} and {other} together?", "How many {thing} do they own in total?",
     ),
     together_left=("How many {thing} are still left?", "How many do they still have?",
