@@ -1,12 +1,17 @@
-"""The README's strip of one answer being denoised, from the embedded model's real events.
+"""The README's pictures, from the embedded model's real events and the real page.
 
-python docs/make_pictures.py            # writes docs/pictures/denoising.png
+python docs/make_pictures.py            # writes docs/pictures/denoising.png: one answer being denoised, step by step
+python docs/make_pictures.py --page     # docs/pictures/page.png: app.py in a browser, the replay at an early step
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -70,13 +75,55 @@ def strip(frames: list[Frame], question: str, footer: str) -> Image.Image:
     return image.crop((0, 0, WIDTH, top + ROW_HEIGHT))
 
 
+def photograph_page(model: str, question: str, path: Path) -> None:
+    """The page's answer to the question, in a real browser, replayed to its third forward."""
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--model", model]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox", "--disable-gpu"]
+            )
+            page = browser.new_page(viewport={"width": 1280, "height": 760})
+            for _ in range(240):
+                try:
+                    page.goto(f"http://127.0.0.1:{port}/")
+                    break
+                except Exception:
+                    if server.poll() is not None:
+                        raise
+                    time.sleep(0.5)
+            page.fill("#message textarea", question)
+            page.click("#send")
+            page.wait_for_selector("#cells .done", timeout=120_000)
+            replay = page.locator("#replay input[type=range]")
+            replay.evaluate("e => { e.value = 3; e.dispatchEvent(new Event('input', {bubbles: true})); }")
+            page.wait_for_selector("#cells .m")
+            page.wait_for_timeout(1000)
+            page.screenshot(path=str(path))
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+    print(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--frames", type=int, default=6)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "pictures" / "denoising.png")
+    parser.add_argument("--page", action="store_true", help="photograph the page instead; needs chromium")
     arguments = parser.parse_args()
+    if arguments.page:
+        photograph_page(arguments.model, arguments.question, ROOT / "docs" / "pictures" / "page.png")
+        return
     chatbot = Chatbot(ModelArguments.parse(model_path=arguments.model, max_new_tokens=96))
     conversation = Conversation(chatbot, chatbot.default_settings())
     frames = [frame for frame in conversation.ask(arguments.question)[0] if frame.kind != "prefill"]
