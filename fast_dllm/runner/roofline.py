@@ -28,8 +28,9 @@ class GPU:
     GB. bandwidth: GB/s. peak: TFLOP/s of its tensor cores in 16 bits, dense, with float32 sums. card: a pattern of the
     name that its driver tells.
 
-    From NVIDIA's Turing white paper (Quadro RTX 6000) and the data sheets of the V100, L40S, A100, H100, H200 and
-    RTX PRO 6000 Blackwell Workstation Edition (the Server Edition's clocks are lower).
+    From NVIDIA's Turing white paper (Quadro RTX 6000) and the data sheets of the V100, L40S, A100, H100 and H200. The
+    RTX PRO 6000 Blackwell's are the Workstation Edition's as others report them, no data sheet was read (the Server
+    Edition's clocks are lower).
     """
 
     slurm: str
