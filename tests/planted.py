@@ -59,7 +59,7 @@ def run_planted(monkeypatch, lm: ScriptedLM, task: str, *options: str, num_fewsh
     given = ["--tasks", task, "--num_fewshot", str(num_fewshot), "--batch_size", "1", "--apply_chat_template"]
     given += ["--model", "fast_dllm_v2", "--fewshot_as_multiturn", "--model_args", "model_path=tiny,device=cpu"]
     monkeypatch.setattr(sys, "argv", ["eval.py", *given, *options])
-    config, task_manager, _ = program.read_command_line()
+    config, task_manager, *_ = program.read_command_line()
     found = program.evaluate(config, task_manager, lm)
     samples = found.pop("samples")
     return program.summary_of("plain", found, samples, config, lm, lm.total_cost(), 0.0, 1.0), samples

@@ -18,6 +18,7 @@ from planted import ScriptedLM, run_planted
 
 import eval as program
 from fast_dllm import harness, task_loading
+from fast_dllm.guard import one_line
 from fast_dllm.tokenizer import load_tokenizer
 
 PROMPTS = HUB.parent / "prompts"
@@ -351,7 +352,7 @@ def test_without_its_sentence_data_ifeval_is_refused_before_a_model_is_loaded(mo
     monkeypatch.setattr(harness, "FastDLLM", never)
     given = ["--model", "fast_dllm_v2", "--tasks", "gsm8k,ifeval", "--model_args", "model_path=tiny,device=cpu"]
     monkeypatch.setattr(sys, "argv", ["eval.py", *given])
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, one_line():
         program.main()
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]

@@ -15,6 +15,7 @@ from planted import ScriptedLM, run_planted
 import eval as program
 from fast_dllm import harness
 from fast_dllm.errors import UsageError
+from fast_dllm.guard import one_line
 from fast_dllm.task_loading import prepare
 
 HALF, SHOUT = "    return number // 2\n", "    return word.upper() + '!'\n"
@@ -61,7 +62,7 @@ def refused(monkeypatch, capsys, *options) -> str:
     monkeypatch.setattr(harness, "FastDLLM", no_model)
     given = ["--model", "fast_dllm_v2", "--tasks", "gsm8k,humaneval", "--model_args", "model_path=tiny,device=cpu"]
     monkeypatch.setattr(sys, "argv", ["eval.py", *given, *options])
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as stopped, one_line():
         program.main()
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("eval.py: error:")]
