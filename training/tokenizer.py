@@ -24,7 +24,9 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 # A question is put into the form that the model was trained on, here and nowhere else, so that a page, a chat and an
 # evaluation send the same text; a message that brings its own cue (a multiple choice) stays as it is.
 CUE = "Answer:"
-_LEFT_AS_IT_IS = "message['role'] != 'user' or message['content'].endswith('Answer:')"
+_LEFT_AS_IT_IS = (  # a task that writes its own cue for the answer
+    "message['role'] != 'user' or message['content'].endswith('Answer:') or message['content'].endswith('Solution:')"
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}:"
     "{% if " + _LEFT_AS_IT_IS + " %}{{ message['content'] }}"
