@@ -41,7 +41,7 @@ def read_command_line():
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from fast_dllm.arguments import ModelArguments
-    from fast_dllm.errors import UsageError
+    from fast_dllm.errors import UsageError, line_of
     from fast_dllm.guard import check_folder
     from fast_dllm.task_loading import find_tasks, prepare
 
@@ -57,7 +57,7 @@ def read_command_line():
     try:
         config = EvaluatorConfig.from_cli(namespace)
     except (ValueError, TypeError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(line_of(error)) from error
     if config.model != "fast_dllm_v2":
         raise UsageError(f"unknown model {config.model!r}; eval.py evaluates fast_dllm_v2")
     if config.output_path and Path(config.output_path).suffix in (".json", ".jsonl"):

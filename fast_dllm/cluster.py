@@ -15,7 +15,7 @@ from pathlib import Path
 from fast_dllm.checks import GIB, Finding, Situation
 from fast_dllm.errors import UsageError
 from fast_dllm.runner.gpus import why_not
-from fast_dllm.runner.resources import account_and_qos, source_of_limits
+from fast_dllm.runner.resources import account_and_qos, script_option, source_of_limits
 from fast_dllm.runner.roofline import GPUS, sizes_of
 from fast_dllm.runner.slurm import as_hours, gpu_type, own_jobs
 
@@ -27,8 +27,7 @@ FULL_PERCENT = 90
 
 def gpu_of_jobs(situation: Situation) -> str:
     """What jobs ask Slurm for: SBATCH_GRES, else the job script's own."""
-    script = (situation.root / "sbatch" / "_job.sh").read_text()
-    return situation.environment.get("SBATCH_GRES") or re.findall(r"^#SBATCH --gres=(\S+)$", script, re.MULTILINE)[0]
+    return situation.environment.get("SBATCH_GRES") or script_option(situation.root, "gres")
 
 
 def ask(command: list[str], situation: Situation, seconds: int) -> tuple[int, str]:

@@ -36,7 +36,7 @@ from fast_dllm.checks import (
     read_situation,
 )
 from fast_dllm.cluster import check_account, check_purge, check_quota, check_slurm, gpu_of_jobs, keep
-from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.errors import OneLineParser, UsageError, line_of
 from fast_dllm.runner.files import write_json
 
 if TYPE_CHECKING:
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 NETWORK_SECONDS = 10
 CONTEXT_BYTES = GIB // 2  # CUDA's own share of a GPU's memory
 WORK_BYTES = 2 * GIB  # that, caches and activations of one long question
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # -- Python and packages -----------------------------------------------------------------------------------------------
@@ -193,7 +189,7 @@ def ask_hub(kind: str, path: str) -> Finding:
     except RepositoryNotFoundError:
         return Finding("fail", f"{what}: the hub has none of that name, or it is private to others")
     except (HTTPError, OSError) as error:
-        return Finding("fail", f"{what}: not in the cache, and the hub does not answer ({one_line(error)})")
+        return Finding("fail", f"{what}: not in the cache, and the hub does not answer ({line_of(error)})")
     return Finding(
         "warn", f"{what}: not in the cache; the hub gives it out, bash sbatch/prefetch.sh fetches it once for all jobs"
     )

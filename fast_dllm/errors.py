@@ -12,6 +12,11 @@ class NonFiniteError(RuntimeError):
     """The model's logits are infinite or not a number: its weights or its precision are at fault, and no answer is."""
 
 
+def line_of(error: BaseException) -> str:
+    """What an error says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are UsageErrors, without the usage before them."""
 

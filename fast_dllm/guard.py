@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fast_dllm.answers import TakenOverError
-from fast_dllm.errors import NonFiniteError, UsageError
+from fast_dllm.errors import NonFiniteError, UsageError, line_of
 
 INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
 
@@ -31,10 +31,6 @@ def program() -> str:
     if path.name == "__main__.py":
         path = path.parent
     return f"fast_dllm.{path.stem}" if path.parent.name == "fast_dllm" else path.name
-
-
-def line_of(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager

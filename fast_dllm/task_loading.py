@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
 
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import UsageError, line_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -152,8 +152,7 @@ def _check_code_execution(names: str, confirmed: bool) -> None:
     try:
         evaluate.load("code_eval")
     except (OSError, ImportError) as error:
-        reason = " ".join(str(error).split())
         raise UsageError(
             f"{names} needs evaluate's metric code_eval, once, from the hub; where there is a network run: "
-            f"bash sbatch/prefetch.sh --task {names.split(',')[0]} --model tiny ({reason})"
+            f"bash sbatch/prefetch.sh --task {names.split(',')[0]} --model tiny ({line_of(error)})"
         ) from error

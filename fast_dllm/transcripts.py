@@ -21,6 +21,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_dllm.guard import one_line
+
+# isort: split
 import torch
 from safetensors.torch import load_file
 
@@ -247,4 +250,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(main())
+    with one_line():
+        sys.exit(main())

@@ -17,25 +17,23 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
+from fast_dllm.guard import one_line
+
+# isort: split
 import matplotlib
 
 from fast_dllm.drift.sums import DriftSums
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import OneLineParser, UsageError, line_of
+from fast_dllm.results import ROOT
 from fast_dllm.runner.defaults import DEFAULT_MODEL
 from fast_dllm.runner.tasks import check_task, task_folder
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = "results/drift"
 EXPERIMENT = "04_threshold"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(message)
-
-
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    made = OneLineParser(
         prog="python -m fast_dllm.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id or tiny (default %(default)s)")
@@ -123,7 +121,7 @@ def main(words: list[str] | None = None) -> int:
         folder = options.output or ROOT / FOLDER / task_folder(options.task, options.limit)
         table = write(sums, folder, options.width)
     except UsageError as error:
-        print(f"fast_dllm.drift: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fast_dllm.drift: error: {line_of(error)}", file=sys.stderr)
         return 2
     print(f"{sums.questions} questions, {sums.steps} pairs of steps, {time.perf_counter() - began:.0f} s")
     print(f"predicted error of what leaves the layers at rest, threshold {sums.threshold:g}\n\n{table}\nwrote {folder}")
@@ -131,4 +129,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line():
+        sys.exit(main())

@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.errors import OneLineParser, UsageError, line_of
 from fast_dllm.guard import one_line
 from fast_dllm.report.folders import (
     experiments_with_results,
@@ -152,7 +152,7 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
         options, tables = collect(words, root)
         against = {folder: _against(options.against, found) for folder, found in tables.items()}
     except UsageError as error:
-        print(f"fast_dllm.report: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fast_dllm.report: error: {line_of(error)}", file=sys.stderr)
         return 2
     from fast_dllm.report.build import build  # SciPy and Matplotlib are loaded once the input is known to be good
     from fast_dllm.report.write import terminal, write

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Iterator
 
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.runner import jobs, output, prefetch, submission, tasks
 from fast_dllm.runner.gpus import check_gpu
 from fast_dllm.runner.help import help_text
-from fast_dllm.runner.request import Parser, Request, add_options, check_count, join_arguments, read_request
+from fast_dllm.runner.request import Request, add_options, check_count, join_arguments, read_request
 from fast_dllm.runner.resources import check_hours
 from fast_dllm.runner.states import examine
 from fast_dllm.runner.tasks import ROOT, task_folder
@@ -84,7 +84,7 @@ def status(request: Request, options: argparse.Namespace) -> int:
 
 
 def read_options(words: list) -> argparse.Namespace:
-    parser = Parser(prog="runner", allow_abbrev=False, add_help=False)
+    parser = OneLineParser(prog="runner", allow_abbrev=False, add_help=False)
     parser.add_argument("command")
     add_options(parser)
     for option in ("--json", "--check", "--table", "--force", "--dry_run", "--keep", "--told_to_stop"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Iterator
+from pathlib import Path
+from typing import Iterator, Mapping
 
 from fast_dllm.runner.files import as_object, read_json
 from fast_dllm.runner.request import Request, Run
@@ -62,21 +64,22 @@ def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
 
 def _measured(request: Request, run: Run, gpu: str) -> Iterator[tuple[bool, int, float, str]]:
     """(same threshold, questions, seconds a question, name) of whatever is complete, of any experiment."""
-    for top in ("results", "artifacts"):
-        for folder in (run.task.name, f"{run.task.name}_limit_*"):
-            for path in (request.root / top).glob(f"*/{folder}/*/summary.json"):
-                content = read_json(path)[0] or {}
-                arguments, speed = as_object(content.get("model_args")), as_object(content.get("throughput"))
-                count = content.get("num_samples")
-                spent = [speed.get(name) for name in ("seconds_generating", "seconds_scoring")]
-                seconds = sum(value for value in spent if isinstance(value, (int, float)))
-                same = arguments.get("model_path") == request.model_or_default
-                if (
-                    same
-                    and type_of_card(str(content.get("gpu"))) == gpu
-                    and isinstance(count, int)
-                    and count
-                    and seconds
-                ):
-                    name = f"{path.parent.parent.name}/{path.parent.name}"
-                    yield arguments.get("threshold") == run.arguments["threshold"], count, seconds / count, name
+    for name, content in _complete(request.root, run.task.name):
+        arguments, speed = as_object(content.get("model_args")), as_object(content.get("throughput"))
+        count = content.get("num_samples")
+        spent = [speed.get(name) for name in ("seconds_generating", "seconds_scoring")]
+        seconds = sum(value for value in spent if isinstance(value, (int, float)))
+        same = arguments.get("model_path") == request.model_or_default
+        if same and type_of_card(str(content.get("gpu"))) == gpu and isinstance(count, int) and count and seconds:
+            yield arguments.get("threshold") == run.arguments["threshold"], count, seconds / count, name
+
+
+@functools.lru_cache(maxsize=None)
+def _complete(root: Path, task: str) -> tuple[tuple[str, Mapping[str, object]], ...]:
+    """(folders' names, summary) of the task's results; read once a command, whatever it asks them about."""
+    return tuple(
+        (f"{path.parent.parent.name}/{path.parent.name}", read_json(path)[0] or {})
+        for top in ("results", "artifacts")
+        for folder in (task, f"{task}_limit_*")
+        for path in (root / top).glob(f"*/{folder}/*/summary.json")
+    )

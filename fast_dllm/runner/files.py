@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import Callable
 
+from fast_dllm.errors import line_of
+
 
 def read_json(path: Path) -> tuple[dict | None, str]:
     """(the object in a JSON file, "") or (None, why it is not one); (None, "") where there is no file."""
@@ -16,7 +18,7 @@ def read_json(path: Path) -> tuple[dict | None, str]:
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
     except (OSError, UnicodeDecodeError) as error:
-        return None, " ".join(str(error).split())
+        return None, line_of(error)
     if not text.strip():
         return None, "it is empty"
     try:

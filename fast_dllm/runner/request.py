@@ -6,7 +6,7 @@ import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Mapping, NoReturn
+from typing import Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import matrix as matrices
@@ -70,24 +70,23 @@ class Request:
 
     def words(self, task: str, name: str) -> list[str]:
         """The options of _job.sh that name one run."""
-        run = self.run(task, name)
-        words = ["--experiment", self.experiment, "--task", task]
-        words += ["--limit", str(self.limit)] if self.limit is not None else []
-        words += ["--config", name, "--model", self.model_or_default]
-        words += ["--threshold", canonical(run.arguments["threshold"])]
-        others = {key: value for key, value in self.given.items() if key not in ("threshold", "num_fewshot")}
-        words += ["--model_args", join_arguments(others)] if others else []
-        return words + (["--num_fewshot", str(self.given["num_fewshot"])] if "num_fewshot" in self.given else [])
+        threshold = canonical(self.run(task, name).arguments["threshold"])
+        named = ["--config", name, "--model", self.model_or_default, "--threshold", threshold]
+        return [*self._words_of_what(task), *named, *self._words_of_given("threshold")]
 
     def words_of_all(self, names: Iterable[str]) -> list[str]:
         """The options of run.sh that name these configurations, as they were given."""
-        words = ["--experiment", self.experiment, "--task", self.task]
-        words += ["--limit", str(self.limit)] if self.limit is not None else []
-        words += ["--model", self.model] if self.model is not None else []
-        others = {key: value for key, value in self.given.items() if key != "num_fewshot"}
-        words += ["--model_args", join_arguments(others)] if others else []
-        words += ["--num_fewshot", str(self.given["num_fewshot"])] if "num_fewshot" in self.given else []
-        return [*words, *names]
+        model = ["--model", self.model] if self.model is not None else []
+        return [*self._words_of_what(self.task), *model, *self._words_of_given(), *names]
+
+    def _words_of_what(self, task: str) -> list[str]:
+        limit = ["--limit", str(self.limit)] if self.limit is not None else []
+        return ["--experiment", self.experiment, "--task", task, *limit]
+
+    def _words_of_given(self, *without: str) -> list[str]:
+        others = {key: value for key, value in self.given.items() if key not in (*without, "num_fewshot")}
+        words = ["--model_args", join_arguments(others)] if others else []
+        return words + (["--num_fewshot", str(self.given["num_fewshot"])] if "num_fewshot" in self.given else [])
 
 
 def join_arguments(arguments: Mapping[str, object]) -> str:
@@ -95,11 +94,6 @@ def join_arguments(arguments: Mapping[str, object]) -> str:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those that name the runs; `read_request` checks what they say."""
     for option in ("--experiment", "--task", "--limit", "--model", "--threshold", "--model_args", "--num_fewshot"):

@@ -9,7 +9,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Optional, Tuple
 
 from fast_dllm.runner import reasons
 from fast_dllm.runner.failures import TEXTS, class_of_state
@@ -19,6 +19,7 @@ from fast_dllm.runner.roofline import type_of_card
 from fast_dllm.runner.slurm import Job, read_ended, read_queue
 from fast_dllm.runner.summaries import Judge, Judgement
 
+Progress = Optional[Tuple[float, ...]]  # see read_progress
 FORCE_FILE = "force"  # in a run's folder: --force, until the run begins
 
 
@@ -154,7 +155,7 @@ def state_of(root: Path, run: Run, judged: Judgement, job: Job | None, records: 
         return State(run, state, detail, job.job_id, judged, job.gpu)
     if lock_is_held(folder / ".lock"):
         process = lock_owner(folder / ".lock")
-        return State(run, "running", f"running, no job: process {process}{progress(folder)}", "", judged)
+        return State(run, "running", f"running, no job: process {process}{progress(read_progress(folder))}", "", judged)
     if state != "pending":
         return State(run, state, detail, "", judged)
     if records.tells_why:
@@ -175,7 +176,8 @@ def state_of_job(job: Job, folder: Path) -> tuple[str, str]:
     if job.state == "PENDING":
         done = segments(folder)
         return "queued", f"queued, job {job.job_id}, {reasons.waiting(job)}" + (f", part {done + 1}" if done else "")
-    return "running", f"running, job {job.job_id}{progress(folder)}{parts(folder, job)}"
+    now = read_progress(folder)
+    return "running", f"running, job {job.job_id}{progress(now)}{parts(folder, job, now)}"
 
 
 def segments(folder: Path) -> int:
@@ -184,10 +186,10 @@ def segments(folder: Path) -> int:
     return max((int(found[1]) for found in numbers if found), default=0)
 
 
-def parts(folder: Path, job: Job) -> str:
+def parts(folder: Path, job: Job, now: Progress) -> str:
     """Like ", part 2 of about 3": the jobs that it takes, from the questions that are left and the job's wall time."""
     part = max(1, segments(folder))
-    left = seconds_left(folder)
+    left = seconds_left(now)
     if left is None:
         return f", part {part}" if part > 1 else ""
     total = part + (math.ceil(max(0, left - job.left) / job.limit) if 0 < job.limit < math.inf else 0)
@@ -198,7 +200,7 @@ def failure_detail(name: str, job: str, log: str) -> str:
     return TEXTS.get(name, name) + (f", job {job}" if job else "") + (f", log: {log}" if log else "")
 
 
-def read_progress(folder: Path) -> tuple[float, ...] | None:
+def read_progress(folder: Path) -> Progress:
     """answered, total, new_tokens, seconds_generating; of this process alone segment_answered, segment_seconds."""
     told = read_json(folder / "progress.rank0.json")[0]
     names = ("answered", "total", "new_tokens", "seconds_generating", "segment_answered", "segment_seconds")
@@ -206,19 +208,18 @@ def read_progress(folder: Path) -> tuple[float, ...] | None:
     return values if told and all(isinstance(value, (int, float)) for value in values) else None
 
 
-def seconds_left(folder: Path) -> float | None:
-    answered, total, _, _, own, lasted = read_progress(folder) or (0,) * 6
+def seconds_left(now: Progress) -> float | None:
+    answered, total, _, _, own, lasted = now or (0,) * 6
     return (total - answered) * lasted / own if own > 0 and total > answered else None
 
 
-def progress(folder: Path) -> str:
+def progress(now: Progress) -> str:
     """Like ", 412/1319, 48.9 tok/s, ~25 min left", or nothing."""
-    values = read_progress(folder)
-    if values is None:
+    if now is None:
         return ""
-    answered, total, tokens, seconds, _, _ = values
+    answered, total, tokens, seconds, _, _ = now
     text = f", {answered:d}/{total:d}" if isinstance(answered, int) and isinstance(total, int) else ""
     if tokens > 0 and seconds > 0:
         text += f", {tokens / seconds:.1f} tok/s"
-    left = seconds_left(folder)
+    left = seconds_left(now)
     return text if left is None else f"{text}, ~{int(left / 60) + 1} min left"

@@ -168,6 +168,11 @@ def submit(command: list[str], settings: Mapping[str, str]) -> tuple[str, str]:
     return (text.split()[-1].split(";")[0], text) if worked and text else ("", text)
 
 
+def has_no_place(said: str) -> bool:
+    """sbatch refused for this alone, that the user has as many jobs as allowed."""
+    return any(words in said for words in NO_PLACE)
+
+
 def submit_run(request: Request, options: argparse.Namespace) -> int:
     """One configuration, as the plan says. Exit status 75 where the user has as many jobs as allowed."""
     [run] = request.runs()
@@ -184,7 +189,7 @@ def submit_run(request: Request, options: argparse.Namespace) -> int:
     if options.force:
         jobs.force(request)
     job, said = submit(command, settings)
-    if not job and any(words in said for words in NO_PLACE):
+    if not job and has_no_place(said):
         print(f"  {run.folder}: not submitted, no place for it in the queue")
         return NO_PLACE_STATUS
     if not job:
@@ -199,6 +204,6 @@ def submit_successor(options: argparse.Namespace, words: list[str]) -> Iterator[
     """SUCCESSOR and REFUSED, for continue.sh."""
     job, said = submit(sbatch_command(options, words), {})
     yield "SUCCESSOR", job
-    no_place = any(word in said for word in NO_PLACE)
-    hint = " (you have as many jobs as your QOS allows; run.sh submits it once there is a place)" if no_place else ""
+    hint = " (you have as many jobs as your QOS allows; run.sh submits it once there is a place)"
+    hint = hint if has_no_place(said) else ""
     yield "REFUSED", "" if job else f"{said}{hint}"
