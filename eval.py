@@ -12,6 +12,7 @@ bad input, with nothing evaluated; anything else is a failure.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+gc.disable()  # until the first question: looking for garbage among what is being imported takes a fifth of the start
 
 # lm_eval options that would write or send results by another way than results.json and summary.json.
 UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "cache_requests", "predict_only")
@@ -40,10 +42,8 @@ def read_command_line():
     from lm_eval._cli.harness import HarnessCLI
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    from fast_dllm.arguments import ModelArguments
     from fast_dllm.errors import UsageError, line_of
     from fast_dllm.guard import check_folder
-    from fast_dllm.task_loading import find_tasks, prepare
 
     cli = HarnessCLI()
     namespace = cli.parse_args()
@@ -72,6 +72,9 @@ def read_command_line():
     given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
     if config.output_path:
         check_folder("--output_path", Path(config.output_path))
+    from fast_dllm.arguments import ModelArguments  # torch: not before it is known that something is to be evaluated
+    from fast_dllm.task_loading import find_tasks, prepare
+
     parsed = ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
     if not any(config.tasks):
@@ -254,6 +257,8 @@ def main() -> None:
     lm = FastDLLM(**runs[0][1].as_dict())
     models = [lm.configured(arguments) for _, arguments in runs]  # all are checked before the first one answers
     loaded = time.time()
+    gc.freeze()
+    gc.enable()
     output = Path(config.output_path) if config.output_path else None
     for number, ((name, _), model) in enumerate(zip(runs, models, strict=True), 1):
         if configurations and lm.rank == 0:

@@ -26,7 +26,6 @@ from fast_dllm.guard import one_line
 
 # isort: split
 import torch
-from torch import nn
 
 from fast_dllm import experiments
 from fast_dllm.arguments import DTYPES
@@ -79,9 +78,7 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> FastDL
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    model = FastDLLMForCausalLM(config).eval()
-    nn.Module.to(model, device=device, dtype=dtype)  # in place; transformers' own `to` has no types
-    return model
+    return FastDLLMForCausalLM(config).eval().to(device, dtype)
 
 
 def median_seconds(work, runs: int, device: torch.device) -> float:

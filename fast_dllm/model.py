@@ -15,16 +15,19 @@ Decoding uses three moves: `prefill` a prompt's whole blocks, run the current bl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import huggingface_hub
 import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import AutoConfig
+from transformers.utils.hub import cached_file
 
 from fast_dllm.cache import Attend, BlockInputs, Choice, KVCache, block_causal_mask, rope_tables
 from fast_dllm.config import FastDLLMConfig
@@ -33,6 +36,16 @@ from fast_dllm.layer_reuse import LayerStore
 
 PREFILL_ROWS = 1024  # rows a prefill forward runs at once: bounds its mask and activations
 TINY_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny"
+
+
+class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: random values are the whole network's (`_randomise`), and a checkpoint needs none."""
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """Nothing, as above."""
 
 
 class RMSNorm(nn.Module):
@@ -51,10 +64,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * self.head_dim, bias=True)
-        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
-        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, self.num_heads * self.head_dim, bias=True)
+        self.k_proj = Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
+        self.v_proj = Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
+        self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         B, T, _ = x.shape
@@ -74,9 +87,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: FastDLLMConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -98,20 +111,12 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class FastDLLMPreTrainedModel(PreTrainedModel):
-    config: FastDLLMConfig
-    config_class = FastDLLMConfig
-    base_model_prefix = "model"
-    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012 (declared so by its base, which changes no list)
-
-
-class FastDLLMModel(FastDLLMPreTrainedModel):
+class FastDLLMModel(nn.Module):
     def __init__(self, config: FastDLLMConfig):
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_init()
 
     def forward(self, input_ids: Tensor, attend: Attend) -> Tensor:
         """Token ids (B, T) -> final hidden states (B, T, C)."""
@@ -173,16 +178,59 @@ class FastDLLMModel(FastDLLMPreTrainedModel):
         return x
 
 
-class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
-    """The network with its language-model head, and the cached moves that block diffusion is made of."""
+class Logits(NamedTuple):
+    """What a forward without a cache gives: logits (B, R, V)."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (declared so by its base)
+    logits: Tensor
 
-    def __init__(self, config: FastDLLMConfig):
-        super().__init__(config)
+
+class FastDLLMForCausalLM(nn.Module):
+    """The network with its language-model head, and the cached moves that block diffusion is made of.
+
+    A new one has random weights, or with `randomise` False whatever stood in memory. It is no transformers model, whose
+    base class takes four seconds to import; fast_dllm.pretrained has that form.
+    """
+
+    def __init__(self, config: FastDLLMConfig, *, randomise: bool = True):
+        super().__init__()
+        self.config = config
+        self.build(config)
+        if randomise:
+            self.apply(self._randomise)
+
+    def build(self, config: FastDLLMConfig) -> None:
+        """Make the modules, the head's weight being the embedding's where the configuration ties them."""
         self.model = FastDLLMModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def _randomise(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    def save_pretrained(self, folder: str | Path, max_shard_size: str | int = "50GB") -> None:
+        """Write config.json and the weights as `load_model` reads them, in shards of at most `max_shard_size`."""
+        self.config.architectures = [FastDLLMForCausalLM.__name__]
+        self.config.dtype = str(self.dtype).removeprefix("torch.")
+        self.config.save_pretrained(folder)
+        tensors = {name: tensor.clone() for name, tensor in self.state_dict().items() if name not in self._tied_names}
+        huggingface_hub.save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
+
+    @property
+    def _tied_names(self) -> set[str]:
+        """Tensors that a checkpoint need not hold."""
+        return {"lm_head.weight"} if self.config.tie_word_embeddings else set()
 
     def forward(
         self,
@@ -191,7 +239,7 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
         position_ids: Tensor | None = None,
         block_size: int | None = None,
         rows: Tensor | None = None,
-    ) -> CausalLMOutput:
+    ) -> Logits:
         """Logits without a cache.
 
         input_ids (B, T); position_ids (B, T) or (T,), default 0..T-1; attention_mask (T, T) or (B, T, T) bool,
@@ -209,7 +257,7 @@ class FastDLLMForCausalLM(FastDLLMPreTrainedModel):
         hidden = self.model(input_ids, Attend(cos.unsqueeze(-2), sin.unsqueeze(-2), mask))
         if rows is not None:
             hidden = hidden[torch.arange(B, device=device)[:, None], rows]
-        return CausalLMOutput(logits=self.lm_head(hidden))
+        return Logits(self.lm_head(hidden))
 
     def new_cache(self, batch_size: int, max_length: int, block_size: int | None = None) -> KVCache:
         """An empty cache for `batch_size` sequences of at most `max_length` positions."""
@@ -352,7 +400,7 @@ def model_source(path_or_hub_id: str) -> str:
 
 
 def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -> FastDLLMForCausalLM:
-    """Load a checkpoint by its tensor names, shard by shard straight to the device.
+    """Load a checkpoint by its tensor names, tensor by tensor to the device.
 
     `path_or_hub_id`: a folder, a hub id, or `tiny` (the embedded model). Raises UsageError where there is no such
     checkpoint, it is of another model type or damaged, or a tensor is missing, extra or of the wrong shape.
@@ -363,31 +411,66 @@ def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if not isinstance(config, FastDLLMConfig):
             raise UsageError(f"{path_or_hub_id} is a {config.model_type} model, not {FastDLLMConfig.model_type}")
-        loaded: Any = FastDLLMForCausalLM.from_pretrained(  # declared to return a model alone
-            source,
-            config=config,
-            dtype=pick_dtype(dtype, target),
-            device_map={"": target},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below by name
-            use_safetensors=True,
-        )
-        model, info = loaded
+        with target, default_dtype(pick_dtype(dtype, target)):
+            model = FastDLLMForCausalLM(config, randomise=False)
+        model.requires_grad_(False)
+        faults = _read_weights(model, source)
     except (OSError, SafetensorError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"cannot load model {path_or_hub_id!r}: {' '.join(str(error).split())}") from error
-    faults = [f"lacks tensor {name}" for name in sorted(info["missing_keys"])]
-    faults += [f"has an unexpected tensor {name}" for name in sorted(info["unexpected_keys"])]
-    faults += [
-        f"has {name} of shape {list(found)} instead of {list(expected)}"
-        for name, found, expected in sorted(info["mismatched_keys"])
-    ]
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
         raise UsageError(f"cannot load model {path_or_hub_id!r}: it {faults[0]}{more}")
-    return model.eval().requires_grad_(False)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have `dtype` unless another is given."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _read_weights(model: FastDLLMForCausalLM, source: str) -> list[str]:
+    """Fill the model from its checkpoint's files; what is wrong with them, a phrase each. Raises OSError,
+    SafetensorError."""
+    expected = model.state_dict()
+    missing, unexpected, misshapen = set(expected) - model._tied_names, [], []
+    for path in _weight_files(source):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                tensor = file.get_tensor(name)
+                missing.discard(name)
+                if name not in expected:
+                    unexpected.append(f"has an unexpected tensor {name}")
+                elif tensor.shape != expected[name].shape:
+                    found, wanted = list(tensor.shape), list(expected[name].shape)
+                    misshapen.append(f"has {name} of shape {found} instead of {wanted}")
+                else:
+                    expected[name].copy_(tensor)
+    return [f"lacks tensor {name}" for name in sorted(missing)] + sorted(unexpected) + sorted(misshapen)
+
+
+def _weight_files(source: str) -> list[str]:
+    """The safetensors files of a folder or hub id: one, or all that an index names. Raises OSError."""
+    try:
+        index = cached_file(source, "model.safetensors.index.json")
+    except OSError:  # it has none
+        return [_file_of(source, "model.safetensors")]
+    assert index is not None, "what is not there is an OSError"
+    shards = json.loads(Path(index).read_text())["weight_map"].values()
+    return [_file_of(source, name) for name in sorted(set(shards))]
+
+
+def _file_of(source: str, name: str) -> str:
+    path = cached_file(source, name)
+    assert path is not None, "what is not there is an OSError"
+    return path
 
 
 AutoConfig.register(FastDLLMConfig.model_type, FastDLLMConfig)
-AutoModelForCausalLM.register(FastDLLMConfig, FastDLLMForCausalLM)

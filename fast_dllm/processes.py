@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import torch
-from accelerate import Accelerator
 from lm_eval.api.model import TemplateLM
 
 
@@ -16,6 +15,8 @@ class ProcessesLM(TemplateLM):
         """Take a place among `accelerate launch`'s processes; returns this process's device."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return device
+        from accelerate import Accelerator  # with all that it imports, for several processes only
+
         self.accelerator = Accelerator(cpu=device == "cpu")
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         return str(self.accelerator.device)

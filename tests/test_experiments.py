@@ -187,6 +187,7 @@ RANK = {
     "cache": 4,
     "cluster": 4,
     "model": 5,
+    "pretrained": 6,
     "tokenizer": 6,
     "engine": 6,
     "experiments": 7,

@@ -43,8 +43,13 @@ def test_the_published_tokenizer_loads_with_its_template_and_special_ids(shared)
 
 
 def test_auto_classes_load_the_model_without_remote_code(random_model):
+    import fast_dllm.pretrained  # noqa: F401 (it registers the model)
+
     model = AutoModelForCausalLM.from_pretrained(random_model)
     assert isinstance(model, FastDLLMForCausalLM)
+    same = load_model(str(random_model), "cpu")
+    assert model.state_dict().keys() == same.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
     assert AutoTokenizer.from_pretrained(random_model).chat_template
 
 
