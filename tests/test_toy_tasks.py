@@ -43,7 +43,7 @@ def tasks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", no_network)
         manager = TaskManager(include_path=str(TASKS), include_defaults=False)
-        return manager.load(["toy_math", "toy_choice"])["tasks"]
+        return manager.load(["toy_math", "toy_math_wide", "toy_math_held_out", "toy_choice"])["tasks"]
 
 
 def contents(split, count=6000):
@@ -167,6 +167,20 @@ def test_choices_hold_one_right_answer():
             assert len(set(choice.choices)) == 4
     answers = [choice.answer for kind in CHOICE_KINDS for choice in choice_questions(kind, "test")]
     assert all(answers.count(letter) > len(answers) / 5 for letter in range(4))
+
+
+@pytest.mark.parametrize("wording", ["wide", "held_out"])
+def test_the_other_wordings_are_tasks_of_their_own(tasks, wording):
+    """Same prompt form, metric and filters as toy_math; the questions are the test split's, in that wording."""
+    task, classic = tasks[f"toy_math_{wording}"], tasks["toy_math"]
+    documents = list(task.test_docs())
+    expected = math_questions("test", wording=wording)
+    assert [(d["question"], d["answer"]) for d in documents] == [(p.question, p.answer) for p in expected]
+    assert len(documents) == 1200
+    assert {p.split for p in expected} == {"test"}
+    assert task.doc_to_text(documents[0]) == expected[0].question
+    for field in ("generation_kwargs", "metric_list", "filter_list", "num_fewshot"):
+        assert getattr(task.config, field) == getattr(classic.config, field)
 
 
 def test_toy_math_is_scored_as_gsm8k_is():

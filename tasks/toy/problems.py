@@ -332,14 +332,17 @@ def choice_questions(kind: str, split: str, count: int = NUM_TEST_CHOICE) -> lis
     return list(choices.values())
 
 
-def load_math(**_) -> dict:
+def load_math(wording: str = "classic", **_) -> dict:
     """{"train", "test": Dataset} with columns question, answer, content; train is for few-shot prompts only."""
     from datasets import Dataset
 
     def rows(problems):
         return [{"question": p.question, "answer": p.answer, "content": p.content} for p in problems]
 
-    splits = {"train": math_questions("train", NUM_FEWSHOT), "test": math_questions("test")}
+    splits = {
+        "train": math_questions("train", NUM_FEWSHOT, wording),
+        "test": math_questions("test", NUM_TEST, wording),
+    }
     return {split: Dataset.from_list(rows(problems)) for split, problems in splits.items()}
 
 
