@@ -1,4 +1,4 @@
-"""Re-reading by confidence, and windows that carry rows: against plain forms of the rules, without the engine."""
+"""Re-reading by confidence, windows that carry rows, two bars: against plain forms of the rules, without the engine."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fast_dllm.sampling import predict
 MASK, STOP, SIZE, SUB = 319, 2, 32, 8
 COMMON = {"mask_id": MASK, "stop_token": STOP, "max_new_tokens": 32}
 ADAPTIVE, CARRY = experiments.load("01_adaptive_skip"), experiments.load("03_carry_rows")
+TWO_BARS = experiments.load("05_two_bars")
 
 
 def prompt(length: int, seed: int = 7) -> list[int]:
@@ -153,12 +154,60 @@ def test_with_the_whole_block_it_is_adaptive_skip(tiny36):
     )
 
 
+def literal_two_bars(model, ids: list[int], near: float, far: float, sub: int) -> tuple[list[int], list[list[int]]]:
+    """New tokens of the first block, and the rows that each step unmasked."""
+    first = len(ids) // SIZE * SIZE
+    cache = model.new_cache(1, first + SIZE)
+    if first:
+        model.prefill(cache, [0], [ids[:first]])
+    tokens = ids[first:] + [MASK] * (first + SIZE - len(ids))
+    steps: list[list[int]] = []
+    while MASK in tokens and not (STOP in tokens and MASK not in tokens[: tokens.index(STOP)]):
+        logits = model.run_block(cache, [0], [tokens], [0], [[max(row - 1, 0) for row in range(SIZE)]])
+        candidates, given = (each[0].tolist() for each in predict(logits, MASK))
+        masked = [row for row in range(SIZE) if tokens[row] == MASK]
+        here = [row for row in masked if row < (masked[0] // sub + 1) * sub]
+        chosen = {row for row in here if given[row] > far}
+        for row in masked:  # in order, up to the first that is not sure
+            if given[row] <= near:
+                break
+            chosen.add(row)
+        if not chosen:
+            chosen = {max(here, key=lambda row: given[row])}
+        for row in chosen:
+            tokens[row] = candidates[row]
+        steps.append(sorted(chosen))
+    new = tokens[len(ids) - first :]
+    return new[: new.index(STOP) + 1] if STOP in new else new, steps
+
+
+@pytest.mark.parametrize("length", [20, 35, 41])
+@pytest.mark.parametrize(("near", "far", "sub"), [(0.3, 0.9, 1), (0.3, 0.6, 8), (0.5, 0.9, 32), (0.9, 0.3, 8)])
+def test_two_bars_are_the_rule_of_their_readme(tiny36, length, near, far, sub):
+    ids = prompt(length, seed=9)
+    with torch.inference_mode():
+        expected = literal_two_bars(tiny36, ids, near, far, sub)
+    settings = COMMON | {"prefix_above": near, "threshold": far, "small_block_size": sub}
+    events = list(TWO_BARS.denoise(tiny36, [ids], **settings))
+    start = len(ids) // SIZE * SIZE
+    steps = [sorted(p - start for p in event.positions) for event in events if event.kind == "full"]
+    assert (events[-1].generation.tokens, steps) == expected
+
+
+def test_a_prefix_reaches_beyond_its_sub_block_and_the_high_bar_does_not(tiny36):
+    events = list(TWO_BARS.denoise(tiny36, [prompt(35)], **COMMON, threshold=1.0, prefix_above=0.2))
+    assert any(max(event.positions) // SUB > min(event.positions) // SUB for event in events if event.kind == "full")
+    events = list(TWO_BARS.denoise(tiny36, [prompt(35)], **COMMON, threshold=0.0, prefix_above=0.999))
+    assert all(max(event.positions) // SUB == min(event.positions) // SUB for event in events if event.kind == "full")
+
+
 @pytest.mark.parametrize(
     ("experiment", "knobs", "message"),
     [
         (ADAPTIVE, {"reread_above": 1.5}, "reread_above must be a probability from 0 to 1, not 1.5"),
         (ADAPTIVE, {"reuse_k": 0}, r"reuse_k must be None \(no cap\) or a whole number of at least 1, not 0"),
         (ADAPTIVE, {"reuse_k": True}, "reuse_k must be None"),
+        (TWO_BARS, {"prefix_above": 2.0}, "prefix_above must be a probability from 0 to 1, not 2"),
         (CARRY, {"reread_above": -0.5}, "reread_above must be a probability from 0 to 1, not -0.5"),
         (CARRY, {"refresh": "all"}, "refresh must be one of rows, block, not 'all'"),
         (CARRY, {"carry": True, "refresh": "block"}, "carry needs refresh rows and the block cache"),

@@ -125,7 +125,7 @@ def test_weights_are_small_and_in_half_precision():
 
 
 def test_shipped_configuration_and_tokenizer_are_the_recipes(tiny, tokenizer):
-    built = build_tokenizer(tokenizer.model_max_length)
+    built = build_tokenizer(tokenizer.model_max_length, wide=True)
     assert tokenizer.get_vocab() == built.get_vocab()
     assert tokenizer.chat_template == built.chat_template
     recipe = tiny_config(built)

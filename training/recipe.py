@@ -1,4 +1,4 @@
-"""The recipe of models/tiny: sizes, stages, learning rates. What train.py runs without options."""
+"""The recipe of models/tiny: sizes, stages, learning rates. What train.py runs without options, then with `--start`."""
 
 from __future__ import annotations
 
@@ -62,13 +62,14 @@ WIDE = {
     "choice_share": 0.12, "uniform_share": 0.15, "num_steps_shares": (1, 3, 5), "wide_share": 0.65, "growth": "split",
 }  # fmt: skip
 HALF_WIDE = WIDE | {"wide_share": 0.5}
-# What `--start models/tiny` goes on with, from its nine trained layers: words, steps and working layers that it lacks.
-# models/tiny does not come from these yet: they were too short (docs/LOG.md, "The embedded model, wider and deeper").
+# What `--start` goes on with, from the nine trained layers of the model that the stages above give: words, steps and
+# working layers that it lacks. models/tiny has been through all of them.
 FURTHER = (
     Stage("wide", "bd", 9, steps=500, batch=64, lr=4e-3, warmup=20, decay=0.5, final_lr=0.4, **WIDE),
     Stage("split", "bd", 18, steps=40, batch=32, lr=2e-3, warmup=5, decay=0.5, final_lr=0.75, **WIDE),
     Stage("split-deep", "bd", EVERY_LAYER, steps=80, batch=32, lr=1.5e-3, warmup=10, decay=0.9, final_lr=0.0, **WIDE),
     Stage("settle", "bd", EVERY_LAYER, steps=100, batch=32, lr=1.2e-3, warmup=5, decay=1.0, final_lr=0.0, **HALF_WIDE),
+    Stage("long", "bd", EVERY_LAYER, steps=620, batch=32, lr=1.5e-3, warmup=10, decay=0.8, final_lr=0.0, **HALF_WIDE),
 )
 
 

@@ -1,8 +1,9 @@
-"""Train models/tiny: autoregressive start, block diffusion in a shallow network, growth to 36 layers, fine-tuning.
+"""Train models/tiny: autoregressive start, block diffusion in a shallow network, then wider words and a deep one.
 
-    python -m training.train --out DIR              # the whole recipe; the same command again resumes
-    python -m training.train --out DIR --export models/tiny
-    python -m training.train --out DIR --start models/tiny [--export FOLDER]    # wider words, layers that all work
+    python -m training.train --out DIR              # the first stages; the same command again resumes
+    python -m training.train --out DIR --export FOLDER
+    python -m training.train --out DIR2 --start FOLDER      # the further stages: wider words, layers that all work
+    python -m training.train --out DIR2 --start FOLDER --export models/tiny
 
 Deterministic: step n of a stage draws its examples from the seed, the stage and n, so an interrupted run goes on as if
 it had not been. On a GPU it uses the GPU. DIR holds checkpoint.pt, one STAGE.pt for each finished stage and log.jsonl.

@@ -1,0 +1,228 @@
+"""The tables of docs/findings.md, from the summaries and answers kept in artifacts/ (and results/, where it is newer).
+
+    python docs/make_findings.py            # writes them into docs/findings.md, between its marks
+    python docs/make_findings.py --check    # exit status 1 where a table there is not what the files give
+
+The words around them are written by hand. A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fast_dllm.decoding import STEP_KINDS  # noqa: E402 (the project is not installed)
+from fast_dllm.errors import UsageError  # noqa: E402
+from fast_dllm.guard import one_line  # noqa: E402
+from fast_dllm.report.build import is_plain  # noqa: E402
+from fast_dllm.report.compare import Contrast, accuracy_of, contrast, corrected, distinct  # noqa: E402
+from fast_dllm.report.folders import experiments_with_results, read_tables  # noqa: E402
+from fast_dllm.report.summaries import Run  # noqa: E402
+from fast_dllm.report.verdict import p_text, span  # noqa: E402
+from fast_dllm.runner.files import write_whole  # noqa: E402
+
+DOCUMENT = ROOT / "docs" / "findings.md"
+TASK = "toy_math"
+CONTROL = "04_threshold"
+PLAIN = f"{CONTROL}/s8_t0.90"  # the lab's setting without reuse: what every run is compared with
+MARGINS = (-0.5, -1.0)  # points that a setting may be worse than that
+MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Runs of one experiment whose answers are the same to the last one. versus: against PLAIN (None: that itself)."""
+
+    runs: tuple[Run, ...]
+    versus: Contrast | None
+
+    @property
+    def run(self) -> Run:
+        return self.runs[0]
+
+    @property
+    def name(self) -> str:
+        configs = [run.config for run in self.runs]
+        return f"{self.run.experiment[:2]} " + ", ".join(configs)
+
+    @property
+    def cost(self) -> float:
+        """Full-depth forwards of the denoising steps, a token: layers that they ran / layers of the model."""
+        return layers(self.run, STEP_KINDS) / self.run.summary["num_layers"] / self.run.new_tokens
+
+    @property
+    def tokens_per_step_forward(self) -> float:
+        return 1 / self.cost
+
+
+def layers(run: Run, kinds: tuple[str, ...] | None = None, what: str = "layer_forwards") -> float:
+    """Layers run in forwards of these kinds (None: all), or rows x layers."""
+    found = run.summary["throughput"][what]
+    return sum(count for kind, count in found.items() if kinds is None or kind in kinds)
+
+
+def read(root: Path = ROOT) -> list[Result]:
+    """Every distinct result of the whole task, compared with PLAIN; one Holm family. Raises UsageError."""
+    tables = [table for name in experiments_with_results(root) for table in read_tables(root, name, TASK)]
+    runs = {f"{table.experiment}/{run.config}": run for table in tables for run in table.runs.values()}
+    if PLAIN not in runs:
+        raise UsageError(f"no result of {PLAIN} on {TASK}; there are: {', '.join(sorted(runs)) or 'none'}")
+    plain = runs[PLAIN]
+    groups = [group for table in tables for group in distinct(table.runs.values())]
+    made = {id(group): contrast("findings", group, plain) for group in groups if plain not in group}
+    known = [key for key, found in made.items() if found is not None]
+    for key, found in zip(known, corrected([made[key] for key in known]), strict=True):
+        made[key] = found
+    return [Result(tuple(group), made.get(id(group))) for group in groups]
+
+
+def of_control(result: Result) -> bool:
+    return result.run.experiment == CONTROL
+
+
+def loss_at_most(margin: float) -> Callable[[Result], bool]:
+    """Whether the 95% interval of the difference from plain excludes a larger loss (plain itself passes)."""
+    return lambda result: result.versus is None or 100 * result.versus.interval.low >= margin
+
+
+def observed_at_least(margin: float) -> Callable[[Result], bool]:
+    return lambda result: result.versus is None or 100 * result.versus.difference >= margin
+
+
+def fastest(results: list[Result], passes: Callable[[Result], bool]) -> Result | None:
+    return min(filter(passes, results), key=lambda result: result.cost, default=None)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def difference(found: Contrast | None) -> list[str]:
+    if found is None:
+        return ["compared with", ""]
+    return [f"{100 * found.difference:+.2f} [{span(found.interval, signed=True)}]", p_text(found.p_adjusted)]
+
+
+def every_result(results: list[Result]) -> str:
+    """One line a result, by experiment."""
+    rows = []
+    for result in results:
+        run, interval = result.run, accuracy_of(result.run).interval
+        rows.append(
+            [
+                result.name,
+                f"{100 * run.accuracy:.2f} [{span(interval)}]",
+                *difference(result.versus),
+                f"{result.tokens_per_step_forward:.2f}",
+                f"{run.tokens_per_forward:.2f}",
+                f"{layers(run, what='row_layer_forwards') / run.summary['num_layers'] / run.new_tokens:.1f}",
+            ]
+        )
+    head = [
+        "result",
+        "right, %",
+        "points from plain",
+        "p",
+        "tokens a forward",
+        "with prefills, commits",
+        "rows a token",
+    ]
+    return table(head, rows)
+
+
+def at_equal_accuracy(results: list[Result]) -> str:
+    """The fastest setting of each experiment that is as right as plain decoding, by two readings of that."""
+    plain = next(result for result in results if result.versus is None)
+    control = [result for result in results if of_control(result)]
+    experiments = sorted({result.run.experiment for result in results})
+    rows = []
+    readings = [(f"no loss above {-m:g}, 95% sure", loss_at_most(m)) for m in MARGINS]
+    readings += [(f"observed loss at most {-m:g}", observed_at_least(m)) for m in MARGINS]
+    for words, passes in readings:
+        bar = fastest(control, passes)
+        for name in experiments:
+            best = fastest(
+                [r for r in results if r.run.experiment == name and not (is_plain(r.run) and name != CONTROL)], passes
+            )
+            if best is None or bar is None:
+                rows.append([words, name, "none", "", "", ""])
+                continue
+            rows.append(
+                [
+                    words, name, ", ".join(run.config for run in best.runs),
+                    f"{best.tokens_per_step_forward:.2f}",
+                    f"{bar.cost / best.cost:.2f}", f"{plain.cost / best.cost:.2f}",
+                ]
+            )  # fmt: skip
+    return table(["points", "experiment", "fastest", "tokens a forward", "x control's best", "x plain"], rows)
+
+
+def at_equal_cost(results: list[Result]) -> str:
+    """Each setting that runs layers in part, against the most accurate one of the others that costs no more."""
+    others = [r for r in results if r.run.experiment[:2] in ("00", "01", CONTROL[:2])]
+    pairs = []
+    for result in results:
+        if not result.run.skips_layers:
+            continue
+        for rival in ("00", "01", CONTROL[:2]):
+            cheap = [r for r in others if r.run.experiment.startswith(rival) and r.cost <= result.cost]
+            if cheap:
+                best = max(cheap, key=lambda r: (r.run.accuracy, -r.cost))
+                found = contrast("equal cost", list(result.runs), best.run)
+                if found is not None:
+                    pairs.append((result, best, found))
+    rows = []
+    for (result, best, _), found in zip(pairs, corrected([found for *_, found in pairs]), strict=True):
+        rows.append(
+            [
+                result.name, f"{result.tokens_per_step_forward:.2f}",
+                best.name, f"{best.tokens_per_step_forward:.2f}", *difference(found),
+            ]
+        )  # fmt: skip
+    return table(["layers in part", "tokens a forward", "at no more cost", "tokens a forward", "points", "p"], rows)
+
+
+TABLES: Mapping[str, Callable[[list[Result]], str]] = {
+    "every_result": every_result,
+    "equal_accuracy": at_equal_accuracy,
+    "equal_cost": at_equal_cost,
+}
+
+
+def filled(text: str, results: list[Result]) -> str:
+    """The document with its tables made anew. Raises UsageError for a mark that names none."""
+
+    def made(match: re.Match[str]) -> str:
+        if match[2] not in TABLES:
+            raise UsageError(f"no table {match[2]!r}; there are: {', '.join(TABLES)}")
+        return f"{match[1]}{TABLES[match[2]](results)}{match[3]}"
+
+    return MARK.sub(made, text)
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a table differs")
+    options = parser.parse_args(words)
+    old = DOCUMENT.read_text(encoding="utf-8")
+    new = filled(old, read())
+    if options.check:
+        print(
+            "docs/findings.md is what the results give" if new == old else "docs/findings.md differs from the results"
+        )
+        return int(new != old)
+    write_whole(DOCUMENT, new.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    with one_line():
+        sys.exit(main())
