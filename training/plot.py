@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import count
 from pathlib import Path
 
 
@@ -30,16 +31,17 @@ def draw(entries: list[dict], picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (losses, rates) = pyplot.subplots(2, 1, figsize=(9, 5), sharex=True, height_ratios=(3, 1))
-    start = 0
+    figure, (losses, rates) = pyplot.subplots(2, 1, figsize=(9.5, 5), sharex=True, height_ratios=(3, 1))
+    start, number, colours = 0, count(), pyplot.colormaps["tab20"].colors[::2] + pyplot.colormaps["tab20"].colors[1::2]
     for stage in dict.fromkeys(entry["stage"] for entry in entries):
         own = [entry for entry in entries if entry["stage"] == stage]
         steps = [start + entry["step"] for entry in own]
-        losses.plot(steps, [entry["loss"] for entry in own], label=stage, linewidth=1)
-        rates.plot(steps, [entry["lr"] for entry in own], linewidth=1)
+        colour = colours[next(number) % len(colours)]
+        losses.plot(steps, [entry["loss"] for entry in own], label=stage, linewidth=1, color=colour)
+        rates.plot(steps, [entry["lr"] for entry in own], linewidth=1, color=colour)
         start = steps[-1]
     losses.set(yscale="log", ylabel="weighted loss")
-    losses.legend(title="stage", frameon=False)
+    losses.legend(title="stage", frameon=False, loc="upper left", bbox_to_anchor=(1, 1.03))
     rates.set(xlabel="step", ylabel="learning rate")
     for axes in (losses, rates):
         axes.grid(alpha=0.3)
