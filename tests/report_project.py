@@ -111,6 +111,7 @@ class Project:
             for kind, count in ({**reused, **kinds}).items():
                 depth = {"reused": 0, "partial": 24}.get(kind, NUM_LAYERS)
                 cost |= {f"forwards.{kind}": count, f"layer_forwards.{kind}": count * depth}
+                cost[f"row_layer_forwards.{kind}"] = count * depth * 32
         code = self.root / "experiments" / experiment / "generation_functions.py"
         summary = results.summarize(
             tasks=[task],

@@ -147,7 +147,7 @@ def evaluate(folder, tasks, threshold):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("threshold", "least", "least_per_step"), [(1.0, 0.95, 0.9), (0.9, 0.93, 1.5)])
+@pytest.mark.parametrize(("threshold", "least", "least_per_step"), [(1.0, 0.965, 0.9), (0.9, 0.965, 1.5)])
 def test_all_toy_math_questions(tmp_path, threshold, least, least_per_step):
     results, throughput = evaluate(tmp_path, "toy_math", threshold)
     assert results["toy_math"]["exact_match,flexible-extract"] >= least
@@ -158,7 +158,13 @@ def test_all_toy_math_questions(tmp_path, threshold, least, least_per_step):
 @pytest.mark.slow
 def test_all_toy_choice_questions(tmp_path):
     results, _ = evaluate(tmp_path, "toy_choice", 1.0)
-    assert results["toy_choice"]["acc,none"] >= 0.8
+    assert results["toy_choice"]["acc,none"] >= 0.85
+
+
+@pytest.mark.slow
+def test_sentences_that_training_never_met(tmp_path):
+    results, _ = evaluate(tmp_path, "toy_math_held_out", 0.9)
+    assert results["toy_math_held_out"]["exact_match,flexible-extract"] >= 0.7
 
 
 def test_evaluation_and_chat_send_the_prompt_it_was_trained_with():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from fast_dllm.report.matrix import NINE, Matrix, matrix_of
 from fast_dllm.report.summaries import TASK_SIZE, CorruptError, Run, Table, read_run
 from fast_dllm.runner.code_hashes import file_sha256
 
+BASES = ("results", "artifacts")  # of a summary that is in both, the first is read
 LIMITED = re.compile(r"(.+?)_limit_([0-9.eE+-]+)")
 
 
@@ -31,10 +32,10 @@ def _usable(run: Run) -> Run:
     return run
 
 
-def _places(root: Path, experiment: str, folder: str) -> dict[str, list[Path]]:
-    """Configuration -> its summary.json files, the one under results/ first."""
+def _places(root: Path, experiment: str, folder: str, bases: Sequence[str]) -> dict[str, list[Path]]:
+    """Configuration -> its summary.json files, in the order of the bases."""
     found: dict[str, list[Path]] = {}
-    for base in ("results", "artifacts"):
+    for base in bases:
         for path in sorted((root / base / experiment / folder).glob("*/summary.json")):
             found.setdefault(path.parent.name, []).append(path)
     return found
@@ -43,25 +44,23 @@ def _places(root: Path, experiment: str, folder: str) -> dict[str, list[Path]]:
 def task_folders(root: Path, experiments: list[str]) -> list[str]:
     """Folder names of tasks with a summary of one of the experiments, as `gsm8k_limit_10`."""
     found = set()
-    for base in ("results", "artifacts"):
+    for base in BASES:
         for experiment in experiments:
             found |= {path.parent.parent.name for path in (root / base / experiment).glob("*/*/summary.json")}
     return sorted(found)
 
 
-def experiments_with_results(root: Path) -> list[str]:
-    found = {
-        path.parents[2].name for base in ("results", "artifacts") for path in (root / base).glob("*/*/*/summary.json")
-    }
+def experiments_with_results(root: Path, bases: Sequence[str] = BASES) -> list[str]:
+    found = {path.parents[2].name for base in bases for path in (root / base).glob("*/*/*/summary.json")}
     return sorted(found - {"report"})
 
 
-def read_tables(root: Path, experiment: str, folder: str) -> list[Table]:
+def read_tables(root: Path, experiment: str, folder: str, bases: Sequence[str] = BASES) -> list[Table]:
     """The experiment's table on a task, and one of its runs of the earlier form where there are any."""
     task, limit = task_of_folder(folder)
     runs: dict[bool, dict[str, Run]] = {False: {}, True: {}}
     problems: dict[str, str] = {}
-    for config, paths in _places(root, experiment, folder).items():
+    for config, paths in _places(root, experiment, folder, bases).items():
         place = {"table": experiment, "experiment": experiment, "task": task, "limit": limit, "config": config}
         try:
             run = _usable(read_run(paths[0], place | {"path": paths[0], "imported": False}))
