@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,6 +38,12 @@ def take_configurations(words: list[str]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(given.configurations.split(","))), rest
 
 
+def refuse(message: str) -> NoReturn:
+    from fast_dllm.errors import UsageError
+
+    raise UsageError(f"{message}; `python eval.py run --help` tells the options")
+
+
 def read_command_line():
     """(lm_eval's EvaluatorConfig, TaskManager, the model arguments given, the same parsed), all checked. Raises
     UsageError."""
@@ -44,8 +52,11 @@ def read_command_line():
 
     from fast_dllm.errors import UsageError, line_of
     from fast_dllm.guard import check_folder
+    from fast_dllm.runner.tasks import TASKS
 
     cli = HarnessCLI()
+    for parser in (cli._parser, *cli._subparsers.choices.values()):
+        parser.error = refuse  # type: ignore[method-assign]  # a line of eval.py's, without lm_eval's usage before it
     namespace = cli.parse_args()
     if getattr(namespace, "command", None) != "run":
         cli.execute(namespace)
@@ -59,7 +70,7 @@ def read_command_line():
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(line_of(error)) from error
     if config.model != "fast_dllm_v2":
-        raise UsageError(f"unknown model {config.model!r}; eval.py evaluates fast_dllm_v2")
+        raise UsageError(f"unknown model {config.model!r}; eval.py evaluates --model fast_dllm_v2")
     if config.output_path and Path(config.output_path).suffix in (".json", ".jsonl"):
         raise UsageError(f"--output_path must be a folder, not {config.output_path!r}")
     if namespace.output_path == "":
@@ -77,12 +88,13 @@ def read_command_line():
 
     parsed = ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
+    known = f"{', '.join(TASKS)} (docs/experiments.md, Tasks) or another of lm_eval's"
     if not any(config.tasks):
-        raise UsageError("no task given; pass --tasks NAME (`python eval.py ls tasks` lists those there are)")
+        raise UsageError(f"no task given; --tasks takes {known}")
     try:
         task_manager = find_tasks(config)
     except ValueError as error:
-        raise UsageError(f"{error}; `python eval.py ls tasks` lists those there are") from None
+        raise UsageError(f"{error}; --tasks takes {known}") from None
     task_manager = prepare(
         task_manager, config.tasks, confirm_run_unsafe_code=config.confirm_run_unsafe_code, seed=config.seed[0]
     )
@@ -247,11 +259,13 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
 def main() -> None:
     from lm_eval.utils import setup_logging
 
-    setup_logging()
     began = time.time()
+    logging.disable(logging.WARNING)  # of a mistake nothing but its line is told
     configurations, sys.argv[1:] = take_configurations(sys.argv[1:])
     config, task_manager, given, parsed = read_command_line()
     runs = variants(configurations, given, parsed, config)
+    logging.disable(logging.NOTSET)
+    setup_logging()
     from fast_dllm.harness import FastDLLM
 
     lm = FastDLLM(**runs[0][1].as_dict())

@@ -7,9 +7,13 @@ python run_chatbot.py --model tiny --once "Tom has 3 pens. He buys 4 more. How m
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
+import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 from fast_dllm.guard import one_line
 
@@ -24,9 +28,20 @@ from fast_dllm.errors import OneLineParser, UsageError
 HELP = """\
 /set NAME VALUE   change a setting, e.g. /set threshold 0.8
 /settings         the settings in force
+/clear            forget the conversation
 /help             this text
-clear             forget the conversation
-exit              leave (also Ctrl-D); Ctrl-C stops an answer"""
+/exit             leave (also /quit, Ctrl-D); Ctrl-C stops an answer
+Up and down call back what was typed before. The words work without the slash too, but for /set, /settings and /help."""
+LEAVE = ("exit", "quit", "/exit", "/quit")
+FORGET = ("clear", "/clear")
+NUM_REMEMBERED = 1000  # typed lines
+
+
+class Screen(Console):
+    """A closed pipe is told by an exception, as print() tells it."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,14 +67,20 @@ def render(frame: Frame) -> Text:
     return text
 
 
+def last_lines(console: Console, text: Text) -> Text:
+    """Of a text that is taller than the window what stands at its end: what has scrolled out cannot be drawn over."""
+    lines = text.wrap(console, console.width)
+    return Text("\n").join(lines[-(console.height - 1) :])
+
+
 def answer_live(console: Console, frames) -> None:
     """Masks filling in place on a terminal; ends with the plain answer."""
     last = None
     try:
-        with Live(console=console, refresh_per_second=20, transient=True, vertical_overflow="visible") as live:
+        with Live(console=console, refresh_per_second=20, transient=True) as live:
             for frame in frames:
                 last = frame
-                live.update(render(frame))
+                live.update(last_lines(console, render(frame)))
     except KeyboardInterrupt:
         console.print("(stopped)", style="yellow")
     finally:
@@ -102,39 +123,85 @@ def command(console: Console, conversation: Conversation, line: str) -> None:
     if name == "help":
         console.print(HELP, markup=False)
     elif name == "settings":
-        for setting, value in conversation.settings.as_dict().items():
-            console.print(f"{setting} = {value}", markup=False)
+        show_settings(console, conversation)
     elif name == "set" and len(rest) == 2:
         conversation.set(rest[0], rest[1])
         console.print(f"{rest[0]} = {conversation.settings.as_dict()[rest[0]]}", markup=False)
     elif name == "set":
         raise UsageError("/set takes a name and a value, e.g. /set threshold 0.8")
     else:
-        raise UsageError(f"unknown command /{name}; there are /set, /settings, /help, clear and exit")
+        raise UsageError(f"unknown command /{name}; there are /set, /settings, /clear, /help and /exit")
+
+
+def show_settings(console: Console, conversation: Conversation) -> None:
+    """One line each; what is not as it was at the start is marked."""
+    now, first = conversation.settings.as_dict(), conversation.chatbot.default_settings().as_dict()
+    width = max(map(len, now))
+    for name, value in now.items():
+        word = "active" if name == "experiment_name" and value is None else "none" if value is None else value
+        mark = "" if name in first and first[name] == value else "  (changed)"
+        console.print(f"  {name:<{width}}  {word}{mark}", markup=False)
+    console.print("Change one with /set NAME VALUE; README.md, Your own call, says what they mean.", markup=False)
+
+
+def edit_lines() -> None:
+    """Lines typed at the prompt can be edited and called back, also those of earlier talks."""
+    try:
+        import readline
+    except ImportError:  # a Python built without it
+        return
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    history = state / "fast_dllm" / "chat_history"
+    with contextlib.suppress(OSError):  # without a place for it, what is typed is remembered for this talk alone
+        history.parent.mkdir(parents=True, exist_ok=True)
+        history.touch(mode=0o600)
+        readline.read_history_file(history)
+        readline.set_history_length(NUM_REMEMBERED)
+        atexit.register(_keep_history, readline.write_history_file, history)
+
+
+def _keep_history(write, history: Path) -> None:
+    with contextlib.suppress(OSError):
+        write(history)
+
+
+def what_it_is(chatbot: Chatbot) -> str:
+    """One sentence about the model."""
+    count = sum(weight.numel() for weight in chatbot.model.parameters())
+    size = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+    text = f"{chatbot.arguments.model_path}: {size} parameters"
+    if chatbot.arguments.model_path == "tiny":
+        text += ", trained on toy arithmetic; the 7B answers anything"
+    return text + (". Each question stands alone" if chatbot.model.config.single_turn else "")
 
 
 def talk(console: Console, conversation: Conversation) -> None:
     """The prompt, until exit or the end of the input."""
     if console.is_terminal:
-        console.print(f"{conversation.chatbot.arguments.model_path}. /help tells what can be typed here.", markup=False)
+        edit_lines()
+        console.print(f"{what_it_is(conversation.chatbot)}. /help tells what can be typed here.", markup=False)
     while True:
         try:
             line = input("> " if console.is_terminal else "").strip()
         except EOFError:
+            if console.is_terminal:
+                print()
             return
         except KeyboardInterrupt:
             print()
             continue
         try:
-            if line in ("exit", "quit"):
+            if line in LEAVE:
                 return
-            if line == "clear":
+            if line in FORGET:
                 conversation.clear()
                 console.print("(forgotten)", style="dim")
             elif line.startswith("/") and len(line) > 1:
                 command(console, conversation, line)
             elif line:
                 respond(console, conversation, line)
+        except BrokenPipeError:
+            raise
         except Exception as error:  # out of memory, a CUDA fault, an experiment's own error: the talk goes on
             if not isinstance(error, UsageError):
                 traceback.print_exception(error)
@@ -144,7 +211,7 @@ def talk(console: Console, conversation: Conversation) -> None:
 def main() -> None:
     arguments = parse_arguments()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     given = parse_model_args(arguments.model_args)
     if arguments.model is not None:
         given["model_path"] = arguments.model

@@ -32,6 +32,7 @@ from fast_dllm.arguments import DTYPES
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.runner.request import resolve_model
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,6 +59,8 @@ def parse_arguments() -> argparse.Namespace:
             raise UsageError(f"--{name} must be at least 1, not {value}")
     if arguments.dtype not in DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    if not arguments.random_weights:
+        resolve_model(arguments.model, Path.cwd())
     return arguments
 
 

@@ -12,6 +12,10 @@ class NonFiniteError(RuntimeError):
     """The model's logits are infinite or not a number: its weights or its precision are at fault, and no answer is."""
 
 
+class DataError(RuntimeError):
+    """A task's data set cannot be had: the hub does not answer, refuses it, or it is not in the cache."""
+
+
 def line_of(error: BaseException) -> str:
     """What an error says, on one line; its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

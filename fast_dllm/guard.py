@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fast_dllm.answers import TakenOverError
-from fast_dllm.errors import NonFiniteError, UsageError, line_of
+from fast_dllm.errors import DataError, NonFiniteError, UsageError, line_of
 
 INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
 
@@ -41,7 +41,7 @@ def one_line() -> Iterator[None]:
     except UsageError as error:
         print(f"{program()}: error: {line_of(error)}", file=sys.stderr)
         sys.exit(2)
-    except (NonFiniteError, TakenOverError) as error:
+    except (DataError, NonFiniteError, TakenOverError) as error:
         sys.exit(f"{program()}: {line_of(error)}")
     except KeyboardInterrupt:
         print(f"{program()}: interrupted", file=sys.stderr)

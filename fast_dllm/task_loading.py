@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import os
 import random
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import lm_eval.tasks
+from lm_eval.api.task import Task
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
 
-from fast_dllm.errors import UsageError, line_of
+from fast_dllm.errors import DataError, UsageError, line_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,6 +67,19 @@ class _Factory(TaskFactory):
         if callable(config.get("process_docs")):
             config["process_docs"] = _as_if_first(config["process_docs"])
         return config
+
+    def _build_task(self, entry: Entry, overrides: dict | None) -> Task:
+        try:
+            return super()._build_task(entry, overrides)
+        except (OSError, ValueError) as error:  # what `datasets` and the hub's client raise, each for its own reasons
+            if "/datasets/" not in (place := traceback.extract_tb(error.__traceback__)[-1].filename) and (
+                "/huggingface_hub/" not in place
+            ):
+                raise
+            raise DataError(
+                f"the data of {entry.name} cannot be had ({type(error).__name__}: {line_of(error)}); where there is a "
+                f"network: bash sbatch/prefetch.sh --task {entry.name} --model tiny"
+            ) from error
 
 
 def _as_if_first(process_docs: Callable) -> Callable:

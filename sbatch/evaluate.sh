@@ -10,7 +10,7 @@ log_of_this_job() { # the file that Slurm writes this script's output to; relati
 }
 
 # In a batch job: in the background, because bash runs a trap only between commands, and the signal before the end of a
-# job must be noticed at once. By hand: in the foreground, where Ctrl-C reaches it.
+# job must be noticed at once. By hand: in the foreground, where Ctrl-C reaches it, with one line a configuration shown.
 run_eval() { # log file
   local child="" status
   # every value that a user's `accelerate config` could change is given
@@ -18,8 +18,7 @@ run_eval() { # log file
   has_gpu || command+=(--cpu)
   command+=("$CODE_ROOT/eval.py" "${EVAL_WORDS[@]}")
   if [[ ${BATCH:-no} != yes ]]; then
-    # both streams go into the log and stay what they are; pipefail makes the status eval.py's
-    { { "${command[@]}" 2>&3 | tee -a -- "$1"; } 3>&1 >&4 | tee -a -- "$1" >&2; } 4>&1
+    runner watch "${REQUEST[@]}" "--task=$TASK" "${RUNS[@]/#/--config=}" "--log=$1" -- "${command[@]}"
     return
   fi
   trap 'TOLD_TO_STOP=yes; kill -TERM "$child" 2>/dev/null || true' TERM

@@ -259,17 +259,23 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
 
 
 @pytest.fixture
-def terminal(random_model):
+def terminal(random_model, tmp_path):
     arguments = ["run_chatbot.py", "--model", str(random_model), "--model_args", "max_new_tokens=64"]
     child = pexpect.spawn(
-        sys.executable, arguments, cwd=str(ROOT), env=ENVIRONMENT, encoding="utf-8", timeout=90, dimensions=(40, 120)
+        sys.executable,
+        arguments,
+        cwd=str(ROOT),
+        env=ENVIRONMENT | {"XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"},
+        encoding="utf-8",
+        timeout=90,
+        dimensions=(24, 80),
     )
     child.expect("/help tells")
     yield child
     child.close(force=True)
 
 
-def test_the_terminal_streams_obeys_commands_and_survives_ctrl_c(terminal):
+def test_the_terminal_streams_obeys_commands_and_survives_ctrl_c(terminal, tmp_path):
     terminal.expect("> ")
     terminal.sendline("Hello")
     terminal.expect("[▒░]")  # masks are seen filling
@@ -286,12 +292,54 @@ def test_the_terminal_streams_obeys_commands_and_survives_ctrl_c(terminal):
     terminal.sendintr()
     terminal.expect(r"\(stopped\)")
     terminal.expect("> ")
-    terminal.sendline("clear")
+    terminal.sendline("/settings")
+    terminal.expect(r"threshold +0\.8  \(changed\)")
+    terminal.expect("README")
+    terminal.sendline("/clear")
     terminal.expect("forgotten")
-    terminal.sendline("exit")
+    terminal.sendline("/set threshold 0.75\x1b[D\x7f6")  # the cursor a letter to the left, that letter made another
+    terminal.expect(r"threshold = 0\.65")
+    terminal.send("\x1b[A\r")  # up: the line before once more
+    terminal.expect(r"threshold = 0\.65")
+    terminal.expect("> ")
+    terminal.sendeof()
     terminal.expect(pexpect.EOF)
+    assert terminal.before.endswith("\n")  # the shell's prompt gets a line of its own
     terminal.wait()
     assert terminal.exitstatus == 0
+    assert "/set threshold 0.65" in (tmp_path / "fast_dllm" / "chat_history").read_text()
+
+
+def test_an_answer_taller_than_the_window_is_written_once(terminal):
+    terminal.expect("> ")
+    terminal.setwinsize(8, 30)
+    for line in ("/set max_new_tokens 512", "/set threshold 1"):
+        terminal.sendline(line)
+        terminal.expect(" = ")
+    terminal.expect("> ")
+    terminal.sendline("Hello")
+    terminal.expect(r"tokens/s; *forwards: *[^>]*\n", timeout=120)
+    # rich goes up by what it has drawn and draws anew: never more lines than the window has
+    drawn = terminal.before.split("\x1b[2K")
+    ups = [part.count("\x1b[1A") for part in re.split(r"[^\x1b\[1AK2]+", terminal.before)]
+    assert len(drawn) > 50
+    assert max(ups) < 8
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "exit", "quit"])
+def test_a_word_leaves(terminal, word):
+    terminal.expect("> ")
+    terminal.sendline(word)
+    terminal.expect(pexpect.EOF)
+    assert terminal.wait() == 0
+
+
+def test_a_closed_pipe_ends_the_talk_in_silence(random_model):
+    words = f"{sys.executable} run_chatbot.py --model {random_model} --model_args max_new_tokens=64"
+    typed = "Hello\n/settings\n" * 20
+    code = f"printf '{typed}' | {words} | head -n 1 >/dev/null; exit ${{PIPESTATUS[1]}}"
+    done = subprocess.run(["bash", "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.replace("Loading weights", "")) == (0, "")
 
 
 def run_chatbot(*arguments: str, typed: str = "") -> subprocess.CompletedProcess:

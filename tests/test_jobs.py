@@ -743,7 +743,7 @@ def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project
     assert "--batch_size 32" in project.evaluations()[0]
     assert "Experiment Status: 00_baseline / toy_math_limit_7" in result.stdout
     assert "Completed: 9 / 9" in result.stdout
-    assert result.stdout.count(" 50.0% ± 1.0") == 9
+    assert result.stdout.count(" 50.0 ± 1.0") == 9
     assert result.stdout.splitlines()[-1] == "--brief --experiment 00_baseline --task toy_math --limit 7"
     project.bash("sbatch/local.sh", "--demo", "--limit", "7")
     assert len(project.evaluations()) == 1
@@ -752,6 +752,8 @@ def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project
     result = project.bash("sbatch/local.sh", "--demo", "--limit", "7")
     assert evaluated(project)[1:] == [",".join(CONFIGS)]
     assert "Completed: 9 / 9" in result.stdout
+    # and not written over
+    assert (project.folder("k1_first", "toy_math_limit_7") / "summary.stale.json").exists()
 
 
 def test_the_local_matrix_shows_results_of_another_model_as_stale_and_keeps_them(project):
@@ -787,6 +789,10 @@ def test_local_passes_on_that_the_input_was_wrong(project):
         ["--batch_size", "two"],
         ["--limit"],
         ["--matrix", "--config", "plain"],
+        ["--demo", "--config", "plain"],
+        ["--demo", "--task", "gsm8k"],
+        ["--model", ""],
+        ["--model", "/nonexistent"],
     ],
 )
 def test_local_answers_a_wrong_word_with_one_line(project, words):

@@ -64,9 +64,9 @@ def test_the_table_marks_an_earlier_result(project):
     )
     assert result.returncode == 0, result.stderr
     assert evaluated(project) == [",".join(config for config in CONFIGS if config != "k2_middle")]
-    [row] = [line for line in result.stdout.splitlines() if line.startswith("k = 2 ")]
-    assert "73.6% (earlier runner)" in row
-    assert row.count("tok/s") == 0  # the pretended evaluation tells no speed
+    [row, speeds, _] = [line for line in result.stdout.splitlines() if line.startswith("  k = 2 ")]
+    assert " 73.6 (earlier) " in row
+    assert speeds.split()[3:] == ["-"] * 3  # the pretended evaluation tells no speed
 
 
 @pytest.mark.parametrize("top", ["results", "artifacts"])
@@ -169,6 +169,21 @@ def test_local_overwrites_no_result_of_another_model_without_force(project, word
     assert [file.read_bytes() for file in files] == before
     assert project.bash("sbatch/local.sh", "--limit", "5", *words, "--model", "mine", "--force").returncode == 0
     assert any(file.read_bytes() != old for file, old in zip(files, before, strict=True))
+
+
+def test_local_overwrites_no_result_of_other_code_without_force(project):
+    words = ["sbatch/local.sh", "--limit", "5", "--config", "plain"]
+    project.bash(*words)
+    summary = project.folder("plain", "gsm8k_limit_5") / "summary.json"
+    before = summary.read_bytes()
+    with (project.root / "experiments/00_baseline/generation_functions.py").open("a") as file:
+        file.write("# another idea\n")
+    result = project.bash(*words)
+    assert result.returncode == 1
+    assert "plain is stale: generation code changed since it ran; skipped, --force runs it again" in result.stderr
+    assert summary.read_bytes() == before
+    assert project.bash(*words, "--force").returncode == 0
+    assert summary.read_bytes() != before
 
 
 def test_the_demo_keeps_another_models_results(project):

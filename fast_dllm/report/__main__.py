@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--flips", metavar="N", default="10", help="changed answers to show of each experiment (default 10)"
     )
-    made.add_argument("--brief", action="store_true", help="the terminal gets the verdict, without the numbers")
+    made.add_argument("--brief", action="store_true", help="the terminal gets the alarms and the path alone")
     made.add_argument("--fail-on", choices=["alarm"], help="exit status 3 where there is an alarm")
     return made
 
@@ -162,8 +162,8 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
         task, limit = task_of_folder(folder)
         report = build(folder, task, limit, found, root, command_of(words, folder), against[folder])
         path = write(report, root / FOLDER / folder, options.flips, against[folder])
-        print(terminal(report, table=not options.brief))
-        print(f"\nwrote {path.relative_to(root)}\n")
+        told = terminal(report, options.brief)
+        print(*[told] * bool(told), f"wrote {path.relative_to(root)}\n", sep="\n")
         num_alarms += report.num_alarms
     return 3 if options.fail_on == "alarm" and num_alarms else 0
 

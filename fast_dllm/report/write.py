@@ -101,13 +101,13 @@ def write(report: Report, folder: Path, most_flips: int, against: Run | None = N
     return folder / "report.html"
 
 
-def terminal(report: Report, table: bool = True) -> str:
-    """Verdict, alarms and, where `table`, the numbers, as lines."""
-    lines = [f"== {report.folder}", *(f"- {sentence}" for sentence in verdict(report))]
+def terminal(report: Report, brief: bool = False) -> str:
+    """Verdict, alarms and the numbers, as lines; where `brief` the alarms alone."""
+    lines = [] if brief else [f"== {report.folder}", *(f"- {sentence}" for sentence in verdict(report))]
     for alarm in report.alarms:
         if alarm.level == "alarm":
             lines.append(f"! {alarm.table}: {alarm.text}")
-    if not table:
+    if brief:
         return visible("\n".join(lines))
     head = ("", "accuracy %", "95% interval", "tokens/s", "tokens/forward", "speed-up, forwards")
     rows = []

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Iterator
 
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.runner import jobs, output, prefetch, submission, tasks
+from fast_dllm.runner import jobs, output, prefetch, submission, tasks, watch
 from fast_dllm.runner.gpus import check_gpu
 from fast_dllm.runner.help import help_text
 from fast_dllm.runner.request import Request, add_options, check_count, join_arguments, read_request
 from fast_dllm.runner.resources import check_hours
 from fast_dllm.runner.states import examine
+from fast_dllm.runner.table import table
 from fast_dllm.runner.tasks import ROOT, task_folder
 
 
@@ -79,7 +80,7 @@ def status(request: Request, options: argparse.Namespace) -> int:
     else:
         print(*output.frame(request, states), sep="\n")
     if options.table:
-        print(*output.table(request, states), sep="\n")
+        print(*table(request, states), sep="\n")
     return 3 if options.check and not all(state.is_complete for state in states) else 0
 
 
@@ -140,6 +141,8 @@ def main(script: str, root: str, *words: str) -> int:
     answers = {"status": status, "plan": submission.plan, "submit": submission.submit_run}
     if options.command in answers:
         return answers[options.command](request, options)
+    if options.command == "watch":
+        return watch.watch(request, options)
     if options.command == "fetch":
         return prefetch.fetch_all(request, options.text)
     if options.command == "space":
@@ -156,6 +159,8 @@ def main(script: str, root: str, *words: str) -> int:
     elif options.command == "keep":
         for run in request.runs():
             jobs.keep(request, run)
+    elif options.command == "kept":
+        jobs.tell_kept(request, options.text)
     elif options.command == "force":
         jobs.force(request)
     elif options.command == "fail":

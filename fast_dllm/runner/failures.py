@@ -10,12 +10,15 @@ from pathlib import Path
 
 from fast_dllm.runner.files import write_json
 
+INTERRUPTED = 130  # the exit status after Ctrl-C, as a shell has it: 128 + SIGINT
+
 TEXTS = {
     "time_limit": "time limit reached",
     "preemption": "preempted",
     "node_failure": "node failure",
     "cancelled": "cancelled",
     "terminated": "told to stop",
+    "interrupted": "interrupted by Ctrl-C",
     "killed": "killed by signal 9",
     "host_oom": "out of host memory",
     "gpu_oom": "out of GPU memory",
@@ -113,6 +116,8 @@ def classify(status: int, text: str, told_to_stop: bool) -> str:
             return found
     if told_to_stop:
         return "terminated"
+    if status == INTERRUPTED:
+        return "interrupted"
     if status == 2:
         return "wrong_input"
     for found, pattern in PATTERNS:

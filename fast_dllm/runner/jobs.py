@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -30,9 +31,9 @@ from fast_dllm.runner.slurm import ask
 from fast_dllm.runner.states import FORCE_FILE, Records, is_forced, lock_owner
 from fast_dllm.runner.summaries import QUESTIONS_FILE, Judge, Judgement, earlier_fault, fault_of, is_earlier
 
-# How results that are there are met. named: those of this model are made again, as the user asked for them by name;
-# demo: what is of other code is made again, so that the table is of one. A whole result of another model, or of an
-# earlier runner, is never replaced without --force.
+# How results that are there are met. named: complete ones are made again, as the user asked for them by name. demo:
+# what is of other code is made again, so that the table is of one, and the old one is kept beside. Otherwise a whole
+# result of another model, of other code or arguments, or of an earlier runner, is never replaced without --force.
 MODES = ("job", "matrix", "demo", "named")
 
 
@@ -97,11 +98,15 @@ def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
             refused.append(run)
         else:
             wanted.append(run)
+            if judged.state == "stale" and not forced:
+                set_aside(folder_of(request, run) / "summary.json", "stale")
+                set_aside(folder_of(request, run) / QUESTIONS_FILE, "stale")
             _clear(request, run, forced, options.log)
     if wanted:
         where, examples = wanted[0].path.rsplit("/", 1)[0], wanted[0].arguments["num_fewshot"]
-        names = ",".join(run.folder for run in wanted)
-        say(f"== {where}/{names}: model {request.model_or_default}, {examples} examples in the prompt")
+        names = wanted[0].folder if len(wanted) == 1 else f"{len(wanted)} configurations"
+        say(f"== {where}, {names}: model {request.model_or_default}, {examples} examples in the prompt")
+        say(f"   log: {options.log}")
     words = evaluation_words(request, wanted, options.batch_size, options.confirm_run_unsafe_code) if wanted else []
     return {"RUNS": [run.name for run in wanted], "REFUSED": [run.name for run in refused], "EVAL_WORDS": words}
 
@@ -109,12 +114,14 @@ def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
 def _runs_again(judged: Judgement, mode: str) -> bool:
     if judged.other_model or judged.state == "earlier":
         return False
-    return mode == "named" or (mode == "demo" and judged.state == "stale")
+    return (mode == "named" and judged.state == "complete") or (mode == "demo" and judged.state == "stale")
 
 
 def _was_asked_for(judged: Judgement, mode: str) -> bool:
     """What is kept is not what the user asked for; of the whole matrix, that one is left out is no failure."""
-    return (judged.other_model and mode not in ("matrix", "demo")) or (judged.state == "earlier" and mode == "named")
+    if mode == "named":
+        return judged.other_model or judged.state != "complete"
+    return judged.other_model and mode == "job"
 
 
 def _tell_kept(run: Run, judged: Judgement, request: Request) -> None:
@@ -196,7 +203,8 @@ def _record_failure(run: Run, folder: Path, status: int, reason: str, options: a
         status = 2
     name = failures.classify(status, text, options.told_to_stop)
     failures.write_failure(folder, name, status, options.log, text)
-    say(f"{run.path}: {failures.TEXTS[name]} (exit status {status})")
+    if name != "interrupted":  # the user knows
+        say(f"{run.path}: {failures.TEXTS[name]} (exit status {status})")
     return status, name
 
 
@@ -248,6 +256,27 @@ def force(request: Request) -> None:
         folder = folder_of(request, run)
         write_whole(folder / FORCE_FILE, time.strftime("%Y-%m-%dT%H:%M:%SZ\n", time.gmtime()).encode())
         remove(folder / "job.json", folder / "failure.json")  # they tell of the run before
+
+
+def tell_kept(request: Request, again: str) -> None:
+    """After Ctrl-C: what is on disk, and the command that goes on with it."""
+    judge, runs = Judge(request), request.runs()
+    done = [run for run in runs if is_done(request, run, judge)]
+    kept = f"{len(done)} of {len(runs)} configurations" if len(runs) > 1 else ""
+    for run in runs:
+        answers = 0 if run in done else answers_kept(folder_of(request, run))
+        if answers:
+            kept += f"{' and ' if kept else ''}{answers} answers of {run.folder}"
+    say(f"interrupted; kept: {kept or 'nothing yet'}. To go on: {again}")
+
+
+def answers_kept(folder: Path) -> int:
+    count = 0
+    for file in (folder / "answers").glob("*/*.jsonl"):
+        for line in file.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):  # the last one may have been cut off
+                count += len(as_object(as_object(json.loads(line)).get("answers")))
+    return count
 
 
 # -- a chain of jobs ---------------------------------------------------------------------------------------------------

@@ -16,9 +16,14 @@ from fast_dllm.runner.slurm import ask
 
 GIB = 2**30
 MODEL_SPACE = 20 * GIB  # the 7B's weights take 15 GB
-MODEL_CODE = "import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))"
-TASK_CODE = """
-import sys
+# What goes wrong is one line, the reason, and no library's log.
+ONE_LINE = """
+import logging, sys
+logging.disable(logging.WARNING)
+sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+"""
+MODEL_CODE = f"{ONE_LINE}from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))"
+TASK_CODE = f"""{ONE_LINE}
 from lm_eval.tasks import TaskManager
 found = TaskManager(include_path=sys.argv[2]).load([sys.argv[1]])
 print("data of", len(found["tasks"]), "task(s) is here")"""

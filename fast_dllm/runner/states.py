@@ -158,6 +158,8 @@ def state_of(root: Path, run: Run, judged: Judgement, job: Job | None, records: 
         return State(run, "running", f"running, no job: process {process}{progress(read_progress(folder))}", "", judged)
     if state != "pending":
         return State(run, state, detail, "", judged)
+    if records.tells_why and records.failure["class"] == "interrupted":
+        return State(run, "pending", f"pending: interrupted{progress(read_progress(folder))}", records.job, judged)
     if records.tells_why:
         told = failure_detail(str(records.failure["class"]), records.job, str(records.failure.get("log") or ""))
         return State(run, "failed", f"failed: {told}", records.job, judged)

@@ -40,8 +40,7 @@ def plan(request: Request, options: argparse.Namespace) -> int:
     states, fault = examine(request)
     if fault:
         say(f"squeue failed, so nothing is submitted: {fault}")
-        if not options.dry_run:
-            return 1
+        return 1
     actions = [action(state, options.force) for state in states]
     submitted = [state for state, (what, _) in zip(states, actions) if what == "submit"]
     resources, places = None, len(submitted)

@@ -1,0 +1,164 @@
+"""The table of results on 80 columns: its numbers, what they mean, a picture, and what can be said of them."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Callable, Iterator, Mapping
+
+from fast_dllm.runner.files import as_object
+from fast_dllm.runner.matrix import NINE
+from fast_dllm.runner.request import Request
+from fast_dllm.runner.states import State
+
+SUBSETS = ("first", "middle", "last")
+ROWS = {f"k = {k}": [f"k{k}_{subset}" for subset in SUBSETS] for k in (1, 2, 3)}
+BAR = 40  # columns of the longest bar
+NOISE = 1.1  # two speeds of the same work that are further apart say that the machine had more to do
+
+EXPLAINED = """\
+accuracy, %: right answers ± one standard error. tokens/s: new tokens per second
+of decoding, on this machine. tokens a forward: new tokens for each forward of
+the model, prefill and commits counted; a step that reads stored predictions
+again runs none."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the table shows of one configuration that is complete; None where it is not told."""
+
+    name: str
+    is_earlier: bool
+    accuracy: float
+    error: float | None
+    speed: float | None
+    per_forward: float | None
+    work: tuple  # equal for two that computed the same
+
+    @classmethod
+    def of(cls, state: State) -> Result:
+        content: Mapping = state.judgement.content or {}
+        told = as_object(content.get("throughput"))
+        work = tuple(str(value) for value in (content.get("accuracy"), told.get("new_tokens"), told.get("forwards")))
+        numbers = (content.get("accuracy_stderr"), told.get("tokens_per_second"), told.get("tokens_per_forward"))
+        return cls(
+            state.run.folder, state.state == "earlier", _number(content.get("accuracy")) or 0.0,
+            *map(_number, numbers), work,
+        )  # fmt: skip
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def accuracy(result: Result) -> str:
+    text = f"{100 * result.accuracy:.1f}" + (f" ± {100 * result.error:.1f}" if result.error is not None else "")
+    return f"{text} (earlier)" if result.is_earlier else text
+
+
+def speed(result: Result) -> str:
+    return "-" if result.speed is None else f"{result.speed:.1f}"
+
+
+def per_forward(result: Result) -> str:
+    return "-" if result.per_forward is None else f"{result.per_forward:.2f}"
+
+
+COLUMNS: tuple[tuple[str, Callable[[Result], str]], ...] = (
+    ("accuracy, %", accuracy),
+    ("tokens/s", speed),
+    ("tokens a forward", per_forward),
+)
+
+
+def table(request: Request, states: list[State]) -> Iterator[str]:
+    """The nine as k by subset, one measure below the other; any other matrix as a list."""
+    found = {state.run.name: Result.of(state) for state in states if state.is_complete}
+    if request.matrix == NINE:
+        for title, cell in COLUMNS:
+            yield f"{title:<18}" + "".join(f"{subset:>20}" for subset in SUBSETS)
+            for row, names in ROWS.items():
+                cells = (cell(found[name]) if name in found else "-" for name in names)
+                yield f"  {row:<16}" + "".join(f"{text:>20}" for text in cells)
+    else:
+        yield f"{'configuration':<26}" + "".join(f"{title:>18}" for title, _ in COLUMNS)
+        for state in states:
+            cells = (cell(found[state.run.name]) if state.run.name in found else "-" for _, cell in COLUMNS)
+            mark = "*" if state.run.name == request.matrix.compare_with else ""
+            yield f"{state.run.folder + mark:<26}" + "".join(f"{text:>18}" for text in cells)
+        yield "* the others are compared with it"
+    if not found:
+        return
+    yield from ("", *EXPLAINED.split("\n"))
+    one_result = request.matrix == NINE and columns_are_one_result(found)
+    if one_result:
+        yield "The three columns of a row are one result: same answers, whichever layers are"
+        yield "skipped (docs/design.md)."
+        yield from spread(found)
+    shown = [(row, found[names[0]]) for row, names in ROWS.items() if names[0] in found] if one_result else [
+        (state.run.folder, found[state.run.name]) for state in states if state.run.name in found
+    ]  # fmt: skip
+    yield from picture(shown)
+    yield from conclusion(shown, request.matrix.compare_with, found)
+
+
+def columns_are_one_result(found: Mapping[str, Result]) -> bool:
+    """Every row that is complete has three times the same accuracy, tokens and forwards, and there is such a row."""
+    rows = [[found[name] for name in names] for names in ROWS.values() if all(name in found for name in names)]
+    rows = [row for row in rows if not any(result.is_earlier for result in row)]
+    return bool(rows) and all(len({result.work for result in row}) == 1 for row in rows)
+
+
+def spread(found: Mapping[str, Result]) -> Iterator[str]:
+    """How far apart the speeds of one row are, which all did the same work."""
+    ranges = []
+    for row, names in ROWS.items():
+        speeds = [found[name].speed or 0.0 for name in names if name in found]
+        if len(speeds) == len(names) and min(speeds) > 0:
+            ranges.append((row, min(speeds), max(speeds)))
+    if ranges:
+        row, low, high = max(ranges, key=lambda each: each[2] / each[1])
+        ratio = high / low
+        text = f"Speeds of the same work are up to {100 * (ratio - 1):.0f}% apart ({row}: {low:.1f} to {high:.1f})"
+        yield f"{text}{':' if ratio > NOISE else '.'}"
+        if ratio > NOISE:
+            yield "the machine had other things to do, so compare tokens a forward."
+
+
+def picture(shown: list[tuple[str, Result]]) -> Iterator[str]:
+    """Tokens a forward as bars."""
+    values = [result.per_forward or 0.0 for _, result in shown]
+    if len(values) < 2 or not max(values):
+        return
+    yield from ("", "tokens a forward")
+    for (name, result), value in zip(shown, values):
+        length = "█" * max(1, round(BAR * value / max(values)))
+        yield f"  {name[:16]:<16} {length:<{BAR}} {value:5.2f} {100 * result.accuracy:6.1f}%"
+
+
+def conclusion(shown: list[tuple[str, Result]], compare_with: str, found: Mapping[str, Result]) -> Iterator[str]:
+    """One sentence: what the fastest gives and costs against the configuration that all are compared with."""
+    base = found.get(compare_with)
+    others = [
+        (name, result) for name, result in shown if base and result.per_forward and result.name != base.name
+    ]  # fmt: skip
+    if not others or not base or not base.per_forward:
+        return
+    parts = [
+        f"{name} gives {(result.per_forward or 0) / base.per_forward:.2f} times the tokens a forward "
+        f"at {_points(result.accuracy - base.accuracy)}"
+        for name, result in sorted(others, key=lambda pair: -(pair[1].per_forward or 0))[:2]
+    ]
+    error = f" (one standard error is {100 * base.error:.1f})" if base.error is not None else ""
+    yield ""
+    yield from _wrapped(f"Against {base.name}, {' and '.join(parts)}{error}.")
+
+
+def _points(difference: float) -> str:
+    if abs(difference) < 0.0005:
+        return "the same accuracy"
+    return f"{abs(100 * difference):.1f} points {'more' if difference > 0 else 'less'}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 80)

@@ -1,0 +1,97 @@
+"""What local.sh shows while it evaluates, on a terminal and elsewhere, and what it says after Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pexpect
+import pytest
+from script_project import Project
+from test_jobs import wait_until
+
+from fast_dllm.runner.watch import doing, done, duration, faults
+
+WORDS = ["sbatch/local.sh", "--model", "tiny", "--limit", "5", "--config", "k1_first,k1_middle"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path / "project")
+
+
+def on_a_terminal(project, **given: str) -> pexpect.spawn:
+    environment = project.environment | given
+    return pexpect.spawn(
+        "bash", WORDS, cwd=str(project.root), env=environment, dimensions=(24, 80), encoding="utf-8", timeout=60
+    )
+
+
+def test_one_plain_line_a_configuration_where_there_is_no_terminal(project):
+    result = project.bash(*WORDS)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("k1_")]
+    assert [re.sub(r"in \d+ s$", "in N s", line) for line in lines] == [
+        "k1_first   ████████████████████  5/5  50.0% ± 1.0  in N s",
+        "k1_middle  ████████████████████  5/5  50.0% ± 1.0  in N s",
+    ]
+    assert "\r" not in result.stderr
+
+
+def test_what_the_evaluation_says_is_in_the_log_alone(project):
+    accelerate = project.state / "bin" / "fake_accelerate"
+    noise = "echo INFO lm_eval says this\necho WARNING and this >&2\n"
+    accelerate.write_text(accelerate.read_text().replace("set -euo pipefail\n", "set -euo pipefail\n" + noise, 1))
+    result = project.bash(*WORDS)
+    [log] = (project.root / "logs").rglob("local_*.log")
+    assert log.read_text() == "INFO lm_eval says this\nWARNING and this\n"
+    assert "this" not in result.stdout + result.stderr.replace(str(project.root), "")
+    assert str(log.relative_to(project.root)) in result.stderr
+
+
+def test_on_a_terminal_a_bar_moves(project):
+    shown = on_a_terminal(project, FAKE_EVAL="wait")
+    shown.expect("\rk1_first   ░{20}  loading the model")
+    folder = project.folder("k1_first", "gsm8k_limit_5")
+    told = {"answered": 2, "total": 5, "new_tokens": 90, "seconds_generating": 3.0}
+    (folder / "progress.rank0.json").write_text(json.dumps(told | {"segment_answered": 2, "segment_seconds": 4.0}))
+    shown.expect("\rk1_first   █{8}░{12}  2/5  30.0 tok/s  6 s left")
+    (project.state / "go").touch()
+    shown.expect("\rk1_first   █{20}  5/5  50.0% ± 1.0  in ")
+    shown.expect(pexpect.EOF)
+    assert shown.wait() == 0
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(project):
+    shown = on_a_terminal(project, FAKE_EVAL="wait")
+    shown.expect("loading the model")
+    folder = project.folder("k1_first", "gsm8k_limit_5")
+    wait_until((folder / "answers" / "key").is_dir)
+    (folder / "answers" / "key" / "001.rank0.jsonl").write_text(
+        '{"answers": {"a": "1", "b": "2"}, "counters": {}}\n{"ans'
+    )
+    shown.sendintr()
+    shown.expect(pexpect.EOF)
+    assert shown.wait() == 130
+    told = shown.before.splitlines()[-1]
+    command = "bash sbatch/local.sh --model tiny --limit 5 --config k1_first\\,k1_middle"
+    kept = "0 of 2 configurations and 2 answers of k1_first"
+    assert told == f"interrupted; kept: {kept}. To go on: {command}"
+    statuses = project.statuses("--limit", "5", "--model", "tiny")
+    assert statuses["k1_first"] == "pending: interrupted"
+    assert statuses["k1_middle"] == "pending"  # never began
+
+
+def test_the_words_of_the_line():
+    assert doing(None) == f"{'░' * 20}  loading the model"
+    assert doing((660, 1319, 0, 0, 0, 0)) == f"{'█' * 10}{'░' * 10}  660/1319"
+    assert done({"num_samples": 8, "accuracy": 0.25}, 200) == f"{'█' * 20}  8/8  25.0%  in 3 min"
+    assert [duration(seconds) for seconds in (0, 99, 150, 8100)] == ["0 s", "99 s", "2 min", "2 h 15 min"]
+
+
+def test_of_a_failed_evaluation_the_line_that_says_why_is_shown():
+    assert faults("INFO a\neval.py: error: no such task\nTraceback of the launcher\n") == [
+        "eval.py: error: no such task"
+    ]
+    assert faults("Traceback\n  line\nOSError: gone\n\n") == ["OSError: gone"]
+    assert faults("") == []
