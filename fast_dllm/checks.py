@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner.defaults import DEFAULT_MODEL
+from fast_dllm.runner.files import read_json
 from fast_dllm.runner.matrix import matrix_of
 from fast_dllm.runner.request import experiments, resolve_model
 from fast_dllm.runner.tasks import TASKS, check_task, task_of
@@ -182,9 +183,45 @@ def missing_model_files(folder: Path) -> list[str]:
     return missing
 
 
+def damaged_model_files(folder: Path) -> list[str]:
+    """What is there and cannot be what it should be: JSON that is none, weights with fewer or more bytes than their
+    header counts."""
+    faults = []
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file():
+            content, fault = read_json(path)
+            faults += [f"{name} is not valid JSON: {fault}"] if content is None else []
+    return faults + [
+        f"{path.name} {fault}"
+        for path in sorted(folder.glob("*.safetensors"))
+        if path.is_file() and (fault := fault_of_weights(path))
+    ]
+
+
+def fault_of_weights(path: Path) -> str:
+    """Of a safetensors file: eight bytes tell the header's length, the header where each tensor's bytes end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"is cut off: {size:,} bytes, its header alone takes {8 + length:,}"
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return "has no readable header"
+    whole = 8 + length + max(ends, default=0)
+    return "" if size == whole else f"is {'cut off' if size < whole else 'too long'}: {size:,} bytes of {whole:,}"
+
+
 def check_model(situation: Situation) -> Iterator[Finding]:
     folder, model = situation.model_folder, situation.model
     missing = missing_model_files(folder)
+    if damaged := damaged_model_files(folder):
+        more = f" (and {len(damaged) - 1} more faults)" if len(damaged) > 1 else ""
+        yield Finding("fail", f"model {model}: {damaged[0]}{more}, in {folder}; remove it and fetch it again")
+        return
     if not missing:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         yield Finding("ok", f"model {model}: whole, {size / 1e9:.2f} GB of weights in {folder}")

@@ -31,6 +31,7 @@ from fast_dllm.checks import (
     check_disk,
     check_model,
     check_venv,
+    damaged_model_files,
     how_to_get_access,
     missing_model_files,
     read_situation,
@@ -105,9 +106,10 @@ def weight_count(situation: Situation) -> int | None:
 
     from fast_dllm.model import FastDLLMForCausalLM
 
-    if "config.json" in missing_model_files(situation.model_folder):
-        return None
-    config = AutoConfig.from_pretrained(situation.model_folder, trust_remote_code=False)
+    folder = situation.model_folder
+    if "config.json" in missing_model_files(folder) or damaged_model_files(folder):
+        return None  # check_model tells
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         return sum(weight.numel() for weight in FastDLLMForCausalLM(config).parameters())
 
@@ -123,7 +125,7 @@ def check_gpu(situation: Situation) -> Iterator[Finding]:
     count = weight_count(situation)
     weights = None if count is None else count * dtype.itemsize
     needs = (
-        "the weights' size is not known before the model is here"
+        "the weights' size is not known before the model is here and whole"
         if weights is None
         else f"{weights / GIB:.1f} GiB of weights"
     )

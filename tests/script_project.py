@@ -18,6 +18,7 @@ from fast_dllm.runner.code_hashes import decoding_sha256
 ROOT = Path(__file__).resolve().parent.parent
 FAKES = ROOT / "tests" / "fake_slurm"
 CONFIGS = [f"k{k}_{subset}" for k in (1, 2, 3) for subset in ("first", "middle", "last")]
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # safetensors: the header's length, and a header without tensors
 CODE = "def generate(): ...\n"
 
 
@@ -49,8 +50,9 @@ def old_pythons() -> list[str]:
 def pretend_model(folder: Path) -> Path:
     """The files that a checkpoint must have, without anything in them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
+    (folder / "model.safetensors").write_bytes(NO_WEIGHTS)
     return folder
 
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from script_project import ROOT, Project, pretend_model, system_tools
+from script_project import NO_WEIGHTS, ROOT, Project, pretend_model, system_tools
 
 from fast_dllm import checks, cluster, doctor
 from fast_dllm.checks import GIB, DataSet, Situation, place_of_data
@@ -62,7 +62,7 @@ class Cluster(Project):
         shards = {f"layer{number}": f"model-{number}-of-2.safetensors" for number in (1, 2)}
         (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
         for name in shards.values():
-            (snapshot / name).write_bytes(bytes(10))
+            (snapshot / name).write_bytes(NO_WEIGHTS)
         for name in absent:
             (snapshot / name).unlink()
         return snapshot
@@ -76,6 +76,12 @@ class Cluster(Project):
         (packages / "these.pth").write_text(sysconfig.get_path("purelib") + "\n")
         (build / "complete").write_text(Path(builds).name + "\n")
         return build
+
+
+def weights_of(size: int) -> bytes:
+    """A safetensors file with one tensor."""
+    header = json.dumps({"__metadata__": {}, "w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
 
 
 @pytest.fixture
@@ -124,6 +130,28 @@ def test_a_model_folder_without_weights_fails(cluster_project):
     (pretend_model(cluster_project.root / "mine") / "model.safetensors").unlink()
     code, lines = cluster_project.quick("--model", "mine", "--task", "toy_math")
     assert (code, starting(lines, "fail model")[-23:]) == (1, "lacks model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model-2-of-2.safetensors", NO_WEIGHTS[:5], "is cut off: 5 bytes, its header alone takes"),
+        ("model-2-of-2.safetensors", weights_of(100)[:-1], "is cut off: "),
+        ("model-2-of-2.safetensors", weights_of(100) + b"0", "is too long: "),
+        ("model-2-of-2.safetensors", (4).to_bytes(8, "little") + b"{{}}", "has no readable header"),
+        ("config.json", b'{"a":', "is not valid JSON: it ends in the middle"),
+        ("tokenizer_config.json", b"", "is not valid JSON: it is empty"),
+    ],
+)
+def test_a_damaged_model_fails_in_one_line(cluster_project, name, content, told):
+    snapshot = cluster_project.cached_model()
+    (snapshot / name).write_bytes(weights_of(100))
+    if name.endswith("safetensors"):
+        assert cluster_project.quick("--task", "toy_math")[0] == 0
+    (snapshot / name).write_bytes(content)
+    code, lines = cluster_project.quick("--task", "toy_math")
+    assert code == 1
+    assert f"{name} {told}" in starting(lines, "fail model")
 
 
 def test_a_model_that_has_no_room_fails_and_little_room_is_a_warning(monkeypatch, tmp_path):
