@@ -27,6 +27,9 @@ gc.disable()  # until the first question: looking for garbage among what is bein
 # lm_eval options that would write or send results by another way than results.json and summary.json.
 UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "cache_requests", "predict_only")
 
+SAME = ("model_revision", "generation_code_sha256")  # hashes, of which is told only that they differ
+NO_MATTER = ("show_speed", "batch_size", "device")  # change no answer
+
 
 def take_configurations(words: list[str]) -> tuple[list[str], list[str]]:
     """(the names of --configurations, the words for lm_eval)."""
@@ -225,6 +228,32 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, polic
     write_json(folder / "summary.json", questions.seal(summary, folder))
 
 
+def check_result_there(folder: Path, config, lm) -> None:
+    """Raises UsageError where `folder` has a result of something else, which this run would write over."""
+    from fast_dllm.errors import UsageError
+    from fast_dllm.runner.files import as_object, read_json
+
+    there = read_json(folder / "summary.json")[0]
+    if there is None:
+        return
+    ran = {
+        **as_object(there.get("model_args")),
+        **{name: there.get(name) for name in ("task", "limit", "num_fewshot", *SAME)},
+    }
+    asked = {**lm.arguments.as_dict(), "limit": config.limit, "num_fewshot": config.num_fewshot}
+    asked |= {
+        "task": ",".join(map(str, config.tasks)),
+        "model_revision": lm.model_revision,
+        "generation_code_sha256": lm.experiment.policy_sha256,
+    }
+    changed = [name for name, value in asked.items() if name not in NO_MATTER and ran.get(name, value) != value]
+    if changed:
+        told = ", ".join(name if name in SAME else f"{name} {ran[name]}, not {asked[name]}" for name in changed)
+        raise UsageError(
+            f"--output_path: {str(folder)!r} holds a result of another run ({told}); name another folder or move it"
+        )
+
+
 def claim_on(folder: Path) -> Path | None:
     """The lock that the calling script holds on `folder` (sbatch/lock.sh); None where no script called."""
     claims = map(Path, filter(None, os.environ.get("FAST_DLLM_CLAIMS", "").split(":")))
@@ -274,12 +303,16 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     output = Path(config.output_path) if config.output_path else None
+    folders = [output / name if output and configurations else output for name, _ in runs]
+    for folder, model in zip(folders, models, strict=True):
+        if folder and lm.rank == 0:
+            check_result_there(folder, config, model)
     for number, ((name, _), model) in enumerate(zip(runs, models, strict=True), 1):
         if configurations and lm.rank == 0:
             print(f"== {name} ({number} of {len(runs)})", flush=True)
         if number > 1:
             began = loaded = time.time()
-        run(name, config, task_manager, model, output / name if output and configurations else output, began, loaded)
+        run(name, config, task_manager, model, folders[number - 1], began, loaded)
     lm.leave_processes()
 
 

@@ -46,7 +46,9 @@ class Screen(Console):
 
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="tiny, a folder or a hub id")
+    parser.add_argument(
+        "--model", help="tiny, a folder or a hub id (published: Efficient-Large-Model/Fast_dLLM_v2_7B and _1.5B)"
+    )
     parser.add_argument("--model_args", default="", help="name=value,... as eval.py takes them")
     parser.add_argument("--once", metavar="PROMPT", help="answer this and leave; only the answer goes to stdout")
     return parser.parse_args()

@@ -243,7 +243,12 @@ def test_an_unknown_configuration_is_named_before_anything_is_loaded(tmp_path):
         ("--output_path", "/proc/results", "--output_path: cannot write into '/proc/results': "),
         ("--output_path", "", "--output_path is empty; it names the folder for the results"),
         ("--num_fewshot", "-1", "--num_fewshot must be at least 0, not -1"),
-        ("--tasks", "", "no task given; pass --tasks NAME"),
+        (
+            "--limit",
+            "x",
+            "argument --limit/-L: invalid float value: 'x'; `python eval.py run --help` tells the options",
+        ),
+        ("--tasks", "", "no task given; --tasks takes gsm8k, mmlu, "),
     ],
 )
 def test_an_evaluation_that_would_be_thrown_away_is_not_begun(random_model, tmp_path, option, value, told):
@@ -252,10 +257,28 @@ def test_an_evaluation_that_would_be_thrown_away_is_not_begun(random_model, tmp_
     given |= {"--output_path": str(tmp_path / "out"), option: value.format(here=tmp_path)}
     done = run_eval(*(word for pair in given.items() for word in pair))
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("eval.py: error: ")
-    assert told.format(here=tmp_path) in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("eval.py: error: ")
+    assert told.format(here=tmp_path) in line
     assert [path.name for path in tmp_path.iterdir()] == ["a file"]
+
+
+def test_a_result_of_another_run_is_not_written_over(one_process, random_model):
+    _, folder = one_process
+    before = (folder / "summary.json").read_bytes()
+    arguments = model_args(random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle", threshold=0.5)
+    done = run_eval("--tasks", "made_up_sums", "--model_args", arguments, "--output_path", f"{folder}/")
+    assert done.returncode == 2, done.stderr
+    assert "holds a result of another run (threshold 0.9, not 0.5); name another folder" in done.stderr
+    assert (folder / "summary.json").read_bytes() == before
+
+
+def test_data_that_cannot_be_had_are_one_line(random_model, tmp_path):
+    done = run_eval("--tasks", "gsm8k", "--model_args", model_args(random_model), cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("eval.py: the data of gsm8k cannot be had (")
+    assert done.stderr.splitlines()[-1].endswith("bash sbatch/prefetch.sh --task gsm8k --model tiny")
+    assert "Traceback" not in done.stderr
 
 
 def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random_model, tmp_path, monkeypatch):

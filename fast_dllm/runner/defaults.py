@@ -5,7 +5,11 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Mapping
 
-DEFAULT_MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
+PUBLISHED_MODELS = (
+    "Efficient-Large-Model/Fast_dLLM_v2_7B",
+    "Efficient-Large-Model/Fast_dLLM_v2_1.5B",
+)  # the 1.5B's embeddings are tied
+DEFAULT_MODEL = PUBLISHED_MODELS[0]
 DEFAULT_EXPERIMENT = "00_baseline"
 
 # model_path stays out: a result's folder is not named after its model (--status compares it). So do device, batch_size

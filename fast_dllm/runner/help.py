@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
+from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, PUBLISHED_MODELS
 from fast_dllm.runner.matrix import matrix_of
 from fast_dllm.runner.request import experiments
 from fast_dllm.runner.roofline import TYPES
@@ -31,7 +31,8 @@ Submits one Slurm job for each configuration that is neither complete, nor queue
                     any other model argument or knob of the experiment; what is not the configuration's own stands in
                     the name of the results' folder, as in k2_middle+threshold=0.8
   --num_fewshot N   examples in the prompt (default: the task's own)
-  --model M         a hub id, a folder or tiny (default {model})
+  --model M         a hub id (published: {models}),
+                    a folder or tiny (default the first)
   --continue N      how many further jobs may continue one that Slurm ended: time limit, preemption, node failure
                     (default 3)
   --hours H         wall time of a job, within what its QOS allows; auto: what the evaluation may take, from the
@@ -62,9 +63,10 @@ was.
   --config C[,C]    plain (the model without layer reuse, the default), a range of layers such as k2_8-19, or one of the
                     experiment's: {configurations}
   --matrix          all of the experiment's; those that are complete are skipped
-  --demo            the matrix on toy_math with the tiny model, 200 questions each, and its table: a few minutes
+  --demo            the matrix on toy_math with the tiny model, 200 questions each, its table and report: a few minutes
   --force           answer every question again; with --matrix the complete configurations too
-  --model M         tiny, a folder or a hub id (default: {model} with a CUDA GPU, else tiny)
+  --model M         tiny, a folder or a hub id (published: {models});
+                    default: the first with a CUDA GPU, else tiny
   --threshold X     confidence above which a token is accepted, 0 to 1
   --model_args A=V[,A=V]
                     any other model argument or knob of the experiment; what is not the configuration's own stands in
@@ -91,7 +93,8 @@ Without Slurm: bash sbatch/baseline.sh [OPTION...]
 
   --task T[,T]   only these: {tasks}
   --limit N      only the first N questions (of each subtask)
-  --model M      a hub id, a folder or tiny
+  --model M      a hub id (published: {models}),
+                 a folder or tiny (default the first)
   --force        run complete ones again, from the first question
   --continue N   how many further jobs may continue one that Slurm ended: time limit, preemption, node failure
                  (default 3)
@@ -105,7 +108,8 @@ what is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.
 
   --task T[,T]   {tasks} {code_tasks}
                  (default gsm8k)
-  --model M      a hub id, a folder or tiny (default {model})
+  --model M      a hub id (published: {models}),
+                 a folder or tiny (default the first)
   --keep         download nothing; touch the files of model, data and venv, so that no purge of scratch takes them
 """
 
@@ -122,7 +126,7 @@ def help_text(script: str, root: Path) -> str:
         experiments=" ".join(experiments(root)),
         experiment=DEFAULT_EXPERIMENT,
         configurations=" ".join(matrix_of(DEFAULT_EXPERIMENT, root).names),
-        model=DEFAULT_MODEL,
+        models=", ".join(PUBLISHED_MODELS),
         gpus=" ".join(TYPES),
         # offered where there is one
         report=REPORT if (root / "fast_dllm" / "report").is_dir() else "",
