@@ -49,6 +49,9 @@ def test_without_the_environment_a_program_says_how_to_get_it(program):
         ),
         ("run_chatbot.py --nosuch", "unrecognized arguments: --nosuch"),
         ("benchmarks/decode.py --batch_size 0", "--batch_size must be at least 1, not 0"),
+        ("benchmarks/decode.py --runs 0", "--runs must be at least 1, not 0"),
+        ("benchmarks/decode.py --model {here}/nothing", "--model: '{here}/nothing' is neither 'tiny', nor a folder"),
+        ("run_chatbot.py --model tiny --model_args bd_size=4096", "bd_size must be at most half of the model's 2048"),
         ("benchmarks/decode.py --threads -1", "--threads must be at least 1, not -1"),
         (
             "benchmarks/decode.py --dtype float99",

@@ -66,7 +66,9 @@ def test_what_could_not_be_fetched_is_named_with_the_reason_and_the_rest_goes_on
         "sbatch/prefetch.sh", "--task", "gpqa_main_n_shot,gsm8k", "--model", "tiny", HUB_PROBLEM=problem
     )
     assert result.returncode == 1
+    assert f"OSError: {problem}" in result.stderr
     assert f"task gpqa_main_n_shot: {named}" in result.stderr
+    assert "Traceback" not in result.stderr
     assert "prefetch.sh: not fetched: task gsm8k" in result.stderr
 
 

@@ -370,6 +370,8 @@ def test_nothing_is_submitted_while_the_queue_is_unknown(project):
     assert result.returncode == 1
     assert "squeue failed, so nothing is submitted: slurm_load_jobs error" in result.stderr
     assert project.submitted() == []
+    assert project.run("--dry-run").stderr.count("\n") == 1  # and says that alone
+    assert project.run("--dry-run").stdout == ""
     assert project.statuses()["k1_first"] == "pending"  # status goes on with what it knows
 
 
