@@ -181,7 +181,7 @@ def talk(console: Console, conversation: Conversation) -> None:
     """The prompt, until exit or the end of the input."""
     if console.is_terminal:
         edit_lines()
-        console.print(f"{what_it_is(conversation.chatbot)}. /help tells what can be typed here.", markup=False)
+        console.print(f"{what_it_is(conversation.chatbot)}.\n/help tells what can be typed here.", markup=False)
     while True:
         try:
             line = input("> " if console.is_terminal else "").strip()

@@ -28,6 +28,7 @@ TEXTS = {
     "hub_network": "hub not reachable, or not in the local cache",
     "wrong_input": "wrong input",
     "venv": "no venv",
+    "not_finite": "the model's logits are no numbers",
     "code_error": "code error",
     "no_progress": "no progress in two jobs",
     "no_result": "ended without a result",
@@ -46,6 +47,7 @@ PATTERNS = (
         "host_oom",
         r"oom.kill|Out Of Memory|^MemoryError|Cannot allocate memory|DefaultCPUAllocator: .*allocate memory",
     ),
+    ("not_finite", r"^eval\.py: .*logits are not finite"),
     ("disk_quota", r"No space left on device|Disk quota exceeded"),
     (
         "dataset_access",
