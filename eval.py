@@ -5,8 +5,11 @@
 
 The options are lm_eval's own (`python eval.py run --help`), and one more: `--configurations k1_first,k2_last` evaluates
 these one after the other with one loaded model, each into a folder of its own in --output_path; the first that fails
-ends it. Exit status: 0 with results.json and summary.json in --output_path (where one is given); 2 after one line for
-bad input, with nothing evaluated; anything else is a failure.
+ends it. `--shard i/N` (i from 0) answers that share of the questions into the run's answer store and ends without a
+summary; as many such processes as wanted, on as many machines as see the folder, and the same command without --shard
+afterwards answers what is missing and writes the summary. Exit status: 0 with results.json and summary.json in
+--output_path (where one is given; of a share, done.json in shards/i-of-N/); 2 after one line for bad input, with
+nothing evaluated; anything else is a failure.
 """
 
 from __future__ import annotations
@@ -31,14 +34,17 @@ SAME = ("model_revision", "generation_code_sha256")  # hashes, of which is told 
 NO_MATTER = ("show_speed", "batch_size", "device")  # change no answer
 
 
-def take_configurations(words: list[str]) -> tuple[list[str], list[str]]:
-    """(the names of --configurations, the words for lm_eval)."""
+def take_own_options(words: list[str]):
+    """(the names of --configurations, the Share of --shard or None, the words for lm_eval). Raises UsageError."""
+    from fast_dllm.shards import Share
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--configurations", metavar="C[,C]")
+    parser.add_argument("--shard", metavar="i/N")
     given, rest = parser.parse_known_args(words)
-    if given.configurations is None:
-        return [], rest
-    return list(dict.fromkeys(given.configurations.split(","))), rest
+    share = None if given.shard is None else Share.parse(given.shard, int(os.environ.get("WORLD_SIZE", "1")))
+    names = given.configurations.split(",") if given.configurations is not None else []
+    return list(dict.fromkeys(names)), share, rest
 
 
 def refuse(message: str) -> NoReturn:
@@ -168,8 +174,8 @@ def evaluate(config, task_manager, lm) -> dict | None:
         raise UsageError(f"--num_fewshot {config.num_fewshot} is more examples than {tasks} has") from None
 
 
-def summary_of(name: str, found: dict, samples: dict, config, lm, cost, began: float, loaded: float) -> dict:
-    """summary.json's content for a finished run."""
+def summary_of(name: str, found: dict, samples: dict, config, lm, total, began: float, loaded: float) -> dict:
+    """summary.json's content for a finished run. total: the answers.Ledger of all that answered it."""
     from fast_dllm import results
 
     arguments = lm.arguments
@@ -181,7 +187,7 @@ def summary_of(name: str, found: dict, samples: dict, config, lm, cost, began: f
         "chat_template": bool(config.apply_chat_template),
         "seeds": config.seed,
         "num_processes": lm.world_size,
-        "num_segments": lm.num_segments,
+        "num_segments": len(total.segments),
         "num_layers": lm.model.config.num_hidden_layers,
         "model_revision": lm.model_revision,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
@@ -200,8 +206,10 @@ def summary_of(name: str, found: dict, samples: dict, config, lm, cost, began: f
         found=results.scores(found, samples_scored),
         num_samples=sum(samples_scored.values()),
         num_samples_expected=expected,
-        cost=cost,
-        code_hashes=lm.code_hashes(scored=bool(cost.get("scored_requests"))),
+        cost=total.cost,
+        wall_seconds=total.wall_seconds,
+        batch_sizes=total.batch_sizes,
+        code_hashes=lm.code_hashes(scored=bool(total.cost.get("scored_requests"))),
         model_args=arguments.as_dict(),
         details=details,
     )
@@ -264,12 +272,15 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
     """One evaluation, called `name`, from the first question to its files in `folder`."""
     from lm_eval.utils import make_table
 
+    from fast_dllm.shards import check_nobody_at_work
+
     if folder:
+        check_nobody_at_work(folder)
         lm.keep_answers(folder, claim=claim_on(folder))
     found = evaluate(config, task_manager, lm)
     if folder:
         lm.store.check_claim()
-    cost = lm.total_cost()
+    total = lm.total()
     if lm.rank != 0:
         return
     if found is None:
@@ -278,21 +289,66 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
     print(make_table(found))
     if found.get("groups"):
         print(make_table(found, "groups"))
-    summary = summary_of(name, found, samples, config, lm, cost, began, loaded)
+    summary = summary_of(name, found, samples, config, lm, total, began, loaded)
     if folder:
         write_results(folder, found, samples, summary, lm.experiment.text, config.log_samples)
         lm.store.discard()
         print(f"wrote {folder / 'summary.json'}", flush=True)
 
 
+def run_share(share, config, task_manager, lm, folder: Path) -> None:
+    """Answer one share of a run: its answers are in the store afterwards, and done.json says so."""
+    from fast_dllm.answers import share_folder
+    from fast_dllm.errors import UsageError
+    from fast_dllm.runner.files import write_json
+    from fast_dllm.shards import DONE_FILE, LOCK, Claim, ShareAnswered, check_run_is_free, request_kinds
+
+    check_run_is_free(folder)
+    own = share_folder(folder, share.name)
+    given, made = claim_on(own), None
+    if given is None and lm.rank == 0:
+        made = Claim(own / LOCK)
+        given = made.path
+    lm.barrier()  # the claim is there before any process looks who is at work
+    lm.keep_answers(folder, claim=given, share=share)
+    original = task_manager.load
+
+    def load(tasks):
+        loaded = original(tasks)
+        lm.end_after(request_kinds(task.OUTPUT_TYPE for task in loaded["tasks"].values()))
+        return loaded
+
+    task_manager.load = load
+    try:
+        evaluate(config, task_manager, lm)
+        raise UsageError("--shard: the tasks asked for no answers")
+    except ShareAnswered:
+        pass
+    finally:
+        task_manager.load = original
+    lm.store.check_claim()
+    lm.store.close()
+    lm.barrier()  # the others' answers are on disk too
+    if lm.rank == 0:
+        model = {"model_path": lm.arguments.model_path, "answers": lm.store.key}
+        write_json(own / DONE_FILE, {"schema_version": 1, **model, **lm.code_hashes(scored=False)})
+        print(f"share {share.name} is answered; the same command without --shard finishes the run", flush=True)
+    if made:
+        made.release()
+
+
 def main() -> None:
     from lm_eval.utils import setup_logging
 
+    from fast_dllm.errors import UsageError
+
     began = time.time()
     logging.disable(logging.WARNING)  # of a mistake nothing but its line is told
-    configurations, sys.argv[1:] = take_configurations(sys.argv[1:])
+    configurations, share, sys.argv[1:] = take_own_options(sys.argv[1:])
     config, task_manager, given, parsed = read_command_line()
     runs = variants(configurations, given, parsed, config)
+    if share and not config.output_path:
+        raise UsageError("--shard needs --output_path: the answers are kept there")
     logging.disable(logging.NOTSET)
     setup_logging()
     from fast_dllm.harness import FastDLLM
@@ -312,7 +368,11 @@ def main() -> None:
             print(f"== {name} ({number} of {len(runs)})", flush=True)
         if number > 1:
             began = loaded = time.time()
-        run(name, config, task_manager, model, folders[number - 1], began, loaded)
+        folder = folders[number - 1]
+        if share:
+            run_share(share, config, task_manager, model, folder)
+        else:
+            run(name, config, task_manager, model, folder, began, loaded)
     lm.leave_processes()
 
 

@@ -24,13 +24,15 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from fast_dllm import experiments, results
-from fast_dllm.answers import AnswerStore, Cost, request_key, side_by_side
+from fast_dllm.answers import AnswerStore, Cost, Ledger, batch_record, combined, request_key
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model, model_source
 from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
 from fast_dllm.runner.code_hashes import decoding_sha256
-from fast_dllm.scoring import ScoringLM
+from fast_dllm.runner.tasks import task_of
+from fast_dllm.scoring import MaskedInput, ScoringLM
+from fast_dllm.shards import Plan, Share, ShareAnswered, generation_cost
 from fast_dllm.tokenizer import decode, load_tokenizer, render, special_ids
 
 logger = logging.getLogger(__name__)
@@ -75,8 +77,7 @@ class FastDLLM(ScoringLM):
         self._device = self.model.device
         self.block_size = self.arguments.bd_size or self.model.config.bd_size
         self.max_length = self.model.config.max_position_embeddings // self.block_size * self.block_size
-        self.cost = Cost()  # of this process, without loading the model; see results.throughput
-        self.store: AnswerStore | None = None
+        self._begin_anew()
         self._check_against_model()
 
     def configured(self, arguments: ModelArguments) -> FastDLLM:
@@ -86,9 +87,20 @@ class FastDLLM(ScoringLM):
         """
         other = copy.copy(self)
         other.arguments = arguments
-        other.cost, other.store = Cost(), None
+        other._begin_anew()
         other._check_against_model()
         return other
+
+    def _begin_anew(self) -> None:
+        self.ledger = Ledger()  # of this process; its cost is without loading the model, see results.throughput
+        self.store: AnswerStore | None = None
+        self.plan: Plan | None = None
+        self._kinds_left: set[str] = set()
+
+    @property
+    def cost(self) -> Cost:
+        """Of this process."""
+        return self.ledger.cost
 
     def _check_against_model(self) -> None:
         """Faults that show only once the model's sizes are known, before any request is answered."""
@@ -144,21 +156,60 @@ class FastDLLM(ScoringLM):
         """Answer every request, in order; equal greedy requests are answered once."""
         asked = [self._request(instance, repeat) for instance, repeat in _with_repeats(requests)]
         keys = {request: request_key(*astuple(request)) for request in asked}
-        answers = self._known_answers(keys.values())
-        pending = [request for request, key in keys.items() if key not in answers]
-        with tqdm(total=len(keys), desc="generating", unit="req", disable=disable_tqdm or self.rank != 0) as progress:
-            progress.update(len(keys) - len(pending))
+        own = keys if self.plan is None else self._own_share(keys, requests, asked)
+        answers = self._known_answers(own.values(), of_run=len(keys))
+        pending = [request for request, key in own.items() if key not in answers]
+        with tqdm(total=len(own), desc="generating", unit="req", disable=disable_tqdm or self.rank != 0) as progress:
+            progress.update(len(own) - len(pending))
             for batch in _batches(pending, self.arguments.batch_size):
-                texts, cost = self._generate_batch(batch)
-                self._keep(answers, {keys[request]: text for request, text in zip(batch, texts, strict=True)}, cost)
-                progress.update(len(batch))
-                progress.set_postfix_str(f"{self.cost['new_tokens'] / self.cost['seconds_generating']:.1f} tok/s")
+                for part, texts, costs, seconds in self._fitting_parts(batch):
+                    new = {keys[request]: text for request, text in zip(part, texts, strict=True)}
+                    by_key = dict(zip(new, costs, strict=True))
+                    self._keep(answers, new, Cost(seconds_generating=seconds), by_key, len(part))
+                    progress.update(len(part))
+                    progress.set_postfix_str(f"{self.cost['new_tokens'] / self.cost['seconds_generating']:.1f} tok/s")
         if self.arguments.show_speed and self.rank == 0 and pending:
             self._print_speed()
-        texts = [answers[keys[request]] for request in asked]
+        self._share_is_answered("generate_until")
+        texts = [answers[key] if (key := keys[request]) in answers else "" for request in asked]
         for instance, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", instance.args, text)
         return texts
+
+    def _own_share(
+        self, keys: dict[_Request, str], requests: list[Instance], asked: list[_Request]
+    ) -> dict[_Request, str]:
+        """Those of `keys` that this process answers, in order. What is answered already weighs nothing."""
+        assert self.plan is not None
+        assert self.store is not None
+        costs = {}
+        for instance, request in zip(requests, asked, strict=True):
+            described = task_of(instance.task_name)
+            answer_tokens = min(request.max_tokens, (described and described.answer_tokens) or request.max_tokens)
+            key = keys[request]
+            costs[key] = 0.0 if key in self.store else generation_cost(len(request.prompt_ids), answer_tokens)
+        own = self.plan.own(costs)
+        return {request: key for request, key in keys.items() if key in own}
+
+    def _fitting_parts(self, batch: list[_Request]) -> Iterator[tuple[list[_Request], list[str], list[Cost], float]]:
+        """The batch's requests, answered: together or, where the GPU's memory does not hold them, in halves."""
+        parts = [batch]
+        while parts:
+            part = parts.pop(0)
+            try:
+                answered = self._generate_batch(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                answered = None
+            if answered is not None:
+                yield part, *answered
+                continue
+            # outside of the handler: the exception holds the frames, and with them the memory
+            torch.cuda.empty_cache()
+            half = len(part) // 2
+            logger.warning("a batch of %d does not fit the GPU's memory; going on with its halves", len(part))
+            parts[:0] = [part[:half], part[half:]]
 
     def _request(self, instance: Instance, repeat: int) -> _Request:
         context, given = instance.args
@@ -197,8 +248,8 @@ class FastDLLM(ScoringLM):
             truncated=truncated,
         )
 
-    def _generate_batch(self, batch: list[_Request]) -> tuple[list[str], Cost]:
-        """Texts for requests with equal settings, and what they cost."""
+    def _generate_batch(self, batch: list[_Request]) -> tuple[list[str], list[Cost], float]:
+        """Texts for requests with equal settings, what each cost by itself, and the seconds of all."""
         first = batch[0]
         began = time.perf_counter()
         generations = self.experiment.generate(
@@ -207,15 +258,16 @@ class FastDLLM(ScoringLM):
             **self._decoding(first.max_new_tokens, first.temperature, first.top_p),
             generator=[torch.Generator().manual_seed(request.seed) for request in batch],
         )
-        cost = Cost(seconds_generating=time.perf_counter() - began)
-        texts = []
+        seconds = time.perf_counter() - began
+        texts, costs = [], []
         for request, generation in zip(batch, generations, strict=True):
-            cost.add({"requests": 1, "new_tokens": len(generation.tokens), "truncated_prompts": int(request.truncated)})
+            cost = Cost(requests=1, new_tokens=len(generation.tokens), truncated_prompts=int(request.truncated))
             for name in ("forwards", "layer_forwards", "row_layer_forwards"):
                 cost.add({f"{name}.{kind}": count for kind, count in getattr(generation, name).items()})
+            costs.append(cost)
             text = decode(self.tokenizer, generation.tokens[: request.max_tokens], skip_special_tokens=True)
             texts.append(cut_at_stop_strings(text, request.until))
-        return texts, cost
+        return texts, costs, seconds
 
     def _print_speed(self) -> None:
         cost = self.cost
@@ -230,14 +282,51 @@ class FastDLLM(ScoringLM):
 
     # ---- answers that outlive the process --------------------------------------------------------------------
 
-    def keep_answers(self, folder: Path, claim: Path | None = None) -> None:
+    def keep_answers(self, folder: Path, claim: Path | None = None, share: Share | None = None) -> None:
         """Answer durably from here on: what an earlier, interrupted run under the same identity answered counts.
 
-        claim: see AnswerStore; once it is gone, generate_until and the others raise TakenOverError.
+        claim: see AnswerStore; once it is gone, generate_until and the others raise TakenOverError. share: answer that
+        part of each call's requests; of the others the calls return what is known, or nothing ("" or 0).
         """
-        self.store = AnswerStore(folder, self.identity(), rank=self.rank, claim=claim)
+        name = None if share is None else share.name
+        self.store = AnswerStore(folder, self.identity(), rank=self.rank, claim=claim, share=name)
+        if share is not None:
+            self.plan = Plan.of(self.store.folder, folder, share)
         if self.store.num_recovered:
             logger.warning("continuing: %d answers of an interrupted run found", self.store.num_recovered)
+
+    def end_after(self, kinds: Iterable[str]) -> None:
+        """Of a share: raise ShareAnswered once lm_eval has asked for these kinds of requests. What follows in it is the
+        scoring, which needs everybody's answers."""
+        self._kinds_left = set(kinds)
+
+    def _share_is_answered(self, kind: str) -> None:
+        if self._kinds_left:
+            self._kinds_left.discard(kind)
+            if not self._kinds_left:
+                raise ShareAnswered
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        scores = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        self._share_is_answered("loglikelihood")
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        totals = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        self._share_is_answered("loglikelihood_rolling")
+        return totals
+
+    def _score(self, parts: list[list[tuple[MaskedInput, int]]], disable_tqdm: bool) -> list[tuple[float, bool]]:
+        """Of a share its own parts. Those that begin with the same input, like the letters of one question, stay
+        together: they have forwards in common."""
+        if self.plan is not None:
+            keys = [request_key("share", *part[0][0]) if part else "" for part in parts]
+            costs: Counter[str] = Counter()
+            for key, part in zip(keys, parts, strict=True):
+                costs[key] += sum(len(masked.ids) for masked, _ in part)
+            own = self.plan.own(costs)
+            parts = [part if key in own else [] for key, part in zip(keys, parts, strict=True)]
+        return super()._score(parts, disable_tqdm)
 
     def identity(self) -> dict[str, object]:
         """Everything that changes an answer."""
@@ -259,19 +348,29 @@ class FastDLLM(ScoringLM):
             "decoding_sha256": self.scoring_sha256 if scored else self.decoding_sha256,
         }
 
-    def _known_answers(self, keys: Iterable[str]) -> dict[str, Any]:
+    def _known_answers(self, keys: Iterable[str], of_run: int | None = None) -> dict[str, Any]:
+        """of_run: how many requests the whole run has in this call, where a share is answered."""
         if self.store is None:
             return {}
         keys = list(keys)
-        self.store.expect(len(keys))
+        self.store.expect(keys, None if self.plan is None else of_run)
         return {key: self.store[key] for key in keys if key in self.store}
 
-    def _keep(self, answers: dict[str, Any], new: dict[str, Any], cost: Cost) -> None:
-        """Add a batch's answers and cost; with a store they are on disk when this returns."""
+    def _keep(
+        self,
+        answers: dict[str, Any],
+        new: dict[str, Any],
+        cost: Cost,
+        costs: dict[str, Cost] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """Add a batch's answers, what it cost as a whole and what each of them did; with a store they outlive the
+        process when this returns."""
+        batch_size = cost["forwards.score"] or None if batch_size is None else batch_size
         if self.store is not None:
-            self.store.append(new, cost)
+            self.store.append(new, cost, costs, batch_size)
         answers.update(new)
-        self.cost.add(cost)
+        self.ledger.add(batch_record(new, cost, costs, batch_size))
 
     def device_report(self) -> dict[str, object]:
         """The device and this process's peak memory: allocated on the GPU, resident on the host."""
@@ -281,20 +380,13 @@ class FastDLLM(ScoringLM):
             gpu, peak = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"device": str(self.device), "gpu": gpu, "peak_memory_bytes": peak}
 
-    def total_cost(self) -> Cost | None:
-        """The run's cost over all processes, and all segments of an interrupted run; None but on the first process."""
-        gathered = self.gather_object(self.cost)
+    def total(self) -> Ledger | None:
+        """What all processes and all segments of the run answered and what it cost, an answer that was given twice
+        counted once; None but on the first process."""
+        gathered = self.gather_object(self.ledger)
         if gathered is None:
             return None
-        total = side_by_side(gathered)
-        if self.store is not None:
-            total.add(self.store.counters_before)
-        return total
-
-    @property
-    def num_segments(self) -> int:
-        """How many processes' lives it took to answer everything: 1 for a run that was never interrupted."""
-        return 1 if self.store is None else max(self.store.num_segments, 1)
+        return combined(gathered) if self.store is None else self.store.recount()
 
 
 def _with_repeats(requests: list[Instance]) -> Iterator[tuple[Instance, int]]:

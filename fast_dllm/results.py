@@ -145,8 +145,15 @@ def scores(lm_eval_results: Mapping, samples_scored: Mapping[str, int]) -> dict[
     return found
 
 
-def throughput(cost: Mapping[str, float]) -> dict[str, object]:
+def throughput(
+    cost: Mapping[str, float], wall_seconds: float | None = None, batch_sizes: Mapping[int, int] | None = None
+) -> dict[str, object]:
     """The cost of a run as the summary tells it: generation, scoring, or both.
+
+    Seconds are GPU-seconds: summed over the processes and jobs that answered, each on a GPU of its own, and so
+    `tokens_per_second` is of one GPU. `wall_seconds` is what passed from the first batch's start to the last one's end,
+    with all waits between jobs, and `tokens_per_wall_second` is of whatever ran side by side meanwhile.
+    `answers_by_batch_size` tells how many answers were given in batches of which size.
 
     `cost` counts requests, new_tokens, truncated_prompts, seconds_generating, scored_requests, scored_tokens,
     seconds_scoring (all without loading the model), and by kind of forward (decoding.FORWARD_KINDS, "score" for
@@ -183,6 +190,12 @@ def throughput(cost: Mapping[str, float]) -> dict[str, object]:
             "scored_tokens": tokens,
             "scored_tokens_per_second": _ratio(tokens, seconds),
         }
+    if wall_seconds is not None:
+        report["wall_seconds"] = wall_seconds
+        if cost.get("new_tokens"):
+            report["tokens_per_wall_second"] = _ratio(cost["new_tokens"], wall_seconds)
+    if batch_sizes:
+        report["answers_by_batch_size"] = {str(size): count for size, count in sorted(batch_sizes.items())}
     return report
 
 
@@ -203,6 +216,8 @@ def summarize(
     code_hashes: Mapping[str, str],
     model_args: Mapping[str, object],
     details: Mapping[str, object],
+    wall_seconds: float | None = None,
+    batch_sizes: Mapping[int, int] | None = None,
 ) -> dict[str, object]:
     """The content of summary.json. Top-level scalars come first, one a line, for people and grep."""
     whole = found.get(tasks[0]) if len(tasks) == 1 else None
@@ -229,6 +244,6 @@ def summarize(
             for name, value in found.items()
             if [name] != tasks
         },
-        "throughput": throughput(cost),
+        "throughput": throughput(cost, wall_seconds, batch_sizes),
         **details,
     }

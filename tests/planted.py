@@ -62,4 +62,4 @@ def run_planted(monkeypatch, lm: ScriptedLM, task: str, *options: str, num_fewsh
     config, task_manager, *_ = program.read_command_line()
     found = program.evaluate(config, task_manager, lm)
     samples = found.pop("samples")
-    return program.summary_of("plain", found, samples, config, lm, lm.total_cost(), 0.0, 1.0), samples
+    return program.summary_of("plain", found, samples, config, lm, lm.total(), 0.0, 1.0), samples

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from fast_dllm.answers import AnswerStore, TakenOverError, request_key
+from fast_dllm.answers import SYNC_SECONDS, AnswerStore, TakenOverError, request_key
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"model": "tiny", "threshold": 0.9, "code": "abc"}
@@ -110,15 +111,79 @@ def test_a_full_disk_raises_and_leaves_no_half_line_behind(tmp_path, monkeypatch
         assert store.num_torn == 0
 
 
-def test_processes_side_by_side_write_their_own_files_and_their_times_do_not_add_up(tmp_path):
+def test_processes_side_by_side_write_their_own_files_and_their_gpu_seconds_add_up(tmp_path):
     stores = [AnswerStore(tmp_path, IDENTITY, rank=rank) for rank in (0, 1)]
     for rank, store in enumerate(stores):
         store.append({f"question {rank}": "x"}, {"seconds_generating": 1.0 + rank, "new_tokens": 10})
         store.close()
-    with AnswerStore(tmp_path, IDENTITY) as store:
-        assert len(store) == 2
-        assert store.counters == {"seconds_generating": 2.0, "new_tokens": 20}
-        assert store.num_segments == 1
+    found = stores[0].recount()
+    assert len(found.answers) == 2
+    assert found.cost == {"seconds_generating": 3.0, "new_tokens": 20}
+    assert len(found.segments) == 1
+    assert found.wall_seconds == pytest.approx(2.0, abs=0.5), "they ran at once"
+
+
+def test_an_answer_that_two_processes_gave_counts_once(tmp_path):
+    stores = [AnswerStore(tmp_path, IDENTITY, share=share) for share in ("0-of-2", "1-of-2")]
+    own = {key: {"new_tokens": tokens} for key, tokens in (("a", 1), ("b", 10), ("c", 100))}
+    stores[0].append({"a": "A", "b": "B"}, {"seconds_generating": 2.0}, own)
+    stores[1].append({"b": "B", "c": "C"}, {"seconds_generating": 4.0}, own, batch_size=2)
+    stores[1].append({"b": "B"}, {"seconds_generating": 8.0}, own)
+    found = stores[0].recount()
+    assert found.answers == {"a": "A", "b": "B", "c": "C"}
+    assert found.cost == {"seconds_generating": 4.0, "new_tokens": 111}
+    assert found.batch_sizes == {2: 3}
+    assert found.segments == {("0-of-2", 1), ("1-of-2", 1)}
+
+
+def synced_content(path: Path, synced: dict[str, int]) -> bytes:
+    """What a machine that lost its power would find of a file."""
+    return path.read_bytes()[: synced.get(str(path), 0)]
+
+
+def test_what_was_not_synced_is_at_most_a_second_of_answers(tmp_path, monkeypatch):
+    """Power is lost at any moment: files end where their last fsync found them."""
+    synced, syncs, real = {}, [], os.fsync
+
+    def fsync(descriptor):
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if path.startswith(str(tmp_path)) and path.endswith(".jsonl"):
+            size = os.fstat(descriptor).st_size
+            syncs.append(time.monotonic())
+            real(descriptor)
+            synced[path] = size
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store, appended, cuts = AnswerStore(tmp_path, IDENTITY), {}, 0
+    [file] = files_of(store)
+    began, number = time.monotonic(), 0
+    while time.monotonic() - began < 4:
+        pause = 1.5 if number == 60 else 0.02  # also while a batch is long, the answers before it are synced in time
+        store.append({str(number): "x"}, COST)
+        appended[number], number = time.monotonic(), number + 1
+        time.sleep(pause)
+        now, kept = time.monotonic(), synced_content(file, synced)
+        found = {int(key) for line in kept.splitlines() for key in json.loads(line)["answers"]}
+        due = {key for key, when in appended.items() if now - when > SYNC_SECONDS + 0.5}  # and what the sync takes
+        assert due <= found
+        cuts += len(found) < len(appended)
+    assert cuts > 10, "everything was synced at once: nothing was ever dropped"
+    assert len(syncs) <= 5
+    assert min(later - sooner for sooner, later in pairwise(syncs)) > SYNC_SECONDS - 0.1
+    store.append({"last": "x"}, COST)
+    store.close()
+    assert b'"last"' in synced_content(file, synced)
+
+
+def test_a_disk_that_cannot_keep_an_answer_is_told_at_the_next_one(tmp_path, monkeypatch):
+    store = AnswerStore(tmp_path, IDENTITY)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(122, "Disk quota exceeded")))
+    store.append({"a": "one"}, COST)
+    time.sleep(0.2)
+    with pytest.raises(OSError, match="quota"):
+        store.append({"b": "two"}, COST)
+    with pytest.raises(OSError, match="quota"):
+        store.close()
 
 
 def test_two_processes_of_one_rank_never_share_a_file(tmp_path):
@@ -130,10 +195,10 @@ def test_two_processes_of_one_rank_never_share_a_file(tmp_path):
 
 def test_the_progress_file_says_how_far_the_whole_evaluation_is(tmp_path):
     with AnswerStore(tmp_path, IDENTITY) as store:
-        store.expect(4)
+        store.expect("abcd")
         store.append({"a": "one"}, COST)
     with AnswerStore(tmp_path, IDENTITY) as store:
-        store.expect(4)
+        store.expect("abcd")
         store.append({"b": "two", "c": "three"}, COST)
     progress = json.loads((tmp_path / "progress.rank0.json").read_text())
     assert (progress["answered"], progress["total"], progress["segment_answered"]) == (3, 4, 2)

@@ -178,6 +178,7 @@ RANK = {
     "runner": 1,
     "prompts": 2,
     "results": 2,
+    "shards": 2,
     "questions": 3,
     "report": 4,
     "checks": 3,
