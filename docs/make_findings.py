@@ -1,6 +1,6 @@
-"""The tables of docs/findings.md, from the summaries and answers kept in artifacts/ (and results/, where it is newer).
+"""The tables and the picture of docs/findings.md, from the summaries and answers that are kept in artifacts/.
 
-    python docs/make_findings.py            # writes them into docs/findings.md, between its marks
+    python docs/make_findings.py            # writes the tables between the marks of docs/findings.md, and the picture
     python docs/make_findings.py --check    # exit status 1 where a table there is not what the files give
 
 The words around them are written by hand. A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
@@ -15,15 +15,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fast_dllm.decoding import STEP_KINDS  # noqa: E402 (the project is not installed)
 from fast_dllm.errors import UsageError  # noqa: E402
 from fast_dllm.guard import one_line  # noqa: E402
+from fast_dllm.report.aup import pareto  # noqa: E402
 from fast_dllm.report.build import is_plain  # noqa: E402
 from fast_dllm.report.compare import Contrast, accuracy_of, contrast, corrected, distinct  # noqa: E402
 from fast_dllm.report.folders import experiments_with_results, read_tables  # noqa: E402
+from fast_dllm.report.pictures import png, style_of  # noqa: E402
 from fast_dllm.report.summaries import Run  # noqa: E402
 from fast_dllm.report.verdict import p_text, span  # noqa: E402
 from fast_dllm.runner.files import write_whole  # noqa: E402
@@ -33,14 +37,18 @@ TASK = "toy_math"
 CONTROL = "04_threshold"
 PLAIN = f"{CONTROL}/s8_t0.90"  # the lab's setting without reuse: what every run is compared with
 MARGINS = (-0.5, -1.0)  # points that a setting may be worse than that
+PICTURE = ROOT / "docs" / "pictures" / "findings.png"
+SHOWN = (5.0, 85.0)  # least tokens a forward and least accuracy in the picture; threshold 1 is far to the left
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Result:
-    """Runs of one experiment whose answers are the same to the last one. versus: against PLAIN (None: that itself)."""
+    """Runs of one experiment whose answers are the same to the last one. is_plain: plain decoding, at some threshold
+    and sub-block; versus: against PLAIN (None: that itself)."""
 
     runs: tuple[Run, ...]
+    is_plain: bool
     versus: Contrast | None
 
     @property
@@ -69,18 +77,21 @@ def layers(run: Run, kinds: tuple[str, ...] | None = None, what: str = "layer_fo
 
 
 def read(root: Path = ROOT) -> list[Result]:
-    """Every distinct result of the whole task, compared with PLAIN; one Holm family. Raises UsageError."""
-    tables = [table for name in experiments_with_results(root) for table in read_tables(root, name, TASK)]
+    """Every distinct result of the whole task, compared with PLAIN. One Holm family, without those whose answers are
+    PLAIN's. Raises UsageError."""
+    kept = ("artifacts",)
+    names = experiments_with_results(root, kept)
+    tables = [table for name in names for table in read_tables(root, name, TASK, kept) if not table.earlier]
     runs = {f"{table.experiment}/{run.config}": run for table in tables for run in table.runs.values()}
     if PLAIN not in runs:
         raise UsageError(f"no result of {PLAIN} on {TASK}; there are: {', '.join(sorted(runs)) or 'none'}")
     plain = runs[PLAIN]
-    groups = [group for table in tables for group in distinct(table.runs.values())]
-    made = {id(group): contrast("findings", group, plain) for group in groups if plain not in group}
-    known = [key for key, found in made.items() if found is not None]
+    groups = [(group, is_plain(group[0], table)) for table in tables for group in distinct(table.runs.values())]
+    made = {id(group): contrast("findings", group, plain) for group, _ in groups if plain not in group}
+    known = [key for key, found in made.items() if found is not None and found.flips != 0]
     for key, found in zip(known, corrected([made[key] for key in known]), strict=True):
         made[key] = found
-    return [Result(tuple(group), made.get(id(group))) for group in groups]
+    return [Result(tuple(group), is_same, made.get(id(group))) for group, is_same in groups]
 
 
 def of_control(result: Result) -> bool:
@@ -108,7 +119,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def difference(found: Contrast | None) -> list[str]:
     if found is None:
         return ["compared with", ""]
-    return [f"{100 * found.difference:+.2f} [{span(found.interval, signed=True)}]", p_text(found.p_adjusted)]
+    if found.flips == 0:
+        return ["the same answers", ""]
+    return [f"{100 * found.difference:+.2f} {span(found.interval, signed=True)}", p_text(found.p_adjusted)]
 
 
 def every_result(results: list[Result]) -> str:
@@ -119,7 +132,7 @@ def every_result(results: list[Result]) -> str:
         rows.append(
             [
                 result.name,
-                f"{100 * run.accuracy:.2f} [{span(interval)}]",
+                f"{100 * run.accuracy:.2f} {span(interval)}",
                 *difference(result.versus),
                 f"{result.tokens_per_step_forward:.2f}",
                 f"{run.tokens_per_forward:.2f}",
@@ -150,7 +163,7 @@ def at_equal_accuracy(results: list[Result]) -> str:
         bar = fastest(control, passes)
         for name in experiments:
             best = fastest(
-                [r for r in results if r.run.experiment == name and not (is_plain(r.run) and name != CONTROL)], passes
+                [r for r in results if r.run.experiment == name and not (r.is_plain and name != CONTROL)], passes
             )
             if best is None or bar is None:
                 rows.append([words, name, "none", "", "", ""])
@@ -197,6 +210,35 @@ TABLES: Mapping[str, Callable[[list[Result]], str]] = {
 }
 
 
+def picture(results: list[Result]) -> Figure:
+    """Accuracy against tokens a full-depth forward of the denoising steps, the control's envelope drawn through."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    places = {id(result): (result.tokens_per_step_forward, 100 * result.run.accuracy) for result in results}
+    control = [places[id(result)] for result in results if of_control(result)]
+    axes.plot(*zip(*[control[index] for index in pareto(control)], strict=True), "--", color="black", linewidth=1,
+              label="the control's envelope")  # fmt: skip
+    for name in sorted({result.run.experiment for result in results}):
+        own = [r for r in results if r.run.experiment == name and (name == CONTROL or not r.is_plain)]
+        intervals = [accuracy_of(r.run).interval for r in own]
+        errors = [
+            [100 * (r.run.accuracy - i.low) for r, i in zip(own, intervals, strict=True)],
+            [100 * (i.high - r.run.accuracy) for r, i in zip(own, intervals, strict=True)],
+        ]
+        colour, marker = style_of(name)
+        across, up = zip(*[places[id(r)] for r in own], strict=True)
+        edge = {"markeredgecolor": "black", "markeredgewidth": 0.5}
+        axes.errorbar(
+            across, up, yerr=errors, fmt=marker, color=colour, markersize=5, elinewidth=0.6, label=name, **edge
+        )
+    axes.set(xlabel="new tokens a full-depth forward (denoising steps)", ylabel="right, % (95% interval)")
+    axes.set_xlim(left=SHOWN[0])
+    axes.set_ylim(bottom=SHOWN[1])
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
 def filled(text: str, results: list[Result]) -> str:
     """The document with its tables made anew. Raises UsageError for a mark that names none."""
 
@@ -213,13 +255,15 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a table differs")
     options = parser.parse_args(words)
     old = DOCUMENT.read_text(encoding="utf-8")
-    new = filled(old, read())
+    results = read()
+    new = filled(old, results)
     if options.check:
         print(
             "docs/findings.md is what the results give" if new == old else "docs/findings.md differs from the results"
         )
         return int(new != old)
     write_whole(DOCUMENT, new.encode())
+    write_whole(PICTURE, png(picture(results)))
     return 0
 
 

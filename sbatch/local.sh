@@ -40,6 +40,8 @@ parse_options() {
   HOW+=("--mode=$MODE")
   ask_runner request ${defaults[@]+"${defaults[@]}"} "${REQUEST[@]}" "${HOW[@]}"
   REQUEST+=("--model=$MODEL")
+  # a matrix on all questions is a result, as a job's is, and stands in artifacts/; the rest are trials
+  if [[ $MODE == matrix && -z $LIMIT ]]; then HOW+=(--keep); fi
 }
 
 main() {

@@ -160,7 +160,7 @@ def _lines(axes, report: Report, found: list[Point]) -> None:
     if len(envelope) > 1:
         axes.plot(*zip(*envelope, strict=True), "--", color="black", linewidth=1.1, zorder=1, label="plain: envelope")
     front = _front([point.place for point in found])
-    if len(front) > 1 and not all(is_plain(point.run) for point in found):
+    if len(front) > 1 and not all(is_plain(point.run, point.table) for point in found):
         axes.plot(*zip(*front, strict=True), ":", color="#777777", linewidth=1.4, zorder=0, label="Pareto front")
 
 
