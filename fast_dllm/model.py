@@ -269,33 +269,49 @@ class FastDLLMForCausalLM(nn.Module):
         return KVCache(self.config, batch_size, max_length, block_size, like=self.lm_head.weight)
 
     def prefill(
-        self, cache: KVCache, rows: Sequence[int], token_ids: Sequence[Sequence[int]], *, read_last: bool = True
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        *,
+        read_last: bool = True,
+        read: Sequence[int] | None = None,
     ) -> Tensor | None:
         """Append whole blocks of known tokens, equally many, to each of the cache rows `rows`, which are equally long.
 
-        Returns the logits (B, V) of the last position, or None where they are not wanted (`read_last` False).
+        Returns logits (B, V): of the last position, or of the positions `read` (B,) among those appended; None where
+        they are not wanted (`read_last` False).
         """
         length = len(token_ids[0])
         if not length or length % cache.block_size:
             raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {length} tokens")
         if len({(len(ids), cache.lengths[row]) for row, ids in zip(rows, token_ids, strict=True)}) > 1:
             raise ValueError("sequences that are prefilled together must be equally long")
+        if read is None:
+            read = [length - 1] * len(rows) if read_last else []
         device = self.lm_head.weight.device
         tokens = torch.tensor([list(ids) for ids in token_ids], device=device)  # (B, T)
         row_idx = torch.tensor(list(rows), device=device)
+        picked_rows = None if list(rows) == list(range(cache.batch_size)) else row_idx
         step = max(PREFILL_ROWS // (cache.block_size * len(rows)), 1) * cache.block_size
+        found: dict[int, Tensor] = {}  # index into `read` -> hidden row (C,)
         for start in range(0, length, step):
             ids = tokens[:, start : start + step]
             begin = cache.lengths[rows[0]]
             end = begin + ids.shape[1]
-            mask = self._mask_for_heads(block_causal_mask(ids.shape[1], end, cache.block_size, device))
+            mask = None  # one block sees all that is there
+            if ids.shape[1] > cache.block_size:
+                mask = self._mask_for_heads(block_causal_mask(ids.shape[1], end, cache.block_size, device))
             positions = torch.arange(begin, end, device=device)
             cos, sin = cache.cos[begin:end, None], cache.sin[begin:end, None]  # (T, 1, D)
             slots = (row_idx[:, None] * cache.max_length + positions).flatten()
-            hidden = self.model(ids, Attend(cos, sin, mask, cache, slots, row_idx, end))
+            hidden = self.model(ids, Attend(cos, sin, mask, cache, slots, picked_rows, end))
             for row in rows:
                 cache.lengths[row] = end
-        return self.lm_head(hidden[:, -1]) if read_last else None
+            for index, position in enumerate(read):
+                if start <= position < start + ids.shape[1]:
+                    found[index] = hidden[index, position - start]
+        return self.lm_head(torch.stack([found[index] for index in range(len(read))])) if read else None
 
     def run_block(
         self,

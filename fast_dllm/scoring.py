@@ -1,5 +1,8 @@
 """What to run to score a continuation, what to read in it, and the part of lm_eval's model that asks for it.
 
+Blocks that several inputs begin with are run once (`batches`, `SharedContext`): the examples of a few-shot task once
+for a whole subject, a question's context once for all its continuations, and in chain mode for all their tokens.
+
 Two modes (docs/design.md, "Scoring"). *reference* masks the first continuation token and leaves the rest visible; it is
 what the published numbers were measured with, and exact for continuations of one token. *chain* is the chain rule: each
 token in turn is masked together with all that follow.
@@ -9,7 +12,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -67,16 +71,89 @@ def masked_inputs(
     return inputs
 
 
+class Batch(NamedTuple):
+    """Inputs to run together, whose first `shared` tokens, whole blocks, are the same."""
+
+    shared: int
+    inputs: list[MaskedInput]
+
+
+def batches(
+    inputs: Iterable[MaskedInput], *, block_size: int, batch_size: int, done: Collection[MaskedInput] = ()
+) -> Iterator[Batch]:
+    """Every input but those `done`, in an order in which what inputs begin with is run once.
+
+    The inputs are the leaves of a tree of blocks, walked in depth; those that part at the same place are batched, equal
+    lengths side by side. An input's last block, which holds the row that is read, is never shared. What is `done`
+    decides with the others what is shared, so that an interrupted run goes on as it began.
+    """
+    groups = [(0, sorted(inputs, key=lambda masked: masked.ids))]
+    while groups:
+        shared, group = groups.pop()
+
+        def next_block(masked: MaskedInput, start: int) -> tuple[int, ...]:
+            return masked.ids[start : start + block_size]
+
+        most = min((len(masked.ids) for masked in group), default=0) - block_size
+        while len(group) > 1 and shared < most and next_block(group[0], shared) == next_block(group[-1], shared):
+            shared += block_size  # what the first and the last of a sorted list begin with, all do
+        alone, deeper = [], []
+        for _, run in groupby(group, key=lambda masked: next_block(masked, shared)):
+            equal = list(run)
+            longer = [masked for masked in equal if len(masked.ids) > shared + block_size]
+            if len(longer) > 1:
+                deeper.append((shared, longer))
+                equal = [masked for masked in equal if len(masked.ids) == shared + block_size]
+            alone += [masked for masked in equal if masked not in done]
+        alone.sort(key=lambda masked: -len(masked.ids))
+        for start in range(0, len(alone), batch_size):
+            yield Batch(shared, alone[start : start + batch_size])
+        groups += reversed(deeper)
+
+
+class SharedContext:
+    """Keys and values of the blocks that a batch's inputs begin with: computed in the first cache row, copied to the
+    others, and kept as far as the next batch begins with the same."""
+
+    def __init__(self, model: FastDLLMForCausalLM, num_rows: int, longest: int, block_size: int):
+        """num_rows: of the largest batch. longest: the longest input's tokens."""
+        self.model, self.cache = model, model.new_cache(num_rows, longest, block_size)
+        self.tokens: tuple[int, ...] = ()
+        self.copied = [0] * num_rows  # how many of `tokens` each row holds
+
+    def hold(self, tokens: tuple[int, ...], num_rows: int) -> None:
+        """Make the first `num_rows` cache rows hold `tokens`, whole blocks, and nothing behind them."""
+        cache, end, size = self.cache, len(tokens), self.cache.block_size
+        same = 0
+        while same < min(end, len(self.tokens)) and tokens[same : same + size] == self.tokens[same : same + size]:
+            same += size
+        if same < end:
+            cache.lengths[0] = same
+            self.model.prefill(cache, [0], [tokens[same:]], read_last=False)
+        self.tokens = tokens
+        self.copied = [min(held, same) for held in self.copied]
+        begin = min(self.copied[1:num_rows], default=end)
+        if begin < end:
+            for buffer in (cache.keys, cache.values):
+                buffer[:, 1:num_rows, begin:end] = buffer[:, :1, begin:end]
+            self.copied[1:num_rows] = [end] * (num_rows - 1)
+        cache.lengths[:num_rows] = [end] * num_rows
+
+
 @torch.inference_mode()
 def target_scores(
-    model, batch: Sequence[MaskedInput], targets: Sequence[Collection[int]], *, block_size: int, pad_id: int
+    context: SharedContext, batch: Batch, targets: Sequence[Collection[int]], *, pad_id: int
 ) -> list[list[tuple[float, bool]]]:
-    """One forward for the batch; (log-probability, is it the argmax) of every target of each input."""
-    longest = max(len(ids) for _, ids in batch)
+    """(log-probability, is it the argmax) of every target of each input of the batch."""
+    shared, inputs = batch
+    context.hold(inputs[0].ids[:shared], len(inputs))
+    longest = max(len(masked.ids) for masked in inputs)
     # Blocks never see later blocks, so padding at the end changes nothing.
-    ids = torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for _, ids in batch], device=model.device)
-    rows = torch.tensor([[row] for row, _ in batch], device=model.device)
-    log_probs = model(ids, block_size=block_size, rows=rows).logits[:, 0].float().log_softmax(dim=-1)
+    ids = [[*masked.ids[shared:], *[pad_id] * (longest - len(masked.ids))] for masked in inputs]
+    read = [masked.row - shared for masked in inputs]
+    logits = context.model.prefill(context.cache, range(len(inputs)), ids, read=read)
+    assert logits is not None, "rows are read"
+    log_probs = logits.float().log_softmax(dim=-1)
     if not log_probs.sum(dim=-1).isfinite().all():
         raise NonFiniteError("the model's logits are not finite in a forward that scores")
     best = log_probs.argmax(dim=-1).tolist()
@@ -186,33 +263,37 @@ class ScoringLM(ProcessesLM):
             if part:
                 num_ends[targets[target]] += 1
         answers = self._known_answers(key for targets in wanted.values() for key in targets.values())
-        inputs = [masked for masked, targets in wanted.items() if any(key not in answers for key in targets.values())]
-        inputs.sort(key=lambda masked: -len(masked.ids))  # equal lengths side by side: little padding
+        done = {masked for masked, targets in wanted.items() if all(key in answers for key in targets.values())}
+        batch_size = max(min(self.arguments.batch_size, len(wanted) - len(done)), 1)
+        context = None
         with tqdm(total=len(wanted), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0) as progress:
-            progress.update(len(wanted) - len(inputs))
-            for start in range(0, len(inputs), self.arguments.batch_size):
-                batch = inputs[start : start + self.arguments.batch_size]
+            progress.update(len(done))
+            for batch in batches(wanted, block_size=self.block_size, batch_size=batch_size, done=done):
+                if context is None:
+                    longest = max(len(masked.ids) for masked in wanted if masked not in done)
+                    context = SharedContext(self.model, batch_size, longest, self.block_size)
                 began = time.perf_counter()
                 new: dict[str, tuple[float, bool]] = {}
-                for masked, values in zip(
-                    batch, self._target_scores(batch, [wanted[masked] for masked in batch]), strict=True
-                ):
+                found = self._target_scores(context, batch, [wanted[masked] for masked in batch.inputs])
+                for masked, values in zip(batch.inputs, found, strict=True):
                     new |= dict(zip(wanted[masked].values(), values, strict=True))
                 cost = Cost(
                     {
                         "seconds_scoring": time.perf_counter() - began,
                         "scored_tokens": sum(num_uses[key] for key in new),
                         "scored_requests": sum(num_ends[key] for key in new),
-                        "forwards.score": len(batch),
+                        "forwards.score": len(batch.inputs),
                     }
                 )
                 self._keep(answers, new, cost)
-                progress.update(len(batch))
+                progress.update(len(batch.inputs))
         scores = []
         for part in parts:
             values = [answers[wanted[masked][target]] for masked, target in part]
             scores.append((sum(value for value, _ in values), all(greedy for _, greedy in values)))
         return scores
 
-    def _target_scores(self, batch: list[MaskedInput], targets: list[dict[int, str]]) -> list[list[tuple[float, bool]]]:
-        return target_scores(self.model, batch, targets, block_size=self.block_size, pad_id=self.ids.pad)
+    def _target_scores(
+        self, context: SharedContext, batch: Batch, targets: list[dict[int, str]]
+    ) -> list[list[tuple[float, bool]]]:
+        return target_scores(context, batch, targets, pad_id=self.ids.pad)

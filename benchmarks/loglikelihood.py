@@ -1,0 +1,145 @@
+"""Requests scored per second, shaped like mmlu, beside the straightforward form; a JSON line last.
+
+    python -m benchmarks.loglikelihood --questions 50               # the embedded model, 5-shot, four letters each
+    python -m benchmarks.loglikelihood --random_weights 36x128 --batch_size 8 --mode chain --continuation_tokens 6
+
+Straightforward is a forward of every distinct input from its first token on, equal lengths side by side in batches of
+the same size: a question's four letters are one input there as well. The two take turns --runs times in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fast_dllm.guard import one_line
+
+# isort: split
+import torch
+
+from benchmarks.decode import random_model
+from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
+
+Wanted = dict[MaskedInput, dict[int, None]]  # input -> the tokens whose score is asked for
+Scores = dict[tuple[MaskedInput, int], tuple[float, bool]]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="folder, hub id or tiny")
+    parser.add_argument("--random_weights", metavar="LAYERSxHIDDEN", help="a random model of this shape instead")
+    parser.add_argument("--mode", choices=("reference", "chain"), default="reference")
+    parser.add_argument("--subjects", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=24, help="of each subject")
+    parser.add_argument("--shot_tokens", type=int, default=600, help="what a subject's questions begin with")
+    parser.add_argument("--question_tokens", type=int, default=100, help="on average; from half to one and a half")
+    parser.add_argument("--continuation_tokens", type=int, default=1)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    given = parser.parse_args()
+    for name in ("subjects", "questions", "question_tokens", "continuation_tokens", "batch_size", "runs"):
+        if getattr(given, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(given, name)}")
+    return given
+
+
+def load_of(given: argparse.Namespace, model: FastDLLMForCausalLM) -> tuple[Wanted, int]:
+    """What is to be scored, of random tokens, and the number of requests: four continuations a question."""
+    rng = random.Random(0)
+    vocab = min(model.config.vocab_size, 300)
+    wanted: Wanted = {}
+    for _ in range(given.subjects):
+        shots = [rng.randrange(3, vocab) for _ in range(given.shot_tokens)]
+        for _ in range(given.questions):
+            length = rng.randrange(given.question_tokens // 2, given.question_tokens * 3 // 2 + 1)
+            context = shots + [rng.randrange(3, vocab) for _ in range(length)]
+            for letter in range(10, 14):
+                continuation = [letter, *(rng.randrange(3, vocab) for _ in range(given.continuation_tokens - 1))]
+                for masked, target in masked_inputs(
+                    context,
+                    continuation,
+                    chain=given.mode == "chain",
+                    mask_id=model.config.vocab_size - 1,
+                    stop_token=model.config.vocab_size - 2,
+                    block_size=model.config.bd_size,
+                    max_length=model.config.max_position_embeddings,
+                ):
+                    wanted.setdefault(masked, {})[target] = None
+    return wanted, given.subjects * given.questions * 4
+
+
+def shared(model: FastDLLMForCausalLM, wanted: Wanted, batch_size: int) -> Scores:
+    """As an evaluation scores."""
+    context = SharedContext(model, batch_size, max(len(ids) for _, ids in wanted), model.config.bd_size)
+    scores: Scores = {}
+    for batch in batches(wanted, block_size=model.config.bd_size, batch_size=batch_size):
+        found = target_scores(context, batch, [wanted[masked] for masked in batch.inputs], pad_id=0)
+        for masked, values in zip(batch.inputs, found, strict=True):
+            scores |= {(masked, target): value for target, value in zip(wanted[masked], values, strict=True)}
+    return scores
+
+
+@torch.inference_mode()
+def straightforward(model: FastDLLMForCausalLM, wanted: Wanted, batch_size: int) -> Scores:
+    """One whole forward for each input."""
+    scores: Scores = {}
+    inputs = sorted(wanted, key=lambda masked: -len(masked.ids))
+    for start in range(0, len(inputs), batch_size):
+        batch = inputs[start : start + batch_size]
+        longest = len(batch[0].ids)
+        ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for _, ids in batch], device=model.device)
+        rows = torch.tensor([[row] for row, _ in batch], device=model.device)
+        log_probs = model(ids, rows=rows).logits[:, 0].float().log_softmax(dim=-1)
+        best = log_probs.argmax(dim=-1).tolist()
+        for place, masked in enumerate(batch):
+            for target in wanted[masked]:
+                scores[masked, target] = (float(log_probs[place, target]), best[place] == target)
+    return scores
+
+
+def main() -> None:
+    given = parse_arguments()
+    device = pick_device(given.device)
+    try:
+        if given.random_weights:
+            model = random_model(given.random_weights, device, pick_dtype(given.dtype, device))
+        else:
+            model = load_model(given.model, given.device, given.dtype)
+        wanted, num_requests = load_of(given, model)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    seconds: dict[str, list[float]] = {"straightforward": [], "shared": []}
+    largest, flips = 0.0, 0
+    for run in range(given.runs + 1):  # the first does not count
+        found = {}
+        for name, score in (("straightforward", straightforward), ("shared", shared)):
+            began = time.perf_counter()
+            found[name] = score(model, wanted, given.batch_size)
+            seconds[name] += [time.perf_counter() - began] if run else []
+        for key, (value, greedy) in found["shared"].items():
+            plain, best = found["straightforward"][key]
+            largest, flips = max(largest, abs(value - plain)), flips + (greedy != best)
+    rates = {name: num_requests / statistics.median(values) for name, values in seconds.items()}
+    ratio = statistics.median(a / b for a, b in zip(seconds["straightforward"], seconds["shared"], strict=True))
+    print(f"{num_requests} requests, {len(wanted)} inputs of {max(len(ids) for _, ids in wanted)} tokens at most")
+    for name, rate in rates.items():
+        print(f"{name:>16} {rate:8.1f} requests/s")
+    print(f"shared / straightforward: {ratio:.2f}; scores differ by {largest:.1e} at most, {flips} other argmaxes")
+    found_all = {"ratio": ratio, "requests_per_second": rates, "largest_difference": largest, "other_argmaxes": flips}
+    print(json.dumps({"settings": vars(given), **found_all}))
+
+
+if __name__ == "__main__":
+    with one_line():
+        main()
