@@ -1,202 +1,58 @@
 """A page to watch block diffusion think: python app.py, then http://localhost:10086
 
-Conversation on the left, the answer's tokens as they are unmasked on the right; two configurations side by side; replay
-of every step. Runs on the embedded model where there is no GPU.
+Conversation on the left, the answer's tokens as they are unmasked on the right, with the layers that each forward runs;
+replay of every forward; two configurations side by side. Runs on the embedded model where there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import errno
-import functools
 import html
 import socket
 import threading
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from fast_dllm.guard import one_line
 
 # isort: split
 import gradio as gr
 
-from fast_dllm import experiments
-from fast_dllm.arguments import knob_defaults
-from fast_dllm.chat import Chatbot, Conversation, Frame, Settings, parse_model_args, with_defaults
-from fast_dllm.decoding import STEP_KINDS
+from fast_dllm.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
 from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.page.cells import LEGEND, cells_html, error_html
+from fast_dllm.page.comparison import PAIRS, PROMPT, comparison_html, first_difference
+from fast_dllm.page.controls import controls, in_words, read_settings
+from fast_dllm.page.layers import layers_html
+from fast_dllm.page.style import CHOOSE_STEP, COPY_ANSWER, STYLE
+from fast_dllm.page.turns import Turns
 
 REFRESH_SECONDS = 0.05  # a page cannot show more than this; steps in between are in the replay
-ACTIVE = "active file"
-NO_VALUE = "none"
-# settings with a control of their own kind, whatever the experiment
-COMMON = ("threshold", "small_block_size", "max_new_tokens")
+LAYERS_SECONDS = 0.25  # the layer view grows with every forward, so that it is sent less often
+SPEEDS = (1, 2, 4, 8, 16)  # forwards a second of the replay
 EXAMPLES = [
     "Tom has 12 apples. He buys 7 more. How many apples does he have now?",
     "Ann buys 8 boxes of 8 cards each. She makes 23 more. Next she drops 11. How many cards does Ann have in the end?",
-    "Explain in two sentences why the sky is blue.",
-    "Write a haiku about a tensor.",
+    PROMPT,
 ]
-STYLE = """
-.cells{font-family:ui-monospace,monospace;font-size:14px;line-height:2.1;overflow-wrap:anywhere}
-.blk{display:inline;border-left:3px solid #4f46e5;padding-left:3px;margin-right:4px}
-.sub{display:inline;border-left:1px dotted #94a3b8;padding-left:2px}
-.sub.on{background:rgba(79,70,229,.10)}
-.c{display:inline-block;min-width:.7em;border-radius:4px;margin:0 1px;padding:0 2px;white-space:pre}
-.c{unicode-bidi:isolate}
-.m{background:#cbd5e1;color:#475569}
-.new{outline:2px solid #111827;font-weight:600;color:#111827}
-.stats{font-size:13px;opacity:.8;margin-top:.6em}
-.err{color:#b91c1c;font-weight:600}
-"""
+OTHER_EXAMPLES = ["Explain in two sentences why the sky is blue.", "Write a haiku about a tensor."]
+SKIP: Any = gr.skip()
 
 
-def confidence_colour(confidence: float) -> str:
-    """Red for a guess, green for a certainty."""
-    return f"hsl({int(120 * confidence)} 75% 78%)"
+class Shown(NamedTuple):
+    """What an answer changes on the page, in the order of its outputs."""
 
-
-def cells_html(frame: Frame | None, title: str = "", stopped: bool = False) -> str:
-    """One frame as HTML; `stopped`: the last one of an answer that was ended.
-
-    Every token's text is escaped: what the model or a visitor wrote is shown, never run.
-    """
-    heading = f"<b>{html.escape(title)}</b>" if title else ""
-    if frame is None:
-        return f"<div class='cells'>{heading}<div class='stats'>The tokens of the next answer appear here.</div></div>"
-    parts: list[str] = []
-    opened_block = opened_sub = False
-    for cell in frame.cells:
-        first = not parts
-        new_block, new_sub = cell.position % frame.block_size == 0, cell.position % frame.small_block_size == 0
-        if first or new_sub:
-            parts.append("</span>" * opened_sub)
-            if first or new_block:
-                parts.append("</span>" * opened_block + "<span class='blk'>")
-                opened_block = True
-            start = cell.position // frame.small_block_size * frame.small_block_size
-            working = not frame.done and start == frame.sub_block[0] and frame.kind in STEP_KINDS
-            parts.append(f"<span class='sub{' on' if working else ''}'>")
-            opened_sub = True
-        parts.append(cell_html(frame, cell))
-    parts.append("</span>" * (opened_sub + opened_block))
-    state, statistics = "cells", frame.statistics()
-    if frame.done:
-        state = "cells done"
-    elif stopped:
-        state, statistics = "cells stopped", f"stopped · {statistics}"
-    return f"<div class='{state}'>{heading}<div>{''.join(parts)}</div><div class='stats'>{statistics}</div></div>"
-
-
-def cell_html(frame: Frame, cell) -> str:
-    if cell.text is None:
-        return "<span class='c m'>▒</span>"
-    shown = html.escape(cell.text.replace("\n", "⏎")) or "∅"
-    if not frame.is_new(cell):
-        return f"<span class='c' title='{cell.confidence:.3f}'>{shown}</span>"
-    colour = confidence_colour(cell.confidence)
-    return f"<span class='c new' style='background:{colour}' title='{cell.confidence:.3f}'>{shown}</span>"
-
-
-def error_html(error: Exception) -> str:
-    """What went wrong, for the page; a fault that is not the visitor's goes to the server's log in full."""
-    if not isinstance(error, UsageError):
-        traceback.print_exception(error)
-    return f"<div class='cells err'>{html.escape(str(error) or type(error).__name__)}</div>"
-
-
-@functools.cache
-def policies() -> list[str]:
-    """What the experiment's control offers: what was there when the page was built, for so long its controls fit."""
-    return [ACTIVE, *experiments.available()]
-
-
-@functools.cache
-def load_policy(shown: str) -> experiments.Experiment:
-    return experiments.load(None if shown == ACTIVE else shown)
-
-
-def own_knobs(shown: str) -> dict[str, object]:
-    """The knobs of a policy that have no control of their own kind, with their defaults."""
-    return {name: value for name, value in knob_defaults(load_policy(shown)).items() if name not in COMMON}
-
-
-def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, *knobs) -> Settings:
-    """The page's controls as checked settings; `knobs` are the values of every policy's own (see `knob_controls`)."""
-    own = {}
-    values = iter(knobs)
-    for shown in policies():
-        given = {name: next(values) for name in own_knobs(shown)}
-        if shown == experiment:
-            own = {name: None if value == NO_VALUE else value for name, value in given.items()}
-    return Settings.parse(
-        experiment_name=None if experiment == ACTIVE else experiment,
-        threshold=threshold,
-        small_block_size=int(sub_block),
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=int(budget),
-        **own,
-    )
-
-
-@dataclasses.dataclass
-class Turn:
-    """One visitor's answer, from the click until its last token."""
-
-    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
-    began: bool = False  # it has left the queue
-    ended: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-
-class Turns:
-    """Which visitor has an answer at work, so that it can be ended between two forwards.
-
-    Gradio's own `cancels` tears a generator down in mid-forward, and the page may then show "Error" for what a visitor
-    asked for. Here Stop sets a flag that the answer reads after each frame, and waits until it has ended.
-    """
-
-    WAIT_SECONDS = 30.0  # for the forward at work; longer than any on a machine that can run the page
-
-    def __init__(self) -> None:
-        self._turns: dict[str | None, Turn] = {}  # by visitor
-
-    def begin(self, request: gr.Request) -> None:
-        """Take the visitor's turn; gr.Error, which the page shows beside the input, while there is one."""
-        if request.session_hash in self._turns:
-            told = "the answer before is still being written: wait for it or press Stop"
-            raise gr.Error(told, title="One at a time", print_exception=False)
-        self._turns[request.session_hash] = Turn()
-
-    def stop(self, request: gr.Request) -> None:
-        """End the visitor's answer, also one that waits in the queue. Returns once nothing more of it can arrive."""
-        turn = self._turns.get(request.session_hash)
-        if turn is not None:
-            turn.stop.set()
-            if turn.began:
-                turn.ended.wait(self.WAIT_SECONDS)
-
-    def forget(self, request: gr.Request) -> None:
-        """The visitor's page was closed."""
-        turn = self._turns.pop(request.session_hash, None)
-        if turn is not None:
-            turn.stop.set()
-
-    @contextlib.contextmanager
-    def at_work(self, request: gr.Request | None) -> Iterator[threading.Event]:
-        """The flag that the visitor's answer reads; the turn ends with the block."""
-        visitor = None if request is None else request.session_hash
-        turn = self._turns.setdefault(visitor, Turn())
-        turn.began = True
-        try:
-            yield turn.stop
-        finally:
-            self._turns.pop(visitor, None)
-            turn.ended.set()
+    told: Any = SKIP  # errors and notes, beside the input
+    box: Any = SKIP  # the message box
+    talk: Any = SKIP
+    cells: Any = SKIP
+    layers: Any = SKIP
+    frames: Any = SKIP
+    slider: Any = SKIP
+    messages: Any = SKIP
 
 
 class Page:
@@ -206,74 +62,84 @@ class Page:
         self.chatbot = chatbot
         self.turns = Turns()
 
-    def answer(self, text: str, messages: list[dict], request: gr.Request | None, *controls) -> Iterator[tuple]:
-        """(message box, conversation, cells, frames, slider, messages) while an answer is written."""
+    def begin(self, request: gr.Request) -> tuple:
+        """(Stop button, told): the visitor's turn begins, or waits for others'."""
+        before = self.turns.begin(request)
+        waits = f"{before} other visitor{'s come' if before > 1 else ' comes'} first: your message is in the queue."
+        return gr.Button(interactive=True), f"<div class='waits'>{waits}</div>" if before else ""
+
+    def answer(self, text: str, messages: list[dict], request: gr.Request | None, *controls) -> Iterator[Shown]:
+        """What the page shows while an answer is written."""
         with self.turns.at_work(request) as stop:
             if stop.is_set():
-                yield (gr.skip(),) * 6  # stopped while it waited: the page stays as it is
+                yield Shown(told="")  # stopped while it waited: the page stays as it is
             else:
-                yield from self._answer(text, messages, stop, *controls)
+                yield from self._answer(text, checked_messages(messages), stop, *controls)
 
-    def _answer(self, text: str, messages: list[dict], stop: threading.Event, *controls) -> Iterator[tuple]:
+    def _answer(self, text: str, messages: list[dict], stop: threading.Event, *controls) -> Iterator[Shown]:
         try:
             conversation = Conversation(self.chatbot, read_settings(*controls), list(messages))
             frames, dropped = conversation.ask(text)
         except Exception as error:  # an experiment's code may raise anything; the page goes on
-            yield gr.skip(), shown_messages(messages), error_html(error), [], gr.skip(), messages
+            yield Shown(told=error_html(error))
             return
         if dropped:
             gr.Info(f"{dropped} oldest messages no longer fit the context and were left out")
         asked = [*messages, {"role": "user", "content": text}]
         seen: list[Frame] = []
-        box = ""  # emptied once, as the answer begins: what a visitor types while it is written stays
+        # the box is emptied once, as the answer begins: what a visitor types while it is written stays
+        told, box, drawn = "", "", 0.0
         try:
             for frame in throttled(frames, seen, stop):
                 messages = [*asked, {"role": "assistant", "content": frame.text}]
-                shown = cells_html(frame, stopped=stop.is_set())
-                yield box, shown_messages(messages), shown, seen, replay_slider(seen), messages
-                box = gr.skip()
+                cells = cells_html(frame, stopped=stop.is_set())
+                last, layers = frame.done or stop.is_set(), SKIP
+                if last or time.monotonic() - drawn >= LAYERS_SECONDS:
+                    layers, drawn = layers_html(seen), time.monotonic()
+                yield Shown(told, box, shown_messages(messages), cells, layers, seen, replay_slider(seen), messages)
+                told = box = SKIP
         except Exception as error:
-            yield gr.skip(), shown_messages(messages), error_html(error), seen, replay_slider(seen), messages
+            yield Shown(told=error_html(error), frames=seen, slider=replay_slider(seen), messages=messages)
         finally:
             frames.close()
 
-    def compare(self, text: str, changed: str, request: gr.Request | None, *controls) -> Iterator[tuple]:
-        """(cells A, cells B): the same prompt with the page's settings, then with some of them changed."""
+    def compare(
+        self, text: str, changed_a: str, changed_b: str, request: gr.Request | None, *controls
+    ) -> Iterator[tuple]:
+        """(told, cells A, cells B, table): the same prompt with the page's settings, changed in two ways."""
         with self.turns.at_work(request) as stop:
             if stop.is_set():
-                yield (gr.skip(),) * 2
+                yield "", SKIP, SKIP, SKIP
             else:
-                yield from self._compare(text, changed, stop, *controls)
+                yield from self._compare(text, (changed_a, changed_b), stop, *controls)
 
-    def _compare(self, text: str, changed: str, stop: threading.Event, *controls) -> Iterator[tuple]:
-        shown = ["", ""]
+    def _compare(self, text: str, changed: tuple[str, str], stop: threading.Event, *controls) -> Iterator[tuple]:
         try:
-            first = read_settings(*controls)
-            second = first.changed(**parse_model_args(changed))
-            messages, _ = self.chatbot.fit([{"role": "user", "content": text}], first)
+            base = read_settings(*controls)
+            both = [base.changed(**parse_model_args(each)) for each in changed]
+            fitting = [self.chatbot.fit([{"role": "user", "content": text}], each)[0] for each in both]
         except UsageError as error:
-            yield error_html(error), ""
+            yield error_html(error), "", "", ""
             return
-        for side, settings in enumerate((first, second)):
+        titles = [f"{side}: {in_words(settings)}" for side, settings in zip("AB", both, strict=True)]
+        shown, last = ["", ""], list[Frame]()
+        for side, (settings, messages) in enumerate(zip(both, fitting, strict=True)):
             if stop.is_set():
                 return
-            title = f"{'AB'[side]}: {in_words(settings)}"
+            table: Any = SKIP
             try:
                 with contextlib.closing(self.chatbot.stream(messages, settings)) as frames:
                     for frame in throttled(frames, [], stop):
-                        shown[side] = cells_html(frame, title, stopped=stop.is_set())
-                        yield tuple(shown)
+                        last[side:] = [frame]
+                        differs = first_difference(last[0], frame)
+                        shown[side] = cells_html(frame, titles[side], stop.is_set(), differs)
+                        if differs is not None:
+                            shown[0] = cells_html(last[0], titles[0], differs=differs)
+                        table = comparison_html(last[0], frame if side else None)
+                        yield "", *shown, table
             except Exception as error:
-                shown[side] = error_html(error)
-                yield tuple(shown)
-
-
-def in_words(settings: Settings) -> str:
-    """The settings that make one answer differ from another, on one line."""
-    own = {name: settings.knobs[name] for name in own_knobs(settings.experiment_name or ACTIVE)}
-    told = {"threshold": settings.knobs["threshold"], **own}
-    words = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items())
-    return f"{settings.experiment_name or ACTIVE}, {', '.join(words)}"
+                yield error_html(error), *shown, table
+                return
 
 
 def throttled(frames: Iterator[Frame], seen: list[Frame], stop: threading.Event) -> Iterator[Frame]:
@@ -291,6 +157,18 @@ def throttled(frames: Iterator[Frame], seen: list[Frame], stop: threading.Event)
             return
 
 
+def checked_messages(stored: object) -> list[dict[str, str]]:
+    """The conversation that the visitor's browser keeps, or an empty one where what it sent is none."""
+    if not isinstance(stored, list):
+        return []
+    for message in stored:
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            return []
+        if message["role"] not in ("user", "assistant") or not isinstance(message["content"], str):
+            return []
+    return stored
+
+
 def shown_messages(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """The conversation for the page, where text would be read as HTML: tags in it are shown, never run."""
     return [message | {"content": html.escape(message["content"])} for message in messages]
@@ -301,101 +179,165 @@ def replay_slider(seen: list[Frame]):
     return gr.Slider(minimum=1, maximum=max(last, 2), value=last, step=1, interactive=len(seen) > 1)
 
 
-def replay(step: int, seen: list[Frame]) -> str:
-    return cells_html(seen[min(int(step), len(seen)) - 1] if seen else None)
+def replay(step: int, seen: list[Frame]) -> tuple[str, str]:
+    """(cells, layers) at one forward of the last answer."""
+    step = min(int(step), len(seen))
+    return cells_html(seen[step - 1] if seen else None), layers_html(seen, step)
 
 
-def controls(chatbot: Chatbot) -> list:
-    """The settings' widgets, in the order of `read_settings`."""
-    start = chatbot.default_settings()
-    sizes = [size for size in (1, 2, 4, 8, 16, 32) if chatbot.block_size % size == 0]
-    with gr.Row():
-        experiment = gr.Dropdown(
-            policies(), value=start.experiment_name or ACTIVE, label="experiment", elem_id="experiment"
-        )
-        sub_block = gr.Dropdown(sizes, value=start.small_block_size, label="sub-block size")
-    knobs, rows = [], []
-    for shown in policies():
-        chosen = start if shown == (start.experiment_name or ACTIVE) else None
-        with gr.Row(visible=chosen is not None) as row:
-            for name, default in own_knobs(shown).items():
-                knobs.append(knob_control(shown, name, default if chosen is None else chosen.knobs[name]))
-        rows.append(row)
-    experiment.change(lambda picked: [gr.Row(visible=shown == picked) for shown in policies()], experiment, rows)
-    with gr.Row():
-        threshold = gr.Slider(0, 1, value=start.threshold, step=0.01, label="threshold", elem_id="threshold")
-        temperature = gr.Slider(0, 2, value=start.temperature, step=0.05, label="temperature")
-        top_p = gr.Slider(0.05, 1, value=start.top_p, step=0.05, label="top-p")
-        most = chatbot.max_length // 2
-        budget = gr.Slider(
-            32, most, value=min(start.max_new_tokens, most), step=32, label="new-token budget", elem_id="budget"
-        )
-    return [experiment, threshold, sub_block, temperature, top_p, budget, *knobs]
+def choose_step(seen: list[Frame], event: gr.EventData) -> tuple:
+    """(slider, cells, layers) for a column of the layer view."""
+    step = int(event.step)
+    return step, *replay(step, seen)
 
 
-def knob_control(shown: str, name: str, value: Any):
-    """A control for one knob: its policy's CHOICES where it names some, else by the kind of its value."""
-    offered: Sequence[Any] = load_policy(shown).options_type.CHOICES.get(name, ())
-    if offered:
-        words = [NO_VALUE if choice is None else choice for choice in offered]
-        return gr.Dropdown(words, value=NO_VALUE if value is None else value, label=name, allow_custom_value=True)
-    if isinstance(value, bool):
-        return gr.Checkbox(value, label=name)
-    if isinstance(value, (int, float)):
-        return gr.Number(value, label=name)
-    return gr.Textbox(NO_VALUE if value is None else str(value), label=name)
+def play(playing: bool, step: int, seen: list[Frame], speed: int) -> tuple:
+    """(timer, button, whether it plays, slider) after the play button: from here on, or anew from the start."""
+    if playing or len(seen) < 2:
+        return still()
+    step = 1 if step >= len(seen) else step
+    return gr.Timer(1 / speed, active=True), gr.Button("⏸ Pause"), True, step
+
+
+def still() -> tuple:
+    return gr.Timer(active=False), gr.Button("▶ Play"), False, SKIP
+
+
+def tick(playing: bool, step: int, seen: list[Frame]) -> tuple:
+    """(timer, button, whether it plays, slider, cells, layers) one forward later."""
+    if not playing or step >= len(seen):
+        return *still(), SKIP, SKIP
+    step = int(step) + 1
+    timer, button, goes_on, _ = (SKIP,) * 4 if step < len(seen) else still()
+    return timer, button, goes_on, step, *replay(step, seen)
 
 
 def build(chatbot: Chatbot) -> gr.Blocks:
     """The page. Every event that runs the model shares one queue: visitors wait for each other."""
     page = Page(chatbot)
-    one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
     with gr.Blocks(title="Fast-dLLM v2: watch it think") as blocks:
-        gr.Markdown(f"### Watch block diffusion think\n`{chatbot.arguments.model_path}` on `{chatbot.model.device}`")
-        frames, messages = gr.State([]), gr.State([])
+        gr.Markdown(
+            "### Watch block diffusion think\n"
+            "The model writes an answer in blocks of masks and unmasks first what it is sure of; here you see every "
+            "step, and which layers it runs.\n\n"
+            f"`{chatbot.arguments.model_path}` on `{chatbot.model.device}`: {chatbot.describe()}",
+            elem_id="intro",
+        )
         with gr.Accordion("Settings", open=False):
             settings = controls(chatbot)
-        with gr.Tab("Chat"), gr.Row():
-            with gr.Column():
-                talk = gr.Chatbot(
-                    label="conversation", height=380, render_markdown=False, buttons=[], feedback_options=None
-                )
-                text = gr.Textbox(label="message", placeholder="Ask something", lines=2, elem_id="message")
-                with gr.Row():
-                    send = gr.Button("Send", variant="primary", elem_id="send")
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
-                    clear = gr.Button("Clear", elem_id="clear")
-                gr.Examples(EXAMPLES, inputs=text)
-            with gr.Column():
-                cells = gr.HTML(cells_html(None), elem_id="cells")
-                step = gr.Slider(
-                    1, 2, value=1, step=1, label="replay: step of the last answer", interactive=False, elem_id="replay"
-                )
+        with gr.Tab("Chat"):
+            messages, talk = build_chat(page, settings)
         with gr.Tab("Side by side"):
-            prompt = gr.Textbox(label="prompt", lines=2, value=EXAMPLES[1], elem_id="prompt")
-            with gr.Row():
-                gr.Markdown("**A** uses the settings above. **B** uses them too, but for:")
-                changed = gr.Textbox("reuse_k=3,layer_subset=last", label="name=value,…", elem_id="changed")
-            with gr.Row():
-                compare = gr.Button("Compare", variant="primary", elem_id="compare")
-                stop_compare = gr.Button("Stop", variant="stop")
-            with gr.Row():
-                side_a, side_b = gr.HTML(elem_id="side-a"), gr.HTML(elem_id="side-b")
-        outputs = [text, talk, cells, frames, step, messages]
-        turns = page.turns
-        for trigger in (send.click, text.submit):
-            begun = trigger(turns.begin)
-            begun.success(page.answer, [text, messages, *settings], outputs, **one_at_a_time)
-        stop.click(turns.stop, None, None, queue=False)
-        for forget in (clear.click, talk.clear):  # the button, and the conversation's own bin
-            stopped = forget(turns.stop, None, None, queue=False)
-            stopped.then(lambda: ([], cells_html(None), [], []), None, [talk, cells, frames, messages], queue=False)
-        step.input(replay, [step, frames], cells)
-        begun = compare.click(turns.begin)
-        begun.success(page.compare, [prompt, changed, *settings], [side_a, side_b], **one_at_a_time)
-        stop_compare.click(turns.stop, None, None, queue=False)
-        blocks.unload(turns.forget)
+            build_comparison(page, settings)
+        blocks.load(lambda stored: shown_messages(checked_messages(stored)), messages, talk, **AT_ONCE)
+        blocks.unload(page.turns.forget)
     return blocks.queue(default_concurrency_limit=8)
+
+
+# One queue for all that runs the model. The progress stands in a corner of one element and covers no text.
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+
+
+def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]:
+    """The chat's tab; what holds the conversation, and what shows it."""
+    chatbot = page.chatbot
+    frames, playing = gr.State([]), gr.State(False)
+    # in the visitor's browser, so that a reload keeps it; the key is no secret: what is stored comes from the visitor
+    messages = gr.BrowserState([], storage_key=f"fast-dllm {chatbot.arguments.model_path}", secret="fast-dllm")
+    timer = gr.Timer(1 / SPEEDS[1], active=False)
+    with gr.Row(elem_id="talking"):
+        with gr.Column(elem_id="left"):
+            talk = gr.Chatbot(
+                label="conversation",
+                height=340,
+                render_markdown=False,
+                buttons=[],
+                feedback_options=None,
+                elem_id="talk",
+            )
+            text = gr.Textbox(
+                label="message (Enter sends, Shift+Enter breaks the line)",
+                placeholder="Ask something",
+                lines=1,
+                max_lines=8,
+                elem_id="message",
+            )
+            told = gr.HTML(elem_id="told")
+            with gr.Row(elem_id="buttons"):
+                send = gr.Button("Send", variant="primary", elem_id="send", min_width=60)
+                stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=60)
+                clear = gr.Button("Clear", elem_id="clear", min_width=60)
+                copy = gr.Button("Copy", elem_id="copy", min_width=60)
+            examples = EXAMPLES if chatbot.model.config.single_turn else [*EXAMPLES, *OTHER_EXAMPLES]
+            gr.Examples(examples, inputs=text, elem_id="examples")
+        with gr.Column(elem_id="right"):
+            cells = gr.HTML(cells_html(None), elem_id="cells")
+            with gr.Row(elem_id="replaying"):
+                play_button = gr.Button("▶ Play", elem_id="play", min_width=60, scale=1)
+                speed = gr.Dropdown(
+                    list(SPEEDS), value=SPEEDS[1], label="forwards a second", elem_id="speed", min_width=90, scale=1
+                )
+                step = gr.Slider(
+                    1, 2, value=1, step=1, label="replay: forward", interactive=False, elem_id="replay", scale=4
+                )
+            layers = gr.HTML(layers_html([]), elem_id="layers", js_on_load=CHOOSE_STEP)
+            gr.HTML(LEGEND, elem_id="legend")
+
+    outputs = Shown(told, text, talk, cells, layers, frames, step, messages)
+    stilled = [timer, play_button, playing, step]
+    for trigger in (send.click, text.submit):
+        begun = trigger(page.begin, None, [stop, told], show_progress="hidden").success(still, None, stilled, **AT_ONCE)
+        answered = begun.success(
+            page.answer, [text, messages, *settings], list(outputs), show_progress_on=cells, **ONE_AT_A_TIME
+        )
+        answered.then(lambda: gr.Button(interactive=False), None, stop, **AT_ONCE)
+    stop.click(page.turns.stop, None, None, **AT_ONCE)
+    for forget in (clear.click, talk.clear):  # the button, and the conversation's own bin
+        stopped = forget(page.turns.stop, None, None, **AT_ONCE)
+        emptied = stopped.then(
+            lambda: Shown("", SKIP, [], cells_html(None), layers_html([]), [], replay_slider([]), []),
+            None,
+            list(outputs),
+            **AT_ONCE,
+        )
+        emptied.then(still, None, stilled, **AT_ONCE)
+    copy.click(None, messages, None, js=COPY_ANSWER)
+    step.input(replay, [step, frames], [cells, layers], show_progress="hidden")
+    layers.click(choose_step, frames, [step, cells, layers], show_progress="hidden")
+    play_button.click(play, [playing, step, frames, speed], stilled, show_progress="hidden")
+    timer.tick(tick, [playing, step, frames], [*stilled, cells, layers], show_progress="hidden")
+    speed.input(lambda speed: gr.Timer(1 / speed), speed, timer, show_progress="hidden")
+    return messages, talk
+
+
+def build_comparison(page: Page, settings: list) -> None:
+    first, *_ = PAIRS
+    prompt = gr.Textbox(label="prompt", lines=1, max_lines=8, value=PROMPT, elem_id="prompt")
+    pair = gr.Dropdown(list(PAIRS), value=first, label="what to compare", elem_id="pair")
+    with gr.Row():
+        but = "the settings above, but"
+        changed_a = gr.Textbox(PAIRS[first][0], label=f"A: {but}", elem_id="changed-a")
+        changed_b = gr.Textbox(PAIRS[first][1], label=f"B: {but}", elem_id="changed-b")
+    with gr.Row():
+        compare = gr.Button("Compare", variant="primary", elem_id="compare")
+        stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-compare")
+    told = gr.HTML(elem_id="told-compare")
+    table = gr.HTML(elem_id="table")
+    with gr.Row(elem_id="sides"):
+        side_a, side_b = gr.HTML(elem_id="side-a"), gr.HTML(elem_id="side-b")
+    pair.input(lambda picked: PAIRS[picked], pair, [changed_a, changed_b], **AT_ONCE)
+    for trigger in (compare.click, prompt.submit):
+        begun = trigger(page.begin, None, [stop, told], show_progress="hidden")
+        compared = begun.success(
+            page.compare,
+            [prompt, changed_a, changed_b, *settings],
+            [told, side_a, side_b, table],
+            show_progress_on=side_a,
+            **ONE_AT_A_TIME,
+        )
+        compared.then(lambda: gr.Button(interactive=False), None, stop, **AT_ONCE)
+    stop.click(page.turns.stop, None, None, **AT_ONCE)
 
 
 def check_address(host: str, port: int) -> None:

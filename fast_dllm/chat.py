@@ -100,6 +100,7 @@ class Cell:
     text: str | None = None
     confidence: float = 0.0
     step: int = 0
+    token: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,11 @@ class Frame:
 
     cells: from the answer's first position to the end of its open block. sub_block: the (start, end) positions just
     worked on. kind: the forward that led here. text: the answer up to its first mask, without its stop token.
-    steps, forwards, num_tokens, seconds: counted from the start of the answer.
+    steps, forwards, num_tokens, seconds: counted from the start of the answer; layer_forwards, model_seconds too.
+
+    layers_at_rest: the layers that did not run in this forward, of num_layers. subset: those that the policy's own
+    layer_subset names, empty where it has none. model_seconds: what the model and the policy took; `seconds` has what
+    the reader of the frames took in between as well.
     """
 
     cells: tuple[Cell, ...]
@@ -122,6 +127,11 @@ class Frame:
     num_tokens: int = 0
     seconds: float = 0.0
     done: bool = False
+    model_seconds: float = 0.0
+    layer_forwards: float = 0.0
+    num_layers: int = 0
+    layers_at_rest: range = range(0)
+    subset: range = range(0)
 
     @property
     def tokens_per_step(self) -> float:
@@ -129,7 +139,8 @@ class Frame:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.num_tokens / self.seconds if self.seconds else 0.0
+        """In the model's own time."""
+        return self.num_tokens / self.model_seconds if self.model_seconds else 0.0
 
     def is_new(self, cell: Cell) -> bool:
         """Whether the cell was unmasked by this very forward."""
@@ -140,13 +151,17 @@ class Frame:
         """This frame's number: 1 for an answer's first forward."""
         return sum(self.forwards.values())
 
+    def counts(self) -> str:
+        """Tokens and steps in words."""
+        return f"{self.num_tokens} tokens, {self.steps} denoising steps ({self.tokens_per_step:.2f} tokens/step)"
+
+    def kinds(self) -> str:
+        """Forwards by kind in words."""
+        return ", ".join(f"{kind} {count}" for kind, count in self.forwards.items() if count) or "none"
+
     def statistics(self) -> str:
-        """One line: steps, tokens per step, tokens/s, forwards by kind."""
-        kinds = ", ".join(f"{kind} {count}" for kind, count in self.forwards.items() if count)
-        return (
-            f"{self.num_tokens} tokens, {self.steps} denoising steps ({self.tokens_per_step:.2f} tokens/step), "
-            f"{self.tokens_per_second:.1f} tokens/s; forwards: {kinds or 'none'}"
-        )
+        """One line: steps, tokens per step, tokens/s in the model's time, forwards by kind."""
+        return f"{self.counts()}, {self.tokens_per_second:.1f} tokens/s; forwards: {self.kinds()}"
 
 
 class Chatbot:
@@ -164,6 +179,17 @@ class Chatbot:
             raise UsageError(
                 f"bd_size must be at most half of the model's {positions} positions, not {self.block_size}"
             )
+
+    def describe(self) -> str:
+        """One sentence about what the model is and can be asked."""
+        number = sum(parameter.numel() for parameter in self.model.parameters())
+        size = f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
+        if self.model.config.single_turn:
+            return (
+                f"{size} parameters, trained on toy arithmetic: it answers word problems like the examples, "
+                "one question at a time; the 7B answers anything."
+            )
+        return f"{size} parameters; it answers anything, and remembers the conversation."
 
     def default_settings(self) -> Settings:
         """The settings that the model arguments name."""
@@ -199,7 +225,8 @@ class Chatbot:
                 length = len(self.prompt_ids(kept))
                 if length <= room:
                     return kept, start
-        raise UsageError(f"the message is {length} tokens long; with this answer budget {room} fit")
+        kept_free = self.max_length - room
+        raise UsageError(f"the prompt has {length:,} tokens, {room:,} fit with {kept_free:,} kept for the answer")
 
     def stream(self, messages: list[dict[str, str]], settings: Settings) -> Generator[Frame, None, None]:
         """Frames of the answer to a conversation that fits (see `fit`). Closing the iterator stops within one step."""
@@ -224,21 +251,29 @@ class Chatbot:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
-        return self._frames(events, len(prompt), settings)
+        num_layers = self.model.config.num_hidden_layers
+        subset = experiment.subset(settings.knobs, num_layers)
+        return self._frames(events, len(prompt), settings, num_layers, subset)
 
     def _frames(
-        self, events: Iterator[DenoisingEvent], num_prompt: int, settings: Settings
+        self, events: Iterator[DenoisingEvent], num_prompt: int, settings: Settings, num_layers: int, subset: range
     ) -> Generator[Frame, None, None]:
         filled: dict[int, Cell] = {}
         token_at: dict[int, int] = {}
         forwards = dict.fromkeys(FORWARD_KINDS, 0)
         end = num_prompt
         began = time.perf_counter()
-        for event in events:
+        model_seconds = layer_forwards = 0.0
+        for event, took in _timed(events):
+            model_seconds += took
+            if FORWARD_KINDS[event.kind].runs_layers:
+                layer_forwards += num_layers - len(event.layers_at_rest)
+            if event.generation is not None:  # which also knows layers that rest in part
+                layer_forwards = sum(event.generation.layer_forwards.values())
             forwards[event.kind] += 1
             number = sum(forwards.values())
             for position, token, confidence in zip(event.positions, event.tokens, event.confidences, strict=True):
-                filled[position] = Cell(position, decode(self.tokenizer, [token]), confidence, number)
+                filled[position] = Cell(position, decode(self.tokenizer, [token]), confidence, number, token)
                 token_at[position] = token
             block_end = (event.start // self.block_size + 1) * self.block_size
             end = max([end, *(position + 1 for position in filled)] + [block_end] * (event.kind in STEP_KINDS))
@@ -262,7 +297,20 @@ class Chatbot:
                 num_tokens=sum(cell.text is not None for cell in cells),
                 seconds=time.perf_counter() - began,
                 done=event.generation is not None,
+                model_seconds=model_seconds,
+                layer_forwards=layer_forwards,
+                num_layers=num_layers,
+                layers_at_rest=event.layers_at_rest,
+                subset=subset,
             )
+
+
+def _timed(events: Iterator[DenoisingEvent]) -> Iterator[tuple[DenoisingEvent, float]]:
+    """Each event, and the seconds that it took to come: without those that its reader takes."""
+    began = time.perf_counter()
+    for event in events:
+        yield event, time.perf_counter() - began
+        began = time.perf_counter()
 
 
 @dataclass

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -28,13 +28,17 @@ REQUIRED = ("mask_id", "stop_token")  # options that come from the tokenizer
 
 @dataclass(frozen=True)
 class Experiment:
-    """A loaded policy. name: None for the active file. text: what was loaded, however the file is edited since."""
+    """A loaded policy. name: None for the active file. text: what was loaded, however the file is edited since.
+
+    subset_layers: (layer_subset, num_layers) -> layers, where the policy's text has one.
+    """
 
     name: str | None
     path: Path
     options_type: type[Options]
     decode_one: DecodeOne
     text: bytes
+    subset_layers: Callable[[str, int], range] | None = None
 
     @property
     def policy_sha256(self) -> str:
@@ -44,6 +48,14 @@ class Experiment:
     def knobs(self) -> dict[str, object]:
         """Every option that a model argument may set, with its default."""
         return {each.name: each.default for each in fields(self.options_type) if each.name not in REQUIRED}
+
+    def subset(self, knobs: Mapping[str, Any], num_layers: int) -> range:
+        """The layers that the knob `layer_subset` names by the policy's rule; none where it has none or it is unset.
+
+        Raises ValueError as the rule does.
+        """
+        name = knobs.get("layer_subset")
+        return range(0) if name is None or self.subset_layers is None else self.subset_layers(name, num_layers)
 
     def check(self, knobs: Mapping[str, Any]) -> None:
         """Raise UsageError for values that no model could decode with; its depth is looked at when it is known."""
@@ -138,4 +150,4 @@ def load(name: str | None) -> Experiment:
         raise UsageError(f"{where(path)} has no generator function decode_one(answer, options)")
     if list(inspect.signature(decode_one).parameters) != ["answer", "options"]:
         raise UsageError(f"decode_one in {where(path)} must take (answer, options), as fast_dllm.decoding says")
-    return Experiment(name, path, options_type, decode_one, text)
+    return Experiment(name, path, options_type, decode_one, text, getattr(module, "subset_layers", None))

@@ -199,6 +199,7 @@ RANK = {
     "chat": 9,
     "harness": 10,
     "task_loading": 10,
+    "page": 11,
     "doctor": 11,
     "drift": 11,
 }
