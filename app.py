@@ -37,6 +37,7 @@ EXAMPLES = [
     "Tom has 12 apples. He buys 7 more. How many apples does he have now?",
     "Ann buys 8 boxes of 8 cards each. She makes 23 more. Next she drops 11. How many cards does Ann have in the end?",
     PROMPT,
+    "Rosa has 35 marbles. Max has 7 more than Rosa. How many marbles do they have together?",
 ]
 OTHER_EXAMPLES = ["Explain in two sentences why the sky is blue.", "Write a haiku about a tensor."]
 SKIP: Any = gr.skip()
@@ -122,19 +123,21 @@ class Page:
             yield error_html(error), "", "", ""
             return
         titles = [f"{side}: {in_words(settings)}" for side, settings in zip("AB", both, strict=True)]
-        shown, last = ["", ""], list[Frame]()
+        shown, layers, last = ["", ""], ["", ""], list[Frame]()
         for side, (settings, messages) in enumerate(zip(both, fitting, strict=True)):
             if stop.is_set():
                 return
             table: Any = SKIP
+            seen: list[Frame] = []
             try:
                 with contextlib.closing(self.chatbot.stream(messages, settings)) as frames:
-                    for frame in throttled(frames, [], stop):
+                    for frame in throttled(frames, seen, stop):
                         last[side:] = [frame]
                         differs = first_difference(last[0], frame)
-                        shown[side] = cells_html(frame, titles[side], stop.is_set(), differs)
+                        layers[side] = layers_html(seen, linked=False) if frame.done or stop.is_set() else ""
+                        shown[side] = cells_html(frame, titles[side], stop.is_set(), differs) + layers[side]
                         if differs is not None:
-                            shown[0] = cells_html(last[0], titles[0], differs=differs)
+                            shown[0] = cells_html(last[0], titles[0], differs=differs) + layers[0]
                         table = comparison_html(last[0], frame if side else None)
                         yield "", *shown, table
             except Exception as error:
@@ -276,7 +279,7 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
             with gr.Row(elem_id="replaying"):
                 play_button = gr.Button("▶ Play", elem_id="play", min_width=60, scale=1)
                 speed = gr.Dropdown(
-                    list(SPEEDS), value=SPEEDS[1], label="forwards a second", elem_id="speed", min_width=90, scale=1
+                    list(SPEEDS), value=SPEEDS[1], label="a second", elem_id="speed", min_width=90, scale=1
                 )
                 step = gr.Slider(
                     1, 2, value=1, step=1, label="replay: forward", interactive=False, elem_id="replay", scale=4

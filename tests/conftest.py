@@ -12,6 +12,7 @@ from random_model import save_random_model
 
 from fast_dllm.model import FastDLLMForCausalLM
 
+pytest_plugins = ["browser_page"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 

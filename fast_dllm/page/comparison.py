@@ -9,16 +9,20 @@ from fast_dllm.chat import Frame
 # what the page offers: name -> what is changed for A and for B
 PAIRS = {
     "threshold 1 against 0.9": ("threshold=1", "threshold=0.9"),
-    "every layer against k = 3, middle layers' contributions reused": (
+    "k = 1 against k = 3, middle layers reused": (
         "experiment_name=02_residual_reuse,reuse_k=1,threshold=0.9",
         "experiment_name=02_residual_reuse,reuse_k=3,layer_subset=middle,threshold=0.9",
     ),
-    "every step computed against k = 3, the last logits read again": (
+    "k = 1 against k = 3, last logits read again": (
         "experiment_name=00_baseline,reuse_k=1,threshold=0.9",
         "experiment_name=00_baseline,reuse_k=3,layer_subset=middle,threshold=0.9",
     ),
 }
-PROMPT = "Mia has 45 beads. She loses 17. Then she buys 6 bags of 7 beads each. How many beads does she have now?"
+# one for which the second pair's tokens differ on the embedded model
+PROMPT = (
+    "Eva picks 37 white buttons and 12 blue buttons. Soon she finds 33 more. Then, she throws away 38. "
+    "How many buttons are left in the end?"
+)
 
 
 def first_difference(first: Frame, second: Frame) -> int | None:
@@ -47,7 +51,7 @@ def comparison_html(first: Frame, second: Frame | None) -> str:
                 f"{frame.tokens_per_second:.1f}",
             )
             rows.append(f"<tr><th>{side}</th>{''.join(f'<td>{each}</td>' for each in told)}</tr>")
-    names = ("", "tokens", "steps", "forwards", "layer-forwards", "model's time", "tokens/s")
+    names = ("", "tokens", "steps", "forwards", "layer-forwards", "time", "tokens/s")
     head = "".join(f"<th>{name}</th>" for name in names)
     return f"<table class='both'><tr>{head}</tr>{''.join(rows)}</table>{_where_they_part(first, second)}"
 

@@ -54,8 +54,9 @@ def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, 
 
 
 def in_words(settings: Settings) -> str:
-    """The settings that make one answer differ from another, on one line."""
-    own = {name: settings.knobs[name] for name in own_knobs(settings.experiment_name or ACTIVE)}
+    """The experiment, the threshold, and the experiment's knobs that are not at their defaults, on one line."""
+    defaults = own_knobs(settings.experiment_name or ACTIVE)
+    own = {name: settings.knobs[name] for name, default in defaults.items() if settings.knobs[name] != default}
     told = {"threshold": settings.knobs["threshold"], **own}
     words = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items())
     return f"{settings.experiment_name or ACTIVE}, {', '.join(words)}"

@@ -39,8 +39,9 @@ def layer_states(frame: Frame) -> list[tuple[range, str]]:
     return [(layers, state) for layers, state in parts if layers]
 
 
-def layers_html(seen: Sequence[Frame], step: int | None = None) -> str:
-    """Every forward of an answer; `step`, counted from 1, is the one marked (default: the last)."""
+def layers_html(seen: Sequence[Frame], step: int | None = None, linked: bool = True) -> str:
+    """Every forward of an answer; `step`, counted from 1, is the one marked (default: the last). `linked`: a replay
+    hangs on it."""
     if not seen:
         return "<div class='layers'><div class='stats'>Which layers run in each forward of the answer.</div></div>"
     step = min(len(seen) if step is None else step, len(seen))
@@ -65,14 +66,18 @@ def layers_html(seen: Sequence[Frame], step: int | None = None) -> str:
     )
     x = LEFT + (step - 1) * (width + GAP) - 1
     at = f"<rect class='at' x='{x}' y='{TOP - 2}' width='{width + 2}' height='{height + 16}' rx='2'/>"
+    at, tap = (at, "; tap one") if linked else ("", "")
     size = f"width='{LEFT + len(seen) * (width + GAP) + 4}' height='{bottom + 18}'"
     shown = seen[step - 1]
+    told = (
+        f"forward {step} of {len(seen)}: {_in_words(shown)} · layer-forwards so far: " if linked else "layer-forwards: "
+    )
     return (
-        f"<div class='layers'><b>Layers</b> (up) of every forward (across; tap one)<div class='scroll'>"
+        f"<div class='layers'><b>Layers</b> (up) of every forward (across{tap})<div class='scroll'>"
         f"<svg {size} role='img' aria-label='layers run in each forward'>{''.join(parts)}{lines}{at}</svg></div>"
         f"<div class='legend'>{_legend(seen)}</div>"
-        f"<div class='stats'>forward {step} of {len(seen)}: {_in_words(shown)} · layer-forwards so far: "
-        f"{shown.layer_forwards:,.0f} of {num_layers * shown.number:,} with every layer each time</div></div>"
+        f"<div class='stats'>{told}{shown.layer_forwards:,.0f} of {num_layers * shown.number:,} with every layer each "
+        "time</div></div>"
     )
 
 

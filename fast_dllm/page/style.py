@@ -3,7 +3,9 @@
 STYLE = """
 .cells{font-family:ui-monospace,monospace;font-size:14px;line-height:2.1;overflow-wrap:anywhere;min-height:6em}
 .c{display:inline-block;min-width:.7em;border-radius:4px;margin:0 1px;padding:0 2px;white-space:pre;line-height:1.5;
-   font-style:normal;color:#111827;position:relative;unicode-bidi:isolate}
+   font-style:normal;color:#111827;background:#f1f5f9;position:relative;unicode-bidi:isolate}
+.cells b{font:600 14px/1.5 system-ui,sans-serif;display:block;margin-bottom:.4em}
+#buttons button,#play{white-space:nowrap;font-size:15px;padding-left:6px;padding-right:6px}
 .num{white-space:nowrap;margin:0 1px}
 .num .c{margin:0;border-radius:0}
 .blk{border-left:3px solid #6366f1;margin:0 3px 0 2px;padding:.2em 0}
@@ -29,24 +31,25 @@ STYLE = """
 .layers g{cursor:pointer}
 .layers .at{fill:none;pointer-events:none;stroke:#dc2626;stroke-width:2}
 table.both{width:100%;border-collapse:collapse;font-size:14px;margin:.4em 0}
-table.both th,table.both td,table.both tr{border:0}
-table.both th,table.both td{text-align:right;padding:2px 8px;border-bottom:1px solid var(--border-color-primary)}
+table.both th,table.both td,table.both tr{border:0 !important}
+table.both th,table.both td{text-align:right;padding:2px 8px}
+table.both td{border-top:1px solid var(--border-color-primary) !important}
 @media (max-width:640px){
   .legend span{white-space:normal}
   #talking{flex-direction:column;flex-wrap:nowrap}
   #left,#right{display:contents}
   #talk{order:1;height:220px !important}
   #cells{order:2}
-  #replaying{order:3}
-  #told{order:4}
-  #message{order:5}
-  #buttons{order:6}
-  #examples{order:7}
+  #told{order:3}
+  .form:has(#message){order:4}
+  #buttons{order:5}
+  #replaying{order:6}
+  #layers{order:7}
   #legend{order:8}
-  #layers{order:9}
+  #examples{order:9}
   #sides{flex-direction:column}
-  table.both{font-size:12px}
-  table.both th,table.both td{padding:2px 3px}
+  table.both{font-size:11px}
+  table.both th,table.both td{padding:2px 3px !important}
 }
 """
 

@@ -1,0 +1,166 @@
+"""Answers on the page, in a real browser."""
+
+from __future__ import annotations
+
+import re
+
+from browser_page import ALL_UNMASKED, ask, set_number, shown_at_rest
+
+
+def test_an_answer_streams_in_and_can_be_replayed(page):
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")  # seen while masks are still there
+    page.wait_for_selector("#cells .new")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert "denoising steps" in page.inner_text("#cells .stats")
+    assert page.locator("#cells .blk").count() >= 2
+    slider = page.locator("#replay input[type=range]")
+    slider.evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input', {bubbles: true})); }")
+    page.wait_for_selector("#cells .m")
+
+
+def test_what_a_visitor_or_the_model_writes_is_shown_as_text(page):
+    hostile = '<img src=x onerror="window.hacked=1"><b>bold</b> שלום עולם'
+    ask(page, hostile)
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert page.get_by_text(hostile).count() >= 1
+    assert page.evaluate("window.hacked") is None
+
+
+def test_stop_ends_an_answer_and_the_next_one_works(page):
+    set_number(page, "budget", 256)  # long enough that it cannot end by itself first
+    ask(page, "Hello")
+    for milliseconds in (0, 60, 150, 400):  # between two blocks no mask is shown, in a commit no row is new
+        ask(page, "Hello")
+        page.wait_for_selector("#cells .m")
+        page.wait_for_timeout(milliseconds)
+        page.click("#stop")
+        page.wait_for_selector("#cells .cells.stopped")
+        shown = shown_at_rest(page)
+        assert re.search(r"^stopped · \d+ tokens", shown, re.MULTILINE)
+        assert "Error" not in shown
+        assert page.locator("#cells .done").count() == 0
+    set_number(page, "budget", 32)
+    ask(page, "Again")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+
+
+def test_clear_ends_the_answer_and_nothing_of_it_comes_back(page):
+    set_number(page, "budget", 256)
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")
+    page.click("#clear")
+    page.wait_for_selector("#cells :text('next answer')")
+    assert "next answer" in shown_at_rest(page)
+    ask(page, "Again")
+    page.wait_for_selector("#cells .m")
+
+
+def test_a_second_message_waits_until_the_first_is_answered(page):
+    set_number(page, "budget", 256)
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")
+    ask(page, "me too")
+    page.wait_for_selector("text=still being written")
+    assert page.input_value("#message textarea") == "me too"
+    page.click("#stop")
+    page.wait_for_selector("#cells .cells.stopped")
+
+
+def test_an_empty_and_a_too_long_message_are_told_and_harm_nothing(page):
+    ask(page, " ")
+    page.wait_for_selector("#told .err:has-text('empty')")
+    ask(page, "x" * 4000)
+    page.wait_for_selector("#told .err:has-text('the prompt has 4,0')")
+    told = page.inner_text("#told .err")
+    assert re.search(r"4,\d{3} tokens, [\d,]+ fit with 64 kept for the answer$", told)
+    assert page.locator("#told").bounding_box()["y"] > page.locator("#message").bounding_box()["y"]
+    assert page.is_disabled("#stop")
+    ask(page, "Hello")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert page.locator("#told .err").count() == 0
+
+
+def test_what_is_typed_while_an_answer_is_written_stays(page):
+    set_number(page, "budget", 256)
+    ask(page, "Hello")
+    page.wait_for_selector("#cells .m")
+    page.fill("#message textarea", "my next question")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert page.input_value("#message textarea") == "my next question"
+
+
+def test_two_configurations_run_side_by_side(page):
+    page.get_by_role("tab", name="Side by side").click()
+    page.fill("#prompt textarea", "Hello")
+    page.fill("#changed-a textarea", "threshold=0.5")
+    page.fill("#changed-b textarea", "reuse_k=3,layer_subset=last")
+    page.click("#compare")
+    for side in ("#side-a", "#side-b"):
+        page.wait_for_function(ALL_UNMASKED.format(side))
+    assert "reused" not in page.inner_text("#side-a .stats")
+    assert re.search(r"reused \d+", page.inner_text("#side-b .stats"))
+    assert "reuse_k 3, layer_subset last" in page.inner_text("#side-b")
+
+
+def test_two_visitors_are_answered_in_turn(page, browser, page_address):
+    other = browser.new_page()
+    other.set_default_timeout(60_000)
+    other.goto(page_address)
+    other.wait_for_selector("#message textarea")
+    ask(page, "one")
+    ask(other, "two, another question")
+    page.click("#stop")  # the first visitor's stop leaves the second one alone
+    other.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert "two, another question" in other.inner_text("body")
+    assert "two, another question" not in page.inner_text("body")
+    other.close()
+
+
+def test_an_answer_that_waits_in_the_queue_can_be_stopped(page, browser, page_address):
+    other = browser.new_page()
+    other.set_default_timeout(60_000)
+    other.goto(page_address)
+    other.wait_for_selector("#message textarea")
+    set_number(page, "budget", 256)
+    ask(page, "one")
+    page.wait_for_selector("#cells .m")
+    ask(other, "two")
+    other.click("#stop")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert "next answer" in shown_at_rest(other)
+    ask(other, "three")
+    other.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert "two" not in other.inner_text("body .message-wrap")
+    other.close()
+
+
+def test_a_control_changes_the_next_answer(page):
+    set_number(page, "threshold", 0)
+    ask(page, "Hello")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    per_step = float(re.search(r"\(([\d.]+) tokens/step\)", page.inner_text("#cells .stats"))[1])
+    assert per_step > 3
+
+
+def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, monkeypatch):
+    import app
+    from fast_dllm.arguments import ModelArguments
+    from fast_dllm.chat import Chatbot
+    from fast_dllm.page import controls as widgets
+
+    chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
+    page = app.Page(chatbot)
+    own = [value for each in widgets.policies() for value in widgets.own_knobs(each).values()]
+    controls = (widgets.ACTIVE, 0.5, 8, 0.0, 0.95, 64, *own)
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            chatbot.model, "run_block", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
+        )
+        *_, last = page.answer("Hello", [], None, *controls)
+        assert "out of &lt;memory&gt;" in last.told
+        *_, last = page.compare("Hello", "threshold=1", "reuse_k=3,layer_subset=last", None, *controls)
+        assert "out of &lt;memory&gt;" in last[0]
+    *_, last = page.answer("Hello", [], None, *controls)
+    assert "denoising steps" in last.cells
+    assert [message["role"] for message in last.messages] == ["user", "assistant"]

@@ -1,0 +1,230 @@
+"""What the page shows beside the answer, and where: legend, colours, layers, replay, comparison, phone."""
+
+from __future__ import annotations
+
+import pytest
+from browser_page import ALL_UNMASKED, ask, set_number
+
+from fast_dllm.chat import Cell, Frame
+from fast_dllm.page.cells import LEGEND, cells_html
+from fast_dllm.page.comparison import PAIRS, comparison_html, first_difference
+from fast_dllm.page.layers import layer_states, layers_html
+
+
+def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more) -> Frame:
+    cells = tuple(
+        Cell(index, text, 0.5, 1, None if text is None else hash(text)) if text is not None else Cell(index)
+        for index, text in enumerate(texts)
+    )
+    given = {"forwards": {"full": 2, "reused": 0}, "steps": 2, "num_layers": 36} | more
+    return Frame(cells, 32, 8, (0, 8), kind, "", done=done, **given)
+
+
+def test_the_digits_of_a_number_stay_together_and_a_line_break_breaks_the_line():
+    shown = cells_html(frame_of("1", "2", " +", " 3", "4", ".\n", "<b>", None))
+    numbers = [part.split("</span></span>")[0] for part in shown.split("class='num'")[1:]]
+    assert [part.count("data-sure") for part in numbers] == [2, 2]
+    assert "⏎</span><br>" in shown
+    assert "&lt;b&gt;" in shown
+    assert "class='c m on'" in shown
+
+
+def test_two_answers_part_at_the_first_token_that_differs():
+    one, other = frame_of("a", "b", "c", done=True), frame_of("a", "x", "c", done=True)
+    assert first_difference(one, other) == 1
+    assert "Token 2 is the first that differs: “b” against “x”" in comparison_html(one, other)
+    assert first_difference(one, one) is None
+    assert "All 3 tokens are the same" in comparison_html(one, one)
+    assert first_difference(one, frame_of("a", "b", done=True)) == 2
+    assert first_difference(one, frame_of("a", None, None)) is None  # it is not there yet
+
+
+@pytest.mark.parametrize(
+    ("frame", "states"),
+    [
+        (frame_of("a"), [(range(36), "run")]),
+        (
+            frame_of("a", kind="partial", layers_at_rest=range(12, 24)),
+            [(range(12), "run"), (range(12, 24), "reused"), (range(24, 36), "run")],
+        ),
+        (
+            frame_of("a", kind="reused", layers_at_rest=range(36), subset=range(24, 36)),
+            [(range(24), "skipped"), (range(24, 36), "reused")],
+        ),
+        (frame_of("a", kind="reused", layers_at_rest=range(36)), [(range(36), "skipped")]),
+    ],
+)
+def test_a_layer_is_run_reused_or_skipped(frame, states):
+    assert layer_states(frame) == states
+    drawn = layers_html([frame])
+    assert [drawn.count(f"<rect class='{state}'") for state in ("run", "reused", "skipped")] == [
+        sum(name == state for _, name in states) for state in ("run", "reused", "skipped")
+    ]
+
+
+def test_every_pair_that_the_page_offers_can_be_decoded():
+    from fast_dllm.chat import Settings, parse_model_args
+
+    for both in PAIRS.values():
+        first, second = (Settings.parse().changed(**parse_model_args(each)) for each in both)
+        assert first != second
+
+
+def test_the_page_says_what_it_is_and_what_its_signs_mean(page):
+    intro = page.inner_text("#intro")
+    assert "blocks of masks" in intro
+    assert "million parameters" in intro
+    legend = page.inner_text("#legend")
+    for word in ("block", "sub-block", "masked", "how sure", "unmasked", "line break"):
+        assert word in legend
+        assert word in LEGEND
+
+
+def test_every_token_keeps_its_confidence_as_colour_and_tells_it_on_a_tap(page):
+    ask(page, "Hello")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    tokens = page.locator("#cells .c")
+    colours = tokens.evaluate_all("all => all.map(each => each.style.backgroundColor)")
+    assert all(colours)
+    assert len(set(colours)) > 1
+    tokens.first.click()
+    told = tokens.first.evaluate("each => getComputedStyle(each, '::after').content")
+    assert told.strip('"') == tokens.first.get_attribute("data-sure")
+    assert "% sure" in told
+    assert "in the model's time" in page.inner_text("#cells .stats")
+    assert "with the page's" in page.inner_text("#cells .stats")
+
+
+def test_enter_sends_and_shift_enter_breaks_the_line(page):
+    box = page.locator("#message textarea")
+    box.fill("Hello")
+    box.press("Shift+Enter")
+    box.press_sequentially("you")
+    assert box.input_value() == "Hello\nyou"
+    box.press("Enter")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    asked = page.locator("#talk .user").first
+    assert "Hello\nyou" in asked.inner_text()
+
+
+def test_stop_can_be_pressed_only_while_something_runs(page):
+    assert page.is_disabled("#stop")
+    set_number(page, "budget", 256)
+    ask(page, "Hello")
+    page.wait_for_selector("#stop:enabled")
+    page.click("#stop")
+    page.wait_for_selector("#cells .stopped")
+    page.wait_for_selector("#stop:disabled")
+
+
+def test_the_replay_plays_to_the_end_moves_the_layer_view_and_goes_with_clear(page):
+    set_number(page, "threshold", 0)  # few forwards
+    ask(page, "Hello")
+    page.wait_for_selector("#stop:disabled")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    slider = page.locator("#replay input[type=range]")
+    last = int(slider.get_attribute("max"))
+    assert page.locator("#layers g[data-step]").count() == last
+    page.locator("#layers g[data-step='2']").click()
+    page.wait_for_selector("#layers .stats:has-text('forward 2 of')")
+    assert slider.input_value() == "2"
+    page.locator("#speed input").click()
+    page.get_by_role("option", name="16").click()
+    page.click("#play")
+    page.wait_for_selector(f"#layers .stats:has-text('forward {last} of')")
+    page.wait_for_selector("#play:has-text('Play')")
+    assert slider.input_value() == str(last)
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    page.click("#play")  # at the end: anew from the start
+    page.wait_for_selector("#play:has-text('Pause')")
+    page.click("#clear")
+    page.wait_for_selector("#cells :text('next answer')")
+    page.wait_for_selector("#play:has-text('Play')")
+    page.wait_for_timeout(1000)  # a tick that was on its way brings nothing back
+    assert page.locator("#cells .c").count() == page.locator("#layers g").count() == 0
+    assert slider.is_disabled()
+
+
+def test_the_last_answer_can_be_copied(page, page_address):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=page_address)
+    ask(page, "a < b & c")
+    page.wait_for_selector("#stop:disabled")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    page.evaluate("navigator.clipboard.writeText('')")
+    page.click("#copy")
+    page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    shown = page.locator("#talk .bot").last.inner_text()
+    assert copied.split() == shown.split()
+
+
+def test_the_conversation_survives_a_reload_and_not_clear(page):
+    ask(page, "remember <me>")
+    page.wait_for_selector("#stop:disabled")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    page.reload()
+    page.wait_for_selector("#talk :text('remember <me>')")
+    page.click("#clear")
+    page.wait_for_selector("#talk :text('remember <me>')", state="detached")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_selector("#message textarea")
+    page.wait_for_timeout(1500)
+    assert page.locator("#talk :text('remember')").count() == 0
+
+
+def test_who_waits_sees_the_queue_and_the_own_message(page, browser, page_address):
+    other = browser.new_page()
+    other.set_default_timeout(60_000)
+    other.goto(page_address)
+    other.wait_for_selector("#message textarea")
+    set_number(page, "budget", 256)
+    ask(page, "one")
+    page.wait_for_selector("#cells .m")
+    ask(other, "two, the second")
+    other.wait_for_selector("#told :text('1 other visitor comes first')")
+    box = other.locator("#message textarea")
+    assert box.input_value() == "two, the second"
+    reached = box.evaluate(
+        "e => { const r = e.getBoundingClientRect();"
+        "return document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2) === e; }"
+    )
+    assert reached  # nothing lies over it
+    page.click("#stop")
+    other.wait_for_function(ALL_UNMASKED.format("#cells"))
+    assert other.locator("#told .waits").count() == 0
+    other.close()
+
+
+def test_side_by_side_starts_with_a_pair_that_differs_and_says_what_both_cost(page):
+    page.get_by_role("tab", name="Side by side").click()
+    page.fill("#prompt textarea", "Hello")
+    page.click("#compare")
+    page.wait_for_function(ALL_UNMASKED.format("#side-b"))
+    page.wait_for_selector("#stop-compare:disabled")
+    table = page.inner_text("#table")
+    for word in ("tokens", "steps", "forwards", "layer-forwards", "time", "tokens/s"):
+        assert word in table
+    assert page.locator("#table tr").count() == 3
+    assert page.locator("#table .part").count() == 1
+    assert page.locator("#side-a .layers svg").count() == page.locator("#side-b .layers svg").count() == 1
+    differing = page.locator("#side-a .diff").count(), page.locator("#side-b .diff").count()
+    assert differing == ((0, 0) if "are the same" in table else (1, 1))
+
+
+def test_on_a_phone_tokens_stand_above_the_input_and_nothing_is_wider_than_the_screen(browser, page_address):
+    phone = browser.new_page(viewport={"width": 420, "height": 850})
+    phone.set_default_timeout(60_000)
+    phone.goto(page_address)
+    phone.wait_for_selector("#message textarea")
+    tops = [phone.locator(each).bounding_box()["y"] for each in ("#talk", "#cells", "#message", "#buttons", "#layers")]
+    assert tops == sorted(tops)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 420
+    phone.get_by_role("tab", name="Side by side").click()
+    phone.fill("#prompt textarea", "Hello")
+    phone.click("#compare")
+    phone.wait_for_function(ALL_UNMASKED.format("#side-b"))
+    first, second = (phone.locator(each).bounding_box() for each in ("#side-a", "#side-b"))
+    assert second["y"] >= first["y"] + first["height"]
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 420
+    phone.close()
