@@ -67,7 +67,7 @@ class Page:
         """(Stop button, told): the visitor's turn begins, or waits for others'."""
         before = self.turns.begin(request)
         waits = f"{before} other visitor{'s come' if before > 1 else ' comes'} first: your message is in the queue."
-        return gr.Button(interactive=True), f"<div class='waits'>{waits}</div>" if before else ""
+        return gr.Button(interactive=True), f"<div class='waits note'>{waits}</div>" if before else ""
 
     def answer(self, text: str, messages: list[dict], request: gr.Request | None, *controls) -> Iterator[Shown]:
         """What the page shows while an answer is written."""

@@ -189,7 +189,7 @@ class Chatbot:
                 f"{size} parameters, trained on toy arithmetic: it answers word problems like the examples, "
                 "one question at a time; the 7B answers anything."
             )
-        return f"{size} parameters; it answers anything, and remembers the conversation."
+        return f"{size} parameters; it remembers the conversation."
 
     def default_settings(self) -> Settings:
         """The settings that the model arguments name."""

@@ -112,6 +112,7 @@ def test_stop_can_be_pressed_only_while_something_runs(page):
     set_number(page, "budget", 256)
     ask(page, "Hello")
     page.wait_for_selector("#stop:enabled")
+    page.wait_for_selector("#cells .m")  # stopped before, it leaves the page as it is
     page.click("#stop")
     page.wait_for_selector("#cells .stopped")
     page.wait_for_selector("#stop:disabled")

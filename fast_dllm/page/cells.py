@@ -83,4 +83,4 @@ def error_html(error: Exception) -> str:
     """What went wrong, for the page; a fault that is not the visitor's goes to the server's log in full."""
     if not isinstance(error, UsageError):
         traceback.print_exception(error)
-    return f"<div class='err' role='alert'>{html.escape(str(error) or type(error).__name__)}</div>"
+    return f"<div class='err note' role='alert'>{html.escape(str(error) or type(error).__name__)}</div>"

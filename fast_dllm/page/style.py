@@ -1,4 +1,7 @@
-"""The page's looks, light and dark, wide and on a phone, and the two scripts that run in the browser."""
+"""The page's looks, light and dark, wide and on a phone, and the two scripts that run in the browser.
+
+Gradio puts a prefix behind every comma of a selector, so that none may stand within :has() or :not().
+"""
 
 STYLE = """
 .cells{font-family:ui-monospace,monospace;font-size:14px;line-height:2.1;overflow-wrap:anywhere;min-height:6em}
@@ -23,7 +26,7 @@ STYLE = """
 .legend summary{cursor:pointer}
 .err{color:#b91c1c;font-weight:600}
 .dark .err{color:#fca5a5}
-#told:not(:has(.err,.waits)),#told-compare:not(:has(.err,.waits)){display:none}
+#told:not(:has(.note)),#told-compare:not(:has(.note)){display:none}
 .layers .scroll{overflow-x:auto;padding:4px 0}
 .layers svg{display:block}
 .layers text{font:9px ui-monospace,monospace;fill:currentColor;opacity:.8}
