@@ -30,13 +30,11 @@ from fast_dllm.guard import one_line
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = ["--model", "fast_dllm_v2", "--tasks", "toy_math", "--apply_chat_template", "--limit", "5"]
 QUESTION += ["--model_args", "model_path=tiny"]
-LOCAL = ["bash", "sbatch/local.sh", "--model", "tiny", "--task", "toy_math", "--limit", "5", "--config", "k1_first"]
 FIRST = b"generating:"  # the progress bar's name, which it shows before the first batch
 COMMANDS: dict[str, tuple[list[str], bytes | None]] = {  # name -> (words, what on stderr ends it; None: its end)
     "help": ([sys.executable, "eval.py", "--help"], None),
     "wrong_option": ([sys.executable, "eval.py", "run", "--num_fewshots", "3"], None),
     "first_question": ([sys.executable, "eval.py", *QUESTION], FIRST),
-    "local_first_question": ([*LOCAL, "--force"], FIRST),
 }
 
 
