@@ -65,7 +65,7 @@ def read_command_line():
 
     cli = HarnessCLI()
     for parser in (cli._parser, *cli._subparsers.choices.values()):
-        parser.error = refuse  # type: ignore[method-assign]  # a line of eval.py's, without lm_eval's usage before it
+        parser.error = refuse  # a line of eval.py's, without lm_eval's usage before it
     namespace = cli.parse_args()
     if getattr(namespace, "command", None) != "run":
         cli.execute(namespace)
@@ -369,7 +369,7 @@ def main() -> None:
         if number > 1:
             began = loaded = time.time()
         folder = folders[number - 1]
-        if share:
+        if share and folder:  # a share without a folder was refused above
             run_share(share, config, task_manager, model, folder)
         else:
             run(name, config, task_manager, model, folder, began, loaded)

@@ -240,7 +240,8 @@ class AnswerStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.num_torn = 0  # lines that could not be read: at most the last of each file, unless the disk is at fault
         self._rank, self._share, self._total, self._counted = rank, share, 0, 0
-        self._own, self._run_total = Ledger(), None
+        self._own = Ledger()
+        self._run_total: int | None = None
         self._progress = share_folder(folder, share) / f"progress.rank{rank}.json"
         self._progress.parent.mkdir(parents=True, exist_ok=True)
         self._started = self._reported = time.monotonic()

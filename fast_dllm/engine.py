@@ -29,7 +29,7 @@ from fast_dllm.decoding import (
 )
 from fast_dllm.errors import NonFiniteError
 from fast_dllm.layer_reuse import LayerStore
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.model import DecoderLayer, FastDLLMForCausalLM
 from fast_dllm.sampling import predict
 
 DecodeOne = Callable[[Answer, Options], Policy]
@@ -343,6 +343,7 @@ class Engine:
     def _mlp_share(self) -> float:
         """How much of a layer its MLP is, by its weights."""
         layer = self.model.model.layers[0]
+        assert isinstance(layer, DecoderLayer), "ModuleList does not say what it holds"
         weights = [sum(parameter.numel() for parameter in part.parameters()) for part in (layer.mlp, layer)]
         return weights[0] / weights[1]
 

@@ -366,7 +366,8 @@ class FastDLLM(ScoringLM):
     ) -> None:
         """Add a batch's answers, what it cost as a whole and what each of them did; with a store they outlive the
         process when this returns."""
-        batch_size = cost["forwards.score"] or None if batch_size is None else batch_size
+        if batch_size is None and cost["forwards.score"]:
+            batch_size = int(cost["forwards.score"])
         if self.store is not None:
             self.store.append(new, cost, costs, batch_size)
         answers.update(new)

@@ -11,7 +11,7 @@ from fast_dllm.config import FastDLLMConfig
 from fast_dllm.model import FastDLLMForCausalLM
 
 
-class PreTrainedFastDLLM(FastDLLMForCausalLM, PreTrainedModel):
+class PreTrainedFastDLLM(FastDLLMForCausalLM, PreTrainedModel):  # type: ignore[misc]  # its config and save_pretrained
     config_class = FastDLLMConfig
     base_model_prefix = "model"
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012 (declared so by its base, which changes no list)

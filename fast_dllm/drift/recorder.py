@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fast_dllm.cache import Attend
 from fast_dllm.drift.sums import CLASSES, DISTANCES, LAGS, QUANTITIES, DriftSums
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.model import DecoderLayer, FastDLLMForCausalLM
 
 
 class Recorder:
@@ -42,6 +42,7 @@ class Recorder:
         network = self.model.model
         self._handles.append(network.register_forward_pre_hook(self._begin))
         for layer in network.layers:
+            assert isinstance(layer, DecoderLayer), "ModuleList does not say what it holds"
             self._handles.append(layer.register_forward_hook(self._keep_hidden))
             self._handles.append(layer.self_attn.register_forward_hook(self._keeper("attention")))
             self._handles.append(layer.mlp.register_forward_hook(self._keeper("mlp")))

@@ -40,11 +40,15 @@ class Result:
         content: Mapping = state.judgement.content or {}
         told = as_object(content.get("throughput"))
         work = tuple(str(value) for value in (content.get("accuracy"), told.get("new_tokens"), told.get("forwards")))
-        numbers = (content.get("accuracy_stderr"), told.get("tokens_per_second"), told.get("tokens_per_forward"))
         return cls(
-            state.run.folder, state.state == "earlier", _number(content.get("accuracy")) or 0.0,
-            *map(_number, numbers), work,
-        )  # fmt: skip
+            name=state.run.folder,
+            is_earlier=state.state == "earlier",
+            accuracy=_number(content.get("accuracy")) or 0.0,
+            error=_number(content.get("accuracy_stderr")),
+            speed=_number(told.get("tokens_per_second")),
+            per_forward=_number(told.get("tokens_per_forward")),
+            work=work,
+        )
 
 
 def _number(value: object) -> float | None:
