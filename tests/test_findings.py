@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 
 import pytest
@@ -65,6 +66,19 @@ def test_tables_of_the_document_are_what_the_kept_results_give(capsys):
     text = findings.DOCUMENT.read_text()
     assert all(f"<!-- table: {name} -->" in text for name in findings.TABLES)
     assert findings.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_ranges_that_are_quoted_are_those_of_the_kept_map():
+    text = " ".join(findings.DOCUMENT.read_text().split())
+    told = r"by (\d+)% of what leaves them \((.+?)\), (\d+)% \((.+?)\), (\d+)% \((.+?)\), least for (\S+) \((\d+)%\)"
+    quoted = re.search(told, text)
+    kept = (ROOT / "artifacts" / "drift" / "toy_math_limit_100" / "ranges.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in kept.splitlines()[2:]]
+    errors = {row[0]: round(float(row[1].split("%")[0])) for row in rows}
+    assert {quoted[2]: int(quoted[1]), quoted[4]: int(quoted[3]), quoted[6]: int(quoted[5])} == {
+        name: errors[name] for name in ("1-12", "12-23", "24-35")
+    }
+    assert (quoted[7], int(quoted[8])) == min(errors.items(), key=lambda item: item[1])
 
 
 def test_a_changed_number_is_seen(tmp_path, monkeypatch, capsys):
