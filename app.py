@@ -240,6 +240,8 @@ def build(chatbot: Chatbot) -> gr.Blocks:
 # One queue for all that runs the model. The progress stands in a corner of one element and covers no text.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+# What draws a replay and what clears it, in turn: a tick that began before Clear must not be shown after it.
+IN_TURN: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "replay", "show_progress": "hidden"}
 
 
 def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]:
@@ -302,14 +304,14 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
             lambda: Shown("", SKIP, [], cells_html(None), layers_html([]), [], replay_slider([]), []),
             None,
             list(outputs),
-            **AT_ONCE,
+            **IN_TURN,
         )
         emptied.then(still, None, stilled, **AT_ONCE)
     copy.click(None, messages, None, js=COPY_ANSWER)
     step.input(replay, [step, frames], [cells, layers], show_progress="hidden")
     layers.click(choose_step, frames, [step, cells, layers], show_progress="hidden")
     play_button.click(play, [playing, step, frames, speed], stilled, show_progress="hidden")
-    timer.tick(tick, [playing, step, frames], [*stilled, cells, layers], show_progress="hidden")
+    timer.tick(tick, [playing, step, frames], [*stilled, cells, layers], **IN_TURN)
     speed.input(lambda speed: gr.Timer(1 / speed), speed, timer, show_progress="hidden")
     return messages, talk
 

@@ -42,7 +42,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -295,6 +295,22 @@ class AnswerStore:
                 else:
                     ledger.segments.add((share, number))
         return ledger
+
+    def total(self, ledgers: Sequence[Ledger]) -> Ledger:
+        """What all processes and segments of the run did. ledgers: what each process of now did.
+
+        Another process that took this one for dead may have finished the run and removed the files: then it is what
+        this process knows, where it is alone, and else TakenOverError.
+        """
+        try:
+            found = self.recount()
+        except FileNotFoundError:
+            found = Ledger()
+        if all(ledger.answers.keys() <= found.answers.keys() for ledger in ledgers):
+            return found
+        if len(ledgers) > 1:
+            raise TakenOverError(f"another process has finished {self.run_folder}")
+        return self._ledger
 
     def __contains__(self, key: object) -> bool:
         return key in self._ledger.answers

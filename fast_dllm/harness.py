@@ -387,7 +387,7 @@ class FastDLLM(ScoringLM):
         gathered = self.gather_object(self.ledger)
         if gathered is None:
             return None
-        return combined(gathered) if self.store is None else self.store.recount()
+        return combined(gathered) if self.store is None else self.store.total(gathered)
 
 
 def _with_repeats(requests: list[Instance]) -> Iterator[tuple[Instance, int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fast_dllm.answers import SYNC_SECONDS, AnswerStore, TakenOverError, request_key
+from fast_dllm.answers import SYNC_SECONDS, AnswerStore, Ledger, TakenOverError, batch_record, request_key
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"model": "tiny", "threshold": 0.9, "code": "abc"}
@@ -121,6 +121,25 @@ def test_processes_side_by_side_write_their_own_files_and_their_gpu_seconds_add_
     assert found.cost == {"seconds_generating": 3.0, "new_tokens": 20}
     assert len(found.segments) == 1
     assert found.wall_seconds == pytest.approx(2.0, abs=0.5), "they ran at once"
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_files_that_another_process_removed_at_the_end_do_not_change_what_was_done(tmp_path, left):
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        store.append({"a": "one"}, COST)
+    own, other = Ledger(), Ledger()
+    own.add(batch_record({"b": "two"}, COST))
+    other.add(batch_record({"c": "three"}, COST))
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        store.append({"b": "two"}, COST)
+        assert store.total([own]).cost["new_tokens"] == 20
+        shutil.rmtree(store.folder)
+        if left != "nothing":
+            store.folder.mkdir()
+        assert store.total([own]).answers == {"a": "one", "b": "two"}
+        assert store.total([own]).cost["new_tokens"] == 20
+        with pytest.raises(TakenOverError, match="another process has finished"):
+            store.total([own, other])
 
 
 def test_an_answer_that_two_processes_gave_counts_once(tmp_path):

@@ -30,18 +30,18 @@ def watch(request: Request, options: argparse.Namespace) -> int:
     log = Path(options.log)
     start = log.stat().st_size if log.exists() else 0
     display = Display(request)
+    interrupted = []  # a handler, not KeyboardInterrupt: that may be raised where it is lost
+    signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
     with log.open("ab") as file:
         process = subprocess.Popen(options.words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        try:
-            while process.poll() is None:
-                display.look()
-                time.sleep(LOOK_SECONDS)
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        while process.poll() is None and not interrupted:
+            display.look()
+            time.sleep(LOOK_SECONDS)
+        if interrupted:
             _wait_or_kill(process)
-            display.end()
-            return INTERRUPTED
     display.end()
+    if interrupted:
+        return INTERRUPTED
     status = process.returncode if process.returncode >= 0 else 128 - process.returncode
     for line in faults(end_of(log, start)) if status else ():
         print(line, file=sys.stderr)
