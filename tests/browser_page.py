@@ -39,7 +39,11 @@ def page_address(random_model, tmp_path_factory):
     arguments = ["--port", str(port), "--model", str(random_model), "--model_args", "max_new_tokens=64"]
     with log.open("w") as file:
         server = subprocess.Popen(
-            [sys.executable, "app.py", *arguments], cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, "tests/slow_page.py", *arguments],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
     address = f"http://127.0.0.1:{port}/"
     try:
@@ -68,7 +72,7 @@ def browser(page_address):
 @pytest.fixture
 def page(browser, page_address):
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(60_000)
+    opened.set_default_timeout(120_000)
     opened.goto(page_address)
     opened.wait_for_selector("#message textarea")
     yield opened

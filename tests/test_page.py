@@ -105,7 +105,7 @@ def test_two_configurations_run_side_by_side(page):
 
 def test_two_visitors_are_answered_in_turn(page, browser, page_address):
     other = browser.new_page()
-    other.set_default_timeout(60_000)
+    other.set_default_timeout(120_000)
     other.goto(page_address)
     other.wait_for_selector("#message textarea")
     ask(page, "one")
@@ -119,7 +119,7 @@ def test_two_visitors_are_answered_in_turn(page, browser, page_address):
 
 def test_an_answer_that_waits_in_the_queue_can_be_stopped(page, browser, page_address):
     other = browser.new_page()
-    other.set_default_timeout(60_000)
+    other.set_default_timeout(120_000)
     other.goto(page_address)
     other.wait_for_selector("#message textarea")
     set_number(page, "budget", 256)

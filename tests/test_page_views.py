@@ -176,7 +176,7 @@ def test_the_conversation_survives_a_reload_and_not_clear(page):
 
 def test_who_waits_sees_the_queue_and_the_own_message(page, browser, page_address):
     other = browser.new_page()
-    other.set_default_timeout(60_000)
+    other.set_default_timeout(120_000)
     other.goto(page_address)
     other.wait_for_selector("#message textarea")
     set_number(page, "budget", 256)
@@ -215,7 +215,7 @@ def test_side_by_side_starts_with_a_pair_that_differs_and_says_what_both_cost(pa
 
 def test_on_a_phone_tokens_stand_above_the_input_and_nothing_is_wider_than_the_screen(browser, page_address):
     phone = browser.new_page(viewport={"width": 420, "height": 850})
-    phone.set_default_timeout(60_000)
+    phone.set_default_timeout(120_000)
     phone.goto(page_address)
     phone.wait_for_selector("#message textarea")
     tops = [phone.locator(each).bounding_box()["y"] for each in ("#talk", "#cells", "#message", "#buttons", "#layers")]
