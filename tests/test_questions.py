@@ -78,16 +78,17 @@ def test_the_file_for_gsm8k_is_well_under_100_kb(tmp_path):
     assert (tmp_path / questions.QUESTIONS_FILE).stat().st_size < 30_000
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"",
-        b"torn",
-        gzip.compress(b"[]"),
-        gzip.compress(b'{"schema_version": 9}'),
-        gzip.compress(b'{"schema_version": 1}'),
-    ],
-)
+# Named: a gzip header holds the second it was made in, and pytest-xdist's workers must agree on the tests' names.
+DAMAGES = {
+    "empty": b"",
+    "torn": b"torn",
+    "no_object": gzip.compress(b"[]"),
+    "another_schema": gzip.compress(b'{"schema_version": 9}'),
+    "nothing_in_it": gzip.compress(b'{"schema_version": 1}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_one_line(tmp_path, damage):
     path = tmp_path / questions.QUESTIONS_FILE
     path.write_bytes(damage)
