@@ -10,8 +10,10 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
+import matplotlib
 import pytest
 from golden_models import ROOT
+from matplotlib.text import Text
 from report_project import FULL, NINE, SUBSETS, Project, answers, earlier
 
 from fast_dllm.report import pictures
@@ -21,6 +23,8 @@ from fast_dllm.report.compare import contrasts
 from fast_dllm.report.flips import split_at_difference
 from fast_dllm.report.folders import read_tables
 from fast_dllm.report.markdown import escape, fence
+
+BARS = "class Options(Base):\n    reread_above: float = 1.0\n"  # an experiment with a knob
 
 HOSTILE = "<script>alert(1)</script> & **bold** | `x` [a](http://b) $1$ ``` \x1b[31m"
 VOID = {"meta", "img", "br"}
@@ -288,6 +292,77 @@ def test_the_curve_to_beat(project):
     assert [entry["name"] for entry in content["aup"]][-1] == "plain decoding, its envelope"
 
 
+def test_several_results_of_one_experiment_above_the_curve_share_a_sentence(project):
+    sweep = {f"t{t}": {"threshold": t} for t in (0.5, 1.0)}
+    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t1.0"})
+    for (config, given), wrong, full in zip(sweep.items(), (90, 10), (200, 900), strict=True):
+        project.run(
+            config, answers(400, range(wrong)), experiment="04_threshold", arguments=given, forwards={"full": full}
+        )
+    bars = {f"r{r}": {"reread_above": r} for r in (1.0, 0.9, 0.8, 0.7)}
+    project.experiment("01_idea", BARS, matrix={"configurations": bars, "compare_with": "r1.0"})
+    for (config, given), wrong, full in zip(bars.items(), (10, 12, 20, 30), (900, 450, 400, 380), strict=True):
+        reused = {} if config == "r1.0" else {"reused": 100}
+        project.run(
+            config, answers(400, range(wrong)), experiment="01_idea", arguments=given, forwards={"full": full} | reused
+        )
+    text = "\n".join(made(project)["verdict"])
+    assert "01_idea: 3 of 3 results beat plain decoding that is at least as fast, by 15.0 to 19.5 points" in text
+    assert text.count("beat plain decoding") == 1
+
+
+def test_results_that_cannot_be_told_apart_share_a_sentence_where_they_are_many(project):
+    sweep = {f"t{i}": {"threshold": i / 10} for i in range(9)}
+    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t8"})
+    for i, (config, given) in enumerate(sweep.items()):
+        wrong = range(60) if i == 0 else range(18 - i)
+        project.run(config, answers(400, wrong), experiment="04_threshold", arguments=given,
+                    forwards={"full": 300 + 10 * i})  # fmt: skip
+    text = "\n".join(made(project)["verdict"])
+    assert "t0 loses 12.5 points" in text
+    names = ", ".join(f"t{i}" for i in range(1, 7)) + " and t7"
+    assert f"{names} cannot be told from t8: -1.8 to -0.2 points, all their 95% intervals within [" in text
+    assert text.count("cannot be told from") == 1
+
+
+def test_what_could_be_seen_is_a_range_and_covers_what_was_seen(project):
+    """A configuration that changes many answers must not make the table call its sharper findings impossible."""
+    project.nine(lost=(10, 18, 90))
+    content = made(project)
+    seen = {c["configs"][0]: c["detectable"] for c in content["tables"][0]["contrasts"]}
+    assert seen["k2_first"] < seen["k3_first"]
+    low, high = (f"{100 * seen[name]:.1f}" for name in ("k2_first", "k3_first"))
+    assert f"with 80% power 300 questions show a difference of {low} to {high} points" in "\n".join(content["verdict"])
+
+
+def test_a_matrix_without_columns_of_one_k_has_its_speed_up_in_seconds(project):
+    bars = {"r1.0": {"reread_above": 1.0}, "r0.9": {"reread_above": 0.9}}
+    project.experiment("01_idea", BARS, matrix={"configurations": bars, "compare_with": "r1.0"})
+    for config, seconds, full in (("r1.0", 12.0, 900), ("r0.9", 8.0, 500)):
+        project.run(config, answers(300, range(9), tag=config), experiment="01_idea", arguments=bars[config],
+                    seconds=seconds, forwards={"full": full})  # fmt: skip
+    content = made(project)
+    assert [run["reference_tokens_per_second"] for run in content["tables"][0]["runs"]] == [5000 / 12] * 2
+    row = next(line for line in text_of(project, "report.md").splitlines() if line.startswith("| r0.9 "))
+    assert row.split("|")[-3].strip() == "1.50"
+
+
+def test_no_speed_up_against_a_baseline_whose_time_is_of_another_kind_of_run(project):
+    project.nine()
+    bars = {"r1.0": {"reread_above": 1.0}, "r0.9": {"reread_above": 0.9}}
+    project.experiment("01_idea", BARS, matrix={"configurations": bars, "compare_with": "r1.0"})
+    project.run("r1.0", answers(300, range(10)), experiment="01_idea", arguments=bars["r1.0"], seconds=60.0)
+    project.run("r0.9", answers(300, range(9), tag="!"), experiment="01_idea", arguments=bars["r0.9"],
+                seconds=8.0, forwards={"full": 500})  # fmt: skip
+    content = made(project)
+    assert [run["reference_tokens_per_second"] for run in content["tables"][1]["runs"]] == [None, None]
+    row = next(line for line in text_of(project, "report.md").splitlines() if line.startswith("| r1.0 "))
+    assert "time of another kind of run" in row
+    found = points_of_speed(project)
+    assert "r1.0" not in found
+    assert "r0.9" in found
+
+
 def test_layers_run_are_the_unit_where_they_are_counted(project):
     project.run("k1_first", answers(300, range(10)), forwards={"full": 400, "partial": 150})  # a partial one: 24 of 36
     (run,) = made(project)["tables"][0]["runs"]
@@ -404,6 +479,16 @@ def figures(project: Project, *words: str) -> dict:
     return pictures.draw(build(folder, folder, None, found, project.root, ""))
 
 
+def points_of_speed(project: Project) -> set[str]:
+    """Configurations in the picture of accuracy against seconds."""
+    _, tables = collect([], project.root)
+    ((folder, found),) = tables.items()
+    report = build(folder, folder, None, found, project.root, "")
+    return {
+        point.run.config for point in pictures.points_of(report, lambda run: run.tokens_per_second, report.hardware)
+    }
+
+
 def test_the_pictures_have_their_axes_series_and_labels(project):
     project.nine()
     drawn = {name: figure for name, (figure, _) in figures(project).items()}
@@ -441,6 +526,69 @@ def test_a_sweep_of_two_arguments_is_a_heat_map_and_the_envelope_is_drawn(projec
     assert "plain: envelope" in labels
 
 
+def test_a_heat_map_shows_every_configuration_of_a_matrix_with_more_than_two_arguments(project):
+    """Two configurations must not share a cell; what one leaves as it is has the value that its run recorded."""
+    given = {
+        "r1.0": {"reread_above": 1.0},
+        "r0.9": {"reread_above": 0.9},
+        "r0.5": {"reread_above": 0.5},
+        "r0.9_s1": {"reread_above": 0.9, "small_block_size": 1},
+        "r0.9_t0.8": {"reread_above": 0.9, "threshold": 0.8},
+    }
+    project.experiment("01_idea", BARS, matrix={"configurations": given, "compare_with": "r1.0"})
+    for i, (config, arguments) in enumerate(given.items()):
+        project.run(config, answers(100, range(10 * i)), experiment="01_idea", arguments=arguments)
+    axes = figures(project)["heat_map_01_idea"][0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.5", "0.9", "1.0"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1\n0.9", "8\n0.8", "8\n0.9"]
+    assert axes.get_xlabel() == "small block size\nthreshold"
+    cells = [text.get_text() for text in axes.texts]
+    assert cells == ["–", "–", "80.0", "70.0", "60.0", "90.0", "–", "–", "100.0"]
+
+
+def test_a_heat_map_of_very_many_columns_is_a_list_by_name(project):
+    given = {f"c{i}": {"threshold": i / 20, "small_block_size": i + 1} for i in range(9)}
+    project.experiment("04_threshold", matrix={"configurations": given, "compare_with": "c0"})
+    for i, (config, arguments) in enumerate(given.items()):
+        project.run(config, answers(100, range(i)), experiment="04_threshold", arguments=arguments)
+    axes = figures(project)["heat_map_04_threshold"][0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(given)
+    assert [text.get_text() for text in axes.texts] == [f"{100 - i}.0" for i in range(9)]
+
+
+def test_every_contrast_is_in_a_picture_of_differences_however_many_there_are(project):
+    given = {f"c{i:02d}": {"threshold": i / 100} for i in range(45)}
+    for name in ("01_idea", "04_threshold"):
+        project.experiment(name, matrix={"configurations": given, "compare_with": "c00"})
+        for i, (config, arguments) in enumerate(given.items()):
+            if name == "04_threshold" or i < 3:
+                project.run(config, answers(100, range(i)), experiment=name, arguments=arguments)
+    drawn = {name: figure for name, (figure, _) in figures(project).items() if name.startswith("differences")}
+    names = {name: [label.get_text() for label in f.axes[0].get_yticklabels()] for name, f in drawn.items()}
+    assert list(names) == ["differences_01_idea", "differences_04_threshold_1", "differences_04_threshold_2"]
+    assert names["differences_01_idea"] == ["c01", "c02"]
+    assert names["differences_04_threshold_1"] + names["differences_04_threshold_2"] == list(given)[1:]
+
+
+def test_nothing_of_a_picture_is_cut_off(project):
+    """Long names leave the axes of the differences little room; their label must still be whole."""
+    given = {f"configuration_number_{i}": {"threshold": i / 10} for i in range(4)}
+    project.experiment("04_threshold", matrix={"configurations": given, "compare_with": "configuration_number_0"})
+    project.nine()
+    for i, (config, arguments) in enumerate(given.items()):
+        project.run(config, answers(100, range(i)), experiment="04_threshold", arguments=arguments)
+    with matplotlib.rc_context(pictures.STYLE):
+        for name, (figure, _) in figures(project).items():
+            figure.canvas.draw()  # lays it out
+            texts = [figure._supxlabel] if figure._supxlabel else []
+            for axes in figure.axes:
+                texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
+            for text in filter(Text.get_text, texts):
+                box = text.get_window_extent()
+                assert box.x0 >= 0, (name, text.get_text())
+                assert box.x1 <= figure.bbox.x1, (name, text.get_text())
+
+
 def test_an_experiments_colour_and_marker_never_change_and_the_first_seven_differ():
     assert pictures.style_of("00_baseline") == pictures.style_of("00_other")
     assert len({pictures.style_of(f"{i:02d}_x") for i in range(49)}) == 49
@@ -474,7 +622,26 @@ def test_a_drift_map_is_shown_where_there_is_one(project):
     figure = pictures._figure(1.0)
     (folder / "layers.png").write_bytes(pictures.png(figure))
     made(project)
-    assert "Drift of the layers" in text_of(project, "report.html")
+    assert "Drift of the layers between denoising steps, toy_math: layers." in text_of(project, "report.html")
+
+
+def test_a_drift_map_of_fewer_questions_is_shown_and_one_of_another_model_is_not(project):
+    project.nine()
+    figure = pictures.png(pictures._figure(1.0))
+    for base, name, model in (
+        ("artifacts", "toy_math_limit_100", "tiny"),
+        ("artifacts", "toy_math_limit_50", "another"),
+        ("results", "toy_mathematics", "tiny"),
+    ):
+        folder = project.root / base / "drift" / name
+        folder.mkdir(parents=True)
+        (folder / "layers.png").write_bytes(figure)
+        (folder / "drift.json").write_text(json.dumps({"model": model}))
+    made(project)
+    text = text_of(project, "report.html")
+    assert "Drift of the layers between denoising steps, toy_math_limit_100: layers." in text
+    assert "toy_math_limit_50" not in text
+    assert "toy_mathematics" not in text
 
 
 # ---- the house ----

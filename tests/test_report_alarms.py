@@ -297,6 +297,29 @@ def test_equal_work_in_half_as_long_again(project):
     assert "k1_first took 2.2 times as long as k1_middle and k1_last for the same 5,000 tokens" in alarm.text
 
 
+def test_the_same_forwards_in_another_experiment_in_half_as_long_again(project):
+    """Both are in one picture; columns of one table that are all slow do not see it among themselves."""
+    project.nine()
+    project.experiment("01_other", matrix={"configurations": {"plain": {}, "idea": {}}, "compare_with": "plain"})
+    project.run("plain", answers(300, range(10)), experiment="01_other", seconds=14.0)
+    project.run("idea", answers(300, range(10), tag="!"), experiment="01_other", seconds=14.0,
+                forwards={**FULL, "full": 300})  # fmt: skip
+    assert kinds(project) == set()
+    project.run("plain", answers(300, range(10)), experiment="01_other", seconds=16.0)
+    alarm = the(found(project), "speed_outlier")
+    assert (alarm.table, alarm.configs, alarm.spoils) == ("01_other", ("plain",), "speed")
+    assert "plain took up to 1.6 times as long as the very same forwards in 00_baseline/k1_first" in alarm.text
+
+
+def test_the_same_forwards_on_another_gpu_are_no_outlier_of_their_time(project):
+    project.nine()
+    project.experiment("01_other", matrix={"configurations": {"plain": {}}, "compare_with": "plain"})
+    project.run(
+        "plain", answers(300, range(10)), experiment="01_other", seconds=30.0, changes={"gpu": {"name": "L40S"}}
+    )
+    assert kinds(project) == set()
+
+
 def test_a_tenth_slower_is_noise(project):
     project.nine()
     project.run("k1_first", answers(300, range(10)), seconds=11.0)

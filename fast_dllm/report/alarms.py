@@ -46,7 +46,7 @@ def by_value(runs: Iterable[Run], value_of: Callable[[Run], object]) -> dict[Any
     for run in runs:
         value = value_of(run)
         if value is not None:
-            found.setdefault(value if not isinstance(value, list) else str(value), []).append(run)
+            found.setdefault(str(value) if isinstance(value, (list, dict)) else value, []).append(run)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
@@ -147,4 +147,5 @@ def find_alarms(tables: list[Table], root=None) -> list[Alarm]:
         found += earlier_notes(table)
     found += alarms_answers.repeated_tables(tables)
     found += alarms_mixed.across_tables(tables)
+    found += alarms_speed.outliers_across(tables)
     return sorted(found, key=lambda alarm: alarm.level != ALARM)

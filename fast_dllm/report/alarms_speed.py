@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from statistics import median
+from collections.abc import Collection, Iterable
+from statistics import median, median_low
 
 from fast_dllm.report.alarms import NOTE, Alarm, by_value, fact_of, listed, told
 from fast_dllm.report.compare import columns
@@ -90,15 +90,58 @@ def _speeds(runs: Iterable[Run]) -> list[float]:
     return [speed for run in runs if (speed := run.tokens_per_second)]
 
 
-def reference_speed(table: Table, run: Run) -> float | None:
-    """New tokens a second of the table's k = 1 under the run's conditions: the median of its usual columns."""
-    odd = outliers(table)
+def _same_forwards(table: Table, run: Run) -> tuple | None:
+    """What makes two timings comparable to the last forward; None where the run does not count them."""
+    if table.earlier or not run.forwards or not run.tokens_per_second or (run.facts.get("num_segments") or 1) > 1:
+        return None
+    names = ("model", "model_revision", "dtype", "gpu", "device", "batch_size", "num_processes")
+    conditions = tuple(str(run.facts.get(name)) for name in names)
+    return (*conditions, run.new_tokens, run.layers_run, *sorted(run.forwards.items()))
+
+
+def outliers_across(tables: list[Table]) -> list[Alarm]:
+    """Runs that did another table's very forwards on the same hardware in OUTLIER times as long, all in one picture.
+
+    Of each table its slow runs are told together. The usual time is the median over all runs with these forwards.
+    """
+    groups: dict[tuple, list[tuple[Table, Run, float]]] = {}
+    for table in tables:
+        for run in table.runs.values():
+            key, seconds = _same_forwards(table, run), run.seconds
+            if key is not None and seconds:
+                groups.setdefault(key, []).append((table, run, seconds))
+    found = []
+    for members in groups.values():
+        usual = median_low([seconds for _, _, seconds in members])
+        for label in dict.fromkeys(table.label for table, _, _ in members):
+            slow = [(r, s) for t, r, s in members if t.label == label and s >= OUTLIER * usual]
+            peers = [f"{t.label}/{r.config}" for t, r, s in members if t.label != label and s < OUTLIER * usual]
+            if slow and peers:
+                worst = max(s for _, s in slow) / usual
+                names = tuple(r.config for r, _ in slow)
+                whose = "its speed is" if len(slow) == 1 else "their speeds are"
+                text = (
+                    f"{listed(names)} took up to {worst:.1f} times as long as the very same forwards in "
+                    f"{listed(peers)}: {whose} of another kind of run"
+                )
+                found.append(Alarm("speed_outlier", label, names, "speed", text))
+    return found
+
+
+def reference_speed(table: Table, run: Run, odd: Collection[str] = ()) -> float | None:
+    """New tokens a second of the table's k = 1 under the run's conditions: the median of its usual columns.
+
+    In a table without such columns it is that of the run that its matrix compares with. odd: configurations that are
+    known, from other tables, to be timed otherwise.
+    """
+    odd = {*odd, *outliers(table)}
+    ones = [one for one in table.runs.values() if one.reuse_k == 1 and one.arguments.get("layer_subset")]
+    named = table.runs.get(table.matrix.compare_with or "")
     alike = [
         one
-        for name, one in table.runs.items()
-        if one.reuse_k == 1 and one.arguments.get("layer_subset") and name not in odd
+        for one in ones or ([named] if named else [])
         if all(one.facts.get(n) == run.facts.get(n) for n in ("gpu", "device", "batch_size", "num_processes"))
-        if "+" not in name and (one.facts.get("num_segments") or 1) == 1
+        if one.config not in odd and "+" not in one.config and (one.facts.get("num_segments") or 1) == 1
     ]
     speeds = _speeds(alike)
     return median(speeds) if speeds else None

@@ -78,6 +78,12 @@ class Report:
             and alarm.kind not in LOCAL
         ]
 
+    def odd_speeds(self, table: str) -> set[str]:
+        """The table's configurations whose time is known to be of another kind of run."""
+        return {
+            c for alarm in self.alarms if (alarm.kind, alarm.table) == ("speed_outlier", table) for c in alarm.configs
+        }
+
     @property
     def hardware(self) -> str | None:
         """What most runs ran on: speeds are drawn for this alone."""

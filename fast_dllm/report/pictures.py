@@ -6,10 +6,12 @@ returns a Matplotlib Figure, or None where there is nothing to draw; `png` and `
 
 from __future__ import annotations
 
+import glob
 import io
+import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -48,7 +50,8 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a `$` in a name is a dollar
 }
 MOST_NAMES = 14  # points that are still labelled with their names
-MOST_ROWS = 40  # contrasts in the picture of differences
+MOST_ROWS = 40  # contrasts in one picture of differences
+MOST_COLUMNS = 8  # of a heat map
 
 
 def style_of(experiment: str) -> tuple[str, str]:
@@ -100,7 +103,7 @@ def points_of(report: Report, speed: Callable[[Run], float | None], only: str | 
     """
     found = []
     for table in report.own if any(table.runs for table in report.own) else report.earlier:
-        odd = outliers(table) if only is not None else {}
+        odd = {*outliers(table), *report.odd_speeds(table.label)} if only is not None else set()
         for group in distinct(table.runs.values()):
             usual = [run for run in group if run.config not in odd and (only is None or hardware(run) == only)]
             timed = [(run, value) for run in usual if (value := speed(run))]
@@ -164,33 +167,77 @@ def _lines(axes, report: Report, found: list[Point]) -> None:
         axes.plot(*zip(*front, strict=True), ":", color="#777777", linewidth=1.4, zorder=0, label="Pareto front")
 
 
-def axes_of(table: Table) -> tuple[str, str | None, dict[str, tuple[str, str]]]:
-    """(row argument, column argument, configuration -> cell): the two arguments that vary over the table's matrix."""
-    known = {c: expected_arguments(table.matrix, c) for c in table.matrix.configurations}
-    values: dict[str, list[str]] = {}
-    for arguments in known.values():
-        for key, value in arguments.items():
-            if str(value) not in values.setdefault(key, []):
-                values[key].append(str(value))
-    varied = [key for key, seen in values.items() if len(seen) > 1][:2]
+@dataclass(frozen=True)
+class Axes:
+    """Where each configuration of a matrix stands: row is one argument, column one or several (a line of it each)."""
+
+    row: str
+    column: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: dict[str, tuple[str, str]]
+
+
+def _in_order(values: Iterable[tuple]) -> list[tuple]:
+    """Distinct tuples: by number in the places that hold numbers alone, else as they first come."""
+    seen = list(dict.fromkeys(values))
+    ranks = []
+    for place in zip(*seen, strict=True):
+        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in place)
+        first = {value: index for index, value in reversed(list(enumerate(place)))}
+        ranks.append(place if numbers else [first[value] for value in place])
+    order = sorted(range(len(seen)), key=lambda index: tuple(rank[index] for rank in ranks))
+    return [seen[index] for index in order]
+
+
+def axes_of(table: Table) -> Axes | None:
+    """Axes in which no two configurations of the table's matrix fall into one cell.
+
+    The rows are the argument with the most values, the columns all others that vary. Where that takes more than
+    MOST_COLUMNS, each configuration is a row by its name. What a configuration leaves as it is has the value that such
+    a run recorded.
+    """
+    known = {config: expected_arguments(table.matrix, config) for config in table.matrix.configurations}
+    names = list(dict.fromkeys(key for given in known.values() for key in given))
+    usual = {
+        key: next((run.arguments.get(key) for c, run in table.runs.items() if c in known and key not in known[c]), None)
+        for key in names
+    }
+    full = {config: {key: given.get(key, usual[key]) for key in names} for config, given in known.items()}
+    varied = [key for key in names if len({str(given[key]) for given in full.values()}) > 1]
     if not varied:
-        return "", None, {}
-    column = varied[1] if len(varied) > 1 else None
-    cells = {c: (str(a.get(varied[0])), str(a.get(column)) if column else "") for c, a in known.items()}
-    return varied[0], column, cells
+        return None
+    row = max(varied, key=lambda key: len({str(given[key]) for given in full.values()}))
+    column = tuple(key for key in varied if key != row)
+    if len({tuple(given[key] for key in column) for given in full.values()}) > MOST_COLUMNS:
+        row, column, full = "configuration", (), {config: {"configuration": config} for config in known}
+    places = {config: ((given[row],), tuple(given[key] for key in column)) for config, given in full.items()}
+    return Axes(
+        row,
+        column,
+        tuple(_cell(value) for value in _in_order(row for row, _ in places.values())),
+        tuple(_cell(value) for value in _in_order(column for _, column in places.values())),
+        {config: (_cell(row), _cell(column)) for config, (row, column) in places.items()},
+    )
+
+
+def _cell(values: tuple) -> str:
+    return "\n".join(_short(str(value)) for value in values)
 
 
 def heat_map(table: Table) -> Figure | None:
     """Accuracy over the two arguments that the matrix varies; each cell says its number."""
-    row_name, column_name, cells = axes_of(table)
-    shown = {place: table.runs[config] for config, place in cells.items() if config in table.runs}
+    place = axes_of(table)
+    if place is None:
+        return None
+    shown = {cell: table.runs[config] for config, cell in place.cells.items() if config in table.runs}
     if not shown:
         return None
-    rows = list(dict.fromkeys(row for row, _ in cells.values()))
-    columns = list(dict.fromkeys(column for _, column in cells.values()))
+    rows, columns = place.rows, place.columns
     grid = [[shown[r, c].accuracy * 100 if (r, c) in shown else float("nan") for c in columns] for r in rows]
     known = [value for row in grid for value in row if value == value]
-    figure = _figure(min(0.9 + 0.36 * len(rows), 6.0))
+    most_lines = max(1, len(place.column))
+    figure = _figure(min(0.9 + (0.36 if len(rows) < 9 else 0.24) * len(rows) + 0.24 * (most_lines - 1), 9.0))
     axes = figure.add_subplot()
     low, high = min(known), max(known)
     image = axes.imshow(grid, cmap="cividis", aspect="auto", vmin=low - 0.5, vmax=high + 0.5)
@@ -198,10 +245,10 @@ def heat_map(table: Table) -> Figure | None:
         for x, value in enumerate(row):
             text, middle = ("–", True) if value != value else (f"{value:.1f}", value > (low + high) / 2)
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color="black" if middle else "white")
-    axes.set_xticks(range(len(columns)), [_short(c) for c in columns])
-    axes.set_yticks(range(len(rows)), [_short(r) for r in rows])
-    axes.set_xlabel((column_name or "").replace("_", " "))
-    axes.set_ylabel(row_name.replace("_", " "))
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel("\n".join(place.column).replace("_", " "))
+    axes.set_ylabel(place.row.replace("_", " "))
     axes.set_title(_short(table.label))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -209,12 +256,11 @@ def heat_map(table: Table) -> Figure | None:
     return figure
 
 
-def differences(report: Report) -> Figure | None:
+def differences(report: Report, found: list[Contrast]) -> Figure | None:
     """Each contrast's difference with its interval; filled where it is significant after the correction."""
-    labels = {table.label: table for table in report.tables}
-    found: list[Contrast] = [c for label in labels for c in report.contrasts.get(label, ())][:MOST_ROWS]
     if not found:
         return None
+    labels = {table.label: table for table in report.tables}
     several = len({c.table for c in found}) > 1
     figure = _figure(0.8 + 0.2 * len(found))
     axes = figure.add_subplot()
@@ -232,9 +278,26 @@ def differences(report: Report) -> Figure | None:
     names = [f"{_short(c.table)}/{n}" if several else n for c, n in zip(found, names, strict=True)]
     axes.set_yticks(range(len(found)), names, fontsize=7 if len(found) < 25 else 5)
     axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.set_xlabel("difference to the baseline, points (95% interval)\nfilled: significant after Holm's correction")
+    # below the whole figure: under axes that long names have made narrow it would be cut off
+    figure.supxlabel("difference to the baseline, points (95% interval)\nfilled: significant after Holm", fontsize=8)
     axes.grid(axis="x", color="#dddddd", linewidth=0.5)
     return figure
+
+
+def all_differences(report: Report) -> dict[str, tuple[Figure | None, str]]:
+    """One picture of every contrast; where they are more than MOST_ROWS, one for each table, in parts if need be."""
+    of_table = {table.label: list(report.contrasts.get(table.label, ())) for table in report.tables}
+    every = [contrast for found in of_table.values() for contrast in found]
+    text = "difference to the baseline, with 95% intervals."
+    if len(every) <= MOST_ROWS:
+        return {"differences": (differences(report, every), text.capitalize())}
+    made = {}
+    for label, found in of_table.items():
+        for start in range(0, len(found), MOST_ROWS):
+            part = f"_{start // MOST_ROWS + 1}" if len(found) > MOST_ROWS else ""
+            name = f"differences_{file_name(label)}{part}"
+            made[name] = differences(report, found[start : start + MOST_ROWS]), f"{label}: {text}"
+    return made
 
 
 def file_name(text: str) -> str:
@@ -256,10 +319,10 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
         where = report.hardware
         found = points_of(report, lambda run: run.tokens_per_second, where) if where else []
         text = f"Accuracy against new tokens a second on {where}."
-        if any(alarm.spoils == "speed" and alarm.level == ALARM for alarm in report.alarms):
+        if any((a.spoils, a.level) == ("speed", ALARM) and a.kind != "reuse_slower" for a in report.alarms):
             text += " Some of these speeds cannot be compared: see the alarms."
         made["accuracy_tokens_per_second"] = scatter(report, found, f"new tokens/s on {where}"), text
-        made["differences"] = differences(report), "Difference to the baseline, with 95% intervals."
+        made |= all_differences(report)
         for table in report.tables:
             name = f"heat_map_{file_name(table.label)}"
             made[name] = heat_map(table), f"{table.label}: accuracy of each configuration, in percent."
@@ -283,17 +346,33 @@ def svg(figure: Figure) -> bytes:
 DRIFT = ("results/drift", "artifacts/drift")
 
 
-def drift_maps(root: Path, folder: str) -> dict[str, Path]:
-    """Name -> PNG of the drift maps of this task, where `fast_dllm.drift` has left some."""
-    found: dict[str, Path] = {}
+def _model_of(folder: Path) -> str | None:
+    """The model that a drift map was made of, as its file says; None where there is no such file."""
+    try:
+        model = json.loads((folder / "drift.json").read_text(encoding="utf-8")).get("model")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return model if isinstance(model, str) else None
+
+
+def drift_maps(report: Report) -> dict[str, tuple[Path, str]]:
+    """Name -> (PNG, what it shows) of the drift maps of this task that `fast_dllm.drift` has left, of any number of
+    questions. A map of a model that no result here is of is left out."""
+    models = {run.facts.get("model") for run in report.runs()}
+    found: dict[str, tuple[Path, str]] = {}
     for base in DRIFT:
-        for path in sorted((root / base / folder).glob("*.png")):
-            found.setdefault(f"drift_{file_name(path.stem)}", path)
+        for folder in sorted((report.root / base).glob(f"{glob.escape(report.task)}*/")):
+            if folder.name != report.task and not folder.name.startswith(f"{report.task}_limit_"):
+                continue
+            model = _model_of(folder)
+            if model is not None and model not in models:
+                continue
+            for path in sorted(folder.glob("*.png")):
+                name = f"drift_{file_name(folder.name)}_{file_name(path.stem)}"
+                text = f"Drift of the layers between denoising steps, {folder.name}: {path.stem}."
+                found.setdefault(name, (path, text))
     return found
 
 
-def blocks(made: dict[str, tuple[Figure, str]], drift: dict[str, Path]) -> list[Picture]:
-    return [
-        *(Picture(name, text) for name, (_, text) in made.items()),
-        *(Picture(name, f"Drift of the layers between denoising steps: {path.stem}.") for name, path in drift.items()),
-    ]
+def blocks(made: dict[str, tuple[Figure, str]], drift: dict[str, tuple[Path, str]]) -> list[Picture]:
+    return [Picture(name, text) for found in (made, drift) for name, (_, text) in found.items()]

@@ -37,7 +37,7 @@ MATRIX_HEAD = (
 )
 
 
-def _remarks(table: Table, run: Run, odd: dict) -> str:
+def _remarks(table: Table, run: Run, odd: set[str]) -> str:
     found = [kind.replace("_", " ") for kind, _ in run.faults]
     if run.config in odd:
         found.append("time of another kind of run")
@@ -46,9 +46,9 @@ def _remarks(table: Table, run: Run, odd: dict) -> str:
     return ", ".join(dict.fromkeys(found))
 
 
-def _matrix_row(report: Report, table: Table, run: Run, odd: dict) -> list[str]:
+def _matrix_row(report: Report, table: Table, run: Run, odd: set[str]) -> list[str]:
     forwards = 1 / run.tokens_per_forward if run.tokens_per_forward else None
-    base = reference_speed(table, run)
+    base = reference_speed(table, run, odd)
     speed = run.tokens_per_second
     comparable = run.config not in odd and not _other_hardware(table, run)
     return [
@@ -71,7 +71,7 @@ def _other_hardware(table: Table, run: Run) -> bool:
 
 
 def matrix_section(report: Report, table: Table) -> list[Block]:
-    odd = outliers(table)
+    odd = {*outliers(table), *report.odd_speeds(table.label)}
     rows = [_matrix_row(report, table, run, odd) for run in table.runs.values()]
     rows += [[config, *[NONE] * 8, f"left out: {reason}"] for config, reason in table.problems.items()]
     rows += [[config, *[NONE] * 8, "no result"] for config in table.missing]
@@ -84,8 +84,9 @@ def matrix_section(report: Report, table: Table) -> list[Block]:
     blocks.append(
         Paragraph(
             "Speed-ups are against this table's k = 1: in full-depth forwards a token (layers run / layers where the "
-            f"summary counts them), and in new tokens a second{where}, against the median of the "
-            "k = 1 columns under the same conditions. Intervals are Wilson's."
+            f"summary counts them), and in new tokens a second{where}, against the median of the k = 1 columns (where "
+            "there are none, the configuration that the others are compared with) under the same conditions. "
+            "Intervals are Wilson's."
         )
     )
     return blocks
@@ -257,7 +258,8 @@ def provenance_section(report: Report) -> list[Block]:
         for what, fact in PROVENANCE:
             values = by_value(runs, fact_of(fact))
             if not values:
-                rows.append([what, "not recorded"])
+                on_cpu = fact == "gpu" and {run.facts.get("device") for run in runs} == {"cpu"}
+                rows.append([what, "none" if on_cpu else "not recorded"])
             elif len(values) == 1 and len(next(iter(values.values()))) == len(runs):
                 rows.append([what, str(next(iter(values)))])
             else:

@@ -10,6 +10,8 @@ from fast_dllm.report.compare import Contrast, accuracy_of, baseline_of, columns
 from fast_dllm.report.statistics import ALPHA, Interval
 from fast_dllm.report.summaries import Table
 
+MOST_SENTENCES = 6  # on the contrasts of one table, before those that cannot be told apart share one
+MOST_BETTER = 2  # results of one table that beat the curve, before they share a sentence
 BUDGETS = (0.01, 0.02, 0.05)  # losses of accuracy that a reader may accept
 
 
@@ -91,10 +93,24 @@ def _accuracies(report: Report, table: Table) -> list[str]:
         found.append(f"{label}: {base.config} gets {percent(base.accuracy)} {span(accuracy_of(base).interval)} of {n}.")
     found += [f"{label}: {a.text}." for a in report.alarms if a.table == label and a.kind == "columns_alike"]
     contrasts = report.contrasts.get(label, ())
-    found += [f"{label}: {name_of(c.configs, table)} {change(c)}." for c in contrasts[:12]]
-    if len(contrasts) > 12:
-        found.append(f"{label}: {len(contrasts) - 12} more contrasts stand in the table below.")
+    alike = [c for c in contrasts if c.outcome == "inconclusive"]
+    together = alike if len(contrasts) > MOST_SENTENCES and len({c.baseline for c in alike}) == 1 else []
+    found += [f"{label}: {name_of(c.configs, table)} {change(c)}." for c in contrasts if c not in together]
+    if together:
+        names = listed((name_of(c.configs, table) for c in together), len(together))
+        size = _between([100 * c.difference for c in together], "+.1f")
+        low, high = min(c.interval.low for c in together), max(c.interval.high for c in together)
+        found.append(
+            f"{label}: {names} cannot be told from {together[0].baseline}: {size} points, all their 95% intervals "
+            f"within {span(Interval(low, high), signed=True)}."
+        )
     return found + same_columns(table)
+
+
+def _between(values: list, form: str) -> str:
+    """`1.2 to 4.2`, or the one value."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def _limits(report: Report) -> list[str]:
@@ -105,12 +121,14 @@ def _limits(report: Report) -> list[str]:
         known = [(c.detectable, c) for c in contrasts if c.detectable is not None]
         if not known or report.spoiled(table.label, "accuracy"):
             continue
-        detectable, worst = max(known, key=lambda pair: pair[0])
+        sizes = [detectable for detectable, _ in known]
         needed = [c.needed[0] for _, c in known if c.needed and c.needed[0]]
-        more = f"; a loss of 1 point would take {max(needed):,}" if needed else ""
+        more = f"; a loss of 1 point would take {_between(needed, ',')}" if needed else ""
+        asked = max(c.num_questions for _, c in known)
         found.append(
-            f"{table.label}: {worst.num_questions:,} questions can show a difference of {points(detectable)} "
-            f"points with 80% power{more}. Smaller ones cannot be told."
+            f"{table.label}: with 80% power {asked:,} questions show a difference of "
+            f"{_between([100 * size for size in sizes], '.1f')} points, by how many answers a configuration "
+            f"changes{more}."
         )
     return found
 
@@ -127,7 +145,7 @@ def _speeds(report: Report, table: Table) -> list[str]:
         gains = [
             run.tokens_per_second / base
             for run in runs
-            if (base := reference_speed(table, run)) and run.tokens_per_second
+            if (base := reference_speed(table, run, report.odd_speeds(table.label))) and run.tokens_per_second
         ]
         if gains:
             low, high = min(gains), max(gains)
@@ -167,19 +185,26 @@ def _curve(report: Report) -> list[str]:
     """Reuse against plain decoding that is at least as fast."""
     if len(report.front) < 2 or not report.equal_speed:
         return []
-    labels = {table.label: table for table in report.own}
-    found, beaten = [], 0
-    for c, best in report.equal_speed:
-        if c.p_adjusted < ALPHA and c.difference > 0:
-            name = f"{c.table}/{name_of(c.configs, labels[c.table])}"
-            found.append(f"{name} beats plain decoding ({best.config}) at equal speed: {change(c)}.")
-        elif c.p_adjusted < ALPHA:
-            beaten += 1
-    total = len(report.equal_speed)
+    found = []
+    for table in report.own:
+        held = [(c, best) for c, best in report.equal_speed if c.table == table.label]
+        better = [(c, best) for c, best in held if c.p_adjusted < ALPHA and c.difference > 0]
+        if len(better) <= MOST_BETTER:
+            for c, best in better:
+                name = f"{c.table}/{name_of(c.configs, table)}"
+                found.append(f"{name} beats plain decoding ({best.config}) at equal speed: {change(c)}.")
+        else:
+            size = _between([100 * c.difference for c, _ in better], ".1f")
+            names = listed((name_of(c.configs, table) for c, _ in better), len(better))
+            found.append(
+                f"{table.label}: {len(better)} of {len(held)} results beat plain decoding that is at least as fast, by "
+                f"{size} points ({p_text(max(c.p_adjusted for c, _ in better)).replace('=', 'at most')}): {names}."
+            )
     if not found:
+        worse = sum(c.p_adjusted < ALPHA and c.difference < 0 for c, _ in report.equal_speed)
         found.append(
-            f"Of {total} results with reuse none is shown to beat plain decoding that is at least as fast"
-            f"{f'; {beaten} are worse' if beaten else ''}."
+            f"Of {len(report.equal_speed)} results with reuse none is shown to beat plain decoding that is at least as "
+            f"fast{f'; {worse} are worse' if worse else ''}."
         )
     return found
 

@@ -37,7 +37,7 @@ def _run_facts(report: Report, table: Table, run: Run) -> dict[str, object]:
         "tokens_per_full_depth_forward": run.tokens_per_forward,
         "layer_forwards_per_token": run.layers_per_token,
         "speed_up_forwards": forward_gain(table, run),
-        "reference_tokens_per_second": reference_speed(table, run),
+        "reference_tokens_per_second": reference_speed(table, run, report.odd_speeds(table.label)),
         "model_args": dict(run.arguments),
         "facts": dict(run.facts),
         "faults": [list(fault) for fault in run.faults],
@@ -79,11 +79,11 @@ def write(report: Report, folder: Path, most_flips: int, against: Run | None = N
     """Write all files into `folder`; returns report.html's path. Old pictures in it are removed."""
     flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
     totals = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
-    made, drift = pictures.draw(report), pictures.drift_maps(report.root, report.folder)
+    made, drift = pictures.draw(report), pictures.drift_maps(report)
     blocks = sections(report, pictures.blocks(made, drift), flips, totals)
     images = {name: pictures.png(figure) for name, (figure, _) in made.items()}
     vectors = {name: pictures.svg(figure) for name, (figure, _) in made.items()}
-    images |= {name: path.read_bytes() for name, path in drift.items()}
+    images |= {name: path.read_bytes() for name, (path, _) in drift.items()}
     title = f"Report: {report.folder}"
     texts = {
         "report.json": json.dumps(as_json(report, flips, totals), indent=2, ensure_ascii=False, default=str) + "\n",
