@@ -81,6 +81,36 @@ def test_the_ranges_that_are_quoted_are_those_of_the_kept_map():
     assert (quoted[7], int(quoted[8])) == min(errors.items(), key=lambda item: item[1])
 
 
+def every_result() -> dict[str, list[str]]:
+    """Result -> its row of the last table: accuracy with interval, points, p, tokens a forward (both units), rows."""
+    return {row[0]: row for row in tables_of(findings.DOCUMENT.read_text())["every_result"]}
+
+
+def test_what_is_quoted_in_both_units_is_what_the_table_gives():
+    rows, text = every_result(), " ".join(findings.DOCUMENT.read_text().split())
+    quoted = re.search(r"what is (\S+) or (\S+) times plain decoding here is (\S+) or (\S+) times there", text)
+    plain = rows["04 s8_t0.90"]
+    gains = [f"{float(rows[f'01 {c}'][i]) / float(plain[i]):.2f}" for i in (4, 5) for c in ("r0.80_s1", "r0.90_s1")]
+    assert list(quoted.groups()) == gains
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "experiments").glob("0[1-9]*/README.md")), ids=lambda p: p.parent.name)
+def test_the_pairs_in_an_experiments_page_are_those_of_the_kept_results(page):
+    """Accuracy and tokens a forward as `97.58, 8.79`."""
+    known = {(row[1].split()[0], row[4]) for row in every_result().values()}
+    quoted = set(re.findall(r"(\d\d\.\d\d), (\d\.\d\d)", page.read_text()))
+    assert quoted or page.parent.name == "03_carry_rows"  # which has a column for each
+    assert quoted <= known
+
+
+def test_the_control_page_quotes_the_corrected_p():
+    page = (ROOT / "experiments" / "04_threshold" / "README.md").read_text()
+    quoted = re.search(r"sub-blocks of 32 lose (\S+) points.*?\(p = (\S+) after Holm\)", page, re.DOTALL)
+    row = every_result()["04 s32_t1.00"]
+    assert row[2].startswith(f"-{quoted[1]} ")
+    assert f"p = {float(row[3].removeprefix('p = ')):.3f}" == f"p = {quoted[2]}"
+
+
 def test_a_changed_number_is_seen(tmp_path, monkeypatch, capsys):
     text = findings.DOCUMENT.read_text()
     row = next(line for line in text.splitlines() if line.startswith("| 04 s8_t0.90 "))
