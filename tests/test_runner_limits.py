@@ -108,7 +108,7 @@ def test_hours_beat_the_settings_and_fit_to_the_minute(project):
 
 def test_the_accounts_own_limit_counts_too(project):
     (project.state / "sacctmgr.assoc").write_text("phoenix|gts-lab|embers,inferno|04:00:00|\n")
-    assert "inferno ends jobs after 4 h; 4 h asked" in project.run("k1_first").stderr
+    assert "account gts-lab ends jobs after 4 h; 4 h asked" in project.run("k1_first").stderr
 
 
 def test_a_dry_run_shows_what_would_be_asked(project):

@@ -64,11 +64,13 @@ def decide(request: Request, runs: list[Run], options: argparse.Namespace, there
     if account and not os.environ.get("SBATCH_ACCOUNT"):
         settings["SBATCH_ACCOUNT"] = account.account
         told.append(f"account {account.account}, the only one you have")
-    longest = min(qos.wall, account.wall if account else math.inf)
+    longest, limiter = qos.wall, qos.name
+    if account and account.wall < longest:
+        longest, limiter = account.wall, f"account {account.account}"
     gres = os.environ.get("SBATCH_GRES") or script_option(request.code_root, "gres")
 
     def wall_on(gpu: str) -> float:
-        return _wall(request, runs, options, gpu, qos.name, longest)[0]
+        return _wall(request, runs, options, gpu, limiter, longest)[0]
 
     if options.gpu:
         wanted = {**settings, "SBATCH_QOS": qos.name}
@@ -77,7 +79,7 @@ def decide(request: Request, runs: list[Run], options: argparse.Namespace, there
         gres = settings["SBATCH_GRES"] = f"gpu:{gpu}:1"
         settings.update(memory_for(gpu, script_option(request.code_root, "mem")))
     gpu = slurm.gpu_type(gres)
-    wall, line = _wall(request, runs, options, gpu, qos.name, longest)
+    wall, line = _wall(request, runs, options, gpu, limiter, longest)
     told += [line] if line else []
     if line or options.hours:
         settings.update(_time(wall))
@@ -130,10 +132,11 @@ def source_of_limits() -> str:
 
 # -- wall time ---------------------------------------------------------------------------------------------------------
 def _wall(
-    request: Request, runs: list[Run], options: argparse.Namespace, gpu: str, qos: str, longest: float
+    request: Request, runs: list[Run], options: argparse.Namespace, gpu: str, limiter: str, longest: float
 ) -> tuple[float, str]:
-    """(seconds of a job's wall time, a line where that is not what the script or the user says). Raises UsageError."""
-    limit = f"{qos} ends jobs after {as_hours(longest)}{source_of_limits()}"
+    """(seconds of a job's wall time, a line where that is not what the script or the user says). limiter: the QOS or
+    account that allows no longer ones. Raises UsageError."""
+    limit = f"{limiter} ends jobs after {as_hours(longest)}{source_of_limits()}"
     if options.hours == "auto":
         costs = [cost_of(request, run, gpu) for run in runs]
         known = [cost.wall for cost in costs if cost]
