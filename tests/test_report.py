@@ -311,6 +311,23 @@ def test_several_results_of_one_experiment_above_the_curve_share_a_sentence(proj
     assert text.count("beat plain decoding") == 1
 
 
+@pytest.mark.parametrize("spoilt", ["00_baseline", "04_threshold"])
+def test_no_claim_against_the_curve_where_either_table_is_spoilt(project, spoilt):
+    sweep = {f"t{t}": {"threshold": t} for t in (0.5, 0.8, 1.0)}
+    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t1.0"})
+    for (config, given), wrong, full in zip(sweep.items(), (90, 40, 10), (200, 500, 900), strict=True):
+        changes = {"dtype": "float16"} if (spoilt, config) == ("04_threshold", "t0.5") else {}
+        project.run(config, answers(400, range(wrong)), experiment="04_threshold", arguments=given,
+                    forwards={"full": full}, changes=changes)  # fmt: skip
+    for config, wrong, full in (("k1_first", 10, 900), ("k2_first", 12, 450)):
+        changes = {"dtype": "float16"} if (spoilt, config) == ("00_baseline", "k1_first") else {}
+        project.run(config, answers(400, range(wrong)), forwards={"full": full}, changes=changes)
+    content = made(project)
+    assert any(alarm["kind"] == "mixed_dtype" and alarm["table"] == spoilt for alarm in content["alarms"])
+    assert content["equal_speed"][0]["outcome"] == "gains"
+    assert not any("plain decoding" in sentence for sentence in content["verdict"])
+
+
 def test_results_that_cannot_be_told_apart_share_a_sentence_where_they_are_many(project):
     sweep = {f"t{i}": {"threshold": i / 10} for i in range(9)}
     project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t8"})

@@ -215,6 +215,22 @@ def test_reuse_that_changed_nothing(project):
     assert names == {("k1_first", "k2_first")}
 
 
+def test_a_sweep_that_changed_nothing(project):
+    """Two thresholds may well give the same answers; seven that all do are not being passed on."""
+    sweep = {f"t{t}": {"threshold": t} for t in (0.5, 0.7, 0.9, 1.0)}
+    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t1.0"})
+    for config in ("t0.5", "t0.7"):
+        project.run(config, answers(300, range(9)), experiment="04_threshold", arguments=sweep[config])
+    project.run("t1.0", answers(300, range(8)), experiment="04_threshold", arguments=sweep["t1.0"])
+    assert "identical_answers" not in kinds(project)
+    assert "identical_answers" in kinds(project, level="note")
+    for config, given in sweep.items():
+        project.run(config, answers(300, range(9)), experiment="04_threshold", arguments=given)
+    alarm = the(found(project), "identical_answers")
+    assert alarm.configs == tuple(sweep)
+    assert "none of 4 settings had any effect" in alarm.text
+
+
 def test_reuse_that_saved_work_and_lost_no_answer_is_a_finding(project):
     project.nine(lost=(10, 10, 10))
     assert kinds(project) == set()

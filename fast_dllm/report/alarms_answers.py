@@ -12,6 +12,7 @@ from fast_dllm.report.summaries import Run, Table, is_scored
 TOO_FEW = 0.10  # a table that cannot show a loss of ten points can show nothing that is in question here
 LONGEST = 2048  # new tokens, where the task sets no limit (the model argument's default)
 NEAR_LONGEST = 0.9
+FEWEST_SETTINGS = 3  # that all give one result before that is no accident
 FEWEST_CELLS = 3  # that two tables must share before equal accuracies are no accident
 
 
@@ -161,6 +162,11 @@ def without_effect(table: Table) -> list[Alarm]:
         (a[0], b[0]) for a, b in combinations(groups.values(), 2) if _same_result(a[0], b[0])
     ]  # one of each computation: its columns are judged elsewhere
     found = []
+    count = len(groups)
+    if count >= FEWEST_SETTINGS and len(alike) == count * (count - 1) // 2:
+        names = tuple(same[0].config for same in groups.values())
+        text = f"{listed(names)} gave the same answers with the same work: none of {count} settings had any effect"
+        return [Alarm("identical_answers", table.label, names, "reuse", text)]
     for run, other in alike:
         reuse = (run.reuse_k or 1) != (other.reuse_k or 1)
         names = (run.config, other.config)

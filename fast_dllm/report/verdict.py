@@ -185,9 +185,15 @@ def _curve(report: Report) -> list[str]:
     """Reuse against plain decoding that is at least as fast."""
     if len(report.front) < 2 or not report.equal_speed:
         return []
+    # two tables, so what spoils either of them
+    sound = [
+        (c, best)
+        for c, best in report.equal_speed
+        if not any(report.spoiled(label, claim) for label in (c.table, best.table) for claim in ("accuracy", "reuse"))
+    ]
     found = []
     for table in report.own:
-        held = [(c, best) for c, best in report.equal_speed if c.table == table.label]
+        held = [(c, best) for c, best in sound if c.table == table.label]
         better = [(c, best) for c, best in held if c.p_adjusted < ALPHA and c.difference > 0]
         if len(better) <= MOST_BETTER:
             for c, best in better:
@@ -200,10 +206,10 @@ def _curve(report: Report) -> list[str]:
                 f"{table.label}: {len(better)} of {len(held)} results beat plain decoding that is at least as fast, by "
                 f"{size} points ({p_text(max(c.p_adjusted for c, _ in better)).replace('=', 'at most')}): {names}."
             )
-    if not found:
-        worse = sum(c.p_adjusted < ALPHA and c.difference < 0 for c, _ in report.equal_speed)
+    if sound and not found:
+        worse = sum(c.p_adjusted < ALPHA and c.difference < 0 for c, _ in sound)
         found.append(
-            f"Of {len(report.equal_speed)} results with reuse none is shown to beat plain decoding that is at least as "
+            f"Of {len(sound)} results with reuse none is shown to beat plain decoding that is at least as "
             f"fast{f'; {worse} are worse' if worse else ''}."
         )
     return found
