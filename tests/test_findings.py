@@ -6,10 +6,12 @@ import importlib.util
 import re
 import sys
 
+import numpy as np
 import pytest
 from golden_models import ROOT
 from report_project import Project, answers
 
+from fast_dllm.drift.sums import DriftSums
 from fast_dllm.errors import UsageError
 
 SPEC = importlib.util.spec_from_file_location("make_findings", ROOT / "docs" / "make_findings.py")
@@ -109,6 +111,17 @@ def test_the_control_page_quotes_the_corrected_p():
     row = every_result()["04 s32_t1.00"]
     assert row[2].startswith(f"-{quoted[1]} ")
     assert f"p = {float(row[3].removeprefix('p = ')):.3f}" == f"p = {quoted[2]}"
+
+
+def test_the_changes_that_are_quoted_are_those_of_the_kept_map():
+    kept = DriftSums.read(ROOT / "artifacts" / "drift" / "toy_math_limit_100" / "drift.json")
+    changes = 100 * kept.relative("residual", ("layer", "step"))[:, 1:]
+    changes = changes[:, np.isfinite(changes).all(axis=0)]
+    low, high = changes[:8], changes[8:]
+    spans = [f"{part.min():.0f} to {part.max():.0f}%" for part in (low, high)]
+    text = " ".join(findings.DOCUMENT.read_text().split())
+    assert f"changes by {spans[0]} from step to step in layers 0 to 7 and by {spans[1]} above, most at step 2" in text
+    assert changes.mean(axis=0).argmax() + 1 == 2
 
 
 def test_a_changed_number_is_seen(tmp_path, monkeypatch, capsys):
