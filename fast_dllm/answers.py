@@ -117,6 +117,18 @@ class Ledger:
             self.ended = max(record["ended"], record["ended"] if self.ended is None else self.ended)
 
     @property
+    def num_segments(self) -> int:
+        """How often the run was begun: shares side by side are one segment, the lives of one share are several, and
+        what was answered without shares before or after them is another."""
+        lives = Counter(share for share, _ in self.segments)
+        return lives.pop(None, 0) + max(lives.values(), default=0)
+
+    @property
+    def num_shares(self) -> int:
+        """Shares that answered something; 1 of a run that was not split."""
+        return max(len({share for share, _ in self.segments if share is not None}), 1)
+
+    @property
     def wall_seconds(self) -> float | None:
         """From the first batch's start to the last one's end, waits between jobs included."""
         return None if self.began is None or self.ended is None else self.ended - self.began
@@ -369,7 +381,7 @@ class AnswerStore:
 
     @property
     def num_segments(self) -> int:
-        return len(self._ledger.segments)
+        return self._ledger.num_segments
 
     def report_progress(self) -> None:
         """Write progress.rank<r>.json; a reader sees the old file or the new one. A share's tokens and seconds are

@@ -38,6 +38,17 @@ def test_a_second_process_finds_the_answers_of_the_first_and_sums_their_cost(tmp
     assert [file.name for file in files_of(second)] == ["001.rank0.jsonl", "002.rank0.jsonl"]
 
 
+def test_shares_side_by_side_are_one_segment_and_each_further_beginning_is_another(tmp_path):
+    ledger = Ledger()
+    assert (ledger.num_segments, ledger.num_shares) == (0, 1)
+    ledger.segments |= {("0-of-3", 1), ("1-of-3", 2), ("2-of-3", 3)}
+    assert (ledger.num_segments, ledger.num_shares) == (1, 3)
+    ledger.segments.add(("1-of-3", 4))  # that share was killed and begun anew
+    assert (ledger.num_segments, ledger.num_shares) == (2, 3)
+    ledger.segments.add((None, 5))  # the whole run answered what was missing
+    assert (ledger.num_segments, ledger.num_shares) == (3, 3)
+
+
 def test_floats_come_back_as_the_same_floats(tmp_path):
     values = [random.Random(seed).uniform(-1e3, 0) for seed in range(100)]
     with AnswerStore(tmp_path, IDENTITY) as store:

@@ -299,6 +299,19 @@ def test_processes_of_one_run_are_no_segments(project):
     assert kinds(project) == set()
 
 
+@pytest.mark.parametrize("fact", ["num_processes", "num_shares"])
+def test_processes_that_divide_a_cpu_are_not_compared_with_one_and_those_with_a_gpu_each_are(project, fact):
+    """Seconds are summed over processes: on GPUs of their own that is the time of one."""
+    project.nine()
+    edit_and_seal(project, "k3_last", **{fact: 4})
+    assert kinds(project) == set()
+    for config in NINE:
+        edit_and_seal(project, config, device="cpu", gpu=None)
+    alarm = the(found(project), "mixed_num_processes")
+    assert "speeds at different numbers of processes on one CPU: 1 (" in alarm.text
+    assert "4 (k3_last)" in alarm.text
+
+
 def test_batch_sizes(project):
     project.nine(arguments={"batch_size": 32})
     assert kinds(project) == set()

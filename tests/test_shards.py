@@ -132,6 +132,7 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected[1]], abs=1e-5)
     assert not last.cost, "something was left over"
     assert counts(last.total()) == counts(whole.total())
+    assert last.total().num_segments == 1, "nothing was interrupted"
     last.store.discard()
     assert not any(tmp_path.iterdir())
 

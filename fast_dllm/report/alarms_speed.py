@@ -34,21 +34,34 @@ def speed_alarms(table: Table) -> list[Alarm]:
     if pieces:
         text = f"interrupted and continued, so each piece warmed up again: {listed(r.config for r in pieces)}"
         found.append(Alarm("several_segments", table.label, tuple(r.config for r in pieces), "speed", text))
-    for fact, what in (("batch_size", "batch sizes"), ("num_processes", "numbers of processes")):
-        values = by_value(runs, fact_of(fact))
+    for fact, what, value_of in (
+        ("batch_size", "batch sizes", fact_of("batch_size")),
+        ("num_processes", "numbers of processes on one CPU", _sharing),
+    ):
+        values = by_value(runs, value_of)
         if len(values) > 1:
             text = f"speeds at different {what}: {told(values)}"
             found.append(Alarm(f"mixed_{fact}", table.label, tuple(r.config for r in runs), "speed", text))
     return found + outlier_alarms(table) + slower(table)
 
 
+def _sharing(run: Run) -> int | None:
+    """Processes, of all shares, that had the CPU between them; None on GPUs: each process has one of its own there, and
+    its seconds are counted by themselves."""
+    if run.facts.get("device") != "cpu":
+        return None
+    return (run.facts.get("num_processes") or 1) * (run.facts.get("num_shares") or 1)
+
+
+def conditions(run: Run) -> tuple:
+    """What two runs must have in common before their speeds can be compared."""
+    return (*(run.facts.get(name) for name in ("gpu", "device", "batch_size")), _sharing(run))
+
+
 def _alike(run: Run, other: Run) -> bool:
     """The same work under the same conditions."""
-    same = all(
-        run.facts.get(name) == other.facts.get(name) for name in ("gpu", "device", "batch_size", "num_processes")
-    )
     tokens = run.new_tokens or 0, other.new_tokens or 0
-    return same and max(tokens) - min(tokens) <= EQUAL_WORK * max(tokens)
+    return conditions(run) == conditions(other) and max(tokens) - min(tokens) <= EQUAL_WORK * max(tokens)
 
 
 def outliers(table: Table) -> dict[str, tuple[Run, list[Run]]]:
@@ -94,9 +107,8 @@ def _same_forwards(table: Table, run: Run) -> tuple | None:
     """What makes two timings comparable to the last forward; None where the run does not count them."""
     if table.earlier or not run.forwards or not run.tokens_per_second or (run.facts.get("num_segments") or 1) > 1:
         return None
-    names = ("model", "model_revision", "dtype", "gpu", "device", "batch_size", "num_processes")
-    conditions = tuple(str(run.facts.get(name)) for name in names)
-    return (*conditions, run.new_tokens, run.layers_run, *sorted(run.forwards.items()))
+    model = tuple(str(run.facts.get(name)) for name in ("model", "model_revision", "dtype"))
+    return (*model, *map(str, conditions(run)), run.new_tokens, run.layers_run, *sorted(run.forwards.items()))
 
 
 def outliers_across(tables: list[Table]) -> list[Alarm]:
@@ -140,8 +152,10 @@ def reference_speed(table: Table, run: Run, odd: Collection[str] = ()) -> float 
     alike = [
         one
         for one in ones or ([named] if named else [])
-        if all(one.facts.get(n) == run.facts.get(n) for n in ("gpu", "device", "batch_size", "num_processes"))
-        if one.config not in odd and "+" not in one.config and (one.facts.get("num_segments") or 1) == 1
+        if conditions(one) == conditions(run)
+        and one.config not in odd
+        and "+" not in one.config
+        and (one.facts.get("num_segments") or 1) == 1
     ]
     speeds = _speeds(alike)
     return median(speeds) if speeds else None
