@@ -273,7 +273,7 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
     """One evaluation, called `name`, from the first question to its files in `folder`."""
     from lm_eval.utils import make_table
 
-    from fast_dllm.shards import check_nobody_at_work
+    from fast_dllm.shards import check_nobody_at_work, discard
 
     if folder:
         check_nobody_at_work(folder)
@@ -294,15 +294,16 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
     if folder:
         write_results(folder, found, samples, summary, lm.experiment.text, config.log_samples)
         lm.store.discard()
+        discard(folder)
         print(f"wrote {folder / 'summary.json'}", flush=True)
 
 
 def run_share(share, config, task_manager, lm, folder: Path) -> None:
     """Answer one share of a run: its answers are in the store afterwards, and done.json says so."""
-    from fast_dllm.answers import share_folder
     from fast_dllm.errors import UsageError
     from fast_dllm.runner.files import write_json
-    from fast_dllm.shards import DONE_FILE, LOCK, Claim, ShareAnswered, check_run_is_free, request_kinds
+    from fast_dllm.runner.shares import DONE_FILE, share_folder
+    from fast_dllm.shards import LOCK, Claim, ShareAnswered, check_run_is_free, request_kinds
 
     check_run_is_free(folder)
     own = share_folder(folder, share.name)

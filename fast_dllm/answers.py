@@ -53,14 +53,6 @@ SYNC_SECONDS = 1.0
 _SEGMENT_FILE = re.compile(r"(\d{3,})(?:\.shard(\d+-of-\d+(?:x\d+)?))?\.rank(\d+)\.jsonl")
 
 
-SHARES_FOLDER = "shards"  # of a run's folder: what belongs to a single share, its claim, progress and records
-
-
-def share_folder(folder: Path, share: str | None) -> Path:
-    """Where the records of a share lie, or for None those of the whole run."""
-    return Path(folder) if share is None else Path(folder) / SHARES_FOLDER / share
-
-
 class TakenOverError(RuntimeError):
     """This process was taken for dead, and another one evaluates the run now."""
 
@@ -232,7 +224,8 @@ class _SyncedFile:
 class AnswerStore:
     """The answers given under one identity, by this process and by those before it. Iterates over request keys.
 
-    share: the name of the share that this process answers, like "0-of-4"; None: everything. claim: the folder that says
+    share: the name of the share that this process answers, like "0-of-4"; None: everything. records: the folder for its
+    progress; None: the run's. claim: the folder that says
     that the run, or the share, is this process's own (sbatch/lock.sh); None: nobody else can be at it.
     """
 
@@ -244,6 +237,7 @@ class AnswerStore:
         rank: int = 0,
         claim: Path | None = None,
         share: str | None = None,
+        records: Path | None = None,
     ) -> None:
         self._claim = claim
         self.key = hashlib.sha256(_canonical([FORMAT, dict(identity)]).encode()).hexdigest()
@@ -254,7 +248,7 @@ class AnswerStore:
         self._rank, self._share, self._total, self._counted = rank, share, 0, 0
         self._own = Ledger()
         self._run_total: int | None = None
-        self._progress = share_folder(folder, share) / f"progress.rank{rank}.json"
+        self._progress = (records or self.run_folder) / f"progress.rank{rank}.json"
         self._progress.parent.mkdir(parents=True, exist_ok=True)
         self._started = self._reported = time.monotonic()
         self._write_identity(identity)
@@ -416,7 +410,6 @@ class AnswerStore:
             shutil.rmtree(self.folder)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()  # unless it holds another identity's answers
-        shutil.rmtree(self.run_folder / SHARES_FOLDER, ignore_errors=True)
         for progress in self.run_folder.glob("progress.rank*.json"):
             progress.unlink(missing_ok=True)
 

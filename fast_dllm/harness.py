@@ -30,6 +30,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.model import load_model, model_source
 from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
 from fast_dllm.runner.code_hashes import decoding_sha256
+from fast_dllm.runner.shares import share_folder
 from fast_dllm.runner.tasks import task_of
 from fast_dllm.scoring import MaskedInput, ScoringLM
 from fast_dllm.shards import Plan, Share, ShareAnswered, generation_cost
@@ -289,7 +290,8 @@ class FastDLLM(ScoringLM):
         part of each call's requests; of the others the calls return what is known, or nothing ("" or 0).
         """
         name = None if share is None else share.name
-        self.store = AnswerStore(folder, self.identity(), rank=self.rank, claim=claim, share=name)
+        records = share_folder(folder, name)
+        self.store = AnswerStore(folder, self.identity(), rank=self.rank, claim=claim, share=name, records=records)
         if share is not None:
             self.plan = Plan.of(self.store.folder, folder, share)
         if self.store.num_recovered:

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from fast_dllm.answers import SHARES_FOLDER, share_folder
 from fast_dllm.errors import UsageError
 from fast_dllm.runner.files import read_json, write_json
+from fast_dllm.runner.shares import SHARES_FOLDER, division, share_folder
 from fast_dllm.runner.states import latest_claim, lock_is_held, lock_owner
 
-LOCK, DONE_FILE = ".lock", "done.json"
+LOCK = ".lock"
 BEAT_SECONDS = 2.0
 KEY_DIGITS = 16  # of a request's key, in a plan
 # A forward over this many rows takes a GPU about as long as one over a few: up to there, reading the weights is what
@@ -66,7 +66,7 @@ class Share:
     @property
     def division(self) -> str:
         """How the run is divided, like "4", or "4x2" where two processes answer each of the four."""
-        return f"{self.count}" if self.processes == 1 else f"{self.count}x{self.processes}"
+        return division(self.count, self.processes)
 
 
 def generation_cost(prompt_tokens: int, answer_tokens: int) -> float:
@@ -147,6 +147,11 @@ class Claim:
         self._released.set()
         with contextlib.suppress(OSError):
             (self.path / "released").touch()
+
+
+def discard(folder: Path) -> None:
+    """What is left of a run's shares, once it is complete."""
+    shutil.rmtree(Path(folder) / SHARES_FOLDER, ignore_errors=True)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------

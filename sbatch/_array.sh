@@ -11,8 +11,7 @@
 #SBATCH --no-requeue
 #SBATCH --output=layer_reuse_%A_%a.log
 # Deprecated: an experiment's configurations as one job array. It knows neither what is complete nor what is queued, and
-# nothing continues it. bash sbatch/run.sh does all that. Options: those of sbatch/_job.sh without --config, for example
-#   sbatch sbatch/_array.sh --task gsm8k --limit 100
+# nothing continues it: bash sbatch/run.sh does. Options: _job.sh's without --config: sbatch sbatch/_array.sh --limit 100
 set -euo pipefail
 echo "_array.sh is deprecated: use bash sbatch/run.sh, which skips what is complete and continues what was interrupted" >&2
 cd -- "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the project folder}"

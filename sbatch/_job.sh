@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 # One configuration's job; submitted by run.sh, with the code that was there at that moment (--snapshot).
 # Options: --snapshot ID, then --experiment E --task T --limit N --config C --model M --threshold X --model_args A=V[,A=V]
-# --num_fewshot N, and those of continue.sh
+# --num_fewshot N, --gpus P, --shards N (as an array's: one share; else the job that finishes the run), and those of continue.sh
 set -euo pipefail
 
 PROJECT_ROOT=$(cd -- "${SLURM_SUBMIT_DIR:?submit this with sbatch}" && pwd -P)
@@ -28,7 +28,7 @@ source "$CODE_ROOT/sbatch/continue.sh"
 
 parse_options() {
   local config=""
-  REQUEST=() WORDS=()
+  REQUEST=() WORDS=() SHARDS=""
   while (($#)); do
     need_value "$1" $#
     case $1 in
@@ -36,6 +36,8 @@ parse_options() {
         [[ $1 != --config ]] || config=$2
         REQUEST+=("$1=$2") WORDS+=("$1" "$2")
         ;;
+      --shards) SHARDS=$2 WORDS+=("$1" "$2") REQUEST+=("--shard=${SLURM_ARRAY_TASK_ID-}/$2") ;;
+      --gpus) GPUS=$2 WORDS+=("$1" "$2") REQUEST+=("--gpus=$2") ;;
       --continue | --after | --progress | --stalled) continue_option "$1" "$2" ;;
       *) die "unknown option $(shown "$1")" ;;
     esac
@@ -46,17 +48,18 @@ parse_options() {
   ((${#CONFIGS[@]} == 1)) || die "a job has one --config, not $(shown "$config")"
   REQUEST+=("--model=$MODEL" "--config=${CONFIGS[0]}")
   RUN=${FOLDER[$TASK/${CONFIGS[0]}]}
+  NEXT=("--text=$RUN" "--log=logs/$RUN/slurm_%j.log" "--gpus=$GPUS" "--array=${PART:+$SLURM_ARRAY_TASK_ID}" --script=_job.sh "--snapshot=$SNAPSHOT")
 }
 
 ask_successor() { # --dependency for sbatch, further options
-  ask_runner successor "--text=$RUN" "--log=logs/$RUN/slurm_%j.log" --script=_job.sh "--snapshot=$SNAPSHOT" "--dependency=$1" -- "${WORDS[@]}" "${@:2}"
+  ask_runner successor "${NEXT[@]}" "--dependency=$1" -- "${WORDS[@]}" "${@:2}"
 }
 
 main() {
   # shellcheck disable=SC2034 # read in evaluate.sh
   BATCH=yes HOW=(--mode=job --keep)
   parse_options "$@"
-  say "job $SLURM_JOB_ID on $(uname -n): $RUN, code ${SNAPSHOT:-of the project folder}"
+  say "job $JOB on $(uname -n): $RUN, code ${SNAPSHOT:-of the project folder}"
   ask_runner left "${REQUEST[@]}"
   if ((${#LEFT[@]} == 0)); then
     say "$RUN is complete, nothing to do"
@@ -65,9 +68,17 @@ main() {
   fi
   mkdir -p -- "logs/$RUN" # of the job that continues this one
   begin_job
+  if [[ -n $SHARDS && -z $PART ]]; then # it finishes the run; while shares are at work another one is to wait for them
+    ask_runner wait_for_shares "${REQUEST[@]}" "${NEXT[@]}" -- "${WORDS[@]}" --continue "$CONTINUE"
+    [[ $WAITS == no ]] || end_job 0
+  fi
   activate_or_fail
   local status=0
   evaluate "${CONFIGS[0]}" || status=$?
+  if ((status == 0)) && [[ -n $PART ]]; then # the last share finishes the run; where it does not get through, the job that waits
+    ask_runner last "${REQUEST[@]}"
+    if [[ -z $PART ]] && evaluate "${CONFIGS[0]}" && ((${#WAITING[@]})); then scancel "${WAITING[@]}" || true; fi
+  fi
   end_job "$status"
 }
 

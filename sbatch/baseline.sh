@@ -29,15 +29,15 @@ source "${SNAPSHOT:+.snapshots/$SNAPSHOT/}sbatch/common.sh"
 source "$CODE_ROOT/sbatch/continue.sh"
 
 parse_options() {
-  REQUEST=() FORCE=0 CONTINUE=3
+  REQUEST=() FORCE=0 CONTINUE=3 SHARED=()
   while (($#)); do
     case $1 in
-      --task | --limit | --model | --continue | --after | --progress | --stalled) need_value "$1" $# ;;&
-      --task | --limit | --model) REQUEST+=("$1=$2"); shift ;;
+      --task | --limit | --model) need_value "$1" $#; REQUEST+=("$1=$2"); shift ;;
       --force) FORCE=1 ;;
-      --continue | --after | --progress | --stalled) continue_option "$1" "$2"; shift ;;
+      --shards | --gpus | --gpu | --hours) need_value "$1" $#; SHARED+=("$1" "$2"); shift ;;
+      --continue | --after | --progress | --stalled) need_value "$1" $#; continue_option "$1" "$2"; shift ;;
       -h | --help) runner help; exit ;;
-      *) die "unknown option $(shown "$1"); valid: --task --limit --model --force --continue --help" ;;
+      *) die "unknown option $(shown "$1"); valid: --task --limit --model --force --continue --shards --gpus --gpu --hours --help" ;;
     esac
     shift
   done
@@ -59,6 +59,14 @@ ask_successor() { # --dependency for sbatch, further options
     --task "$(IFS=,; echo "${RUN_TASKS[*]}")" ${LIMIT:+--limit "$LIMIT"} --model "$MODEL" "${@:2}"
 }
 
+submit_in_shares() { # each task as run.sh submits its plain configuration
+  local status=0 more=(--model "$MODEL" ${LIMIT:+--limit "$LIMIT"} --continue "$CONTINUE" "${SHARED[@]}")
+  [[ $BATCH == no ]] || die "${SHARED[0]} submits jobs of its own: bash sbatch/baseline.sh, not sbatch"
+  if ((FORCE)); then more+=(--force); fi
+  for TASK in "${RUN_TASKS[@]}"; do bash "$CODE_ROOT/sbatch/run.sh" --task "$TASK" "${more[@]}" plain || status=$?; done
+  exit "$status"
+}
+
 run_task() { # TASK
   local status=0
   evaluate plain || status=$?
@@ -73,6 +81,7 @@ run_task() { # TASK
 main() {
   local status failed=() elsewhere=()
   parse_options "$@"
+  if ((${#SHARED[@]})); then submit_in_shares; fi
   load_cluster_settings # sbatch itself has not read them: of this job they set the hub's cache and the like
   if [[ $BATCH == yes && -z $SNAPSHOT ]]; then go_on_from_snapshot "$@"; fi
   if ((FORCE)); then runner force "${REQUEST[@]}"; fi

@@ -35,7 +35,7 @@ ask_runner() { # command, options: sets the variables that it answers with. Ends
 # Set by `ask_runner request`: what is to be evaluated, and the words that ask for the same again. FOLDER[task/configuration]
 # is below results/, logs/ and artifacts/, and the job's name.
 # shellcheck disable=SC2034 # read by the scripts that source this file
-EXPERIMENT="" TASK="" LIMIT="" TASK_FOLDER="" MODEL="" RUN_TASKS=() CONFIGS=() REQUEST=()
+EXPERIMENT="" TASK="" LIMIT="" TASK_FOLDER="" MODEL="" PART="" RUN_TASKS=() CONFIGS=() REQUEST=()
 # shellcheck disable=SC2034
 declare -A FOLDER=()
 

@@ -12,6 +12,7 @@ source "$CODE_ROOT/sbatch/evaluate.sh"
 source "$CODE_ROOT/sbatch/submit.sh"
 
 CONTINUE=0 AFTER="" PROGRESS=0+0 STALLED=0 SUCCESSOR="" REFUSED=""
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} JOB=${JOB:-${SLURM_JOB_ID-}} # one of an array as 12_3
 
 continue_option() { # option, value
   case $1 in
@@ -28,7 +29,7 @@ fail_left() { # class, last lines or "" for the log's: the job ends before it ev
 
 submit_successor() {
   ((CONTINUE > 0)) || return 0
-  ask_successor "afternotok:$SLURM_JOB_ID" --continue "$((CONTINUE - 1))" --after "${AFTER:+$AFTER,}$SLURM_JOB_ID" \
+  ask_successor "afternotok:$JOB" --continue "$((CONTINUE - 1))" --after "${AFTER:+$AFTER,}$JOB" \
     --progress "$(runner work "${REQUEST[@]}")" --stalled "$STALLED"
   if [[ -n $SUCCESSOR ]]; then
     say "job $SUCCESSOR waits to continue this one, should Slurm end it"

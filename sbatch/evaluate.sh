@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # One evaluation with its records: what _job.sh, baseline.sh and local.sh share. Sourced after common.sh.
 
-TOLD_TO_STOP=no GOES_ON=no
+TOLD_TO_STOP=no GOES_ON=no GPUS=1
 
 log_of_this_job() { # the file that Slurm writes this script's output to; relative to the project if it is inside
   local file
@@ -14,8 +14,9 @@ log_of_this_job() { # the file that Slurm writes this script's output to; relati
 run_eval() { # log file
   local child="" status
   # every value that a user's `accelerate config` could change is given
-  local command=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no)
-  has_gpu || command+=(--cpu)
+  local command=(accelerate launch --quiet --num_processes "$GPUS" --num_machines 1 --mixed_precision no --dynamo_backend no)
+  if ((GPUS > 1)); then command+=(--main_process_port 0); fi # one that is free: another job may be on this node
+  if ! has_gpu; then command+=(--cpu); elif ((GPUS > 1)); then command+=(--multi_gpu); fi
   command+=("$CODE_ROOT/eval.py" "${EVAL_WORDS[@]}")
   if [[ ${BATCH:-no} != yes ]]; then
     runner watch "${REQUEST[@]}" "--task=$TASK" "${RUNS[@]/#/--config=}" "--log=$1" -- "${command[@]}"
@@ -49,7 +50,7 @@ evaluate() { # configuration...
     log+=/local_$$.log
   fi
   for config; do
-    base=results/${FOLDER[$TASK/$config]}/.lock
+    base=results/${FOLDER[$TASK/$config]}/${PART}.lock
     if lock_acquire "$base" short; then
       held+=("--config=$config")
     else
@@ -62,20 +63,20 @@ evaluate() { # configuration...
   ((${#REFUSED[@]} == 0)) || { status=1 && RUNS_FAILED+=("${REFUSED[@]}"); }
   held=(${RUNS[@]+"${RUNS[@]/#/--config=}"})
   for config; do
-    base=results/${FOLDER[$TASK/$config]}/.lock
+    base=results/${FOLDER[$TASK/$config]}/${PART}.lock
     [[ -z ${LOCK[$base]-} || " ${RUNS[*]-} " == *" $config "* ]] || lock_release "$base"
   done
   ((${#held[@]})) || return "$status"
-  for config in "${RUNS[@]}"; do claims+=${claims:+:}${LOCK["results/${FOLDER[$TASK/$config]}/.lock"]}; done
+  for config in "${RUNS[@]}"; do claims+=${claims:+:}${LOCK["results/${FOLDER[$TASK/$config]}/${PART}.lock"]}; done
   [[ ! -f $log ]] || start=$(wc -c <"$log")
   FAST_DLLM_CLAIMS=$claims run_eval "$log" || code=$?
   for config in "${RUNS[@]}"; do
-    lock_is_ours "results/${FOLDER[$TASK/$config]}/.lock" || lost+=("--lost=$config")
+    lock_is_ours "results/${FOLDER[$TASK/$config]}/${PART}.lock" || lost+=("--lost=$config")
   done
   if [[ $TOLD_TO_STOP == yes ]]; then words+=(--told_to_stop); fi
   ask_runner end "${words[@]}" "${held[@]}" "--log=$log" "--start=$start" "--status=$code" ${lost[@]+"${lost[@]}"} ${HOW[@]+"${HOW[@]}"}
   RUNS_FAILED+=(${NOT_DONE[@]+"${NOT_DONE[@]}"})
-  for config in "${RUNS[@]}"; do lock_release "results/${FOLDER[$TASK/$config]}/.lock"; done
+  for config in "${RUNS[@]}"; do lock_release "results/${FOLDER[$TASK/$config]}/${PART}.lock"; done
   ((END_STATUS == 0)) || status=$END_STATUS
   return "$status"
 }

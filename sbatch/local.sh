@@ -11,12 +11,10 @@ parse_options() {
   REQUEST=(--code_tasks) HOW=() MODE=named
   while (($#)); do
     case $1 in
-      --task | --limit | --model | --experiment | --threshold | --model_args | --num_fewshot | --config | --batch_size | --batch-size)
-        need_value "$1" $# ;;&
       --config) named=1 ;;&
       --task) tasked=1 ;;&
-      --task | --limit | --model | --experiment | --threshold | --model_args | --num_fewshot | --config) REQUEST+=("$1=$2"); shift ;;
-      --batch_size | --batch-size) HOW+=("--batch_size=$2"); shift ;;
+      --task | --limit | --model | --experiment | --threshold | --model_args | --num_fewshot | --config) need_value "$1" $#; REQUEST+=("$1=$2"); shift ;;
+      --batch_size | --batch-size) need_value "$1" $#; HOW+=("--batch_size=$2"); shift ;;
       --confirm_run_unsafe_code | --force) HOW+=("$1") ;;
       --matrix) MODE=matrix ;;
       --demo) demo=1 ;;

@@ -7,21 +7,20 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=sbatch/submit.sh
 source "$CODE_ROOT/sbatch/submit.sh"
 
-OPTIONS="--status --check --json --dry-run --force --limit --task --experiment --config --threshold --model --model_args --num_fewshot --continue --hours --gpu --report --help"
+OPTIONS="--status --check --json --dry-run --force --limit --task --experiment --config --threshold --model --model_args --num_fewshot --continue --hours --gpu --gpus --shards --report --help"
 # offered where there is one
 [[ -d $CODE_ROOT/fast_dllm/report ]] || OPTIONS=${OPTIONS/ --report/}
 
 parse_options() {
-  REQUEST=(--matrix) HOW=(--continue=3) FORCE=0 DRY_RUN=0 MODE=submit SHOW=()
+  REQUEST=(--matrix) HOW=(--continue=3) DRY_RUN=0 MODE=submit SHOW=()
   while (($#)); do
     case $1 in
-      --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot | --continue | --hours | --gpu) need_value "$1" $# ;;&
-      --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot) REQUEST+=("$1=$2"); shift ;;
-      --continue | --hours | --gpu) HOW+=("$1=$2"); shift ;;
+      --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot) need_value "$1" $#; REQUEST+=("$1=$2"); shift ;;
+      --continue | --hours | --gpu | --gpus | --shards) need_value "$1" $#; HOW+=("$1=$2"); shift ;;
       --status) MODE=status ;;
       --report) [[ $OPTIONS == *--report* ]] || die "unknown option --report; valid: $OPTIONS"; MODE=report ;;
-      --dry-run) DRY_RUN=1 ;;
-      --force) FORCE=1 ;;
+      --dry-run) DRY_RUN=1 HOW+=(--dry_run) ;;
+      --force) HOW+=(--force) ;;
       --check | --json) SHOW+=("$1") ;;
       -h | --help) runner help; exit ;;
       -*) die "unknown option $(shown "$1"); valid: $OPTIONS" ;;
@@ -66,8 +65,6 @@ submit_under_lock() {
 
 submit_missing() {
   local status=0 result=0 lines config folder action detail words settings how submitted=0 waiting=0
-  if ((FORCE)); then HOW+=(--force); fi
-  if ((DRY_RUN)); then HOW+=(--dry_run); fi
   # under the lock: what another run.sh has just submitted is seen
   lines=$(runner plan "${REQUEST[@]}" "${HOW[@]}") || return
   snapshot_name

@@ -108,13 +108,16 @@ class Project:
         return self.bash("sbatch/run.sh", *arguments, **extra)
 
     def start_job(self, job_id: str, *arguments: str, script: str = "sbatch/_job.sh", **extra: str) -> subprocess.Popen:
-        """A script as Slurm runs it: a copy of it, from another place, its output in the log file."""
+        """A script as Slurm runs it: a copy of it, from another place, its output in the log file. "12_3" is number 3
+        of an array."""
         spool = self.state / f"spool_script_{job_id}"
         shutil.copy(self.root / script, spool)
         self.set_job(job_id, "RUNNING")
         log = self.root / "logs" / f"job_{job_id}.log"
         log.parent.mkdir(exist_ok=True)
-        job = {"SLURM_JOB_ID": job_id, "SLURM_SUBMIT_DIR": str(self.root)}
+        array, _, number = job_id.partition("_")
+        job = {"SLURM_JOB_ID": job_id.replace("_", "00"), "SLURM_SUBMIT_DIR": str(self.root)}
+        job |= {"SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": number} if number else {}
         with log.open("a") as file:
             return subprocess.Popen(
                 ["bash", "-c", 'export SLURM_TASK_PID=$$; exec bash "$@"', "-", str(spool), *arguments],
@@ -155,7 +158,7 @@ class Project:
 
     def submitted(self) -> list[str]:
         """Names of the jobs that exist, in the order of their ids."""
-        files = sorted((self.state / "jobs").iterdir(), key=lambda file: int(file.name))
+        files = sorted((self.state / "jobs").iterdir(), key=lambda file: [*map(int, file.name.split("_"))])
         return [file.read_text().split("|")[2] for file in files]
 
     def evaluations(self) -> list[str]:

@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 
 from fast_dllm.errors import UsageError
 from fast_dllm.harness import FastDLLM
-from fast_dllm.shards import LOCK, Claim, Plan, Share, ShareAnswered, balanced, check_nobody_at_work
+from fast_dllm.shards import LOCK, Claim, Plan, Share, ShareAnswered, balanced, check_nobody_at_work, discard
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -134,6 +134,7 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     assert counts(last.total()) == counts(whole.total())
     assert last.total().num_segments == 1, "nothing was interrupted"
     last.store.discard()
+    discard(tmp_path)
     assert not any(tmp_path.iterdir())
 
 

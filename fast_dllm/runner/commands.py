@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Iterator
 
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.runner import jobs, output, prefetch, submission, tasks, watch
+from fast_dllm.runner import arrays, jobs, output, prefetch, submission, tasks, watch
+from fast_dllm.runner.arrays import AUTO
 from fast_dllm.runner.gpus import check_gpu
 from fast_dllm.runner.help import help_text
 from fast_dllm.runner.request import Request, add_options, check_count, join_arguments, read_request
 from fast_dllm.runner.resources import check_hours
+from fast_dllm.runner.sbatch import submit_successor
+from fast_dllm.runner.shares import MOST, MOST_GPUS, SHARES_FOLDER, division
 from fast_dllm.runner.states import examine
 from fast_dllm.runner.table import table
 from fast_dllm.runner.tasks import ROOT, task_folder
@@ -37,6 +41,7 @@ def tell_request(request: Request) -> None:
     words = [f"--experiment={request.experiment}", f"--task={','.join(request.tasks)}"]
     words += [f"--limit={request.limit}"] if request.limit is not None else []
     words += [f"--model={request.model}"] if request.model is not None else []
+    words += [f"--share={request.share}"] if request.share is not None else []
     words += ["--several"] if len(request.tasks) > 1 else []
     words += ["--code_tasks"] if any(run.task.code for run in request.runs()) else []
     others = {key: value for key, value in request.given.items() if key != "num_fewshot"}
@@ -52,6 +57,7 @@ def tell_request(request: Request) -> None:
             "TASK_FOLDER": task_folder(request.task, request.limit),
             "MODEL": request.model_or_default,
             "CONFIGS": request.names,
+            "PART": f"{SHARES_FOLDER}/{request.share}/" if request.share else "",
             "FOLDER": {f"{run.task.name}/{run.name}": run.path for run in request.runs()},
             "REQUEST": words,
         }
@@ -95,8 +101,14 @@ def read_options(words: list) -> argparse.Namespace:
     parser.add_argument("--only", help="of the configurations this one")
     for option in ("--log", "--text", "--progress", "--failure"):
         parser.add_argument(option, default="")
-    for option in ("--hours", "--gpu"):
+    parser.add_argument("--share", help="i-of-DIVISION: of the run this share alone")
+    parser.add_argument("--shard", help="i/N, the same, of a job; /N of the one that finishes the run")
+    for option in ("--array", "--missing", "--alive", "--finishing_time"):
+        parser.add_argument(option, default="", help="of the jobs of a run in shares")
+    parser.add_argument("--finishes", action="store_true", help="with the job that finishes it")
+    for option in ("--hours", "--gpu", "--shards"):
         parser.add_argument(option)
+    parser.add_argument("--gpus", default="1")
     parser.add_argument("--after", default="")
     for option in ("--snapshot", "--dependency", "--script"):
         parser.add_argument(option, default="", help="of the job that is submitted")
@@ -115,6 +127,14 @@ def read_options(words: list) -> argparse.Namespace:
     if options.only is not None:
         options.config = [options.only]
     options.after = [job for job in options.after.split(",") if job]
+    options.gpus = check_count("--gpus", options.gpus, most=MOST_GPUS)
+    if options.shards == AUTO and options.hours == AUTO:
+        raise UsageError("--shards auto divides by the time that a job has: --hours H with it, not auto")
+    if options.shards not in (None, AUTO):
+        options.shards = check_count("--shards", options.shards, most=MOST, other=AUTO)
+    if options.shard is not None:
+        index, _, count = options.shard.partition("/")
+        options.share = f"{index}-of-{division(int(count), options.gpus)}" if index else None
     options.batch_size = check_count("--batch_size", options.batch_size)
     check_count("--continue", vars(options)["continue"], least=0)
     for name in ("status", "start", "stalled"):
@@ -131,9 +151,9 @@ def main(script: str, root: str, *words: str) -> int:
         print(*cluster_settings(Path(root)), sep="\n")
         return 0
     if options.command == "successor":
-        assign(dict(submission.submit_successor(options, options.words)))
+        assign(dict(submit_successor(options, options.words)))
         return 0
-    request = read_request(options, Path(root), ROOT)
+    request = dataclasses.replace(read_request(options, Path(root), ROOT), share=options.share)
     if options.hours is not None:
         check_hours(options.hours)
     if options.gpu is not None:
@@ -154,6 +174,13 @@ def main(script: str, root: str, *words: str) -> int:
         tell_request(request)
     elif options.command == "left":
         assign({"LEFT": list(dict.fromkeys(run.task.name for run in jobs.left(request, options.after)))})
+    elif options.command == "wait_for_shares":
+        assign(arrays.wait_for_shares(request, options))
+    elif options.command == "last" and arrays.is_last(request):
+        tell_request(dataclasses.replace(request, share=None))
+        assign({"WAITING": arrays.waiting(request)})
+    elif options.command == "last":
+        pass
     elif options.command == "work":
         print(jobs.work_done(request))
     elif options.command == "keep":

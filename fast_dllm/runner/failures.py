@@ -142,6 +142,12 @@ def end_of(log: Path, start: int = 0, size: int = 20000) -> str:
         return ""
 
 
+def own_job() -> str:
+    """The job that this runs in, of an array as "123_4"; "" without one."""
+    array, number = (os.environ.get(f"SLURM_ARRAY_{name}", "") for name in ("JOB_ID", "TASK_ID"))
+    return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID", "")
+
+
 def printable(text: str) -> str:
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", "", text.replace("\t", " "))
 
@@ -153,7 +159,7 @@ def write_failure(folder: Path, name: str, status: int, log: str, text: str) -> 
         "class": name,
         "message": TEXTS[name],
         "exit_code": status,
-        "job_id": os.environ.get("SLURM_JOB_ID", ""),
+        "job_id": own_job(),
         "host": socket.gethostname(),
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "log": printable(log),

@@ -40,6 +40,9 @@ Submits one Slurm job for each configuration that is neither complete, nor queue
                     QOS's limit)
   --gpu TYPE[,TYPE] {gpus}; of several the one that starts soonest;
                     soonest: of all that the model can run on (default rtx_6000)
+  --shards N        each configuration's questions in N shares, a job array, and a short job that finishes it; auto: as
+                    many that each share ends within a job's wall time
+  --gpus P          P GPUs of one node for each job, which share its questions
 {report}  --help
 
 Examples:
@@ -98,6 +101,8 @@ Without Slurm: bash sbatch/baseline.sh [OPTION...]
   --force        run complete ones again, from the first question
   --continue N   how many further jobs may continue one that Slurm ended: time limit, preemption, node failure
                  (default 3)
+  --shards N, --gpus P, --gpu TYPE, --hours H
+                 without sbatch: submits each task's jobs as run.sh does with these
   --help
 """
 

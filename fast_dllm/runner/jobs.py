@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import sys
@@ -27,6 +26,7 @@ from fast_dllm.runner.files import (
 )
 from fast_dllm.runner.matrix import GENERATION_FILE
 from fast_dllm.runner.request import Request, Run, evaluation_words
+from fast_dllm.runner.shares import DONE_FILE, share_folder
 from fast_dllm.runner.slurm import ask
 from fast_dllm.runner.states import FORCE_FILE, Records, is_forced, lock_owner
 from fast_dllm.runner.summaries import QUESTIONS_FILE, Judge, Judgement, earlier_fault, fault_of, is_earlier
@@ -42,13 +42,24 @@ def say(text: str) -> None:
 
 
 def folder_of(request: Request, run: Run) -> Path:
-    return request.root / "results" / run.path
+    """Where the records of the run lie, or of the share of it that is meant."""
+    return share_folder(request.root / "results" / run.path, request.share)
 
 
 # -- what is left ------------------------------------------------------------------------------------------------------
 def is_done(request: Request, run: Run, judge: Judge) -> bool:
-    """There is a whole result, and nobody asked for another one."""
-    return not is_forced(request.root, run) and judge.judge(run).is_whole
+    """There is a whole result, and nobody asked for another one; or the share that is meant is answered."""
+    if not is_forced(request.root, run) and judge.judge(run).is_whole:
+        return True
+    return request.share is not None and share_is_done(request, run, judge)
+
+
+def share_is_done(request: Request, run: Run, judge: Judge) -> bool:
+    """By the code and the model that are evaluated now; a repeated one would only find its answers."""
+    content = read_json(folder_of(request, run) / DONE_FILE)[0] or {}
+    hashes = (judge.policy, judge.decoding(False))
+    told = (content.get("generation_code_sha256"), content.get("decoding_sha256"))
+    return told == hashes and content.get("model_path") == request.model_or_default
 
 
 def has_failed(request: Request, run: Run, after: Iterable[str]) -> str:
@@ -70,7 +81,8 @@ def work_done(request: Request) -> str:
         if is_done(request, run, judge):
             complete += 1
         elif not is_forced(request.root, run):
-            for file in (folder_of(request, run) / "answers").glob("**/*.jsonl"):
+            share = "" if request.share is None else f"*.shard{request.share}.rank"
+            for file in (request.root / "results" / run.path / "answers").glob(f"**/{share}*.jsonl"):
                 batches += file.read_bytes().count(b"\n")
     return f"{complete}+{batches}"
 
@@ -137,18 +149,23 @@ def _tell_kept(run: Run, judged: Judgement, request: Request) -> None:
 def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
     folder = folder_of(request, run)
     remove(folder / "failure.json", *folder.glob("progress.rank*.json"))
+    if request.share is not None:
+        remove(folder / DONE_FILE)
+        record_job(folder, failures.own_job(), log)
+        return
     keep_what_stood(folder / "summary.json", run)
     if forced:
         shutil.rmtree(folder / "answers", ignore_errors=True)
         if (folder / "summary.json").exists():
             (folder / "summary.json").replace(folder / "summary.previous.json")
         remove(folder / FORCE_FILE)  # last: ended before this, the next evaluation begins again
-    record_job(folder, os.environ.get("SLURM_JOB_ID", ""), log)
+    before = read_json(folder / "job.json")[0] or {}
+    record_job(folder, failures.own_job(), log, **{key: before[key] for key in ("shards", "gpus") if key in before})
 
 
-def record_job(folder: Path, job: str, log: str) -> None:
+def record_job(folder: Path, job: str, log: str, **further: object) -> None:
     """What status asks the accounting about when the job had no chance to write failure.json."""
-    write_json(folder / "job.json", {"schema_version": 1, "job_id": job, "log": failures.printable(log)})
+    write_json(folder / "job.json", {"schema_version": 1, "job_id": job, "log": failures.printable(log), **further})
 
 
 def end(request: Request, options: argparse.Namespace) -> dict[str, object]:
@@ -163,7 +180,7 @@ def end(request: Request, options: argparse.Namespace) -> dict[str, object]:
         folder, reason = folder_of(request, run), _fault_of_new(request, run)
         if (status == 0 or len(runs) > 1) and run.name not in options.lost and not reason:
             found["RUNS_DONE"].append(run.name)
-            remove(folder / "failure.json", *folder.glob("progress.rank*.json"))
+            remove(folder / "failure.json", *(folder.glob("progress.rank*.json") if request.share is None else ()))
             if options.keep:
                 keep(request, run)
         elif found["NOT_DONE"]:
@@ -186,6 +203,8 @@ def end(request: Request, options: argparse.Namespace) -> dict[str, object]:
 def _fault_of_new(request: Request, run: Run) -> str:
     """Why summary.json is no complete one of this process: job.json was written when it began."""
     folder = folder_of(request, run)
+    if request.share is not None:
+        return "" if is_newer(folder / DONE_FILE, folder / "job.json") else "the share is not answered"
     content, fault = read_json(folder / "summary.json")
     if content is None:
         return f"not valid JSON, {fault}" if fault else "no file"
@@ -219,7 +238,9 @@ def keep_what_stood(path: Path, run: Run) -> None:
 
 def keep(request: Request, run: Run) -> None:
     """The summary and what each question got are small and tracked in artifacts/; results/ may lie on a disk that is
-    purged. The questions go first: a summary that stands there has them."""
+    purged. The questions go first: a summary that stands there has them. A share has none."""
+    if request.share is not None:
+        return
     source = folder_of(request, run) / "summary.json"
     target = request.root / "artifacts" / run.path / "summary.json"
     if source.is_file():
@@ -326,20 +347,3 @@ def continue_after(request: Request, options: argparse.Namespace) -> dict[str, o
         say(f"not continued any more: {failures.TEXTS['no_progress']}")
         return {"GO_ON": "fail", "STALLED": stalled}
     return {"GO_ON": "yes", "STALLED": stalled}
-
-
-def resources_of_job() -> list[str]:
-    """sbatch's options for a job like this one: what was given by hand for it has to be given again."""
-    environment, words = os.environ, []
-    worked, text = ask("squeue", "--noheader", f"--jobs={environment['SLURM_JOB_ID']}", "--format=%a|%q|%P|%l|%b")
-    fields = text.strip().split("|")
-    if worked and len(fields) == 5:
-        names = ("--account", "--qos", "--partition", "--time")
-        words = [f"{name}={value}" for name, value in zip(names, fields)]
-        if fields[4].startswith("gres"):
-            words.append(f"--gres={re.sub('gres[:/]', '', fields[4])}")
-    if environment.get("SLURM_CPUS_PER_TASK"):
-        words.append(f"--cpus-per-task={environment['SLURM_CPUS_PER_TASK']}")
-    if environment.get("SLURM_MEM_PER_NODE"):
-        words.append(f"--mem={environment['SLURM_MEM_PER_NODE']}M")
-    return words

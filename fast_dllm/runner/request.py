@@ -12,6 +12,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.runner import matrix as matrices
 from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
 from fast_dllm.runner.matrix import GENERATION_FILE, NAME, NINE, Matrix, canonical
+from fast_dllm.runner.shares import parse_division
 from fast_dllm.runner.tasks import TASKS, Task, check_task, split_tasks, task_folder
 
 
@@ -37,7 +38,8 @@ class Run:
 class Request:
     """root: the project's folder, which has the results. code_root: the code that runs; in a job its snapshot.
 
-    model: None where none was named. given: the model arguments of the command line, and num_fewshot.
+    model: None where none was named. given: the model arguments of the command line, and num_fewshot. share: the name
+    of the one share of the runs that is meant, or None.
     """
 
     root: Path
@@ -50,6 +52,7 @@ class Request:
     defaults: Mapping[str, object]
     model: str | None
     given: Mapping[str, object]
+    share: str | None = None
 
     @property
     def task(self) -> str:
@@ -143,9 +146,13 @@ def check_experiment(name: str, code_root: Path) -> str:
     return name
 
 
-def check_count(option: str, text: str, least: int = 1) -> int:
+def check_count(option: str, text: str, least: int = 1, most: int | None = None, other: str = "") -> int:
+    """other: a word that the option takes too."""
     if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or int(text) < least or (text[0] == "0" and text != "0"):
-        raise UsageError(f"{option} must be a whole number from {least}, not {text!r}")
+        choices = f"a whole number from {least}" + (f", or {other}" if other else "")
+        raise UsageError(f"{option} must be {choices}, not {text!r}")
+    if most is not None and int(text) > most:
+        raise UsageError(f"{option} must be at most {most}, not {text}")
     return int(text)
 
 
@@ -184,6 +191,8 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: int, confirm
     words += ["--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn"]
     words += ["--limit", str(request.limit)] if request.limit is not None else []
     words += ["--confirm_run_unsafe_code"] if confirmed else []
+    if request.share:
+        words += ["--shard", f"{request.share.partition('-')[0]}/{parse_division(request.share)[0]}"]
     arguments: dict[str, object] = {"model_path": request.model_or_default}
     folder = f"results/{request.experiment}/{task_folder(first.task.name, request.limit)}/"
     common = {"show_speed": True, "experiment_name": request.experiment}

@@ -79,11 +79,22 @@ def decide(request: Request, runs: list[Run], options: argparse.Namespace, there
         gres = settings["SBATCH_GRES"] = f"gpu:{gpu}:1"
         settings.update(memory_for(gpu, script_option(request.code_root, "mem")))
     gpu = slurm.gpu_type(gres)
+    if options.gpus > 1:
+        gres = settings["SBATCH_GRES"] = ":".join(["gpu", *([gpu] if gpu else []), str(options.gpus)])
+        settings.update(memory_of(options.gpus, settings, script_option(request.code_root, "mem")))
     wall, line = _wall(request, runs, options, gpu, limiter, longest)
     told += [line] if line else []
     if line or options.hours:
         settings.update(_time(wall))
     return Resources(account, qos, gpu, count_of(gres), wall, settings, tuple(told))
+
+
+def memory_of(gpus: int, settings: Mapping[str, str], asked: str) -> dict[str, str]:
+    """That of one GPU for each; what the user has set for the job stays."""
+    if os.environ.get("SBATCH_MEM_PER_NODE"):
+        return {}
+    each = settings.get("SBATCH_MEM_PER_NODE")
+    return {"SBATCH_MEM_PER_NODE": str(int(each) * gpus) if each else f"{int(asked.rstrip('G')) * gpus}G"}
 
 
 def _time(wall: float) -> dict[str, str]:
@@ -139,7 +150,7 @@ def _wall(
     limit = f"{limiter} ends jobs after {as_hours(longest)}{source_of_limits()}"
     if options.hours == "auto":
         costs = [cost_of(request, run, gpu) for run in runs]
-        known = [cost.wall for cost in costs if cost]
+        known = [cost.wall((options.shards or 1) * options.gpus) for cost in costs if cost]
         if len(known) < len(costs):
             what = f"{runs[0].task.name} with {request.model_or_default} on {gpu or 'this GPU'}"
             raise UsageError(f"--hours auto: nothing here tells how long {what} takes; --hours H")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Mapping
 
+from fast_dllm.runner.shares import array_numbers
+
 SECONDS = 30  # that Slurm is waited for
 
 
@@ -152,6 +154,16 @@ class Job:
     name: str = ""
     folder: str = ""
 
+    @property
+    def shares(self) -> set[int]:
+        """The shares that it answers: its numbers in an array."""
+        return array_numbers(self.job_id)
+
+    @property
+    def waits(self) -> bool:
+        """For another job to end."""
+        return self.state == "PENDING" and self.reason.startswith("Dependency")
+
 
 _JOB_FORMAT = "%i|%T|%r|%L|%l|%b|%j|%Z"
 
@@ -170,18 +182,18 @@ def gpu_type(gres: str) -> str:
     return found[1].lower() if found else ""
 
 
-def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, Job], str]:
-    """(job by its name, why the queue cannot be known or ""). A running job hides the one that waits to continue it.
-    Jobs of other folders with the same names are not this project's."""
+def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, list[Job]], str]:
+    """(jobs by their name, why the queue cannot be known or ""). Jobs of other folders with the same names are not this
+    project's."""
     if not shutil.which("squeue"):
         return {}, ""
     worked, text = ask("squeue", "--noheader", f"--name={','.join(names)}", f"--format={_JOB_FORMAT}")
     if not worked:
         return {}, text or "it said nothing"
-    queued: dict[str, Job] = {}
+    queued: dict[str, list[Job]] = {}
     for job in map(_job, text.splitlines()):
-        if job and job.folder == str(root) and (job.name not in queued or job.state != "PENDING"):
-            queued[job.name] = job
+        if job and job.folder == str(root):
+            queued.setdefault(job.name, []).append(job)
     return queued, ""
 
 
@@ -213,6 +225,6 @@ def read_ended(job_ids: list[str]) -> dict[str, str]:
     """job -> "state|exit code", of jobs that are gone and left no record."""
     if not job_ids or not shutil.which("sacct"):
         return {}
-    worked, text = ask("sacct", "-X", "-n", "-P", "-j", ",".join(job_ids), "-o", "JobIDRaw,State,ExitCode")
+    worked, text = ask("sacct", "-X", "-n", "-P", "-j", ",".join(job_ids), "-o", "JobID,State,ExitCode")
     lines = (line.split("|", 1) for line in text.splitlines() if "|" in line) if worked else ()
     return {job_id: state for job_id, state in lines if job_id}

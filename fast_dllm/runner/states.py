@@ -16,6 +16,7 @@ from fast_dllm.runner.failures import TEXTS, class_of_state
 from fast_dllm.runner.files import read_json
 from fast_dllm.runner.request import Request, Run
 from fast_dllm.runner.roofline import type_of_card
+from fast_dllm.runner.shares import DONE_FILE, division, job_words, names_of, share_folder
 from fast_dllm.runner.slurm import Job, read_ended, read_queue
 from fast_dllm.runner.summaries import Judge, Judgement
 
@@ -26,7 +27,7 @@ FORCE_FILE = "force"  # in a run's folder: --force, until the run begins
 @dataclass(frozen=True)
 class State:
     """state: complete earlier stale running queued blocked corrupt failed pending. detail: for people. job: its id or
-    "". asked_gpu: the type that it asked for, or ""."""
+    "". asked_gpu: the type that it asked for, or "". jobs: all that are in the queue for it."""
 
     run: Run
     state: str
@@ -34,6 +35,7 @@ class State:
     job: str
     judgement: Judgement
     asked_gpu: str = ""
+    jobs: tuple[Job, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -104,7 +106,7 @@ def examine(request: Request) -> tuple[list[State], str]:
     ]
     ended = read_ended([job for job in unknown if job])
     return [
-        state_of(root, run, judged[run.path], queued.get(run.path), records[run.path], ended) for run in runs
+        state_of(root, run, judged[run.path], queued.get(run.path, []), records[run.path], ended) for run in runs
     ], fault
 
 
@@ -142,17 +144,21 @@ class Records:
         return (self.folder / "answers").is_dir() or any(self.folder.glob("progress.rank*.json"))
 
 
-def state_of(root: Path, run: Run, judged: Judgement, job: Job | None, records: Records, ended: Mapping) -> State:
+def state_of(root: Path, run: Run, judged: Judgement, jobs: list[Job], records: Records, ended: Mapping) -> State:
     folder = root / "results" / run.path
     state, detail = judged.state, judged.detail
     if state == "pending":
         detail = "pending: to be run again (--force)" if is_forced(root, run) else "pending"
     # a job that waits to continue one that needs no continuation is about to be removed
-    if job and judged.is_complete and job.state == "PENDING" and job.reason.startswith("Dependency"):
-        job = None
-    if job:
-        state, detail = state_of_job(job, folder)
-        return State(run, state, detail, job.job_id, judged, job.gpu)
+    jobs = [job for job in jobs if not (judged.is_complete and job.waits)]
+    shares = [job for job in jobs if job.shares]
+    # a running job hides the one that waits to continue it, and one that waits for shares is hidden by these
+    job = next((job for job in reversed(jobs) if job.state != "PENDING" and not job.shares), None)
+    if job is None and not shares:
+        job = next(iter(jobs), None)
+    if job or shares:
+        now, ids = (state_of_job(job, folder), job.job_id) if job else state_of_shares(shares, folder)
+        return State(run, *now, ids, judged, (job or shares[0]).gpu, tuple(jobs))
     if lock_is_held(folder / ".lock"):
         process = lock_owner(folder / ".lock")
         return State(run, "running", f"running, no job: process {process}{progress(read_progress(folder))}", "", judged)
@@ -182,8 +188,64 @@ def state_of_job(job: Job, folder: Path) -> tuple[str, str]:
     return "running", f"running, job {job.job_id}{progress(now)}{parts(folder, job, now)}"
 
 
+def state_of_shares(jobs: list[Job], folder: Path) -> tuple[tuple[str, str], str]:
+    """((state, detail), the jobs' ids) of a run that is answered in shares."""
+    for job in jobs:
+        never = reasons.blocked(job)
+        if never:
+            return ("blocked", f"blocked: {never[0]} ({job.reason}), job {job.job_id}; {never[1]}"), job.job_id
+    running = [job for job in jobs if job.state != "PENDING"]
+    ids = job_words([job.job_id for job in running or jobs])
+    if running and lock_is_held(folder / ".lock"):  # the last of them finishes the run
+        return ("running", f"running, job {ids}{progress(read_progress(folder))}"), ids
+    told = read_json(folder / "job.json")[0] or {}
+    alive: set[int] = set().union(*(job.shares for job in jobs))
+    count = told.get("shards") or len(alive)
+    text = division(count, told.get("gpus") or 1)
+    failed = failed_shares(folder, text, alive)
+    if not running:
+        waits = min(jobs, key=lambda job: job.waits)
+        return ("queued", f"queued, job {ids}, {reasons.waiting(waits)}, {count} shards{failed}"), ids
+    at_work: set[int] = set().union(*(job.shares for job in running))
+    return ("running", f"running, job {ids}{progress_of_shares(folder, text, len(at_work), count)}{failed}"), ids
+
+
+def failed_shares(folder: Path, text: str, alive: set[int]) -> str:
+    """Like "; shard 2 failed: cancelled, job 123_2, log: ...", of those of a division whose chain has ended."""
+    told = ""
+    for number, name in enumerate(names_of(text)):
+        records = Records.of(share_folder(folder, name))
+        if number in alive or (records.folder / DONE_FILE).exists() or not records.begun:
+            continue
+        why = str(records.failure.get("class") or "no_result")
+        told += f"; shard {number} failed: {failure_detail(why, records.job, records.log)}"
+    return told
+
+
+def progress_of_shares(folder: Path, text: str, at_work: int, count: int) -> str:
+    """Like ", 412/1319, 3 of 4 shards, 180.2 tok/s, ~6 min left": of all shares of a division; speed and time of
+    those at work."""
+    answered = total = 0
+    speed = rate = 0.0
+    for name in names_of(text):
+        part = share_folder(folder, name)
+        at_it = not (part / DONE_FILE).exists() and lock_is_held(part / ".lock")
+        for path in part.glob("progress.rank*.json"):
+            now = read_progress(part, path.name)
+            if now is None:
+                continue
+            answered += int(now[0])
+            total = max(total, int((read_json(path)[0] or {}).get("run_total") or 0))
+            _, _, tokens, seconds, own, lasted = now
+            speed += tokens / seconds if at_it and seconds > 0 else 0
+            rate += own / lasted if at_it and lasted > 0 else 0
+    told = (f", {answered}/{total}" if total else "") + f", {at_work} of {count} shards"
+    told += f", {speed:.1f} tok/s" if speed else ""
+    return told + (f", ~{int((total - answered) / rate / 60) + 1} min left" if rate > 0 and total > answered else "")
+
+
 def segments(folder: Path) -> int:
-    """How many jobs, or processes by hand, have answered something of it."""
+    """How many jobs, or processes by hand, have answered something of it in one piece."""
     numbers = (re.match(r"(\d+)\.rank", path.name) for path in (folder / "answers").glob("*/*.jsonl"))
     return max((int(found[1]) for found in numbers if found), default=0)
 
@@ -202,9 +264,9 @@ def failure_detail(name: str, job: str, log: str) -> str:
     return TEXTS.get(name, name) + (f", job {job}" if job else "") + (f", log: {log}" if log else "")
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path, name: str = "progress.rank0.json") -> Progress:
     """answered, total, new_tokens, seconds_generating; of this process alone segment_answered, segment_seconds."""
-    told = read_json(folder / "progress.rank0.json")[0]
+    told = read_json(folder / name)[0]
     names = ("answered", "total", "new_tokens", "seconds_generating", "segment_answered", "segment_seconds")
     values = tuple((told or {}).get(name, 0) for name in names)
     return values if told and all(isinstance(value, (int, float)) for value in values) else None

@@ -143,7 +143,7 @@ class Cluster:
 
     def cut_power(self, node: str) -> None:
         """End everything on a node at once, so that nobody there can report anything."""
-        jobs = self.run("squeue", "-h", "-w", node, "-o", "%i").stdout.split()
+        jobs = self.run("squeue", "-h", "-w", node, "-o", "%A").stdout.split()
         processes = [process for job in jobs for process in processes_of(job)]
         for sent in (signal.SIGSTOP, signal.SIGKILL):
             for process in [self.processes[node].pid, *processes]:
@@ -269,7 +269,7 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=3-00:00:00 State=UP
 
     def jobs(self) -> list[dict[str, str]]:
         """All jobs that the accounting knows, oldest first."""
-        fields = ("JobIDRaw", "JobName", "State", "ExitCode", "NodeList", "WorkDir", "QOS", "Timelimit")
+        fields = ("JobIDRaw", "JobID", "JobName", "State", "ExitCode", "NodeList", "WorkDir", "QOS", "Timelimit")
         lines = self.run("sacct", "-X", "-n", "-P", "-a", "-S", "now-1day", "-o", ",".join(fields)).stdout.splitlines()
         jobs = [dict(zip(fields, line.split("|"), strict=True)) for line in lines]
         for job in jobs:

@@ -74,19 +74,20 @@ class SlurmProject:
         throughput = {name: summary["throughput"].get(name) for name in names}  # no tokens where letters are scored
         return throughput | {name: summary[name] for name in ("accuracy", "accuracy_stderr", "num_samples", "subtasks")}
 
-    def answered(self, config: str, limit: int) -> int:
-        files = self.folder(config, limit).glob("answers/*/*.jsonl")
+    def answered(self, config: str, limit: int, share: str = "") -> int:
+        """Batches on disk, of a share ("0-of-2") or of the whole run."""
+        files = self.folder(config, limit).glob(f"answers/*/*{share and f'.shard{share}.rank0'}.jsonl")
         return sum(file.read_bytes().count(b"\n") for file in files)
 
-    def hold_after_an_answer(self, config: str, limit: int) -> None:
+    def hold_after_an_answer(self, config: str, limit: int, share: str = "") -> None:
         """Stop the evaluation once it has answered, so that it is under way however fast the machine is. Slurm wakes up
         (SIGCONT) what it ends."""
-        wait_for(f"an answer of {config}", lambda: self.answered(config, limit), 240, every=0.05)
-        processes = self.processes(config, limit)
+        wait_for(f"an answer of {config}", lambda: self.answered(config, limit, share), 240, every=0.05)
+        processes = self.processes(config, limit, share)
         assert processes, "it was over before it could be stopped"
         for process in processes:
             os.kill(process, signal.SIGSTOP)
-        assert self.answered(config, limit) < limit
+        assert self.answered(config, limit, share) < limit
 
     def wait_state(self, config: str, limit: int, state: str, seconds: float = 300) -> dict:
         def reached() -> dict | None:
@@ -102,9 +103,10 @@ class SlurmProject:
     def jobs_named(self, name: str) -> list[dict[str, str]]:
         return [job for job in self.cluster.jobs() if job["JobName"] == name and job["WorkDir"] == str(self.root)]
 
-    def processes(self, config: str, limit: int) -> list[int]:
+    def processes(self, config: str, limit: int, share: str = "") -> list[int]:
         """The evaluation's processes, by their command line."""
         wanted = f"results/00_baseline/{TASK}_limit_{limit}/{config}/".encode()
+        words = share and f"\0--shard\0{share.replace('-of-', '/')}\0"
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -112,6 +114,6 @@ class SlurmProject:
                     cwd, command = (entry / "cwd").readlink(), (entry / "cmdline").read_bytes()
                 except OSError:
                     continue
-                if wanted in command and cwd == self.root:
+                if wanted in command and words.encode() in command and cwd == self.root:
                     found.append(int(entry.name))
         return found

@@ -1,0 +1,68 @@
+"""Shares of a run, as the scripts see them: their records, which are answered, and which are at work in the queue.
+
+A run's shares lie in shards/<i>-of-<division>/ of its folder, where the division is N, or NxP where P processes answer
+each. Each has the records that a run has: job.json, failure.json, progress, the claim; and done.json once it is
+answered.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Iterable, Sequence
+
+SHARES_FOLDER, DONE_FILE = "shards", "done.json"
+MOST = 1000  # elements of a job array, as Slurm has it by default (MaxArraySize 1001)
+MOST_GPUS = 16  # of a node
+AT_ONCE = 64  # of an array's jobs; benchmarks/shards.py shows what more of them cost the scheduler
+
+
+def share_folder(folder: Path, name: str | None) -> Path:
+    """Where the records of a share lie, or for None those of the whole run."""
+    return Path(folder) if name is None else Path(folder) / SHARES_FOLDER / name
+
+
+def division(count: int, processes: int = 1) -> str:
+    return str(count) if processes == 1 else f"{count}x{processes}"
+
+
+def parse_division(text: str) -> tuple[int, int]:
+    """(N, P) of "4x2", "4", or what follows -of- in a share's name."""
+    count, _, processes = text.rpartition("-of-")[2].partition("x")
+    return int(count), int(processes or 1)
+
+
+def names_of(text: str) -> list[str]:
+    """The shares of a division."""
+    return [f"{number}-of-{text}" for number in range(parse_division(text)[0])]
+
+
+# -- numbers of an array -----------------------------------------------------------------------------------------------
+def array_numbers(job_id: str) -> set[int]:
+    """Of "123_4" or "123_[0-3,7%2]"; none where the job is no array's."""
+    found = re.fullmatch(r"\d+_\[?([0-9,-]+)(%\d+)?\]?", job_id)
+    numbers: set[int] = set()
+    for part in found[1].split(",") if found else ():
+        first, _, last = part.partition("-")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def array_words(numbers: Iterable[int]) -> str:
+    """ "0-3,7" of 0, 1, 2, 3 and 7."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def job_words(job_ids: Sequence[str]) -> str:
+    """ "123[0-2] 130[3]" of 123_0, 123_[1-2] and 130_3."""
+    bases = dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids)
+    return " ".join(
+        f"{base}[{array_words(set().union(*(array_numbers(one) for one in job_ids if one.startswith(base + '_'))))}]"
+        for base in bases
+    )

@@ -1,0 +1,176 @@
+"""run.sh --shards on a real Slurm: the same result as in one piece, whatever happens to a share or to the last job."""
+
+import random
+import subprocess
+import threading
+import time
+
+import pytest
+from cluster import NODES, wait_for
+from slurm_project import TASK
+from test_on_slurm import CONFIGS, kill, preempt
+
+pytestmark = pytest.mark.slurm
+LIMIT = 24  # questions
+
+
+@pytest.fixture
+def whole(project):
+    """The numbers of an evaluation in one piece: with stored outputs the subsets of one k give the same tokens."""
+    project.submit(LIMIT, "k2_first")
+    project.wait_state("k2_first", LIMIT, "complete")
+    return project.numbers("k2_first", LIMIT)
+
+
+def share_job(project, share, config="k2_middle"):
+    """The running job of a share."""
+    jobs = [job for job in project.jobs(config, LIMIT) if job["JobID"].endswith(f"_{share}")]
+    return next(job for job in jobs if job["State"] == "RUNNING")
+
+
+def check(project, whole, config="k2_middle"):
+    """Complete, the same, and nothing left in the queue."""
+    wait_for(f"{config} to be complete", lambda: project.status(LIMIT)[config]["state"] == "complete", 300, every=1)
+    assert project.numbers(config, LIMIT) == whole
+    assert project.summary(config, LIMIT)["throughput"]["requests"] == LIMIT
+    assert not (project.folder(config, LIMIT) / "shards").exists()
+    wait_for("the queue to be empty", lambda: not project.cluster.run("squeue", "-h").stdout, 120)
+
+
+def test_two_shares_and_the_last_of_them_finishes(project, whole):
+    project.submit(LIMIT, "k2_middle", "--shards", "2")
+    told = wait_for(
+        "both to be at work",
+        lambda: (s := project.status(LIMIT)["k2_middle"]["detail"]) and "2 of 2 shards" in s and s,
+        120,
+    )
+    assert told.startswith("running, job ")
+    assert "[0-1]" in told
+    check(project, whole)
+    states = sorted((job["JobID"].partition("_")[2], job["State"]) for job in project.jobs("k2_middle", LIMIT))
+    # the job that waits was cancelled, as were the shares' continuations
+    assert [state for state in states if state[1] == "COMPLETED"] == [("0", "COMPLETED"), ("1", "COMPLETED")]
+    assert ("", "CANCELLED") in states
+    assert project.summary("k2_middle", LIMIT)["num_segments"] == 2
+
+
+def test_a_killed_share_is_finished_by_the_job_that_waits(project, whole):
+    project.submit(LIMIT, "k2_middle", "--shards", "2")
+    project.hold_after_an_answer("k2_middle", LIMIT, "1-of-2")
+    kill(project.processes("k2_middle", LIMIT, "1-of-2"))
+    check(project, whole)
+    waited = [job["State"] for job in project.jobs("k2_middle", LIMIT) if "_" not in job["JobID"]]
+    assert waited.index("COMPLETED") == 0
+
+
+def test_a_share_cancelled_by_hand_is_named_and_finished_by_the_job_that_waits(project, whole):
+    project.submit(LIMIT, "k2_middle", "--shards", "2")
+    project.hold_after_an_answer("k2_middle", LIMIT, "0-of-2")
+    project.hold_after_an_answer("k2_middle", LIMIT, "1-of-2")
+    cancelled = share_job(project, 1)["JobID"]
+    project.cluster.run("scancel", cancelled)
+    wait_for(
+        "its reason",
+        lambda: f"shard 1 failed: cancelled, job {cancelled}" in project.status(LIMIT)["k2_middle"]["detail"],
+    )
+    again = project.submit(LIMIT, "k2_middle", "--shards", "3")
+    assert "it was submitted with --shards 2, which goes on" in again
+    project.cluster.run("scancel", "--signal=CONT", share_job(project, 0)["JobIDRaw"], check=False)
+    for process in project.processes("k2_middle", LIMIT, "0-of-2"):
+        subprocess.run(["kill", "-CONT", str(process)], check=False)
+    check(project, whole)
+
+
+def test_preempted_shares_are_continued(project, whole):
+    project.submit(LIMIT, "k2_middle", "--shards", "2", SBATCH_QOS="embers")
+    project.hold_after_an_answer("k2_middle", LIMIT, "0-of-2")
+    job = share_job(project, 0)
+    preempt(project, job)
+    wait_for("the preemption", lambda: project.cluster.state(job["JobIDRaw"]) == "PREEMPTED")
+    check(project, whole)
+    shares = [job for job in project.jobs("k2_middle", LIMIT) if job["JobID"].endswith("_0")]
+    assert [job["State"] for job in shares][:2] == ["PREEMPTED", "COMPLETED"]
+    assert shares[0]["QOS"] == shares[1]["QOS"] == "embers"
+
+
+def test_the_last_job_is_preempted_and_continued(project, whole):
+    project.submit(LIMIT, "k2_middle", "--shards", "2", SBATCH_QOS="embers")
+    for share in ("0-of-2", "1-of-2"):
+        project.hold_after_an_answer("k2_middle", LIMIT, share)
+    for share in ("0-of-2", "1-of-2"):
+        kill(project.processes("k2_middle", LIMIT, share))
+    before = project.answered("k2_middle", LIMIT)
+    wait_for("the last job's own answer", lambda: project.answered("k2_middle", LIMIT) > before, 240, every=0.05)
+    for process in project.processes("k2_middle", LIMIT):
+        subprocess.run(["kill", "-STOP", str(process)], check=False)
+    [job] = [job for job in project.jobs("k2_middle", LIMIT) if job["State"] == "RUNNING"]
+    assert "_" not in job["JobID"]
+    preempt(project, job)
+    wait_for("the preemption", lambda: project.cluster.state(job["JobIDRaw"]) == "PREEMPTED")
+    check(project, whole)
+
+
+def test_shares_on_a_node_that_dies_are_continued_on_another(project, whole):
+    cluster = project.cluster
+    project.submit(LIMIT, "k2_middle", "--shards", "2")
+    project.hold_after_an_answer("k2_middle", LIMIT, "1-of-2")
+    job = share_job(project, 1)
+    dead = job["NodeList"]
+    try:
+        cluster.cut_power(dead)
+        wait_for("the node to be down", lambda: cluster.state(job["JobIDRaw"]) == "NODE_FAIL", 120)
+        check(project, whole)
+        [other] = set(NODES) - {dead}
+        ran = [job for job in project.jobs("k2_middle", LIMIT) if job["State"] == "COMPLETED"]
+        assert other in {job["NodeList"] for job in ran}
+    finally:
+        cluster.start_node(dead)
+        cluster.wait_idle()
+
+
+def test_one_job_of_two_gpus_is_two_processes(project, whole):
+    project.submit(LIMIT, "k2_middle", "--gpus", "2")
+    project.wait_state("k2_middle", LIMIT, "complete")
+    assert project.numbers("k2_middle", LIMIT) == whole
+    assert project.summary("k2_middle", LIMIT)["num_processes"] == 2
+
+
+def test_nine_configurations_in_two_shares_by_two_users_with_kills_and_preemptions(project):
+    """Twice at once, and whoever answers is killed or preempted at random."""
+    words = ["bash", "sbatch/run.sh", "--task", TASK, "--model", "tiny", "--limit", str(LIMIT), "--shards", "2"]
+    environment = project.environment | {"SBATCH_QOS": "embers"}
+    runs = [subprocess.Popen(words, cwd=project.root, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [run.wait(240) for run in runs] == [0, 0]
+    first = [job for config in CONFIGS for job in project.jobs(config, LIMIT)]
+    assert len({job["JobID"].partition("_")[0] for job in first if "_" in job["JobID"]}) >= 9
+    over, dice = threading.Event(), random.Random(13)
+
+    def disturb():
+        for _ in range(6):
+            if over.wait(8):
+                return
+            running = [job for job in project.cluster.jobs() if job["State"] == "RUNNING" and "k" in job["JobName"]]
+            if running:
+                job = dice.choice(running)
+                if dice.random() < 0.5:
+                    preempt(project, job)
+                else:
+                    kill(project.processes(job["JobName"].rpartition("/")[2], LIMIT)[:1])
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        end = time.monotonic() + 900
+        while not all(entry["state"] == "complete" for entry in project.status(LIMIT).values()):
+            assert time.monotonic() < end, {name: entry["detail"] for name, entry in project.status(LIMIT).items()}
+            time.sleep(5)
+            if not project.cluster.run(
+                "squeue", "-h"
+            ).stdout:  # a killed one is not continued: the next call is by hand
+                project.submit(LIMIT, "--shards", "2")
+    finally:
+        over.set()
+        thread.join()
+    numbers = [project.numbers(config, LIMIT) for config in CONFIGS]
+    for k in range(3):
+        assert numbers[3 * k] == numbers[3 * k + 1] == numbers[3 * k + 2]
