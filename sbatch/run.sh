@@ -8,8 +8,6 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 source "$CODE_ROOT/sbatch/submit.sh"
 
 OPTIONS="--status --check --json --dry-run --force --limit --task --experiment --config --threshold --model --model_args --num_fewshot --continue --hours --gpu --gpus --shards --report --help"
-# offered where there is one
-[[ -d $CODE_ROOT/fast_dllm/report ]] || OPTIONS=${OPTIONS/ --report/}
 
 parse_options() {
   REQUEST=(--matrix) HOW=(--continue=3) DRY_RUN=0 MODE=submit SHOW=()
@@ -18,7 +16,6 @@ parse_options() {
       --task | --experiment | --limit | --config | --threshold | --model | --model_args | --num_fewshot) need_value "$1" $#; REQUEST+=("$1=$2"); shift ;;
       --continue | --hours | --gpu | --gpus | --shards) need_value "$1" $#; HOW+=("$1=$2"); shift ;;
       --status) MODE=status ;;
-      --report) [[ $OPTIONS == *--report* ]] || die "unknown option --report; valid: $OPTIONS"; MODE=report ;;
       --dry-run) DRY_RUN=1 HOW+=(--dry_run) ;;
       --force) HOW+=(--force) ;;
       --check | --json) SHOW+=("$1") ;;
@@ -98,9 +95,17 @@ submit_missing() {
   return "$status"
 }
 
+report_instead() { # the other words are those of python -m fast_dllm.report
+  local word words=()
+  for word; do [[ $word == --report ]] || words+=("$word"); done
+  if ((${#words[@]} == $#)); then return; fi
+  venv_activate && PYTHONPATH=$CODE_ROOT exec python -m fast_dllm.report ${words[@]+"${words[@]}"}
+}
+
 main() {
   LOOKED=0
   cd -- "$PROJECT_ROOT"
+  report_instead "$@"
   parse_options "$@"
   if [[ $MODE == status ]]; then
     runner status "${REQUEST[@]}" ${SHOW[@]+"${SHOW[@]}"}
@@ -108,11 +113,6 @@ main() {
   fi
   local words=("${REQUEST[@]}")
   ask_runner request "${words[@]}" "${HOW[@]}"
-  if [[ $MODE == report ]]; then
-    venv_activate || exit 1
-    export PYTHONPATH=$CODE_ROOT
-    exec python -m fast_dllm.report --experiment "$EXPERIMENT" --task "$TASK" ${LIMIT:+--limit "$LIMIT"}
-  fi
   REQUEST=("${words[@]}")
   load_cluster_settings
   submit_under_lock

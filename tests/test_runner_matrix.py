@@ -298,22 +298,15 @@ def test_a_model_folder_with_a_quote_in_its_path_is_not_stale_for_ever(project):
     assert project.statuses("--model", folder.name)["k1_first"] == "✓ "
 
 
-def test_the_report_is_offered_where_there_is_one(project):
-    report = project.root / "fast_dllm" / "report"
-    if report.exists():
-        import shutil
-
-        shutil.rmtree(report)
-    result = project.run("--report")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "--report" not in project.run("--help").stdout + project.run("--x").stderr
-    report.mkdir()
-    (report / "__init__.py").write_text("")
-    (report / "__main__.py").write_text("import sys\nprint(*sys.argv[1:])\n")
+def test_the_report_has_the_options_of_its_module(project):
+    """The stand-in for the venv's Python says what the report was called with."""
+    words = ["--experiment", "00_baseline,04_sweep", "--task", "mmlu", "--limit", "3", "--against", "04_sweep/t0.5"]
+    for index in (0, 2, len(words)):
+        result = project.run(*words[:index], "--report", *words[index:], "--fail-on", "alarm")
+        assert result.stdout == f"{' '.join(words)} --fail-on alarm\n", result.stderr
+    assert project.run("--report").stdout == "\n", "every task that has results"
     assert "--report" in project.run("--help").stdout
-    result = project.run("--report", "--task", "mmlu", "--limit", "3", "--experiment", "04_sweep")
-    (project.state / "venv" / "bin" / "python").exists()
-    assert result.stdout == "--experiment 04_sweep --task mmlu --limit 3\n", result.stderr
+    assert project.calls("sbatch") == []
 
 
 def test_the_help_of_every_script_names_the_nine(project):

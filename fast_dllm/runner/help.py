@@ -10,8 +10,6 @@ from fast_dllm.runner.request import experiments
 from fast_dllm.runner.roofline import TYPES
 from fast_dllm.runner.tasks import baseline_tasks, benchmarks
 
-REPORT = "  --report          the table of results, what can be said of it, and pictures\n"
-
 RUN = """\
 Usage: bash sbatch/run.sh [OPTION...] [CONFIG...]
 Submits one Slurm job for each configuration that is neither complete, nor queued, nor running.
@@ -43,7 +41,9 @@ Submits one Slurm job for each configuration that is neither complete, nor queue
   --shards N        each configuration's questions in N shares, a job array, and a short job that finishes it; auto: as
                     many that each share ends within a job's wall time
   --gpus P          P GPUs of one node for each job, which share its questions
-{report}  --help
+  --report [--experiment E[,E]] [--task T] [--limit N] [--against E/CONFIG] ...
+                    what the results say: verdict, alarms, tables, pictures; all options of python -m fast_dllm.report
+  --help
 
 Examples:
   bash sbatch/run.sh --status
@@ -133,6 +133,4 @@ def help_text(script: str, root: Path) -> str:
         configurations=" ".join(matrix_of(DEFAULT_EXPERIMENT, root).names),
         models=", ".join(PUBLISHED_MODELS),
         gpus=" ".join(TYPES),
-        # offered where there is one
-        report=REPORT if (root / "fast_dllm" / "report").is_dir() else "",
     )
