@@ -606,6 +606,22 @@ def test_nothing_of_a_picture_is_cut_off(project):
                 assert box.x1 <= figure.bbox.x1, (name, text.get_text())
 
 
+def test_what_lies_close_together_has_a_picture_of_its_own_beside_what_is_far_slower(project):
+    sweep = {f"t{t}": {"threshold": t} for t in (0.5, 0.7, 1.0)}
+    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t1.0"})
+    for (config, given), full in zip(sweep.items(), (500, 600, 4900), strict=True):
+        project.run(
+            config, answers(300, range(full // 50)), experiment="04_threshold", arguments=given, forwards={"full": full}
+        )
+    drawn = {name: figure for name, (figure, _) in figures(project).items() if name.startswith("accuracy_tokens_per_f")}
+    shown = {
+        name: sorted(next(line for line in figure.axes[0].lines if line.get_linestyle() == "None").get_xdata())
+        for name, figure in drawn.items()
+    }
+    assert shown["accuracy_tokens_per_forward"] == pytest.approx([5000 / 4900, 5000 / 600, 10.0])
+    assert shown["accuracy_tokens_per_forward_close"] == pytest.approx([5000 / 600, 10.0])
+
+
 def test_an_experiments_colour_and_marker_never_change_and_the_first_seven_differ():
     assert pictures.style_of("00_baseline") == pictures.style_of("00_other")
     assert len({pictures.style_of(f"{i:02d}_x") for i in range(49)}) == 49
