@@ -12,12 +12,13 @@ class ProcessesLM(TemplateLM):
     """The part of the harness's model that knows of the other processes. Call `_join_processes` first."""
 
     def _join_processes(self, device: str) -> str:
-        """Take a place among `accelerate launch`'s processes; returns this process's device."""
+        """Take a place among the processes of `accelerate launch` or torchrun; returns this process's device."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return device
         from accelerate import Accelerator  # with all that it imports, for several processes only
 
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        # where there is no GPU it has to be told, or takes every process for the only one
+        self.accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         return str(self.accelerator.device)
 

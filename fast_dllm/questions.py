@@ -61,7 +61,8 @@ def _answer(sample: Mapping) -> tuple[str, str]:
         scores = [option[0][0] for option in responses]
         best = max(range(len(scores)), key=scores.__getitem__)
         return f"#{best}", " ".join(f"{value:.4f}" for value in scores)
-    text = "\n".join(str(value) for response in responses for value in response)
+    # of several processes those with fewer questions are asked their last one again: it has its answer twice then
+    text = "\n".join(str(value) for response in responses for value in dict.fromkeys(response))
     return short_hash(text), text
 
 

@@ -15,8 +15,8 @@ run_eval() { # log file
   local child="" status
   # every value that a user's `accelerate config` could change is given
   local command=(accelerate launch --quiet --num_processes "$GPUS" --num_machines 1 --mixed_precision no --dynamo_backend no)
-  if ((GPUS > 1)); then command+=(--main_process_port 0); fi # one that is free: another job may be on this node
-  if ! has_gpu; then command+=(--cpu); elif ((GPUS > 1)); then command+=(--multi_gpu); fi
+  if ! has_gpu; then command+=(--cpu); elif ((GPUS > 1)); then command+=(--multi_gpu --main_process_port 0); fi # a free one
+  if ((GPUS > 1)) && ! has_gpu; then command=(torchrun --standalone --nproc_per_node "$GPUS"); fi # --cpu starts one alone
   command+=("$CODE_ROOT/eval.py" "${EVAL_WORDS[@]}")
   if [[ ${BATCH:-no} != yes ]]; then
     runner watch "${REQUEST[@]}" "--task=$TASK" "${RUNS[@]/#/--config=}" "--log=$1" -- "${command[@]}"

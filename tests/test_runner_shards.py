@@ -294,9 +294,12 @@ def test_a_job_of_several_gpus_asks_for_them_with_cpus_and_memory(project):
     assert "SBATCH_GRES=gpu:a100:4\n" in settings
     assert "SBATCH_MEM_PER_NODE=256G\n" in settings
     assert "--cpus-per-task=16" in command(project, "1")
-    assert run_job(project, "1") == 0
+    nvidia_smi = project.state / "bin" / "nvidia-smi"
+    nvidia_smi.write_text("#!/bin/sh\necho 'GPU 0: pretended'\n")
+    nvidia_smi.chmod(0o755)
+    assert run_job(project, "1") == 0, log_of(project, "1")
     assert "--num_processes 4 " in project.evaluations()[0]
-    assert "--main_process_port 0" in project.evaluations()[0]
+    assert "--multi_gpu --main_process_port 0 " in project.evaluations()[0]
     assert "--cpus-per-task=16" in command(project, "2"), "the job that continues it too"
 
 

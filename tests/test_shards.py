@@ -163,7 +163,8 @@ def command(folder, *more, processes=1, limit=QUESTIONS):
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     )
-    model_args = "model_path=tiny,device=cpu,threshold=1,experiment_name=00_baseline,reuse_k=2,layer_subset=middle"
+    device = "device=cpu," if processes == 1 else ""  # several find out themselves that there is no GPU
+    model_args = f"model_path=tiny,{device}threshold=1,experiment_name=00_baseline,reuse_k=2,layer_subset=middle"
     words = ["--tasks", "toy_math,toy_choice", "--limit", str(limit), "--batch_size", "1", "--num_fewshot", "0"]
     words += ["--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn", "--model_args", model_args]
     return [sys.executable, *launch, str(ROOT / "eval.py"), *words, "--output_path", f"{folder}/", *more]
@@ -224,3 +225,12 @@ def test_two_shares_of_two_processes_each_that_start_at_different_times(in_one_p
     done = evaluate(folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert result_of(folder) == in_one_piece
+
+
+def test_four_processes_are_the_evaluation_in_one_piece(in_one_piece, tmp_path):
+    """One has fewer questions than the others. About 60 s on one core."""
+    folder = tmp_path / "run"
+    done = evaluate(folder, processes=4)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert result_of(folder) == in_one_piece
+    assert json.loads((folder / "summary.json").read_text())["num_processes"] == 4

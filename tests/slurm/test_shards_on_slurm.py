@@ -1,6 +1,9 @@
 """run.sh --shards on a real Slurm: the same result as in one piece, whatever happens to a share or to the last job."""
 
+import contextlib
+import os
 import random
+import signal
 import subprocess
 import threading
 import time
@@ -28,6 +31,12 @@ def share_job(project, share, config="k2_middle"):
     return next(job for job in jobs if job["State"] == "RUNNING")
 
 
+def resume(project, share=""):
+    for process in project.processes("k2_middle", LIMIT, share):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
 def check(project, whole, config="k2_middle"):
     """Complete, the same, and nothing left in the queue."""
     wait_for(f"{config} to be complete", lambda: project.status(LIMIT)[config]["state"] == "complete", 300, every=1)
@@ -39,13 +48,13 @@ def check(project, whole, config="k2_middle"):
 
 def test_two_shares_and_the_last_of_them_finishes(project, whole):
     project.submit(LIMIT, "k2_middle", "--shards", "2")
-    told = wait_for(
-        "both to be at work",
-        lambda: (s := project.status(LIMIT)["k2_middle"]["detail"]) and "2 of 2 shards" in s and s,
-        120,
-    )
-    assert told.startswith("running, job ")
-    assert "[0-1]" in told
+    for share in ("0-of-2", "1-of-2"):
+        project.hold_after_an_answer("k2_middle", LIMIT, share)
+    told = project.status(LIMIT)["k2_middle"]["detail"]
+    job = share_job(project, 0)["JobID"].partition("_")[0]
+    assert told.startswith(f"running, job {job}[0-1], ")
+    assert f"/{LIMIT}, 2 of 2 shards" in told
+    resume(project)
     check(project, whole)
     states = sorted((job["JobID"].partition("_")[2], job["State"]) for job in project.jobs("k2_middle", LIMIT))
     # the job that waits was cancelled, as were the shares' continuations
@@ -75,9 +84,7 @@ def test_a_share_cancelled_by_hand_is_named_and_finished_by_the_job_that_waits(p
     )
     again = project.submit(LIMIT, "k2_middle", "--shards", "3")
     assert "it was submitted with --shards 2, which goes on" in again
-    project.cluster.run("scancel", "--signal=CONT", share_job(project, 0)["JobIDRaw"], check=False)
-    for process in project.processes("k2_middle", LIMIT, "0-of-2"):
-        subprocess.run(["kill", "-CONT", str(process)], check=False)
+    resume(project, "0-of-2")
     check(project, whole)
 
 
@@ -102,7 +109,7 @@ def test_the_last_job_is_preempted_and_continued(project, whole):
     before = project.answered("k2_middle", LIMIT)
     wait_for("the last job's own answer", lambda: project.answered("k2_middle", LIMIT) > before, 240, every=0.05)
     for process in project.processes("k2_middle", LIMIT):
-        subprocess.run(["kill", "-STOP", str(process)], check=False)
+        os.kill(process, signal.SIGSTOP)
     [job] = [job for job in project.jobs("k2_middle", LIMIT) if job["State"] == "RUNNING"]
     assert "_" not in job["JobID"]
     preempt(project, job)
