@@ -59,6 +59,26 @@ def evaluations(project):
     return [one[1] if one else "" for one in found]
 
 
+def preempt_share(project, job, evaluations, how="sleep"):
+    """A share's job that Slurm preempts during this evaluation (by number); returns the one that continues it."""
+    before = set(jobs_of(project))
+    share = project.start_job(job, *words_of(project, job.partition("_")[0]), FAKE_EVAL=how)
+    deadline = time.monotonic() + 60
+    while len(project.evaluations()) < evaluations:
+        assert time.monotonic() < deadline, log_of(project, job)
+        time.sleep(0.1)
+    with (project.root / "logs" / f"job_{job}.log").open("a") as log:
+        number = job.replace("_", "00")  # the one that slurmstepd knows, see start_job
+        log.write(
+            f"slurmstepd-n1: error: *** JOB {number} ON n1 CANCELLED AT 2026-11-22T06:41:36 DUE TO PREEMPTION ***\n"
+        )
+    share.terminate()
+    assert share.wait(30) == 143
+    project.set_job(job, "PREEMPTED")
+    (continuation,) = set(jobs_of(project)) - before
+    return continuation
+
+
 # -- the submission ----------------------------------------------------------------------------------------------------
 def test_a_run_is_one_array_and_a_job_that_waits_for_it(project):
     result = submit(project, "--shards", "3")
@@ -200,18 +220,7 @@ def test_the_job_that_waits_is_renewed_while_a_share_is_to_be_continued(project)
     """Without polling: it starts when the jobs that it knew have ended; another one waits for those that are there."""
     submit(project, "--shards", "2")
     assert run_job(project, "1_0") == 0
-    share = project.start_job("1_1", *words_of(project, "1"), FAKE_EVAL="sleep")
-    deadline = time.monotonic() + 30
-    while "3" not in [path.name for path in (project.state / "ids").iterdir()] or len(project.evaluations()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    (continuation,) = (job for job in jobs_of(project) if job.endswith("_1") and job != "1_1")
-    with (project.root / "logs" / "job_1_1.log").open("a") as log:
-        log.write("slurmstepd-n1: error: *** JOB 1001 ON n1 CANCELLED AT 2026-11-22T06:41:36 DUE TO PREEMPTION ***\n")
-    share.terminate()
-    assert share.wait(30) == 143
-    project.set_job("1_1", "PREEMPTED")
-
+    continuation = preempt_share(project, "1_1", evaluations=2)
     assert run_job(project, "2") == 0, log_of(project, "2")
     assert "shards are still answered, by jobs" in log_of(project, "2")
     renewed = max((job for job in jobs_of(project) if "_" not in job), key=int)
@@ -222,6 +231,27 @@ def test_the_job_that_waits_is_renewed_while_a_share_is_to_be_continued(project)
     assert evaluations(project) == ["0/2", "1/2", "1/2", ""]
     assert status(project) == "✓ model tiny"
     assert jobs_of(project)[renewed][0] == "CANCELLED"
+
+
+def test_what_its_neighbour_answers_is_no_progress_of_a_share(project):
+    submit(project, "--shards", "2")
+    second = preempt_share(project, "1_1", evaluations=1, how="stuck")
+    answers = folder(project) / "answers" / "key"
+    (answers / "001.shard0-of-2.rank0.jsonl").write_text("{}\n")
+    third = preempt_share(project, second, evaluations=2, how="stuck")
+    (answers / "001.shard0-of-2.rank0.jsonl").write_text("{}\n{}\n")
+    assert run_job(project, third) == 1
+    assert evaluations(project) == ["1/2", "1/2"]
+    failure = json.loads((folder(project) / "shards" / "1-of-2" / "failure.json").read_text())
+    assert failure["class"] == "no_progress"
+
+
+def test_its_own_answers_are_progress_of_a_share(project):
+    submit(project, "--shards", "2")
+    second = preempt_share(project, "1_1", evaluations=1)
+    third = preempt_share(project, second, evaluations=2)
+    assert run_job(project, third) == 0, log_of(project, third)
+    assert evaluations(project) == ["1/2"] * 3
 
 
 def test_a_queue_that_does_not_answer_is_no_reason_to_finish(project):
@@ -258,6 +288,15 @@ def test_a_refused_array_leaves_nothing(project):
     assert result.returncode == 1
     (project.state / "sbatch.fail").unlink()
     assert "k2_middle: job 1[0-1]" in submit(project, "--shards", "2").stdout
+
+
+def test_a_damaged_summary_is_kept_aside_before_the_shares_begin(project):
+    folder(project).mkdir(parents=True)
+    (folder(project) / "summary.json").write_text("{")
+    assert "not valid JSON" in status(project)
+    submit(project, "--shards", "2")
+    assert (folder(project) / "summary.corrupt.json").read_text() == "{"
+    assert not (folder(project) / "summary.json").exists()
 
 
 def test_answered_shares_are_not_answered_again(project):

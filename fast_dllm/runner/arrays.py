@@ -173,6 +173,8 @@ def submit_shares(request: Request, options: argparse.Namespace, words: list[str
             print(f"    {quoted([*as_words(short), *finishing()])}")
         return 0
     (request.root / "logs" / run.path).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and loses the log
+    if not waits_for:
+        jobs.keep_what_stood(folder / "summary.json", run)
     if options.force or is_forced(request.root, run):
         begin_again(request, run)
     record = {"shards": options.shards, "gpus": options.gpus}
