@@ -11,6 +11,7 @@ import pytest
 from golden_models import ROOT
 from report_project import Project, answers
 
+from fast_dllm import questions
 from fast_dllm.drift.sums import DriftSums
 from fast_dllm.errors import UsageError
 
@@ -94,6 +95,35 @@ def test_what_is_quoted_in_both_units_is_what_the_table_gives():
     plain = rows["04 s8_t0.90"]
     gains = [f"{float(rows[f'01 {c}'][i]) / float(plain[i]):.2f}" for i in (4, 5) for c in ("r0.80_s1", "r0.90_s1")]
     assert list(quoted.groups()) == gains
+
+
+def test_what_the_readme_quotes_is_what_the_table_gives():
+    rows, text = every_result(), " ".join((ROOT / "README.md").read_text().split())
+    best, plain = rows["01 r0.90_s1"], rows["04 s8_t0.90"]
+    gives = re.search(
+        r"gives (\S+) tokens a full-depth forward at no loss \((\S+) points, (\S+) to (\S+)\), (\S+) times", text
+    )
+    loss, low, high = (float(number) for number in re.findall(r"[+-][\d.]+", best[2]))
+    assert gives.groups() == (
+        best[4],
+        f"{loss:+.1f}",
+        f"{low:.1f}",
+        f"{high:+.1f}",
+        f"{float(best[4]) / float(plain[4]):.2f}",
+    )
+    beat = next(row for name, row in rows.items() if name.startswith("00 k2_first"))
+    assert f"k = 2 saves a third of the forwards for {beat[2].split()[0].lstrip('-')} points" in text
+    assert 1 - float(plain[4]) / float(beat[4]) == pytest.approx(1 / 3, abs=0.04)
+    assert f"the fastest plain setting within a point gives {rows['04 s16_t0.90'][4]}" in text
+
+
+def test_the_demos_accuracies_are_those_of_the_kept_answers_to_its_questions():
+    """The first 200 of the 1,200."""
+    text = (ROOT / "README.md").read_text()
+    for k in (1, 2, 3):
+        kept = questions.read(ROOT / "artifacts" / "00_baseline" / "toy_math" / f"k{k}_first" / questions.QUESTIONS_FILE)
+        right = sum(one.correct for one in kept.questions if one.doc_id < 200)
+        assert f"| k = {k} | {right / 2:.1f}% ±" in text
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "experiments").glob("0[1-9]*/README.md")), ids=lambda p: p.parent.name)
