@@ -231,9 +231,10 @@ def test_the_command_writes_the_map_its_table_and_its_pictures(tmp_path, capsys)
     told = capsys.readouterr().out
     assert "2 questions" in told
     assert (folder / "ranges.md").read_text() in told
-    assert set(drift_maps(tmp_path, "toy_math_limit_2")) == {
-        "drift_depth", "drift_layer_step", "drift_ranges", "drift_row_class"
-    }  # fmt: skip
+    assert set(drift_maps(tmp_path, "toy_math", {"tiny"})) == {
+        f"drift_toy_math_limit_2_{name}" for name in ("depth", "layer_step", "ranges", "row_class")
+    }
+    assert not drift_maps(tmp_path, "toy_math", {"another"})
     content = json.loads((folder / "drift.json").read_text())
     assert (content["model"], content["questions"], content["sums"]) == ("tiny", 2, list(SUMS))
     twice = tmp_path / "twice"

@@ -121,7 +121,8 @@ def test_the_demos_accuracies_are_those_of_the_kept_answers_to_its_questions():
     """The first 200 of the 1,200."""
     text = (ROOT / "README.md").read_text()
     for k in (1, 2, 3):
-        kept = questions.read(ROOT / "artifacts" / "00_baseline" / "toy_math" / f"k{k}_first" / questions.QUESTIONS_FILE)
+        folder = ROOT / "artifacts" / "00_baseline" / "toy_math" / f"k{k}_first"
+        kept = questions.read(folder / questions.QUESTIONS_FILE)
         right = sum(one.correct for one in kept.questions if one.doc_id < 200)
         assert f"| k = {k} | {right / 2:.1f}% ±" in text
 

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -360,14 +360,13 @@ def _model_of(folder: Path) -> str | None:
     return model if isinstance(model, str) else None
 
 
-def drift_maps(report: Report) -> dict[str, tuple[Path, str]]:
+def drift_maps(root: Path, task: str, models: Collection[object]) -> dict[str, tuple[Path, str]]:
     """Name -> (PNG, what it shows) of the drift maps of this task that `fast_dllm.drift` has left, of any number of
-    questions. A map of a model that no result here is of is left out."""
-    models = {run.facts.get("model") for run in report.runs()}
+    questions. A map of a model that is none of `models` is left out."""
     found: dict[str, tuple[Path, str]] = {}
     for base in DRIFT:
-        for folder in sorted((report.root / base).glob(f"{glob.escape(report.task)}*/")):
-            if folder.name != report.task and not folder.name.startswith(f"{report.task}_limit_"):
+        for folder in sorted((root / base).glob(f"{glob.escape(task)}*/")):
+            if folder.name != task and not folder.name.startswith(f"{task}_limit_"):
                 continue
             model = _model_of(folder)
             if model is not None and model not in models:

@@ -79,7 +79,8 @@ def write(report: Report, folder: Path, most_flips: int, against: Run | None = N
     """Write all files into `folder`; returns report.html's path. Old pictures in it are removed."""
     flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
     totals = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
-    made, drift = pictures.draw(report), pictures.drift_maps(report)
+    models = {run.facts.get("model") for run in report.runs()}
+    made, drift = pictures.draw(report), pictures.drift_maps(report.root, report.task, models)
     blocks = sections(report, pictures.blocks(made, drift), flips, totals)
     images = {name: pictures.png(figure) for name, (figure, _) in made.items()}
     vectors = {name: pictures.svg(figure) for name, (figure, _) in made.items()}
