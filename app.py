@@ -13,7 +13,7 @@ import html
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
 from fast_dllm.guard import one_line
@@ -65,9 +65,15 @@ class Page:
 
     def begin(self, request: gr.Request) -> tuple:
         """(Stop button, told): the visitor's turn begins, or waits for others'."""
-        before = self.turns.begin(request)
-        waits = f"{before} other visitor{'s come' if before > 1 else ' comes'} first: your message is in the queue."
-        return gr.Button(interactive=True), f"<div class='waits note'>{waits}</div>" if before else ""
+        self.turns.begin(request)
+        return gr.Button(interactive=True), ""
+
+    async def place(self, request: gr.Request) -> AsyncIterator[str]:
+        """The visitor's place in the queue, counted down until it is empty."""
+        async for before in self.turns.places(request):
+            waits = f"{before} other visitor{'s come' if before > 1 else ' comes'} first: your message is in the queue."
+            yield f"<div class='note'>{waits}</div>"
+        yield ""
 
     def answer(self, text: str, messages: list[dict], request: gr.Request | None, *controls) -> Iterator[Shown]:
         """What the page shows while an answer is written."""
@@ -240,6 +246,7 @@ def build(chatbot: Chatbot) -> gr.Blocks:
 # One queue for all that runs the model. The progress stands in a corner of one element and covers no text.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+WAITING: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}  # each visitor's, beside the model's
 # What draws a replay and what clears it, in turn: a tick that began before Clear must not be shown after it.
 IN_TURN: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "replay", "show_progress": "hidden"}
 
@@ -269,6 +276,7 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
                 elem_id="message",
             )
             told = gr.HTML(elem_id="told")
+            waits = gr.HTML(elem_id="waits")
             with gr.Row(elem_id="buttons"):
                 send = gr.Button("Send", variant="primary", elem_id="send", min_width=60)
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=60)
@@ -297,6 +305,7 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
             page.answer, [text, messages, *settings], list(outputs), show_progress_on=cells, **ONE_AT_A_TIME
         )
         answered.then(lambda: gr.Button(interactive=False), None, stop, **AT_ONCE)
+        begun.success(page.place, None, waits, **WAITING)
     stop.click(page.turns.stop, None, None, **AT_ONCE)
     for forget in (clear.click, talk.clear):  # the button, and the conversation's own bin
         stopped = forget(page.turns.stop, None, None, **AT_ONCE)
@@ -327,7 +336,7 @@ def build_comparison(page: Page, settings: list) -> None:
     with gr.Row():
         compare = gr.Button("Compare", variant="primary", elem_id="compare")
         stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-compare")
-    told = gr.HTML(elem_id="told-compare")
+    told, waits = gr.HTML(elem_id="told-compare"), gr.HTML(elem_id="waits-compare")
     table = gr.HTML(elem_id="table")
     with gr.Row(elem_id="sides"):
         side_a, side_b = gr.HTML(elem_id="side-a"), gr.HTML(elem_id="side-b")
@@ -342,6 +351,7 @@ def build_comparison(page: Page, settings: list) -> None:
             **ONE_AT_A_TIME,
         )
         compared.then(lambda: gr.Button(interactive=False), None, stop, **AT_ONCE)
+        begun.success(page.place, None, waits, **WAITING)
     stop.click(page.turns.stop, None, None, **AT_ONCE)
 
 

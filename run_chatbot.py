@@ -167,21 +167,13 @@ def _keep_history(write, history: Path) -> None:
         write(history)
 
 
-def what_it_is(chatbot: Chatbot) -> str:
-    """One sentence about the model."""
-    count = sum(weight.numel() for weight in chatbot.model.parameters())
-    size = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
-    text = f"{chatbot.arguments.model_path}: {size} parameters"
-    if chatbot.arguments.model_path == "tiny":
-        text += ", trained on toy arithmetic; the 7B answers anything"
-    return text + (". Each question stands alone" if chatbot.model.config.single_turn else "")
-
-
 def talk(console: Console, conversation: Conversation) -> None:
     """The prompt, until exit or the end of the input."""
     if console.is_terminal:
         edit_lines()
-        console.print(f"{what_it_is(conversation.chatbot)}.\n/help tells what can be typed here.", markup=False)
+        chatbot = conversation.chatbot
+        told = f"{chatbot.arguments.model_path}: {chatbot.describe()}\n/help tells what can be typed here."
+        console.print(told, markup=False)
     while True:
         try:
             line = input("> " if console.is_terminal else "").strip()

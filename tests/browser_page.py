@@ -86,10 +86,12 @@ def ask(page, text: str) -> None:
 
 def set_number(page, control: str, value: float) -> None:
     number = page.locator(f"#{control} input[type=number]")
-    if not number.is_visible():
-        page.get_by_text("Settings").first.click()
     slider = page.locator(f"#{control} input[type=range]")
     end = time.monotonic() + 60
+    while not number.is_visible():  # a click before the page is alive is forgotten
+        assert time.monotonic() < end, "the settings do not open"
+        page.locator("button.label-wrap", has_text="Settings").click()  # not gradio's own in the footer
+        page.wait_for_timeout(1000)
     while float(slider.input_value()) != value:  # what is filled in before the opened part is alive is forgotten
         assert time.monotonic() < end, f"{control} stays {slider.input_value()}"
         number.fill(str(value))

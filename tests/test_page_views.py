@@ -174,17 +174,21 @@ def test_the_conversation_survives_a_reload_and_not_clear(page):
     assert page.locator("#talk :text('remember')").count() == 0
 
 
-def test_who_waits_sees_the_queue_and_the_own_message(page, browser, page_address):
-    other = browser.new_page()
-    other.set_default_timeout(120_000)
-    other.goto(page_address)
-    other.wait_for_selector("#message textarea")
+def test_who_waits_sees_the_place_in_the_queue_count_down_and_the_own_message(page, browser, page_address):
     set_number(page, "budget", 256)
+    others = [browser.new_page() for _ in range(2)]
+    for other in others:
+        other.set_default_timeout(120_000)
+        other.goto(page_address)
+        set_number(other, "budget", 256)
     ask(page, "one")
     page.wait_for_selector("#cells .m")
-    ask(other, "two, the second")
-    other.wait_for_selector("#told :text('1 other visitor comes first')")
-    box = other.locator("#message textarea")
+    second, third = others
+    ask(second, "two, the second")
+    second.wait_for_selector("#waits :text('1 other visitor comes first')")
+    ask(third, "three")
+    third.wait_for_selector("#waits :text('2 other visitors come first')")
+    box = second.locator("#message textarea")
     assert box.input_value() == "two, the second"
     reached = box.evaluate(
         "e => { const r = e.getBoundingClientRect();"
@@ -192,9 +196,13 @@ def test_who_waits_sees_the_queue_and_the_own_message(page, browser, page_addres
     )
     assert reached  # nothing lies over it
     page.click("#stop")
-    other.wait_for_function(ALL_UNMASKED.format("#cells"))
-    assert other.locator("#told .waits").count() == 0
-    other.close()
+    third.wait_for_selector("#waits :text('1 other visitor comes first')")
+    second.wait_for_selector("#cells .m")
+    second.click("#stop")
+    for other in others:
+        other.wait_for_function(ALL_UNMASKED.format("#cells") if other is third else "true")
+        other.wait_for_selector("#waits .note", state="detached")
+        other.close()
 
 
 def test_side_by_side_starts_with_a_pair_that_differs_and_says_what_both_cost(page):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import gradio as gr
 
@@ -26,20 +27,31 @@ class Turns:
     asked for. Here Stop sets a flag that the answer reads after each frame, and waits until it has ended.
     """
 
+    LOOK_SECONDS = 0.2  # between two looks at one's place in the queue
     WAIT_SECONDS = 30.0  # for the forward at work; longer than any on a machine that can run the page
 
     def __init__(self) -> None:
         self._turns: dict[str | None, Turn] = {}  # by visitor
 
-    def begin(self, request: gr.Request) -> int:
-        """Take the visitor's turn; how many of others come before it. gr.Error, which the page shows, while the visitor
-        has one already."""
+    def begin(self, request: gr.Request) -> None:
+        """Take the visitor's turn. gr.Error, which the page shows, while the visitor has one already."""
         if request.session_hash in self._turns:
             told = "the answer before is still being written: wait for it or press Stop"
             raise gr.Error(told, title="One at a time", print_exception=False)
-        before = len(self._turns)
         self._turns[request.session_hash] = Turn()
-        return before
+
+    async def places(self, request: gr.Request) -> AsyncIterator[int]:
+        """How many of others come before the visitor, anew whenever that changes, until it is the visitor's turn."""
+        told = 0
+        while before := self._before(request.session_hash):
+            if before != told:
+                yield (told := before)
+            await asyncio.sleep(self.LOOK_SECONDS)
+
+    def _before(self, visitor: str | None) -> int:
+        turns = list(self._turns.items())  # in the order in which they were taken
+        mine = next((number for number, (each, _) in enumerate(turns) if each == visitor), None)
+        return 0 if mine is None or turns[mine][1].began or turns[mine][1].stop.is_set() else mine
 
     def stop(self, request: gr.Request) -> None:
         """End the visitor's answer, also one that waits in the queue. Returns once nothing more of it can arrive."""
