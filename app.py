@@ -262,6 +262,7 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
         with gr.Column(elem_id="left"):
             talk = gr.Chatbot(
                 label="conversation",
+                show_label=False,  # it would lie over the first message on a phone
                 height=340,
                 render_markdown=False,
                 buttons=[],

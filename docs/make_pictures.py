@@ -89,7 +89,7 @@ def photograph_page(model: str, question: str, path: Path) -> None:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox", "--disable-gpu"]
             )
-            page = browser.new_page(viewport={"width": 1280, "height": 760})
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
             for _ in range(240):
                 try:
                     page.goto(f"http://127.0.0.1:{port}/")
@@ -105,6 +105,7 @@ def photograph_page(model: str, question: str, path: Path) -> None:
             replay.evaluate("e => { e.value = 3; e.dispatchEvent(new Event('input', {bubbles: true})); }")
             page.wait_for_selector("#cells .m")
             page.wait_for_timeout(1000)
+            page.evaluate("window.scrollTo(0, 0)")
             page.screenshot(path=str(path))
             browser.close()
     finally:

@@ -7,7 +7,7 @@ from browser_page import ALL_UNMASKED, ask, set_number
 
 from fast_dllm.chat import Cell, Frame
 from fast_dllm.page.cells import LEGEND, cells_html
-from fast_dllm.page.comparison import PAIRS, comparison_html, first_difference
+from fast_dllm.page.comparison import PAIRS, PROMPT, comparison_html, first_difference
 from fast_dllm.page.layers import layer_states, layers_html
 
 
@@ -68,6 +68,18 @@ def test_every_pair_that_the_page_offers_can_be_decoded():
     for both in PAIRS.values():
         first, second = (Settings.parse().changed(**parse_model_args(each)) for each in both)
         assert first != second
+
+
+def test_side_by_side_starts_with_a_pair_whose_tokens_differ_on_the_embedded_model():
+    from fast_dllm.chat import Chatbot, parse_model_args, with_defaults
+
+    chatbot = Chatbot(with_defaults({"model_path": "tiny", "device": "cpu"}))
+    last = []
+    for changes in next(iter(PAIRS.values())):
+        settings = chatbot.default_settings().changed(**parse_model_args(changes))
+        *_, frame = chatbot.stream([{"role": "user", "content": PROMPT}], settings)
+        last.append(frame)
+    assert first_difference(*last) is not None
 
 
 def test_the_page_says_what_it_is_and_what_its_signs_mean(page):

@@ -8,7 +8,6 @@ from fast_dllm.chat import Frame
 
 # what the page offers: name -> what is changed for A and for B
 PAIRS = {
-    "threshold 1 against 0.9": ("threshold=1", "threshold=0.9"),
     "k = 1 against k = 3, middle layers reused": (
         "experiment_name=02_residual_reuse,reuse_k=1,threshold=0.9",
         "experiment_name=02_residual_reuse,reuse_k=3,layer_subset=middle,threshold=0.9",
@@ -17,12 +16,11 @@ PAIRS = {
         "experiment_name=00_baseline,reuse_k=1,threshold=0.9",
         "experiment_name=00_baseline,reuse_k=3,layer_subset=middle,threshold=0.9",
     ),
+    # the embedded model's tokens are nearly always the same; their cost is not
+    "threshold 1 against 0.9": ("threshold=1", "threshold=0.9"),
 }
-# one for which the second pair's tokens differ on the embedded model
-PROMPT = (
-    "Eva picks 37 white buttons and 12 blue buttons. Soon she finds 33 more. Then, she throws away 38. "
-    "How many buttons are left in the end?"
-)
+# one for which the tokens of the pairs with k = 3 differ on the embedded model
+PROMPT = "Ivan fills 5 baskets with 5 lemons each. He makes 15 more. How many lemons does he have?"
 
 
 def first_difference(first: Frame, second: Frame) -> int | None:
