@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import time
 
 import pytest
@@ -99,6 +100,14 @@ def test_a_second_call_submits_nothing_and_another_number_is_refused_in_a_line(p
     for words in (["--shards", "4"], ["--shards", "3", "--gpus", "2"]):
         assert "it was submitted with --shards 3, which goes on\n" in submit(project, *words).stdout
     assert len(project.calls("sbatch")) == 2
+
+
+def test_two_calls_at_once_submit_once(project):
+    words = ["bash", "sbatch/run.sh", *WORDS, "--shards", "2"]
+    environment = project.environment | {"FAKE_SBATCH_SECONDS": "1"}
+    calls = [subprocess.Popen(words, cwd=project.root, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [call.wait(60) for call in calls] == [0, 0]
+    assert set(jobs_of(project)) == {"1_0", "1_1", "2"}
 
 
 def test_force_names_all_that_is_to_be_cancelled_first(project):
@@ -209,6 +218,12 @@ def test_what_a_share_left_is_named_while_others_are_at_work(project):
     project.set_job("1_0", "RUNNING")
     told = status(project)
     assert told.startswith("running, job 1[0], 1 of 3 shards; shard 1 failed: code error, job 1_1, log: logs/")
+    # one that could leave no record is asked about, with all others at once
+    (folder(project) / "shards" / "1-of-3" / "failure.json").unlink()
+    project.set_job("1_1", "NODE_FAIL")
+    before = len(project.calls("sacct"))
+    assert "; shard 1 failed: node failure, job 1_1, log: " in status(project)
+    assert len(project.calls("sacct")) == before + 1
     # and submitted again by the next call, alone; the job that waits looks itself what it has to wait for
     result = submit(project, "--shards", "3")
     assert "  k2_middle: job 4[1]\n" in result.stdout

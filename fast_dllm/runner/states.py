@@ -104,6 +104,9 @@ def examine(request: Request) -> tuple[list[State], str]:
         for run in runs
         if run.path not in queued and records[run.path].ended_silently and not judged[run.path].is_whole
     ]
+    for run in runs:
+        parts = ended_shares(root / "results" / run.path, queued.get(run.path, []))
+        unknown += [part.job for part in parts.values() if not part.failure]
     ended = read_ended([job for job in unknown if job])
     return [
         state_of(root, run, judged[run.path], queued.get(run.path, []), records[run.path], ended) for run in runs
@@ -157,7 +160,7 @@ def state_of(root: Path, run: Run, judged: Judgement, jobs: list[Job], records: 
     if job is None and not shares:
         job = next(iter(jobs), None)
     if job or shares:
-        now, ids = (state_of_job(job, folder), job.job_id) if job else state_of_shares(shares, folder)
+        now, ids = (state_of_job(job, folder), job.job_id) if job else state_of_shares(shares, folder, ended)
         return State(run, *now, ids, judged, (job or shares[0]).gpu, tuple(jobs))
     if lock_is_held(folder / ".lock"):
         process = lock_owner(folder / ".lock")
@@ -188,7 +191,7 @@ def state_of_job(job: Job, folder: Path) -> tuple[str, str]:
     return "running", f"running, job {job.job_id}{progress(now)}{parts(folder, job, now)}"
 
 
-def state_of_shares(jobs: list[Job], folder: Path) -> tuple[tuple[str, str], str]:
+def state_of_shares(jobs: list[Job], folder: Path, ended: Mapping) -> tuple[tuple[str, str], str]:
     """((state, detail), the jobs' ids) of a run that is answered in shares."""
     for job in jobs:
         never = reasons.blocked(job)
@@ -198,11 +201,11 @@ def state_of_shares(jobs: list[Job], folder: Path) -> tuple[tuple[str, str], str
     ids = job_words([job.job_id for job in running or jobs])
     if running and lock_is_held(folder / ".lock"):  # the last of them finishes the run
         return ("running", f"running, job {ids}{progress(read_progress(folder))}"), ids
-    told = read_json(folder / "job.json")[0] or {}
-    alive: set[int] = set().union(*(job.shares for job in jobs))
-    count = told.get("shards") or len(alive)
-    text = division(count, told.get("gpus") or 1)
-    failed = failed_shares(folder, text, alive)
+    count, text = division_of(folder, jobs)
+    failed = ""
+    for number, part in ended_shares(folder, jobs).items():
+        why = str(part.failure.get("class") or class_of_state(ended.get(part.job, "")) or "no_result")
+        failed += f"; shard {number} failed: {failure_detail(why, part.job, part.log)}"
     if not running:
         waits = min(jobs, key=lambda job: job.waits)
         return ("queued", f"queued, job {ids}, {reasons.waiting(waits)}, {count} shards{failed}"), ids
@@ -210,16 +213,23 @@ def state_of_shares(jobs: list[Job], folder: Path) -> tuple[tuple[str, str], str
     return ("running", f"running, job {ids}{progress_of_shares(folder, text, len(at_work), count)}{failed}"), ids
 
 
-def failed_shares(folder: Path, text: str, alive: set[int]) -> str:
-    """Like "; shard 2 failed: cancelled, job 123_2, log: ...", of those of a division whose chain has ended."""
-    told = ""
-    for number, name in enumerate(names_of(text)):
-        records = Records.of(share_folder(folder, name))
-        if number in alive or (records.folder / DONE_FILE).exists() or not records.begun:
-            continue
-        why = str(records.failure.get("class") or "no_result")
-        told += f"; shard {number} failed: {failure_detail(why, records.job, records.log)}"
-    return told
+def division_of(folder: Path, jobs: list[Job]) -> tuple[int, str]:
+    """(shares, their division) of a run, as it was submitted."""
+    told = read_json(folder / "job.json")[0] or {}
+    count = told.get("shards") or len(set().union(*(job.shares for job in jobs)))
+    return count, division(count, told.get("gpus") or 1)
+
+
+def ended_shares(folder: Path, jobs: list[Job]) -> dict[int, Records]:
+    """Of a run whose shares are at work: those that are not answered, and whose chain of jobs has ended. A failure that
+    is recorded is of the last one: what begins removes it."""
+    alive: set[int] = set().union(*(job.shares for job in jobs))
+    parts = (Records.of(share_folder(folder, name)) for name in names_of(division_of(folder, jobs)[1])) if alive else ()
+    return {
+        number: part
+        for number, part in enumerate(parts)
+        if number not in alive and part.begun and not (part.folder / DONE_FILE).exists()
+    }
 
 
 def progress_of_shares(folder: Path, text: str, at_work: int, count: int) -> str:
