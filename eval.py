@@ -15,6 +15,7 @@ nothing evaluated; anything else is a failure.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -170,6 +171,11 @@ def evaluate(config, task_manager, lm) -> dict | None:
     except ValueError as error:
         if "larger than population" not in str(error):
             raise
+        # before any question: where nothing was there, nothing is left
+        if lm.store is not None and lm.rank == 0 and lm.plan is None and not lm.store.num_recovered:
+            lm.store.discard()
+            with contextlib.suppress(OSError):
+                lm.store.run_folder.rmdir()
         tasks = ", ".join(config.tasks)
         raise UsageError(f"--num_fewshot {config.num_fewshot} is more examples than {tasks} has") from None
 

@@ -263,6 +263,15 @@ def test_an_evaluation_that_would_be_thrown_away_is_not_begun(random_model, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["a file"]
 
 
+def test_more_examples_than_a_task_has_leave_nothing_behind(random_model, tmp_path):
+    arguments = ("--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out", "--limit", "1")
+    done = run_eval("--tasks", "made_up_sums", "--num_fewshot", "99999", *arguments)
+    assert done.returncode == 2, done.stderr
+    told = "eval.py: error: --num_fewshot 99999 is more examples than made_up_sums has"
+    assert done.stderr.splitlines()[-1] == told
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_result_of_another_run_is_not_written_over(one_process, random_model):
     _, folder = one_process
     before = (folder / "summary.json").read_bytes()
