@@ -479,6 +479,18 @@ def test_an_empty_import_is_bad_input(project, tmp_path, capsys):
     assert "no summary.json below" in capsys.readouterr().err
 
 
+def test_a_damaged_matrix_is_bad_input_and_not_the_nine(project, capsys):
+    project.nine()
+    folder = project.root / "experiments" / "00_baseline"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "matrix.json").write_text('{"configurations": ')
+    assert main([], project.root) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "experiments/00_baseline/matrix.json: not valid JSON" in error
+    assert not (project.root / "results" / "report").exists()
+
+
 def test_the_exit_status_for_scripts(project):
     project.nine()
     assert main(["--fail-on", "alarm"], project.root) == 0

@@ -21,11 +21,9 @@ NINE = Matrix(runner_matrix.NINE.configurations)
 
 
 def matrix_of(experiment: str, root: Path) -> Matrix:
-    """The runner's matrix of `experiment`; the nine where it cannot be had."""
-    try:
-        found = runner_matrix.matrix_of(experiment, root)
-    except (ValueError, OSError):
-        return NINE  # results of an experiment whose folder is gone
+    """The runner's matrix of `experiment`: the nine where the experiment's folder is gone. Raises UsageError where its
+    matrix.json is damaged: taken for another matrix, every row would be called extra and every setting missing."""
+    found = runner_matrix.matrix_of(experiment, root)
     return Matrix(dict(found.configurations), found.compare_with)
 
 
