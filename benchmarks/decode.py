@@ -31,7 +31,7 @@ from fast_dllm import experiments
 from fast_dllm.arguments import DTYPES
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
 from fast_dllm.runner.request import resolve_model
 
 
@@ -65,23 +65,39 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> FastDLLMForCausalLM:
+    """A model of random weights, made on the device in its dtype: LAYERSxHIDDEN, or `7b`, the published one's shape.
+
+    Raises UsageError for another shape.
+    """
     layers, _, hidden = shape.partition("x")
-    if not (layers.isdecimal() and hidden.isdecimal() and int(layers) and int(hidden) and int(hidden) % 64 == 0):
-        raise UsageError(
-            f"--random_weights takes LAYERSxHIDDEN with HIDDEN a multiple of 64, like 36x512, not {shape!r}"
+    if shape == "7b":
+        config = FastDLLMConfig(
+            vocab_size=152064,
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            tie_word_embeddings=False,
         )
-    heads = max(int(hidden) // 64, 4)
-    config = FastDLLMConfig(
-        vocab_size=512,
-        hidden_size=int(hidden),
-        intermediate_size=int(hidden) * 5 // 2,
-        num_hidden_layers=int(layers),
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-        tie_word_embeddings=True,
-    )
+    elif layers.isdecimal() and hidden.isdecimal() and int(layers) and int(hidden) and int(hidden) % 64 == 0:
+        heads = max(int(hidden) // 64, 4)
+        config = FastDLLMConfig(
+            vocab_size=512,
+            hidden_size=int(hidden),
+            intermediate_size=int(hidden) * 5 // 2,
+            num_hidden_layers=int(layers),
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2,
+            tie_word_embeddings=True,
+        )
+    else:
+        raise UsageError(
+            f"--random_weights takes 7b or LAYERSxHIDDEN with HIDDEN a multiple of 64, like 36x512, not {shape!r}"
+        )
     torch.manual_seed(0)
-    return FastDLLMForCausalLM(config).eval().to(device, dtype)
+    with device, default_dtype(dtype):
+        return FastDLLMForCausalLM(config).eval().requires_grad_(False)
 
 
 def median_seconds(work, runs: int, device: torch.device) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fast_dllm import experiments
 from fast_dllm.errors import UsageError
+from fast_dllm.graphs import MODES as GRAPH_MODES
 from fast_dllm.runner.defaults import DEFAULT_MODEL
 from fast_dllm.runner.matrix import canonical, defaults_of, effective_arguments, folder_name, matrix_of, parse_value
 from fast_dllm.runner.request import resolve_model
@@ -51,6 +52,7 @@ class ModelArguments(HasKnobs):
     batch_size: int = 1
     dtype: str = "auto"
     device: str = "auto"
+    graphs: str = "auto"
     seed: int = 0
     show_speed: bool = False
     knobs: Mapping[str, object] = field(default_factory=dict)
@@ -75,13 +77,14 @@ class ModelArguments(HasKnobs):
             values["seed"] = whole_number("seed", values["seed"], minimum=0)
         if not isinstance(values.get("show_speed", False), bool):
             raise UsageError(f"show_speed must be True or False, not {values['show_speed']!r}")
-        for name in ("model_path", "experiment_name", "dtype", "device", "loglikelihood_mode"):
+        for name in ("model_path", "experiment_name", "dtype", "device", "graphs", "loglikelihood_mode"):
             if name in values:
                 values[name] = str(values[name])
         for name, default in knobs.items():
             if name in given:
                 knobs[name] = of_kind(name, given[name], default)
-        for name, choices in (("dtype", DTYPES), ("loglikelihood_mode", LOGLIKELIHOOD_MODES)):
+        valid = (("dtype", DTYPES), ("loglikelihood_mode", LOGLIKELIHOOD_MODES), ("graphs", GRAPH_MODES))
+        for name, choices in valid:
             if values.get(name, choices[0]) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, not {values[name]!r}")
         arguments = cls(**values, knobs=MappingProxyType(knobs))  # type: ignore[arg-type]  # each was checked above

@@ -46,7 +46,7 @@ class Attend:
 
     cos, sin: (B, T, 1, D). mask: None (every key) or bool, True = may attend, broadcast to (B, K, G * T, S).
     Without a cache the keys are the rows themselves; with one, rows are written to `slots` (B * T,), flat indices
-    into (cache rows * max_length), and cache rows `rows` (None = all of them) are read up to `num_keys`.
+    into (cache rows * max_length), and cache rows `rows` (None = the first B) are read up to `num_keys`.
     """
 
     cos: Tensor
@@ -79,8 +79,23 @@ class Attend:
         for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self.slots, new.flatten(0, 1))
             held = buffer[:, : self.num_keys]
-            seen.append(held if self.rows is None else held.index_select(0, self.rows))
+            seen.append(held[: len(new)] if self.rows is None else held.index_select(0, self.rows))
         return seen[0], seen[1]
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What of one forward of block rows is no tensor. Two forwards of one shape and batch size are the same work on
+    other numbers, which is what a CUDA graph can repeat.
+
+    width: T, the rows of each sequence. num_keys: how many positions of the cache are read. is_masked: whether some of
+    them are beyond a sequence's own end. first_rows: the sequences are those of the cache's first rows, in order.
+    """
+
+    width: int
+    num_keys: int
+    is_masked: bool
+    first_rows: bool
 
 
 @dataclass(frozen=True)
@@ -98,8 +113,9 @@ class BlockInputs:
     read: Tensor
 
 
-# Who reads what is stored, decided in mid-forward: the hidden rows that enter the range (B, T, C) -> a truth value each
-Choice = Callable[[Tensor, BlockInputs], Sequence[bool]]
+# Who reads what is stored, decided in mid-forward: the hidden rows that enter the range (B, T, C), their cache rows
+# (B, 1) and their rows of the block (B, T) -> a truth value for each sequence
+Choice = Callable[[Tensor, Tensor, Tensor], Sequence[bool]]
 
 
 def rope_tables(positions: Tensor, config: FastDLLMConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

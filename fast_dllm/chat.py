@@ -18,6 +18,7 @@ from fast_dllm import experiments
 from fast_dllm.arguments import HasKnobs, ModelArguments
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
+from fast_dllm.graphs import use_graphs
 from fast_dllm.model import load_model
 from fast_dllm.tokenizer import decode, load_tokenizer, render, special_ids
 
@@ -171,7 +172,7 @@ class Chatbot:
         self.arguments = arguments
         self.tokenizer = load_tokenizer(arguments.model_path)
         self.ids = special_ids(self.tokenizer)
-        self.model = load_model(arguments.model_path, arguments.device, arguments.dtype)
+        self.model = use_graphs(load_model(arguments.model_path, arguments.device, arguments.dtype), arguments.graphs)
         self.block_size = arguments.bd_size or self.model.config.bd_size
         positions = self.model.config.max_position_embeddings
         self.max_length = positions // self.block_size * self.block_size

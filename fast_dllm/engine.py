@@ -16,7 +16,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fast_dllm.cache import BlockInputs
 from fast_dllm.decoding import (
     FORWARD_KINDS,
     Answer,
@@ -28,9 +27,10 @@ from fast_dllm.decoding import (
     Reuse,
 )
 from fast_dllm.errors import NonFiniteError
+from fast_dllm.graphs import Arena
 from fast_dllm.layer_reuse import LayerStore
 from fast_dllm.model import DecoderLayer, FastDLLMForCausalLM
-from fast_dllm.sampling import predict
+from fast_dllm.sampling import is_finite, predict
 
 DecodeOne = Callable[[Answer, Options], Policy]
 Store = tuple[range, str, int]  # the layers of a LayerStore, what of them it holds, and its order
@@ -102,8 +102,24 @@ class Engine:
             return
         num_rows = min(self.num_rows or len(queue), len(queue))
         longest = max(Answer(index, request.prompt, self.options, self.num_layers).limit for index, request in queue)
-        self._cache = self.model.new_cache(num_rows, longest, self.options.block_size)
-        self._stores: dict[Store, LayerStore] = {}
+        graphs = self.model.graphs
+        self._arena: Arena | None = None
+        if graphs is not None:
+            self._arena = graphs.lease(num_rows, longest, self.options.block_size)
+        try:
+            yield from self._run_over(queue, num_rows, longest)
+        except Exception:
+            if self._arena is not None:
+                graphs.clear()  # what it holds may be no numbers, or too much for the memory
+            raise
+        finally:
+            if self._arena is not None:
+                graphs.release()
+
+    def _run_over(self, queue: deque[tuple[int, Request]], num_rows: int, longest: int) -> Iterator[DenoisingEvent]:
+        arena = self._arena
+        self._cache = arena.cache if arena else self.model.new_cache(num_rows, longest, self.options.block_size)
+        self._stores: dict[Store, LayerStore] = arena.stores if arena else {}
         free, active = list(range(num_rows)), dict[int, _Sequence]()
         while queue or active:
             while free and queue:
@@ -228,13 +244,11 @@ class Engine:
                 device, dtype = store.ahead.device, store.ahead.dtype
                 store.ahead[_index(slots, store.ahead)] = torch.tensor(ahead, dtype=dtype).to(device, non_blocking=True)
 
-        def choose(entering: Tensor, inputs: BlockInputs) -> list[bool]:
+        def choose(entering: Tensor, cache_rows: Tensor, block_rows: Tensor) -> list[bool]:
             asks = [forward.reuse for forward in forwards if forward.reuse is not None]
             reads[:] = [ask.read for ask in asks]
             if store is not None and any(ask.decide for ask in asks):
-                drifts = store.drift(
-                    entering, inputs.cache_rows, inputs.block_rows, self._wanted_rows(forwards, inputs)
-                )
+                drifts = store.drift(entering, cache_rows, block_rows, self._wanted_rows(forwards, entering.device))
                 reads[:] = [
                     ask.decide(drift) if ask.decide else ask.read
                     for ask, drift in zip(asks, drifts.tolist(), strict=True)  # the decision's own transfer
@@ -242,7 +256,10 @@ class Engine:
             return reads
 
         ids, offsets = [forward.token_ids for forward in forwards], [forward.offset for forward in forwards]
-        logits = self.model.run_block(self._cache, slots, ids, offsets, read, store=store, choose=choose)
+        if self._arena is not None:
+            logits = self._arena.run_block(slots, ids, offsets, read, store=store, choose=choose)
+        else:
+            logits = self.model.run_block(self._cache, slots, ids, offsets, read, store=store, choose=choose)
         if reuse is not None:
             for sequence, forward, was_read in zip(group, forwards, reads, strict=True):
                 if not was_read:
@@ -250,13 +267,13 @@ class Engine:
                     sequence.stored.setdefault(_store_key(reuse), Counter()).update(rows)
         return logits, reads
 
-    def _wanted_rows(self, forwards: list[Forward], inputs: BlockInputs) -> Tensor:
+    def _wanted_rows(self, forwards: list[Forward], device: torch.device) -> Tensor:
         """(B, R) rows of the window that the predictions wanted are read at: what the drift is measured over."""
         widths = {len(forward.wanted) for forward in forwards}
         if len(widths) > 1:
             raise ValueError(f"forwards that decide together want equally many positions, not {sorted(widths)}")
         rows = [forward.rows_of(forward.wanted) for forward in forwards]
-        return torch.tensor(rows).to(inputs.ids.device, non_blocking=True)
+        return torch.tensor(rows).to(device, non_blocking=True)
 
     def _store(self, reuse: Reuse) -> LayerStore:
         key = _store_key(reuse)
@@ -288,18 +305,22 @@ class Engine:
                 drawn += range(start, start + len(forward.wanted))
                 uniforms.append(torch.rand(len(forward.wanted), generator=sequence.generator))
                 if forward.kind != "reused":
-                    sequence.kept, sequence.kept_logits = held, logits[index, : len(held)]
+                    # a copy: a graph writes its logits to the same place each time
+                    sequence.kept, sequence.kept_logits = held, logits[index, : len(held)].clone()
             else:
                 greedy += range(begin, begin + len(held))
-        found = torch.zeros(3, len(flat), dtype=torch.float64, device=flat.device)
-        for rows, settings in (
-            (greedy, (0.0, 1.0, None)),
-            (drawn, (self.temperature, self.top_p, torch.cat(uniforms) if drawn else None)),
-        ):
-            if rows:
-                picked = _index(rows, flat)
-                found[:2, picked] = self._candidates(flat[picked], *settings)
-        found[2] = flat.sum(dim=-1, dtype=torch.float32).isfinite()  # any infinity or NaN of a row shows in its sum
+        if self._arena is not None and not drawn and forwards[0].kind != "prefill":
+            found = self._arena.greedy(self.options.mask_id)
+        else:
+            found = torch.zeros(3, len(flat), dtype=torch.float64, device=flat.device)
+            for rows, settings in (
+                (greedy, (0.0, 1.0, None)),
+                (drawn, (self.temperature, self.top_p, torch.cat(uniforms) if drawn else None)),
+            ):
+                if rows:
+                    picked = _index(rows, flat)
+                    found[:2, picked] = self._candidates(flat[picked], *settings)
+            found[2] = is_finite(flat)
         tokens, confidences, finite = found.tolist()  # the forward's one transfer
         if not all(finite):
             raise NonFiniteError(f"the model's logits are not finite in a {forwards[0].kind} forward")

@@ -27,6 +27,7 @@ from fast_dllm import experiments, results
 from fast_dllm.answers import AnswerStore, Cost, Ledger, batch_record, combined, request_key
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.errors import UsageError
+from fast_dllm.graphs import use_graphs
 from fast_dllm.model import load_model, model_source
 from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
 from fast_dllm.runner.code_hashes import decoding_sha256
@@ -73,7 +74,9 @@ class FastDLLM(ScoringLM):
         device = self._join_processes(self.arguments.device)
         self.tokenizer = load_tokenizer(self.arguments.model_path)
         self.ids = special_ids(self.tokenizer)
-        self.model = load_model(self.arguments.model_path, device, self.arguments.dtype)
+        self.model = use_graphs(
+            load_model(self.arguments.model_path, device, self.arguments.dtype), self.arguments.graphs
+        )
         self.model_revision = results.model_revision(model_source(self.arguments.model_path))
         self._device = self.model.device
         self.block_size = self.arguments.bd_size or self.model.config.bd_size
@@ -376,12 +379,14 @@ class FastDLLM(ScoringLM):
         self.ledger.add(batch_record(new, cost, costs, batch_size))
 
     def device_report(self) -> dict[str, object]:
-        """The device and this process's peak memory: allocated on the GPU, resident on the host."""
+        """The device, whether forwards were replayed there, and this process's peak memory: allocated on the GPU,
+        resident on the host."""
         if self.device.type == "cuda":
             gpu, peak = torch.cuda.get_device_name(self.device), torch.cuda.max_memory_allocated(self.device)
         else:
             gpu, peak = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"device": str(self.device), "gpu": gpu, "peak_memory_bytes": peak}
+        graphs = self.arguments.graphs if self.model.graphs else "off"
+        return {"device": str(self.device), "gpu": gpu, "graphs": graphs, "peak_memory_bytes": peak}
 
     def total(self) -> Ledger | None:
         """What all processes and all segments of the run answered and what it cost, an answer that was given twice

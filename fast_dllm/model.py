@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
-from fast_dllm.cache import Attend, BlockInputs, Choice, KVCache, block_causal_mask, rope_tables
+from fast_dllm.cache import Attend, BlockInputs, BlockShape, Choice, KVCache, block_causal_mask, rope_tables
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
+from fast_dllm.kernels import gate, rms_norm, rotate
 from fast_dllm.layer_reuse import LayerStore
 
 PREFILL_ROWS = 1024  # rows a prefill forward runs at once: bounds its mask and activations
@@ -48,6 +49,39 @@ class Embedding(nn.Embedding):
         """Nothing, as above."""
 
 
+class Fused:
+    """Several linear layers of one input as one product, their weights being views of the fused one.
+
+    So there is no second copy, and the layers keep their names and can be run by themselves. Where one of them has got
+    another weight since (it was moved or replaced), or gradients are wanted, `fits` says no.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]):
+        self.linears = linears
+        self.sizes = [linear.out_features for linear in linears]
+        with torch.no_grad():
+            self.weight = torch.cat([linear.weight for linear in linears])
+            self.bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
+            for linear, part in zip(linears, self.weight.split(self.sizes), strict=True):
+                linear.weight.data = part
+            if self.bias is not None:
+                for linear, part in zip(linears, self.bias.split(self.sizes), strict=True):
+                    linear.bias.data = part
+        self.places = self._places()
+
+    def _places(self) -> list[int]:
+        tensors = [linear.weight for linear in self.linears]
+        if self.bias is not None:
+            tensors += [linear.bias for linear in self.linears]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    def fits(self) -> bool:
+        return not torch.is_grad_enabled() and self._places() == self.places
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -55,7 +89,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -68,15 +102,21 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
         self.v_proj = Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
         self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.fused: Fused | None = None
+
+    def fuse(self) -> None:
+        self.fused = Fused((self.q_proj, self.k_proj, self.v_proj))
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         B, T, _ = x.shape
         H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
-        queries_keys = torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1).view(B, T, H + K, D)
-        # Two roundings, not a fused multiply-add: so the float32 logits equal the reference implementation bit for bit.
-        queries_keys = queries_keys * attend.cos + queries_keys.roll(D // 2, -1) * attend.sin
-        queries, keys = queries_keys.split((H, K), dim=2)
-        keys, values = attend.keys_and_values(self.layer, keys, self.v_proj(x).view(B, T, K, D))
+        if self.fused is not None and self.fused.fits():
+            queries_keys, values = self.fused(x).view(B, T, H + 2 * K, D).split((H + K, K), dim=2)
+        else:
+            queries_keys = torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1).view(B, T, H + K, D)
+            values = self.v_proj(x).view(B, T, K, D)
+        queries, keys = rotate(queries_keys, attend.cos, attend.sin).split((H, K), dim=2)
+        keys, values = attend.keys_and_values(self.layer, keys, values)
         # The G query heads that share a key head become more query rows, so keys and values are never repeated.
         queries = queries.view(B, T, K, H // K, D).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)  # (B, K, G * T, D)
         out = F.scaled_dot_product_attention(queries, keys.transpose(1, 2), values.transpose(1, 2), attend.mask)
@@ -90,9 +130,17 @@ class MLP(nn.Module):
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.fused: Fused | None = None
+
+    def fuse(self) -> None:
+        self.fused = Fused((self.gate_proj, self.up_proj))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.fused is not None and self.fused.fits():
+            gates, up = self.fused(x).chunk(2, dim=-1)
+        else:
+            gates, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(gate(gates, up))
 
 
 class DecoderLayer(nn.Module):
@@ -136,11 +184,10 @@ class FastDLLMModel(nn.Module):
         For each sequence by itself `choose` says, once the layers before have run, whether what is stored stands in for
         the range, or the range runs and is stored.
         """
-        first, stop = store.layers.start, store.layers.stop
-        x = self.run_layers(self.embed_tokens(inputs.ids), inputs.attend, range(first))
-        reads = list(choose(x, inputs))
+        x = self.run_before(inputs, store.layers)
+        reads = list(choose(x, inputs.cache_rows, inputs.block_rows))
         if len(set(reads)) == 1:
-            x = self._range(x, inputs.attend, inputs.cache_rows, inputs.block_rows, store, reads[0])
+            x = self.run_range(x, inputs.attend, inputs.cache_rows, inputs.block_rows, store, reads[0])
         else:
             parted = torch.empty_like(x)
             for read in (False, True):
@@ -149,11 +196,19 @@ class FastDLLMModel(nn.Module):
                 )
                 rows = inputs.cache_rows[picked]
                 attend = inputs.attend.of(picked, rows[:, 0])
-                parted[picked] = self._range(x[picked], attend, rows, inputs.block_rows[picked], store, read)
+                parted[picked] = self.run_range(x[picked], attend, rows, inputs.block_rows[picked], store, read)
             x = parted
-        return self.norm(self.run_layers(x, inputs.attend, range(stop, len(self.layers))))
+        return self.run_after(x, inputs, store.layers)
 
-    def _range(
+    def run_before(self, inputs: BlockInputs, layers: range) -> Tensor:
+        """Hidden rows (B, T, C) that enter the range of layers."""
+        return self.run_layers(self.embed_tokens(inputs.ids), inputs.attend, range(layers.start))
+
+    def run_after(self, x: Tensor, inputs: BlockInputs, layers: range) -> Tensor:
+        """What left the range (B, T, C) -> final hidden states (B, T, C)."""
+        return self.norm(self.run_layers(x, inputs.attend, range(layers.stop, len(self.layers))))
+
+    def run_range(
         self, x: Tensor, attend: Attend, rows: Tensor, block_rows: Tensor, store: LayerStore, read: bool
     ) -> Tensor:
         """Hidden rows (B, T, C) through the layers of `store`: run and stored, or (`read`) stood in for."""
@@ -194,6 +249,7 @@ class FastDLLMForCausalLM(nn.Module):
     def __init__(self, config: FastDLLMConfig, *, randomise: bool = True):
         super().__init__()
         self.config = config
+        self.graphs: Any = None  # where the engine replays forwards: fast_dllm.graphs.BlockGraphs
         self.build(config)
         if randomise:
             self.apply(self._randomise)
@@ -210,6 +266,26 @@ class FastDLLMForCausalLM(nn.Module):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+    def fuse(self) -> FastDLLMForCausalLM:
+        """Let each layer compute q, k and v in one product and gate and up in one, in the weights' own memory, a layer
+        at a time. Values to within float32's rounding."""
+        for module in self._fusible():
+            module.fuse()
+        return self
+
+    def _fusible(self) -> Iterator[Attention | MLP]:
+        return (module for module in self.modules() if isinstance(module, (Attention, MLP)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastDLLMForCausalLM:
+        """As a module's, for `.to` and the like: what stands on the weights' places is made anew."""
+        was_fused = any(module.fused for module in self._fusible())
+        for module in self._fusible():
+            module.fused = None
+        super()._apply(fn, recurse)
+        if self.graphs is not None:
+            self.graphs.clear()
+        return self.fuse() if was_fused else self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -341,39 +417,63 @@ class FastDLLMForCausalLM(nn.Module):
         offsets: Sequence[int],
         read: Sequence[Sequence[int]],
     ) -> BlockInputs:
-        """The host's half of `run_block`: its Python numbers as tensors, in one host-to-device copy."""
-        device = self.lm_head.weight.device
-        T = len(token_ids[0])
+        """The tensors of one forward of block rows, from Python numbers in one host-to-device copy."""
+        numbers, shape = self.pack_numbers(cache, rows, token_ids, offsets, read)
+        return self.unpack(cache, numbers.to(self.lm_head.weight.device, non_blocking=True), shape)
+
+    def pack_numbers(
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        read: Sequence[Sequence[int]],
+        num_keys: int | None = None,
+    ) -> tuple[Tensor, BlockShape]:
+        """The host's half of `run_block`: all that differs from forward to forward, (B, 4 + T + R) on the CPU, and its
+        shape. Up to `num_keys` positions are read (default: as many as the longest sequence has)."""
         starts = [cache.lengths[row] for row in rows]
-        packed = torch.tensor(
+        numbers = torch.tensor(
             [[row, start + offset, start + cache.block_size, offset, *ids, *picked]
              for row, start, offset, ids, picked in zip(rows, starts, offsets, token_ids, read, strict=True)]
-        ).to(device, non_blocking=True)  # fmt: skip
-        row_idx, first_pos, num_keys, first_offset = packed[:, :4, None].unbind(1)  # (B, 1) each
-        steps = torch.arange(T, device=device)
-        positions = first_pos + steps  # (B, T)
+        )  # fmt: skip
         longest = max(starts) + cache.block_size
+        is_masked = num_keys is not None or min(starts) != max(starts)
+        return numbers, BlockShape(
+            len(token_ids[0]), num_keys or longest, is_masked, list(rows) == list(range(len(rows)))
+        )
+
+    def unpack(self, cache: KVCache, numbers: Tensor, shape: BlockShape) -> BlockInputs:
+        """The numbers of `pack_numbers`, on the device, as what the layers read. Looks at no value."""
+        row_idx, first_pos, num_keys, first_offset = numbers[:, :4, None].unbind(1)  # (B, 1) each
+        steps = torch.arange(shape.width, device=numbers.device)
+        positions = first_pos + steps  # (B, T)
         mask = None
-        if min(starts) != max(starts):
-            mask = (torch.arange(longest, device=device) < num_keys)[:, None, None]  # (B, 1, 1, S)
+        if shape.is_masked:
+            mask = (torch.arange(shape.num_keys, device=numbers.device) < num_keys)[:, None, None]  # (B, 1, 1, S)
+            if mask.is_cuda:  # its attention would make this of it anew in every layer
+                mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
         attend = Attend(
             cache.cos[positions].unsqueeze(2),
             cache.sin[positions].unsqueeze(2),
             mask,
             cache,
             (row_idx * cache.max_length + positions).flatten(),
-            None if list(rows) == list(range(cache.batch_size)) else row_idx[:, 0],
-            longest,
+            None if shape.first_rows else row_idx[:, 0],
+            shape.num_keys,
         )
-        return BlockInputs(packed[:, 4 : 4 + T], attend, row_idx, first_offset + steps, packed[:, 4 + T :])
+        ids, read = numbers[:, 4 : 4 + shape.width], numbers[:, 4 + shape.width :]
+        return BlockInputs(ids, attend, row_idx, first_offset + steps, read)
 
     def run_packed(self, inputs: BlockInputs, store: LayerStore | None = None, choose: Choice | None = None) -> Tensor:
         """The device's half of `run_block`: tensors of fixed shapes in, logits (B, R, V) out."""
         if store is None:
-            hidden = self.model(inputs.ids, inputs.attend)
-        else:
-            assert choose is not None, "a store is written or read as `choose` says"
-            hidden = self.model.forward_reusing(inputs, store, choose)
+            return self.logits_of(self.model(inputs.ids, inputs.attend), inputs)
+        assert choose is not None, "a store is written or read as `choose` says"
+        return self.logits_of(self.model.forward_reusing(inputs, store, choose), inputs)
+
+    def logits_of(self, hidden: Tensor, inputs: BlockInputs) -> Tensor:
+        """Final hidden states (B, T, C) -> logits (B, R, V) of the rows to be read."""
         return self.lm_head(hidden.gather(1, inputs.read.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
 
     def commit(self, cache: KVCache, row: int) -> None:
@@ -438,7 +538,8 @@ def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
         raise UsageError(f"cannot load model {path_or_hub_id!r}: it {faults[0]}{more}")
-    return model.eval()
+    model.eval()
+    return model.fuse() if target.type == "cuda" else model  # on a CPU wide layers are slower so (docs/performance.md)
 
 
 @contextlib.contextmanager

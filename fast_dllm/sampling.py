@@ -48,6 +48,18 @@ def predict(
     return candidates, logits.softmax(dim=-1).gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
 
 
+def greedy_with_check(logits: Tensor, mask_id: int) -> Tensor:
+    """Logits (R, V) -> (3, R) in float64, which holds every token id: candidates, confidences, and whether the row's
+    logits are finite."""
+    tokens, confidences = predict(logits, mask_id)
+    return torch.stack((tokens.double(), confidences.double(), is_finite(logits).double()))
+
+
+def is_finite(logits: Tensor) -> Tensor:
+    """(R, V) -> (R,) bool: any infinity or NaN of a row shows in its sum."""
+    return logits.sum(dim=-1, dtype=torch.float32).isfinite()
+
+
 def rows_to_unmask(confidences: list[float], masked: list[bool], threshold: float) -> list[int]:
     """Masked rows whose confidence is above `threshold`, and always the most confident one (first of equals)."""
     candidates = [row for row, is_masked in enumerate(masked) if is_masked]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from golden_models import golden_model
 
 from fast_dllm import experiments
 from fast_dllm.cache import Attend, block_causal_mask, rope_tables
@@ -17,6 +18,7 @@ from fast_dllm.drift import recorder
 from fast_dllm.drift.recorder import Recorder
 from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
 from fast_dllm.errors import UsageError
+from fast_dllm.graphs import use_graphs
 from fast_dllm.report.pictures import drift_maps
 
 MASK, STOP, SIZE, SUB = 319, 2, 32, 8
@@ -40,6 +42,18 @@ def recorded(model, batch: list[list[int]]) -> DriftSums:
         for ids in batch:
             PLAIN.generate(model, [ids], **COMMON)
     return sums
+
+
+def test_forwards_are_not_replayed_while_they_are_recorded():
+    """No hook sees a replayed forward."""
+    model = golden_model("tiny36")
+    expected = recorded(model, prompts(40))
+    use_graphs(model, "padded")
+    graphs = model.graphs
+    got = recorded(model, prompts(40))
+    assert got.steps == expected.steps > 0
+    assert not graphs.counts
+    assert model.graphs is graphs
 
 
 class Watching(Attend):

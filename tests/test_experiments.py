@@ -156,7 +156,7 @@ def test_model_arguments_have_the_documented_defaults():
     assert defaults_of(None, ROOT) == {
         name: value
         for name, value in arguments.as_dict().items()
-        if name not in ("model_path", "experiment_name", "batch_size", "device", "show_speed")
+        if name not in ("model_path", "experiment_name", "batch_size", "device", "graphs", "show_speed")
     }
 
 
@@ -185,25 +185,27 @@ RANK = {
     "config": 3,
     "sampling": 3,
     "layer_reuse": 3,
+    "kernels": 3,
     "cache": 4,
     "cluster": 4,
     "model": 5,
     "pretrained": 6,
     "tokenizer": 6,
-    "engine": 6,
-    "experiments": 7,
-    "arguments": 8,
-    "transcripts": 8,
-    "processes": 8,
-    "scoring": 9,
-    "chat": 9,
-    "harness": 10,
-    "task_loading": 10,
-    "page": 11,
-    "doctor": 11,
-    "drift": 11,
+    "graphs": 6,
+    "engine": 7,
+    "experiments": 8,
+    "arguments": 9,
+    "transcripts": 9,
+    "processes": 9,
+    "scoring": 10,
+    "chat": 10,
+    "harness": 11,
+    "task_loading": 11,
+    "page": 12,
+    "doctor": 12,
+    "drift": 12,
 }
-PROGRAMS = 12  # eval.py, app.py, run_chatbot.py, benchmarks/, training/, docs/: nobody imports them
+PROGRAMS = 13  # eval.py, app.py, run_chatbot.py, benchmarks/, training/, docs/: nobody imports them
 KNOW_LM_EVAL = {"processes", "scoring", "harness", "task_loading", "doctor", "drift", "eval"}
 POLICY = {"decoding", "sampling", "layer_reuse"}  # what a generation_functions.py may know
 

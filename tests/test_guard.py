@@ -57,7 +57,7 @@ def test_without_the_environment_a_program_says_how_to_get_it(program):
             "benchmarks/decode.py --dtype float99",
             "--dtype must be one of auto, float32, float16, bfloat16, not 'float99'",
         ),
-        ("benchmarks/decode.py --random_weights 0x0", "--random_weights takes LAYERSxHIDDEN"),
+        ("benchmarks/decode.py --random_weights 0x0", "--random_weights takes 7b or LAYERSxHIDDEN"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, command, told):

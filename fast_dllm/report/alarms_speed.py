@@ -55,7 +55,8 @@ def _sharing(run: Run) -> int | None:
 
 def conditions(run: Run) -> tuple:
     """What two runs must have in common before their speeds can be compared."""
-    return (*(run.facts.get(name) for name in ("gpu", "device", "batch_size")), _sharing(run))
+    graphs = run.facts.get("graphs") or "off"  # before there were any
+    return (*(run.facts.get(name) for name in ("gpu", "device", "batch_size")), graphs, _sharing(run))
 
 
 def _alike(run: Run, other: Run) -> bool:

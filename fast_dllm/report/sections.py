@@ -229,6 +229,7 @@ PROVENANCE = (
     ("dtype", "dtype"),
     ("device", "device"),
     ("GPU", "gpu"),
+    ("CUDA graphs", "graphs"),
     ("host", "host"),
     ("commit", "commit"),
     ("uncommitted changes", "dirty"),

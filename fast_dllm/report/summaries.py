@@ -220,7 +220,17 @@ def _where(place: Mapping[str, Any]) -> dict[str, Any]:
 
 FACTS = (
     *("generation_code_sha256", "decoding_sha256", "fast_dllm_sha256", "model_revision", "dtype", "gpu", "host"),
-    *("num_fewshot", "chat_template", "seeds", "num_processes", "num_shares", "num_segments", "python", "metric"),
+    *(
+        "graphs",
+        "num_fewshot",
+        "chat_template",
+        "seeds",
+        "num_processes",
+        "num_shares",
+        "num_segments",
+        "python",
+        "metric",
+    ),
 )
 
 

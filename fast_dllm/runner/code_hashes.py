@@ -22,6 +22,8 @@ DECODING_FILES = (
     "config.py",
     "decoding.py",
     "engine.py",
+    "graphs.py",
+    "kernels.py",
     "layer_reuse.py",
     "model.py",
     "prompts.py",

@@ -12,8 +12,8 @@ PUBLISHED_MODELS = (
 DEFAULT_MODEL = PUBLISHED_MODELS[0]
 DEFAULT_EXPERIMENT = "00_baseline"
 
-# model_path stays out: a result's folder is not named after its model (--status compares it). So do device, batch_size
-# and show_speed, which change no token.
+# model_path stays out: a result's folder is not named after its model (--status compares it). So do device, batch_size,
+# graphs and show_speed, which change no token.
 DEFAULTS: Mapping[str, object] = MappingProxyType(
     {
         "reuse_k": 1,

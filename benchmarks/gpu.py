@@ -1,0 +1,315 @@
+"""What graphs, fused products and compiled kernels give on a GPU, for a random model of the 7B's shape; JSON last.
+
+    python -m benchmarks.gpu                       # everything, a few minutes
+    python -m benchmarks.gpu --only forwards,batch --random_weights 36x512 --device cpu    # a trial without a GPU
+
+forwards: one sequence at 512 tokens of context, ms by kind of forward, each means added to those before. tokens: the
+same answers with recorded forwards, with unrecorded ones of the same padded shapes, and with those of exact lengths.
+batch: 32 sequences against one. experiments: every experiment at k = 1, 2, 3, and the time that its forwards predict.
+context: ms against the context's length. where: the kernels that one forward's time goes to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fast_dllm.guard import one_line
+
+# isort: split
+import torch
+
+from benchmarks.decode import copy_bandwidth, random_model
+from fast_dllm import experiments, kernels
+from fast_dllm.arguments import DTYPES
+from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.graphs import MODES, use_graphs
+from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.sampling import greedy_with_check
+
+SECTIONS = ("forwards", "tokens", "batch", "experiments", "context", "where")
+BLOCK, SUB = 32, 8
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--random_weights", default="7b", metavar="SHAPE", help="as in benchmarks.decode")
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--context", type=int, default=512, help="tokens before the block and in it")
+    parser.add_argument("--longest_context", type=int, default=16384)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--new_tokens", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--json", type=Path, help="also write the JSON there")
+    arguments = parser.parse_args()
+    arguments.only = arguments.only.split(",")
+    for name in arguments.only:
+        if name not in SECTIONS:
+            raise UsageError(f"--only takes {', '.join(SECTIONS)}, not {name!r}")
+    if arguments.dtype not in DTYPES:
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    for name in ("context", "batch_size", "new_tokens"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    return arguments
+
+
+class Bench:
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        self.device = pick_device(arguments.device)
+        self.dtype = pick_dtype(arguments.dtype, self.device)
+        self.model = random_model(arguments.random_weights, self.device, self.dtype)
+        config = self.model.config
+        read = sum(p.numel() for p in self.model.parameters()) - (
+            0 if config.tie_word_embeddings else self.model.model.embed_tokens.weight.numel()
+        )
+        self.weight_bytes = read * self.model.lm_head.weight.element_size()
+        self.bandwidth = copy_bandwidth(self.device)
+        self.results: dict[str, Any] = {
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU",
+            "torch": torch.__version__,
+            "dtype": str(self.dtype)[6:],
+            "shape": arguments.random_weights,
+            "weight_gigabytes": self.weight_bytes / 1e9,
+            "copy_gigabytes_per_second": self.bandwidth / 1e9,
+        }
+
+    # -- pieces ------------------------------------------------------------------------------------------------------
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def prompts(self, count: int, length: int) -> list[list[int]]:
+        randomness = torch.Generator().manual_seed(0)
+        return torch.randint(3, min(self.model.config.vocab_size, 300), (count, length), generator=randomness).tolist()
+
+    def answers(self, model: FastDLLMForCausalLM, prompts: list[list[int]], name: str | None = None, **knobs: Any):
+        experiment = experiments.load(name)
+        size = model.config.vocab_size
+        settings: dict[str, Any] = {"mask_id": size - 1, "stop_token": size - 2, "block_size": BLOCK}
+        settings |= {"max_new_tokens": self.arguments.new_tokens, "threshold": 1.0} | knobs
+        return experiment.generate(model, prompts, **settings)
+
+    def timed_answers(self, prompts: list[list[int]], name: str | None = None, **knobs: Any) -> tuple[float, list]:
+        """Seconds of the second of two equal runs: the first records."""
+        seconds, given = 0.0, []
+        for _ in range(2):
+            self.synchronize()
+            began = time.perf_counter()
+            given = self.answers(self.model, prompts, name, **knobs)
+            self.synchronize()
+            seconds = time.perf_counter() - began
+        return seconds, given
+
+    @torch.inference_mode()
+    def step_seconds(self, context: int, batch: int, width: int, read: int, runs: int = 20) -> float:
+        """Median seconds of one step as the engine takes it: a forward of `width` rows, `read` of them put through the
+        head, what they predict, and its transfer."""
+        model, graphs = self.model, self.model.graphs
+        length = max(context // BLOCK, 1) * BLOCK
+        arena = graphs.lease(batch, length, BLOCK) if graphs else None
+        cache = arena.cache if arena else model.new_cache(batch, length, BLOCK)
+        cache.lengths[:batch] = [length - BLOCK] * batch
+        rows, ids = list(range(batch)), [list(range(3, 3 + width))] * batch
+        mask_id = model.config.vocab_size - 1
+        seconds = []
+        try:
+            for run in range(runs + 5):
+                self.synchronize()
+                began = time.perf_counter()
+                if arena:
+                    arena.run_block(rows, ids, [0] * batch, [list(range(read))] * batch)
+                    arena.greedy(mask_id).tolist()
+                else:
+                    logits = model.run_block(cache, rows, ids, [0] * batch, [list(range(read))] * batch)
+                    greedy_with_check(logits.flatten(0, 1), mask_id).tolist()
+                if run >= 5:
+                    seconds.append(time.perf_counter() - began)
+        finally:
+            if arena:
+                graphs.release()
+        return statistics.median(seconds)
+
+    def kinds(self, context: int, batch: int = 1) -> dict[str, float]:
+        """ms of a forward of each kind."""
+        shapes = {"full": (BLOCK, SUB), "sub": (SUB, SUB), "commit": (BLOCK, 1)}
+        return {kind: 1e3 * self.step_seconds(context, batch, *shape) for kind, shape in shapes.items()}
+
+    # -- sections ----------------------------------------------------------------------------------------------------
+    def forwards(self) -> Iterator[str]:
+        found: dict[str, dict[str, float]] = {}
+        at_best = self.weight_bytes / self.bandwidth
+        kernels.compiled_on_cuda.wanted = False
+        steps = {
+            "as written": lambda: use_graphs(self.model, "off"),
+            "and fused products": lambda: self.model.fuse(),
+            "and compiled kernels": lambda: setattr(kernels.compiled_on_cuda, "wanted", True),
+            "and graphs": lambda: use_graphs(self.model, "auto"),
+        }
+        for name, step in steps.items():
+            step()
+            found[name] = self.kinds(self.arguments.context)
+            yield f"{name:>21}  " + "  ".join(
+                f"{kind} {ms:6.2f} ms {1e3 / ms:6.1f}/s {at_best * 1e3 / ms:4.0%}" for kind, ms in found[name].items()
+            )
+        kernels.compiled_on_cuda.wanted = False
+        use_graphs(self.model, "auto")
+        found["graphs, kernels not compiled"] = self.kinds(self.arguments.context)
+        yield f"graphs, not compiled   {found['graphs, kernels not compiled']}"
+        kernels.compiled_on_cuda.wanted = True
+        use_graphs(self.model, "auto")
+        self.results["forwards"] = found
+
+    def tokens(self) -> Iterator[str]:
+        found: dict[str, Any] = {}
+        tiny = load_model("tiny", str(self.device), str(self.dtype)[6:])
+        tokenizer_prompts = toy_prompts(64)
+        cases: list[tuple[str, FastDLLMForCausalLM, list[list[int]], dict]] = [
+            ("random", self.model, self.prompts(8, 96), {}),
+            ("random, residual", self.model, self.prompts(4, 96),
+             {"name": "02_residual_reuse", "reuse_k": 2, "layer_subset": "middle"}),
+            ("embedded", tiny.fuse(), tokenizer_prompts, tiny_settings()),
+            ("embedded, rows", tiny, tokenizer_prompts, tiny_settings() | {"refresh": "rows"}),
+        ]  # fmt: skip
+        for name, model, prompts, knobs in cases:
+            given = {}
+            for mode in MODES:
+                use_graphs(model, mode)
+                given[mode] = [answer.tokens for prompt in prompts for answer in self.answers(model, [prompt], **knobs)]
+                if mode == "auto" and model.graphs:
+                    found[f"{name}: parts"] = model.graphs.counts
+            same = sum(a == b for a, b in zip(given["auto"], given["padded"], strict=True))
+            plain = sum(a == b for a, b in zip(given["auto"], given["off"], strict=True))
+            found[name] = {"answers": len(prompts), "as padded": same, "as off": plain}
+            yield f"{name}: {found[name]} {found.get(f'{name}: parts')}"
+            use_graphs(model, "auto")
+        self.results["tokens"] = found
+
+    def batch(self) -> Iterator[str]:
+        found: dict[str, Any] = {}
+        size = self.arguments.batch_size
+        context = self.arguments.context
+        for refresh in ("rows", "block"):
+            for batch in (1, size):
+                seconds, given = self.timed_answers(self.prompts(batch, context - BLOCK), refresh=refresh)
+                tokens = sum(len(answer.tokens) for answer in given)
+                found[f"{refresh} {batch}"] = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+                yield f"refresh={refresh}, batch {batch}: {tokens / seconds:.1f} tokens/s"
+        for batch in (1, 2, 4, 8, 16, size):
+            kinds = self.kinds(context, batch)
+            found[f"forwards {batch}"] = kinds
+            flops = 2 * self.weight_bytes / self.model.lm_head.weight.element_size() * batch * BLOCK
+            line = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in kinds.items())
+            yield f"batch {batch}: {line}; full {flops / kinds['full'] / 1e9:.0f} TFLOP/s"
+        self.results["batch"] = found
+
+    def experiments(self) -> Iterator[str]:
+        found: dict[str, Any] = {}
+        prompts = self.prompts(1, self.arguments.context - BLOCK - self.arguments.new_tokens)
+        cases: list[tuple[str, dict]] = [("00_baseline", {})]
+        cases += [("00_baseline", {"refresh": "rows"})]
+        for k in (2, 3):
+            cases += [("00_baseline", {"reuse_k": k, "layer_subset": "middle"})]
+            cases += [("01_adaptive_skip", {"reuse_k": k, "reread_above": 0.0})]
+            for subset in ("first", "middle", "last"):
+                cases += [("02_residual_reuse", {"reuse_k": k, "layer_subset": subset})]
+            cases += [("02_residual_reuse", {"reuse_k": k, "layer_subset": "middle", "tolerance": 0.1})]
+        cases += [("03_carry_rows", {}), ("03_carry_rows", {"reread_above": 0.0})]
+        base = 0.0
+        for name, knobs in cases:
+            seconds, given = self.timed_answers(prompts, name, **knobs)
+            tokens = sum(len(answer.tokens) for answer in given)
+            layers = sum(sum(answer.layer_forwards.values()) for answer in given) / self.model.config.num_hidden_layers
+            forwards = {kind: count for kind, count in given[0].forwards.items() if count}
+            base = base or seconds / layers
+            label = f"{name} " + " ".join(f"{key}={value}" for key, value in knobs.items())
+            found[label] = {"tokens_per_second": tokens / seconds, "forwards": forwards, "full_depth_forwards": layers,
+                            "seconds": seconds, "predicted_seconds": base * layers}  # fmt: skip
+            yield (
+                f"{label}: {tokens / seconds:.1f} tokens/s, {layers:.1f} forwards at full depth, "
+                f"{seconds / (base * layers):.2f} of the time these predict; {forwards}"
+            )
+        self.results["experiments"] = found
+
+    def context(self) -> Iterator[str]:
+        found = {}
+        context = 512
+        while context <= self.arguments.longest_context:
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            found[context] = self.kinds(context)
+            peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+            found[context]["peak_gigabytes"] = peak / 1e9
+            yield f"context {context}: " + ", ".join(f"{key} {value:.2f}" for key, value in found[context].items())
+            context *= 2
+        self.results["context"] = found
+
+    def where(self) -> Iterator[str]:
+        from torch.profiler import ProfilerActivity, profile
+
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])
+        for width in (SUB, BLOCK):
+            self.step_seconds(self.arguments.context, 1, width, SUB)
+            with profile(activities=activities) as profiled:
+                self.step_seconds(self.arguments.context, 1, width, SUB, runs=5)
+            table = profiled.key_averages().table(
+                sort_by="self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total",
+                row_limit=24,
+                max_name_column_width=70,
+            )
+            yield from (line[:72] + line[-75:] if len(line) > 150 else line for line in table.splitlines())
+
+
+def toy_prompts(count: int) -> list[list[int]]:
+    """Questions of the embedded model's own task, as it is asked them."""
+    from fast_dllm.tokenizer import load_tokenizer, render
+
+    task, tokenizer = importlib.import_module("tasks.toy.problems"), load_tokenizer("tiny")
+    questions = [task.math_prompt(problem) for problem in task.math_questions("test", count)]
+    texts = [render(tokenizer, [{"role": "user", "content": question}], True) for question in questions]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def tiny_settings() -> dict[str, Any]:
+    from fast_dllm.tokenizer import load_tokenizer, special_ids
+
+    ids = special_ids(load_tokenizer("tiny"))
+    return {"mask_id": ids.mask, "stop_token": ids.stop, "threshold": 0.9, "max_new_tokens": 128}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    bench = Bench(arguments)
+    print(json.dumps(bench.results), flush=True)
+    for name in arguments.only:
+        print(f"== {name}", flush=True)
+        began = time.perf_counter()
+        try:
+            for line in getattr(bench, name)():
+                print(line, flush=True)
+        except Exception:
+            traceback.print_exc()  # the other sections are worth their minutes
+            bench.results.setdefault("failed", []).append(name)
+        print(f"   {time.perf_counter() - began:.1f} s", flush=True)
+        if arguments.json:
+            with contextlib.suppress(OSError):
+                arguments.json.write_text(json.dumps(bench.results, indent=1))
+    print(json.dumps(bench.results))
+
+
+if __name__ == "__main__":
+    with one_line():
+        main()

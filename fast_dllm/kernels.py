@@ -1,0 +1,71 @@
+"""The element-wise parts of a layer. On a CUDA GPU torch.compile makes one kernel of each, elsewhere they run as is.
+
+A layer of the 7B at batch 1 takes some 0.2 ms on an H100, nearly all of it to read its weights; a kernel takes a few
+microseconds whatever it does, and as written there are some twenty of these a layer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the customary name)
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Kernel = Callable[..., Tensor]
+
+
+class _Compiling:
+    """Whether GPUs get compiled kernels: until a first one cannot be made."""
+
+    def __init__(self) -> None:
+        self.wanted = True
+
+    def __call__(self, kernel: Kernel) -> Kernel:
+        compiled: list[Kernel] = []
+
+        def call(x: Tensor, *others: Tensor | float) -> Tensor:
+            if not (x.is_cuda and self.wanted):
+                return kernel(x, *others)
+            if not compiled:
+                compiled.append(torch.compile(kernel, dynamic=True))
+            try:
+                return compiled[0](x, *others)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # no Triton for this GPU, no C compiler, a cache that cannot be written
+                self.wanted = False
+                first_line = str(error).strip().split("\n")[0]
+                logger.warning("kernels are not compiled, decoding is slower (%s)", first_line)
+                return kernel(x, *others)
+
+        return call
+
+
+compiled_on_cuda = _Compiling()
+
+
+@compiled_on_cuda
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis, computed in float32 and scaled in the weight's dtype."""
+    return weight * F.rms_norm(x.float(), (x.shape[-1],), eps=eps).to(x.dtype)
+
+
+@compiled_on_cuda
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of (B, T, heads, D) with cos and signed sin (B or 1, T, 1, D).
+
+    Two roundings, not a fused multiply-add: so the float32 logits on a CPU equal the reference implementation bit for
+    bit.
+    """
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+@compiled_on_cuda
+def gate(gates: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU: silu(gates) * up, of one shape."""
+    return F.silu(gates) * up

@@ -1,0 +1,293 @@
+"""Forwards that are recorded and replayed: the bookkeeping, and that nothing of a step is left out of a recording.
+
+On a CPU a tape (tests/tape.py) stands in for the CUDA graph; tests/gpu has the graphs themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+
+import pytest
+import tape
+import torch
+from golden_models import ROOT, generate, golden_model
+
+from fast_dllm import experiments, graphs
+from fast_dllm.errors import NonFiniteError, UsageError
+from fast_dllm.graphs import BlockGraphs, Replays, bucket, use_graphs
+from fast_dllm.runner.matrix import matrix_of
+
+COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 64, "threshold": 0.6}
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    rng = random.Random(3)
+    return [[rng.randrange(3, 318) for _ in range(length)] for length in lengths]
+
+
+@pytest.fixture
+def model():
+    return golden_model("tiny36")
+
+
+@pytest.fixture
+def taped(model):
+    model.graphs = BlockGraphs(model, lambda: tape.record)
+    return model
+
+
+# -- the bookkeeping ---------------------------------------------------------------------------------------------------
+class Recorder:
+    """Records names; a recording says which piece of work it repeats."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def __call__(self, work):
+        name = work.__name__
+        self.log.append(f"record {name}")
+        return lambda: self.log.append(f"replay {name}")
+
+    def work(self, name: str):
+        def run() -> None:
+            self.log.append(f"run {name}")
+
+        run.__name__ = name
+        return run
+
+
+def test_work_runs_as_written_twice_is_then_recorded_and_replayed_from_then_on():
+    recorder = Recorder()
+    replays = Replays(recorder)
+    for key in "aabaab":
+        replays(key, recorder.work(key))
+    assert recorder.log == ["run a", "run a", "run b", "record a", "replay a", "replay a", "run b"]
+    assert replays.counts == {"plain": 4, "recorded": 1, "replayed": 1}
+
+
+def test_the_recordings_used_last_are_kept_and_one_that_went_is_recorded_anew():
+    recorder = Recorder()
+    replays = Replays(recorder, plain_runs=0, capacity=2)
+    for key in "abacbb":
+        replays(key, recorder.work(key))
+    recorded = [entry[-1] for entry in recorder.log if entry.startswith("record")]
+    assert recorded == ["a", "b", "c", "b"], "c took the place of b, which was used before a"
+
+
+def test_without_a_recorder_work_always_runs_as_written():
+    recorder = Recorder()
+    replays = Replays(None, plain_runs=0)
+    for _ in range(4):
+        replays("a", recorder.work("a"))
+    assert recorder.log == ["run a"] * 4
+
+
+@pytest.mark.parametrize("num_keys", [*range(1, 1100, 31), 1024, 1025, 2047, 2049, 5000, 16384, 32768])
+def test_a_bucket_holds_the_keys_and_little_more(num_keys):
+    held = bucket(num_keys)
+    assert num_keys <= held <= num_keys + max(127, num_keys / 8 + 1)
+    assert held % 128 == 0
+    assert bucket(held) == held
+    assert bucket(num_keys + 1) >= held
+
+
+# -- a recording follows the numbers -----------------------------------------------------------------------------------
+def cases() -> list:
+    """(experiment, knobs): ends and middle of each matrix under both refreshes; of each experiment two are not slow."""
+    found = []
+    for name in experiments.available():
+        every = list(matrix_of(name, ROOT).configurations.values())
+        places = sorted({0, len(every) // 2, len(every) - 1})
+        refreshes = ("block", "rows") if "refresh" in experiments.load(name).knobs else ("",)
+        refreshes = ("rows",) if name == "03_carry_rows" else refreshes  # what it is about
+        for refresh in refreshes:
+            for place in places:
+                knobs = ({"refresh": refresh} if refresh else {}) | dict(every[place])
+                quick = place == places[-1 if refresh != "rows" else len(places) // 2]
+                marks = [] if quick else pytest.mark.slow
+                found.append(pytest.param(name, knobs, id=f"{name}-{place}-{refresh}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("name", "knobs"), cases())
+def test_replayed_forwards_give_the_tokens_of_plain_ones(name, knobs, model, monkeypatch):
+    """Prompts of many lengths in three rows: each count of rows and each bucket is recorded on its own."""
+    monkeypatch.setattr(graphs, "PLAIN_RUNS", 1)
+    experiment = experiments.load(name)
+    batch, settings = prompts(5, 90, 33, 130), COMMON | knobs | {"num_rows": 3}
+    expected = experiment.generate(model, batch, **settings)
+    model.graphs = BlockGraphs(model, lambda: tape.record)
+    assert experiment.generate(model, batch, **settings) == expected
+    assert experiment.generate(model, batch, **settings) == expected, "a second run, over what the first left"
+    counts = model.graphs.counts
+    assert counts["replayed"] >= counts["recorded"] > 5
+
+
+@pytest.mark.parametrize("part", ["both", "mlp"])
+def test_rows_that_part_in_mid_forward_are_replayed_in_parts(model, monkeypatch, part):
+    experiment = experiments.load("02_residual_reuse")
+    batch = prompts(5, 64, 33, 64, 12)
+    knobs = {"reuse_k": 3, "layer_subset": "middle", "tolerance": 0.05, "part": part}
+    expected = experiment.generate(model, batch, **COMMON | knobs)
+    parted: Counter[bool] = Counter()
+    original = graphs.Arena._range_of_some
+
+    def counted(self, frame, shape, store, read, picked):
+        parted[read] += 1
+        original(self, frame, shape, store, read, picked)
+
+    monkeypatch.setattr(graphs.Arena, "_range_of_some", counted)
+    model.graphs = BlockGraphs(model, lambda: tape.record)
+    assert experiment.generate(model, batch, **COMMON | knobs) == expected
+    assert parted[True] == parted[False] > 3
+
+
+def test_sampled_tokens_are_those_of_plain_forwards(taped):
+    settings = COMMON | {"temperature": 1.0, "reuse_k": 2, "layer_subset": "last"}
+    batch = prompts(5, 90, 33)
+    graphed = generate(taped, batch, generator=torch.Generator().manual_seed(1), **settings)
+    assert taped.graphs.counts["replayed"]
+    taped.graphs = None
+    assert generate(taped, batch, generator=torch.Generator().manual_seed(1), **settings) == graphed
+
+
+@pytest.mark.parametrize("fault", ["num_keys", "first_rows", "width of the frame"])
+def test_what_a_recording_leaves_out_shows_in_the_tokens(fault, model, monkeypatch):
+    """Each of what fixes a shape, left out of it: the check above would see it."""
+    batch, settings = prompts(5, 90, 33, 300, 127, 12, 130), COMMON | {"num_rows": 3}
+    expected = generate(model, batch, **settings)
+    if fault == "num_keys":
+        original = Replays.__call__
+
+        def without(self, key, work):
+            if isinstance(key[1], str):
+                return original(self, key, work)
+            return original(self, (key[0], key[1].first_rows, key[2]), work)
+
+        monkeypatch.setattr(Replays, "__call__", without)
+    elif fault == "first_rows":
+        pack = type(model).pack_numbers
+
+        def always_first(self, *given):
+            numbers, shape = pack(self, *given)
+            return numbers, graphs.replace(shape, first_rows=True)
+
+        monkeypatch.setattr(type(model), "pack_numbers", always_first)
+    else:
+        # the offset of a window taken for a number of the step instead of a value
+        unpack, first = type(model).unpack, {}
+
+        def frozen(self, cache, numbers, shape):
+            return unpack(self, cache, first.setdefault((tuple(numbers.shape), shape), numbers.clone()), shape)
+
+        monkeypatch.setattr(type(model), "unpack", frozen)
+    model.graphs = BlockGraphs(model, lambda: tape.record)
+    with contextlib.suppress(RuntimeError, IndexError, ValueError):  # seen, too
+        assert generate(model, batch, **settings) != expected
+
+
+# -- the arena ---------------------------------------------------------------------------------------------------------
+def test_the_arena_grows_when_it_must_and_stays_otherwise(taped):
+    lengths = []
+    for wanted in ((1, 200), (1, 250), (3, 100), (2, 600), (1, 64)):
+        arena = taped.graphs.lease(*wanted, 32)
+        lengths.append((arena.cache.batch_size, arena.cache.max_length))
+        assert arena.cache.lengths == [0] * arena.cache.batch_size
+        taped.graphs.release()
+    assert lengths == [(1, 256), (1, 256), (3, 256), (3, 640), (3, 640)]
+
+
+def test_the_arena_is_no_longer_than_the_model(taped):
+    limit = taped.config.max_position_embeddings
+    arena = taped.graphs.lease(1, limit, 32)
+    assert arena.cache.max_length == limit
+    taped.graphs.release()
+    with pytest.raises(UsageError, match="positions"):
+        taped.graphs.lease(1, limit + 1, 32)
+    assert taped.graphs.lease(1, 64, 32) is not None, "the refusal gave it back"
+
+
+def test_a_second_run_beside_the_first_decodes_without_graphs(taped):
+    (alone,) = generate(taped, prompts(40), **COMMON)
+    first = experiments.load(None).denoise(taped, prompts(40), **COMMON)
+    events = [next(first)]
+    before = Counter(taped.graphs.counts)
+    assert generate(taped, prompts(40), **COMMON) == [alone]
+    assert Counter(taped.graphs.counts) == before, "it used no part of the arena"
+    assert [*events, *first][-1].generation == alone
+    first = experiments.load(None).denoise(taped, prompts(40), **COMMON)
+    next(first)
+    first.close()
+    assert taped.graphs.lease(1, 64, 32) is not None, "a run that is closed gives the arena back"
+
+
+def test_numbers_that_are_none_do_not_stay_in_the_arena(taped):
+    """What lies behind a sequence's end is masked, and a NaN there would come through the mask."""
+    expected = generate(taped, prompts(70), **COMMON)
+    layer = taped.model.layers[3].self_attn.v_proj
+    kept = layer.bias.data.clone()
+    layer.bias.data[:] = float("nan")
+    taped.graphs.clear()
+    with pytest.raises(NonFiniteError):
+        generate(taped, prompts(130), **COMMON)
+    layer.bias.data[:] = kept
+    assert generate(taped, prompts(70), **COMMON) == expected
+
+
+def test_a_model_that_moves_is_recorded_anew(taped):
+    expected = generate(taped, prompts(70), **COMMON)
+    assert taped.graphs.counts
+    taped.to(torch.float64).to(torch.float32)
+    assert not taped.graphs.counts
+    assert generate(taped, prompts(70), **COMMON) == expected
+
+
+def test_the_modes(model):
+    assert use_graphs(model, "auto").graphs is None, "there is no CUDA GPU under this model"
+    assert use_graphs(model, "off").graphs is None
+    expected = generate(model, prompts(70, 5), **COMMON)
+    assert generate(use_graphs(model, "padded"), prompts(70, 5), **COMMON) == expected
+    assert set(model.graphs.counts) == {"plain"}
+    with pytest.raises(UsageError, match="graphs must be one of auto, off, padded, not 'on'"):
+        use_graphs(model, "on")
+
+
+# -- fused products ----------------------------------------------------------------------------------------------------
+def test_fused_products_compute_what_the_layers_do_in_their_memory(model):
+    ids = torch.tensor(prompts(64))
+    names = set(model.state_dict())
+    with torch.inference_mode():
+        plain = model(ids).logits
+        model.fuse()
+        fused = model(ids).logits
+        assert all(module.fused.fits() for module in model._fusible())
+    assert set(model.state_dict()) == names
+    assert (fused - plain).abs().max() < 1e-5 * plain.abs().max()
+    for module in model._fusible():
+        for linear in module.fused.linears:
+            assert linear.weight.untyped_storage().data_ptr() == module.fused.weight.untyped_storage().data_ptr()
+
+
+def test_a_weight_that_was_replaced_or_moved_is_the_one_that_is_used(model):
+    ids = torch.tensor(prompts(64))
+    model.fuse()
+    with torch.inference_mode():
+        before = model(ids).logits
+        projection = model.model.layers[2].self_attn.v_proj
+        projection.weight.data = projection.weight.data * 2
+        replaced = model(ids).logits
+        assert not model.model.layers[2].self_attn.fused.fits()
+        assert (replaced - before).abs().max() > 1e-3
+        projection.weight.data = projection.weight.data / 2
+        assert torch.allclose(model(ids).logits, before, atol=1e-5 * float(before.abs().max()))
+        model.to(torch.float64)
+        assert all(module.fused.fits() for module in model._fusible())
+        assert model(ids).logits.dtype == torch.float64
+
+
+def test_gradients_reach_every_weight_of_a_fused_model(model):
+    model.fuse().requires_grad_(True)
+    model(torch.tensor(prompts(32))).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
