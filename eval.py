@@ -32,7 +32,7 @@ gc.disable()  # until the first question: looking for garbage among what is bein
 UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "cache_requests", "predict_only")
 
 SAME = ("model_revision", "generation_code_sha256")  # hashes, of which is told only that they differ
-NO_MATTER = ("show_speed", "batch_size", "device")  # change no answer
+NO_MATTER = ("show_speed", "batch_size", "device", "graphs")  # change no answer
 
 
 def take_own_options(words: list[str]):

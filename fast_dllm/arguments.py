@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fast_dllm import experiments
+from fast_dllm.batching import AUTO
 from fast_dllm.errors import UsageError
 from fast_dllm.graphs import MODES as GRAPH_MODES
 from fast_dllm.runner.defaults import DEFAULT_MODEL
@@ -49,7 +50,7 @@ class ModelArguments(HasKnobs):
     experiment_name: str | None = None
     bd_size: int | None = None
     loglikelihood_mode: str = "reference"
-    batch_size: int = 1
+    batch_size: int | str = 1  # or AUTO
     dtype: str = "auto"
     device: str = "auto"
     graphs: str = "auto"
@@ -69,8 +70,9 @@ class ModelArguments(HasKnobs):
                 raise UsageError(f"unknown model argument {name!r}; valid ones: {', '.join([*shared, *knobs])}")
         values = {name: value for name, value in given.items() if name in shared and value not in NO_VALUE}
         for name in ("batch_size", "bd_size"):
-            if name in values:
-                values[name] = whole_number(name, values[name], minimum=1)
+            if name in values and (name, values[name]) != ("batch_size", AUTO):
+                also = f", or {AUTO}" if name == "batch_size" else ""
+                values[name] = whole_number(name, values[name], minimum=1, also=also)
         if given.get("model_path") is not None:
             resolve_model(str(given["model_path"]), Path.cwd(), "model_path")
         if "seed" in values:
@@ -143,10 +145,10 @@ def of_kind(name: str, value: object, default: object) -> object:
     return value
 
 
-def whole_number(name: str, value: object, minimum: int) -> int:
+def whole_number(name: str, value: object, minimum: int, also: str = "") -> int:
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or value < minimum:  # type: ignore[operator]  # it is a number here
-        raise UsageError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
+        raise UsageError(f"{name} must be a whole number of at least {minimum}{also}, not {value!r}")
     return int(value)  # type: ignore[call-overload]

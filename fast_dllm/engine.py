@@ -33,6 +33,9 @@ from fast_dllm.model import DecoderLayer, FastDLLMForCausalLM
 from fast_dllm.sampling import is_finite, predict
 
 DecodeOne = Callable[[Answer, Options], Policy]
+# A forward of its own costs reading every weight, or on a CPU some hundreds of small operations: as much as some rows.
+PADDED_TOKENS = 64  # of one sequence, that a shared prefill may run for nothing
+JOINING_BLOCKS = 4  # of a prefill that runs beside other sequences' blocks instead of in a forward of its own
 Store = tuple[range, str, int]  # the layers of a LayerStore, what of them it holds, and its order
 
 
@@ -53,6 +56,8 @@ class _Sequence:
     generator: torch.Generator | None
     slot: int
     waiting: Forward | None = None
+    runs: Forward | None = None  # what of it runs next: a prefill that joins other blocks runs one block at a time
+    num_prefilled: int = 0
     kept: range = range(0)  # the positions of the block that can be read again
     kept_predictions: tuple[list[int], list[float]] = ([], [])  # greedy: what they predict
     kept_logits: Tensor | None = None  # sampled: (positions, V), each reading draws anew
@@ -63,6 +68,24 @@ class _Sequence:
     def asked(self) -> Forward:
         assert self.waiting is not None, "a sequence that asks for nothing is in no group"
         return self.waiting
+
+    def running(self) -> Forward:
+        assert self.runs is not None, "a sequence in a group runs something"
+        return self.runs
+
+    def next_block(self, block_size: int) -> Forward:
+        """The next block of a prefill, as what it is to a model: a block of known tokens, run and committed."""
+        asked, start = self.asked(), self.num_prefilled
+        self.num_prefilled = start + block_size
+        is_last = self.num_prefilled == len(asked.token_ids)
+        wanted = range(block_size, block_size + len(asked.wanted)) if is_last else range(0)
+        return Forward("commit", asked.token_ids[start : self.num_prefilled], wanted=wanted)
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether blocks of its prefill are left."""
+        asked = self.asked()
+        return asked.kind == "prefill" and 0 < self.num_prefilled < len(asked.token_ids)
 
 
 class Engine:
@@ -131,6 +154,8 @@ class Engine:
                     active[sequence.slot] = sequence
             for group in self._groups(active):
                 for sequence, prediction in zip(group, self._forward(group), strict=True):
+                    if prediction is None:
+                        continue
                     yield from self._advance(sequence, prediction)
                     if sequence.waiting is None:
                         free.append(active.pop(sequence.slot).slot)
@@ -189,33 +214,50 @@ class Engine:
         return self.temperature > 0 and FORWARD_KINDS[forward.kind].step
 
     def _groups(self, active: dict[int, _Sequence]) -> list[list[_Sequence]]:
-        """Sequences that can share a forward now. Which rows are read, and whether it commits, may differ."""
+        """Sequences that can share a forward now. Which rows are read, and whether it commits, may differ.
+
+        A short prefill joins a forward of whole blocks that runs anyway, block by block; others run by themselves.
+        """
         groups: dict[tuple, list[_Sequence]] = {}
+        prefills: list[_Sequence] = []
         for sequence in active.values():
-            forward = sequence.asked()
+            sequence.runs = forward = sequence.asked()
             if forward.kind == "prefill":
-                key: tuple = ("prefill", len(forward.token_ids), bool(forward.wanted))
-            elif forward.kind == "reused":
-                key = ("reused", len(forward.wanted))
+                prefills.append(sequence)
+                continue
+            if forward.kind == "reused":
+                key: tuple = ("reused", len(forward.wanted))
             else:
                 key = ("block", len(forward.token_ids), forward.reuse and _store_key(forward.reuse))
             groups.setdefault(key, []).append(sequence)
-        return list(groups.values())
+        size = self.options.block_size
+        whole_blocks = ("block", size, None)
+        others_run_one = whole_blocks in groups
+        apart: list[_Sequence] = []
+        for sequence in prefills:
+            is_short = len(sequence.asked().token_ids) <= JOINING_BLOCKS * size
+            if sequence.is_prefilling or (others_run_one and is_short):
+                sequence.runs = sequence.next_block(size)
+                groups.setdefault(whole_blocks, []).append(sequence)
+            else:
+                apart.append(sequence)
+        return [*groups.values(), *_of_like_length(apart)]
 
     @torch.inference_mode()
-    def _forward(self, group: list[_Sequence]) -> list[Prediction]:
-        """Run one group's forward; each sequence's prediction."""
-        forwards = [sequence.asked() for sequence in group]
+    def _forward(self, group: list[_Sequence]) -> list[Prediction | None]:
+        """Run one group's forward; each sequence's prediction, None for one whose prefill goes on."""
+        forwards = [sequence.running() for sequence in group]
         kind, slots = forwards[0].kind, [sequence.slot for sequence in group]
         reads = [False] * len(group)
         if kind == "prefill":
             ids = [forward.token_ids for forward in forwards]
-            logits = self.model.prefill(self._cache, slots, ids, read_last=bool(forwards[0].wanted))
+            read_last = any(forward.wanted for forward in forwards)
+            logits = self.model.prefill(self._cache, slots, ids, read_last=read_last)
             if logits is None:
                 return [self._result(each, forward, [], []) for each, forward in zip(group, forwards, strict=True)]
             logits = logits.unsqueeze(1)
         elif kind == "reused":
-            logits = torch.stack([_kept_logits(sequence, sequence.asked().wanted) for sequence in group])
+            logits = torch.stack([_kept_logits(sequence, sequence.running().wanted) for sequence in group])
         else:
             logits, reads = self._run_block(group, forwards, slots)
             for sequence, forward in zip(group, forwards, strict=True):
@@ -224,8 +266,8 @@ class Engine:
                     sequence.kept, sequence.stored = range(0), {}  # they were the finished block's
         predicted = self._predict(group, forwards, logits)
         return [
-            self._result(sequence, forward, *tokens_and_confidences, read=read)
-            for sequence, forward, tokens_and_confidences, read in zip(group, forwards, predicted, reads, strict=True)
+            None if sequence.is_prefilling else self._result(sequence, sequence.asked(), *found, read=read)
+            for sequence, found, read in zip(group, predicted, reads, strict=True)
         ]
 
     def _run_block(
@@ -367,6 +409,20 @@ class Engine:
         assert isinstance(layer, DecoderLayer), "ModuleList does not say what it holds"
         weights = [sum(parameter.numel() for parameter in part.parameters()) for part in (layer.mlp, layer)]
         return weights[0] / weights[1]
+
+
+def _of_like_length(prefills: list[_Sequence]) -> list[list[_Sequence]]:
+    """Prefills that run together: none is more than `PADDED_TOKENS` shorter than the longest of its group, whose length
+    they are padded to."""
+    groups: list[list[_Sequence]] = []
+    longest = 0
+    for sequence in sorted(prefills, key=lambda each: -len(each.asked().token_ids)):
+        length = len(sequence.asked().token_ids)
+        if not groups or longest - length > PADDED_TOKENS:
+            groups.append([])
+            longest = length
+        groups[-1].append(sequence)
+    return groups
 
 
 def _store_key(reuse: Reuse) -> Store:

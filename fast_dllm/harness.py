@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import logging
 import resource
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -26,6 +25,8 @@ from tqdm import tqdm
 from fast_dllm import experiments, results
 from fast_dllm.answers import AnswerStore, Cost, Ledger, batch_record, combined, request_key
 from fast_dllm.arguments import ModelArguments
+from fast_dllm.batching import AUTO, rows_that_fit, streamed
+from fast_dllm.decoding import DenoisingEvent, Generation
 from fast_dllm.errors import UsageError
 from fast_dllm.graphs import use_graphs
 from fast_dllm.model import load_model, model_source
@@ -66,7 +67,7 @@ class FastDLLM(ScoringLM):
 
     def __init__(self, max_batch_size: int | None = None, **model_args: object):
         super().__init__()
-        del max_batch_size  # lm_eval always passes it; there is no automatic batch size here
+        del max_batch_size  # lm_eval always passes it; fast_dllm.batching has bounds of its own
         self.arguments = ModelArguments.parse(**model_args)
         self.experiment = experiments.load(self.arguments.experiment_name)
         # Taken as the code is loaded: whoever edits a file during a long run does not change what ran.
@@ -117,7 +118,7 @@ class FastDLLM(ScoringLM):
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-    def _decoding(self, max_new_tokens: int, temperature: float, top_p: float) -> dict[str, object]:
+    def _decoding(self, max_new_tokens: int, temperature: float, top_p: float) -> dict[str, Any]:
         return {
             **self.arguments.knobs,
             "mask_id": self.ids.mask,
@@ -165,15 +166,15 @@ class FastDLLM(ScoringLM):
         pending = [request for request, key in own.items() if key not in answers]
         with tqdm(total=len(own), desc="generating", unit="req", disable=disable_tqdm or self.rank != 0) as progress:
             progress.update(len(own) - len(pending))
-            for batch in _batches(pending, self.arguments.batch_size):
-                for part, texts, costs, seconds in self._fitting_parts(batch):
-                    new = {keys[request]: text for request, text in zip(part, texts, strict=True)}
-                    by_key = dict(zip(new, costs, strict=True))
-                    self._keep(answers, new, Cost(seconds_generating=seconds), by_key, len(part))
-                    progress.update(len(part))
+            for group in _of_equal_settings(pending):
+                for request, generation, seconds, num_rows in streamed(self._denoise, group, self._num_rows(group)):
+                    key = keys[request]
+                    new, costs = {key: self._text(request, generation)}, {key: _cost(request, generation)}
+                    self._keep(answers, new, Cost(seconds_generating=seconds), costs, num_rows)
+                    progress.update()
                     progress.set_postfix_str(f"{self.cost['new_tokens'] / self.cost['seconds_generating']:.1f} tok/s")
         if self.arguments.show_speed and self.rank == 0 and pending:
-            self._print_speed()
+            print(results.speed_line(self.cost), flush=True)
         self._share_is_answered("generate_until")
         texts = [answers[key] if (key := keys[request]) in answers else "" for request in asked]
         for instance, text in zip(requests, texts, strict=True):
@@ -195,25 +196,29 @@ class FastDLLM(ScoringLM):
         own = self.plan.own(costs)
         return {request: key for request, key in keys.items() if key in own}
 
-    def _fitting_parts(self, batch: list[_Request]) -> Iterator[tuple[list[_Request], list[str], list[Cost], float]]:
-        """The batch's requests, answered: together or, where the GPU's memory does not hold them, in halves."""
-        parts = [batch]
-        while parts:
-            part = parts.pop(0)
-            try:
-                answered = self._generate_batch(part)
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
-                    raise
-                answered = None
-            if answered is not None:
-                yield part, *answered
-                continue
-            # outside of the handler: the exception holds the frames, and with them the memory
-            torch.cuda.empty_cache()
-            half = len(part) // 2
-            logger.warning("a batch of %d does not fit the GPU's memory; going on with its halves", len(part))
-            parts[:0] = [part[:half], part[half:]]
+    def _denoise(self, requests: list[_Request], num_rows: int) -> Iterator[DenoisingEvent]:
+        first = requests[0]
+        settings = self._decoding(first.max_new_tokens, first.temperature, first.top_p)
+        settings["generator"] = [torch.Generator().manual_seed(request.seed) for request in requests]
+        settings["num_rows"] = num_rows
+        return self.experiment.denoise(self.model, [list(request.prompt_ids) for request in requests], **settings)
+
+    def _num_rows(self, group: list[_Request]) -> int:
+        """How many requests are answered side by side."""
+        longest = max(len(request.prompt_ids) + request.max_new_tokens for request in group)
+        return self.rows_of(min(longest + self.block_size, self.max_length))
+
+    def rows_of(self, longest: int) -> int:
+        """The batch size; with `auto`, sequences of `longest` positions that fit the device's memory."""
+        if self.arguments.batch_size != AUTO:
+            return int(self.arguments.batch_size)
+        rows = rows_that_fit(self.model, longest, self.block_size)
+        logger.warning("batch_size auto: %d sequences of up to %d positions at a time", rows, longest)
+        return rows
+
+    def _text(self, request: _Request, generation: Generation) -> str:
+        text = decode(self.tokenizer, generation.tokens[: request.max_tokens], skip_special_tokens=True)
+        return cut_at_stop_strings(text, request.until)
 
     def _request(self, instance: Instance, repeat: int) -> _Request:
         context, given = instance.args
@@ -250,38 +255,6 @@ class FastDLLM(ScoringLM):
             top_p=settings.get("top_p", 1.0) if sampled else 1.0,
             seed=int.from_bytes(seed[:7], "big") if sampled else 0,
             truncated=truncated,
-        )
-
-    def _generate_batch(self, batch: list[_Request]) -> tuple[list[str], list[Cost], float]:
-        """Texts for requests with equal settings, what each cost by itself, and the seconds of all."""
-        first = batch[0]
-        began = time.perf_counter()
-        generations = self.experiment.generate(
-            self.model,
-            [list(request.prompt_ids) for request in batch],
-            **self._decoding(first.max_new_tokens, first.temperature, first.top_p),
-            generator=[torch.Generator().manual_seed(request.seed) for request in batch],
-        )
-        seconds = time.perf_counter() - began
-        texts, costs = [], []
-        for request, generation in zip(batch, generations, strict=True):
-            cost = Cost(requests=1, new_tokens=len(generation.tokens), truncated_prompts=int(request.truncated))
-            for name in ("forwards", "layer_forwards", "row_layer_forwards"):
-                cost.add({f"{name}.{kind}": count for kind, count in getattr(generation, name).items()})
-            costs.append(cost)
-            text = decode(self.tokenizer, generation.tokens[: request.max_tokens], skip_special_tokens=True)
-            texts.append(cut_at_stop_strings(text, request.until))
-        return texts, costs, seconds
-
-    def _print_speed(self) -> None:
-        cost = self.cost
-        kinds = [
-            f"{name.split('.')[1]} {count}" for name, count in cost.items() if name.startswith("forwards.") and count
-        ]
-        print(
-            f"{cost['requests']} answers, {cost['new_tokens']} new tokens in {cost['seconds_generating']:.1f} s: "
-            f"{cost['new_tokens'] / cost['seconds_generating']:.1f} tokens/s; forwards: {', '.join(kinds)}",
-            flush=True,
         )
 
     # ---- answers that outlive the process --------------------------------------------------------------------
@@ -409,11 +382,17 @@ def _with_repeats(requests: list[Instance]) -> Iterator[tuple[Instance, int]]:
         yield instance, repeat if repeat < (instance.repeats or 1) else 0
 
 
-def _batches(requests: list[_Request], batch_size: int) -> Iterator[list[_Request]]:
-    """Batches of requests with equal settings, each group in order, the last one of a group short."""
+def _of_equal_settings(requests: list[_Request]) -> list[list[_Request]]:
+    """Requests that one call can answer, in order."""
     groups: dict[tuple, list[_Request]] = {}
     for request in requests:
         groups.setdefault(request.batch_key, []).append(request)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
+    return list(groups.values())
+
+
+def _cost(request: _Request, generation: Generation) -> Cost:
+    """What one answer cost by itself."""
+    cost = Cost(requests=1, new_tokens=len(generation.tokens), truncated_prompts=int(request.truncated))
+    for name in ("forwards", "layer_forwards", "row_layer_forwards"):
+        cost.add({f"{name}.{kind}": count for kind, count in getattr(generation, name).items()})
+    return cost

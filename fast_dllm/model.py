@@ -353,40 +353,45 @@ class FastDLLMForCausalLM(nn.Module):
         read_last: bool = True,
         read: Sequence[int] | None = None,
     ) -> Tensor | None:
-        """Append whole blocks of known tokens, equally many, to each of the cache rows `rows`, which are equally long.
+        """Append whole blocks of known tokens to each of the cache rows `rows`, which are equally long before.
 
-        Returns logits (B, V): of the last position, or of the positions `read` (B,) among those appended; None where
-        they are not wanted (`read_last` False).
+        Where they are not equally many, the shorter are padded: what is computed for the padding is overwritten before
+        it can be read. Returns logits (B, V): of each one's last position, or of the positions `read` (B,) among those
+        appended; None where they are not wanted (`read_last` False).
         """
-        length = len(token_ids[0])
-        if not length or length % cache.block_size:
-            raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {length} tokens")
-        if len({(len(ids), cache.lengths[row]) for row, ids in zip(rows, token_ids, strict=True)}) > 1:
+        counts = [len(ids) for ids in token_ids]
+        for count in counts:
+            if not count or count % cache.block_size:
+                raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {count} tokens")
+        if len({cache.lengths[row] for row in rows}) > 1:
             raise ValueError("sequences that are prefilled together must be equally long")
         if read is None:
-            read = [length - 1] * len(rows) if read_last else []
+            read = [count - 1 for count in counts] if read_last else []
         device = self.lm_head.weight.device
-        tokens = torch.tensor([list(ids) for ids in token_ids], device=device)  # (B, T)
-        row_idx = torch.tensor(list(rows), device=device)
-        picked_rows = None if list(rows) == list(range(cache.batch_size)) else row_idx
-        step = max(PREFILL_ROWS // (cache.block_size * len(rows)), 1) * cache.block_size
+        before, longest = cache.lengths[rows[0]], max(counts)
         found: dict[int, Tensor] = {}  # index into `read` -> hidden row (C,)
-        for start in range(0, length, step):
-            ids = tokens[:, start : start + step]
-            begin = cache.lengths[rows[0]]
-            end = begin + ids.shape[1]
+        start = 0
+        while start < longest:
+            live = [index for index, count in enumerate(counts) if count > start]
+            stop = min(start + max(PREFILL_ROWS // (cache.block_size * len(live)), 1) * cache.block_size, longest)
+            padded = [[*token_ids[index][start:stop], *[0] * (stop - counts[index])] for index in live]
+            ids = torch.tensor(padded, device=device)  # (B, T)
+            slots_of = [rows[index] for index in live]
+            row_idx = torch.tensor(slots_of, device=device)
+            begin, end = before + start, before + stop
             mask = None  # one block sees all that is there
             if ids.shape[1] > cache.block_size:
                 mask = self._mask_for_heads(block_causal_mask(ids.shape[1], end, cache.block_size, device))
             positions = torch.arange(begin, end, device=device)
             cos, sin = cache.cos[begin:end, None], cache.sin[begin:end, None]  # (T, 1, D)
             slots = (row_idx[:, None] * cache.max_length + positions).flatten()
+            picked_rows = None if slots_of == list(range(len(slots_of))) else row_idx
             hidden = self.model(ids, Attend(cos, sin, mask, cache, slots, picked_rows, end))
-            for row in rows:
-                cache.lengths[row] = end
-            for index, position in enumerate(read):
-                if start <= position < start + ids.shape[1]:
-                    found[index] = hidden[index, position - start]
+            for place, index in enumerate(live):
+                cache.lengths[rows[index]] = before + min(stop, counts[index])
+                if index < len(read) and start <= read[index] < stop:
+                    found[index] = hidden[place, read[index] - start]
+            start = stop
         return self.lm_head(torch.stack([found[index] for index in range(len(read))])) if read else None
 
     def run_block(

@@ -199,6 +199,16 @@ def throughput(
     return report
 
 
+def speed_line(cost: Mapping[str, float]) -> str:
+    """Answers, tokens and forwards of a process's own work, for a person who watches."""
+    seconds = cost["seconds_generating"]
+    kinds = [f"{name.split('.')[1]} {count}" for name, count in cost.items() if name.startswith("forwards.") and count]
+    return (
+        f"{cost['requests']} answers, {cost['new_tokens']} new tokens in {seconds:.1f} s: "
+        f"{cost['new_tokens'] / seconds:.1f} tokens/s; forwards: {', '.join(kinds)}"
+    )
+
+
 def _ratio(amount: float, per: float) -> float | None:
     return amount / per if per else None
 

@@ -264,7 +264,8 @@ class ScoringLM(ProcessesLM):
                 num_ends[targets[target]] += 1
         answers = self._known_answers(key for targets in wanted.values() for key in targets.values())
         done = {masked for masked, targets in wanted.items() if all(key in answers for key in targets.values())}
-        batch_size = max(min(self.arguments.batch_size, len(wanted) - len(done)), 1)
+        left = [len(masked.ids) for masked in wanted if masked not in done]
+        batch_size = min(self.rows_of(max(left)), len(left)) if left else 1
         context = None
         with tqdm(total=len(wanted), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0) as progress:
             progress.update(len(done))

@@ -5,14 +5,19 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from golden_models import denoise, generate, golden_model
+from golden_models import ROOT, denoise, generate, golden_model
+from margins import assert_same_but_for_rounding
 from torch import Tensor, nn
 from transfers import FakeDevice
 
+from fast_dllm import experiments
+from fast_dllm.engine import Engine
 from fast_dllm.errors import NonFiniteError
+from fast_dllm.runner.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 32, "threshold": 0.5}
 
@@ -96,14 +101,19 @@ def test_requests_beyond_the_rows_are_admitted_as_rows_become_free(tiny36, monke
     prompts = [prompt(length) for length in (70, 5, 33, 64, 12)]
     alone = [generate(tiny36, [each], **COMMON)[0] for each in prompts]
     caches, begun = [], []
+    admit = Engine._admit
+
+    def admitted(engine, index, request, slot):
+        begun.append(index)
+        assert len([row for row in begun if got[row] is None]) <= num_rows
+        return admit(engine, index, request, slot)
+
+    monkeypatch.setattr(Engine, "_admit", admitted)
     make = tiny36.new_cache
     monkeypatch.setattr(tiny36, "new_cache", lambda *given: caches.append(make(*given)) or caches[-1])
     blocks = spied(monkeypatch, tiny36, "run_block")
     got = [None] * len(prompts)
     for event in denoise(tiny36, prompts, num_rows=num_rows, **COMMON):
-        if event.row not in begun:
-            begun.append(event.row)
-            assert len([row for row in begun if got[row] is None]) <= num_rows
         got[event.row] = event.generation
     assert got == alone
     assert begun == sorted(begun)
@@ -112,20 +122,69 @@ def test_requests_beyond_the_rows_are_admitted_as_rows_become_free(tiny36, monke
     assert {row for rows, _, _ in blocks for row in rows} == set(range(num_rows))
 
 
-def test_prompts_of_equally_many_whole_blocks_are_prefilled_together(tiny36, monkeypatch):
-    """One forward for each length; a prompt that ends with its block needs its last logits, and stands by itself."""
-    lengths = (40, 5, 64, 41, 70, 63, 96, 127, 128)
+def test_prompts_of_like_length_are_prefilled_together(tiny36, monkeypatch):
+    """In one forward where the shortest is at most two blocks shorter than the longest, whether or not their last
+    logits are wanted; what is run for the padding is nothing that another forward sees."""
+    lengths = (40, 64, 41, 70, 63, 96, 127, 128)
     prompts = [prompt(length) for length in lengths]
     alone = [generate(tiny36, [each], **COMMON)[0] for each in prompts]
     calls = spied(monkeypatch, tiny36, "prefill")
     assert generate(tiny36, prompts, **COMMON) == alone
-    found = {(len(ids[0]), named["read_last"]): [lengths[row] for row in rows] for rows, (ids,), named in calls}
-    assert found == {
-        (32, False): [40, 41, 63],
-        (64, True): [64],
-        (64, False): [70],
-        (96, True): [96],
-        (96, False): [127],
-        (128, True): [128],
-    }
-    assert len(calls) == len(found)
+    found = [([lengths[row] for row in rows], named["read_last"]) for rows, (ids,), named in calls]
+    assert found == [([128, 96, 127, 64, 70], True), ([40, 41, 63], False)]
+
+
+def forwards_run(monkeypatch, model) -> list[str]:
+    """Names of the model's moves from here on: each is a forward."""
+    ran: list[str] = []
+    for name in ("prefill", "run_block"):
+        method = getattr(model, name)
+        monkeypatch.setattr(
+            model,
+            name,
+            lambda *given, _name=name, _method=method, **named: (ran.append(_name), _method(*given, **named))[1],
+        )
+    return ran
+
+
+@pytest.mark.parametrize("refresh", ["block", "rows"])
+def test_a_request_that_joins_is_prefilled_beside_the_others_blocks(tiny36, monkeypatch, refresh):
+    """Its prompt's blocks run in forwards that the others need anyway; the cost that is told is that of a prefill."""
+    settings = COMMON | {"refresh": refresh, "max_new_tokens": 96, "threshold": 0.9}
+    prompts = [prompt(length) for length in (5, 6, 7, 100, 64, 200)]
+    alone = [generate(tiny36, [each], **settings)[0] for each in prompts]
+    ran = forwards_run(monkeypatch, tiny36)
+    assert generate(tiny36, prompts, num_rows=3, **settings) == alone
+    assert [each.forwards["prefill"] for each in alone] == [0, 0, 0, 1, 1, 1]
+    if refresh == "block":
+        assert ran.count("prefill") == 1, "the one of 200 tokens is too long to join"
+    assert ran.count("run_block") < sum(sum(each.forwards.values()) - each.forwards["prefill"] for each in alone)
+
+
+@pytest.mark.parametrize("name", experiments.available())
+def test_rows_that_join_at_any_time_get_what_they_get_alone(tiny36, name):
+    """Mixed lengths and stop times, joining in three orders; a token that differed would be told with its margin."""
+    experiment = experiments.load(name)
+    rng = random.Random(7)
+    prompts = [prompt(length) for length in (5, 90, 33, 12, 64, 130, 31, 70)]
+    knobs = dict(list(matrix_of(name, ROOT).configurations.values())[-1])
+    settings = COMMON | {"max_new_tokens": 64} | knobs
+    alone = {tuple(each): experiment.generate(tiny36, [each], **settings)[0] for each in prompts}
+    for num_rows in (2, 5, 8):
+        rng.shuffle(prompts)
+        together = experiment.generate(tiny36, prompts, num_rows=num_rows, **settings)
+        for each, got in zip(prompts, together, strict=True):
+            assert_same_but_for_rounding(tiny36, experiment, each, settings, alone[tuple(each)], got)
+
+
+def test_the_check_of_rounding_sees_a_real_difference(tiny36):
+    """A neighbour's token, and a threshold that is off by a hundredth, are no rounding."""
+    experiment = experiments.load(None)
+    (right,) = experiment.generate(tiny36, [prompt(40)], **COMMON)
+    wrong = replace(right, tokens=[*right.tokens[:3], right.tokens[3] ^ 1, *right.tokens[4:]])
+    with pytest.raises(AssertionError, match="margin"):
+        assert_same_but_for_rounding(tiny36, experiment, prompt(40), COMMON, right, wrong)
+    other = experiment.generate(tiny36, [prompt(40)], **COMMON | {"threshold": 0.3})[0]
+    assert other.forwards != right.forwards, "this threshold tells"
+    with pytest.raises(AssertionError, match="margin"):
+        assert_same_but_for_rounding(tiny36, experiment, prompt(40), COMMON, right, other)

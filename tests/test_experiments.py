@@ -192,6 +192,7 @@ RANK = {
     "pretrained": 6,
     "tokenizer": 6,
     "graphs": 6,
+    "batching": 6,
     "engine": 7,
     "experiments": 8,
     "arguments": 9,

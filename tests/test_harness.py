@@ -258,16 +258,17 @@ class Killed(BaseException):
     """Stands for a SIGKILL: nothing may catch it."""
 
 
-def killed_after(lm: FastDLLM, num_batches: int, monkeypatch) -> None:
-    batches = iter(range(num_batches))
-    original = lm._generate_batch
+def killed_after(lm: FastDLLM, num_answers: int, monkeypatch) -> None:
+    """As the next answer would be complete."""
+    original, answers = lm._denoise, iter(range(num_answers))
 
-    def generate_batch(batch):
-        if next(batches, None) is None:
-            raise Killed
-        return original(batch)
+    def denoise(requests, num_rows):
+        for event in original(requests, num_rows):
+            if event.generation is not None and next(answers, None) is None:
+                raise Killed
+            yield event
 
-    monkeypatch.setattr(lm, "_generate_batch", generate_batch)
+    monkeypatch.setattr(lm, "_denoise", denoise)
 
 
 def test_an_interrupted_run_answers_only_what_is_missing(random_model, tmp_path, monkeypatch):
@@ -282,7 +283,7 @@ def test_an_interrupted_run_answers_only_what_is_missing(random_model, tmp_path,
     expected = undisturbed.generate_until(asks(texts), disable_tqdm=True)
 
     first = new_lm()
-    killed_after(first, 2, monkeypatch)
+    killed_after(first, 4, monkeypatch)
     with pytest.raises(Killed):
         first.generate_until(asks(texts), disable_tqdm=True)
     second = new_lm()

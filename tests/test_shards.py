@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 
 from fast_dllm.errors import UsageError
@@ -138,24 +139,40 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     assert not any(tmp_path.iterdir())
 
 
-def test_a_batch_that_does_not_fit_is_answered_in_halves_and_says_so(random_model, tmp_path, monkeypatch):
-    import torch
-
+def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(
+    random_model, tmp_path, monkeypatch, caplog
+):
     arguments = {"model_path": str(random_model), "max_new_tokens": 32, "batch_size": 4, "device": "cpu"}
-    texts = [f"{index}" for index in range(5)]
+    texts = [f"{index}" for index in range(6)]
     expected = FastDLLM(**arguments).generate_until(generated(texts), disable_tqdm=True)
     lm = FastDLLM(**arguments)
     lm.keep_answers(tmp_path)
-    original = lm._generate_batch
+    original, asked = lm._denoise, []
 
-    def generate_batch(batch):
-        if len(batch) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(batch)
+    def denoise(requests, num_rows):
+        asked.append((len(requests), num_rows))
+        for event in original(requests, num_rows):
+            yield event
+            if event.generation is not None and num_rows > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(lm, "_generate_batch", generate_batch)
+    monkeypatch.setattr(lm, "_denoise", denoise)
     assert lm.generate_until(generated(texts), disable_tqdm=True) == expected
-    assert lm.total().batch_sizes == {2: 4, 1: 1}
+    assert asked == [(6, 4), (5, 2)], "the answer that was complete is not asked for again"
+    assert lm.total().batch_sizes == {4: 1, 2: 5}
+    assert "4 rows do not fit the GPU's memory; going on with 2" in caplog.text
+
+
+def test_a_request_that_does_not_fit_alone_is_an_error(random_model, monkeypatch):
+    lm = FastDLLM(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu")
+
+    def denoise(requests, num_rows):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(lm, "_denoise", denoise)
+    with pytest.raises(torch.OutOfMemoryError):
+        lm.generate_until(generated(["a", "b"]), disable_tqdm=True)
 
 
 # -- eval.py -----------------------------------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ def read_options(words: list) -> argparse.Namespace:
     if options.shard is not None:
         index, _, count = options.shard.partition("/")
         options.share = f"{index}-of-{division(int(count), options.gpus)}" if index else None
-    options.batch_size = check_count("--batch_size", options.batch_size)
+    if options.batch_size != AUTO:
+        options.batch_size = check_count("--batch_size", options.batch_size, other=AUTO)
     check_count("--continue", vars(options)["continue"], least=0)
     for name in ("status", "start", "stalled"):
         setattr(options, name, int(getattr(options, name)))

@@ -74,7 +74,7 @@ was.
   --model_args A=V[,A=V]
                     any other model argument or knob of the experiment; what is not the configuration's own stands in
                     the name of the results' folder, as in k2_middle+threshold=0.8
-  --batch_size N    questions decoded together (default 1)
+  --batch_size N    questions decoded side by side (default 1), or auto: what fits
   --num_fewshot N   examples in the prompt (default: the task's own)
   --confirm_run_unsafe_code
                     run the code that the model writes on this machine, as you; {code_task} and the like need it
