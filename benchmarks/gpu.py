@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import statistics
 import sys
@@ -31,6 +30,7 @@ from fast_dllm.guard import one_line
 import torch
 
 from benchmarks.decode import copy_bandwidth, random_model
+from benchmarks.questions import toy_prompts
 from fast_dllm import experiments, kernels
 from fast_dllm.arguments import DTYPES
 from fast_dllm.errors import OneLineParser, UsageError
@@ -271,16 +271,6 @@ class Bench:
                 max_name_column_width=70,
             )
             yield from (line[:72] + line[-75:] if len(line) > 150 else line for line in table.splitlines())
-
-
-def toy_prompts(count: int) -> list[list[int]]:
-    """Questions of the embedded model's own task, as it is asked them."""
-    from fast_dllm.tokenizer import load_tokenizer, render
-
-    task, tokenizer = importlib.import_module("tasks.toy.problems"), load_tokenizer("tiny")
-    questions = [task.math_prompt(problem) for problem in task.math_questions("test", count)]
-    texts = [render(tokenizer, [{"role": "user", "content": question}], True) for question in questions]
-    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 def tiny_settings() -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""Many questions in a fixed number of rows: batch after batch, or a row that is done takes the next; a JSON line last.
+
+    python -m benchmarks.batches                        # 256 questions of toy_math, the embedded model, 32 rows
+    python -m benchmarks.batches --refresh block --questions 1200
+
+Both answer the same questions in one process, in turns, and must give the same tokens. forwards: of the model, whatever
+number of rows shares them, which is what a GPU pays for; rows: in a forward, on average. seconds: of the processor, which is
+what a busy machine can compare. products: what the matrix products of these forwards take by themselves, at the same
+shapes and with each layer's own weights; "share" is that over the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fast_dllm.guard import one_line
+
+# isort: split
+import torch
+from torch import nn
+
+from benchmarks.questions import toy_prompts
+from fast_dllm import experiments
+from fast_dllm.arguments import DTYPES
+from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.graphs import use_graphs
+from fast_dllm.model import FastDLLMForCausalLM, load_model
+from fast_dllm.tokenizer import load_tokenizer, special_ids
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=256, help="of toy_math's test split")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--refresh", default="rows")
+    parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    arguments = parser.parse_args()
+    for name in ("questions", "batch_size", "runs", "threads"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    if arguments.dtype not in DTYPES:
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    return arguments
+
+
+@contextmanager
+def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int]]]:
+    """Counts, by (move, rows), the forwards that are run meanwhile: rows that the layers see, and that the head does."""
+    counts: Counter[tuple[str, int]] = Counter()
+
+    def layers(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        counts["forward", given[0].numel()] += 1
+
+    def head(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        counts["head", given[0].shape[:-1].numel()] += 1
+
+    handles = [model.model.register_forward_hook(layers), model.lm_head.register_forward_hook(head)]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int]]) -> float:
+    """Processor seconds of these forwards' matrix products alone: each layer's own weights, rows of random numbers."""
+    linears = {
+        "forward": [module for module in model.model.modules() if isinstance(module, nn.Linear)],
+        "head": [model.lm_head],
+    }
+    seconds = 0.0
+    for (move, rows), times in counts.items():
+        inputs = {linear.in_features: torch.randn(rows, linear.in_features) for linear in linears[move]}
+        taken = []
+        for _ in range(4):
+            began = time.process_time()
+            for linear in linears[move]:
+                linear(inputs[linear.in_features])
+            taken.append(time.process_time() - began)
+        seconds += times * statistics.median(taken[1:])
+    return seconds
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    try:
+        model = use_graphs(load_model("tiny", arguments.device, arguments.dtype))
+        experiment, ids = experiments.load(None), special_ids(load_tokenizer("tiny"))
+        settings: dict[str, Any] = {"mask_id": ids.mask, "stop_token": ids.stop, "max_new_tokens": 256}
+        settings |= {"threshold": arguments.threshold, "refresh": arguments.refresh}
+        prompts, size = toy_prompts(arguments.questions), arguments.batch_size
+
+        def batch_by_batch() -> list[Any]:
+            starts = range(0, len(prompts), size)
+            return [
+                each
+                for start in starts
+                for each in experiment.generate(model, prompts[start : start + size], **settings)
+            ]
+
+        def continuous() -> list[Any]:
+            return experiment.generate(model, prompts, num_rows=size, **settings)
+
+        ways: dict[str, Callable[[], list[Any]]] = {"batch by batch": batch_by_batch, "continuous": continuous}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        counts: dict[str, Counter[tuple[str, int]]] = {}
+        given: dict[str, list[Any]] = {}
+        for run in range(arguments.runs + 1):
+            for name, way in ways.items():
+                began = time.process_time()
+                if run == 0:  # which also warms up
+                    with shapes_run(model) as counts[name]:
+                        given[name] = way()
+                else:
+                    way()
+                    seconds[name].append(time.process_time() - began)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    same = sum(a.tokens == b.tokens for a, b in zip(*given.values(), strict=True))
+    tokens = sum(len(answer.tokens) for answer in given["continuous"])
+    where = f"{model.device}, {arguments.threads} threads, {size} rows, refresh={arguments.refresh}"
+    print(f"{len(prompts)} questions, {tokens} tokens, on {where}; equal answers: {same}")
+    print(f"{'':>14} {'forwards':>9} {'rows':>7} {'seconds':>8} {'tokens/s':>9} {'products s':>11} {'share':>6}")
+    report: dict[str, Any] = {"settings": vars(arguments), "equal_answers": same, "new_tokens": tokens}
+    for name in ways:
+        forwards = sum(count for (move, _), count in counts[name].items() if move == "forward")
+        rows = sum(rows * count for (move, rows), count in counts[name].items() if move == "forward")
+        middle, products = statistics.median(seconds[name]), product_seconds(model, counts[name])
+        report[name] = {
+            "forwards": forwards, "rows": rows, "seconds": middle, "tokens_per_second": tokens / middle,
+            "product_seconds": products, "product_share": products / middle,
+        }  # fmt: skip
+        print(
+            f"{name:>14} {forwards:9} {rows / forwards:7.0f} {middle:8.2f} {tokens / middle:9.1f} {products:11.2f} "
+            f"{products / middle:6.0%}"
+        )
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    with one_line():
+        main()
