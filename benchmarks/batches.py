@@ -3,10 +3,10 @@
     python -m benchmarks.batches                        # 256 questions of toy_math, the embedded model, 32 rows
     python -m benchmarks.batches --refresh block --questions 1200
 
-Both answer the same questions in one process, in turns, and must give the same tokens. forwards: of the model, whatever
-number of rows shares them, which is what a GPU pays for; rows: in a forward, on average. seconds: of the processor, which is
-what a busy machine can compare. products: what the matrix products of these forwards take by themselves, at the same
-shapes and with each layer's own weights; "share" is that over the whole.
+Both answer the same questions in one process, in turns; how many answers are equal is told. forwards: of the model,
+whatever number of rows shares them, which is what a GPU pays for; rows: in a forward, on average. seconds: of the
+processor, which is what a busy machine can compare. products: what the linear layers of these forwards take by
+themselves, at the same shapes and with each layer's own weights; "share" is that over the whole.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @contextmanager
 def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int]]]:
-    """Counts, by (move, rows), the forwards that are run meanwhile: rows that the layers see, and that the head does."""
+    """Counts, by (part, rows), what is run meanwhile: forwards by the rows that their layers see, and the head's."""
     counts: Counter[tuple[str, int]] = Counter()
 
     def layers(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
@@ -80,7 +80,7 @@ def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int]]]
 @torch.inference_mode()
 def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int]]) -> float:
     """Processor seconds of these forwards' matrix products alone: each layer's own weights, rows of random numbers."""
-    linears = {
+    linears: dict[str, list[nn.Linear]] = {
         "forward": [module for module in model.model.modules() if isinstance(module, nn.Linear)],
         "head": [model.lm_head],
     }
@@ -108,12 +108,8 @@ def main() -> None:
         prompts, size = toy_prompts(arguments.questions), arguments.batch_size
 
         def batch_by_batch() -> list[Any]:
-            starts = range(0, len(prompts), size)
-            return [
-                each
-                for start in starts
-                for each in experiment.generate(model, prompts[start : start + size], **settings)
-            ]
+            batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+            return [each for batch in batches for each in experiment.generate(model, batch, **settings)]
 
         def continuous() -> list[Any]:
             return experiment.generate(model, prompts, num_rows=size, **settings)
