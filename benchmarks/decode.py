@@ -2,11 +2,15 @@
 
     python benchmarks/decode.py --model tiny --batch_size 1 --threshold 0.9
     python benchmarks/decode.py --model tiny --refresh rows      # the paper's block cache instead of whole blocks
-    python benchmarks/decode.py --random_weights 36x512          # layers x hidden size, nothing to load
+    python benchmarks/decode.py --random_weights 36x512          # layers x hidden size, nothing to load; or 7b
+    python benchmarks/decode.py --model tiny --baseline          # beside a straightforward form, and beside Qwen2
 
 Forward kinds are those of fast_dllm/decoding.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
 block), sub (a sub-block), commit (a block, one row read). "weights" is the share of time that reading every weight once
 would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller forwards can be faster.
+--baseline: the same answers by benchmarks/straightforward.py, one prompt at a time, in turns with the engine's, tokens
+compared; and transformers' Qwen2 of the same shape (random weights), one token a forward, greedy. --where: the share of
+a full and a sub forward's time that each kind of operation takes.
 """
 
 from __future__ import annotations
@@ -27,12 +31,15 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
+from benchmarks.straightforward import Straightforward
 from fast_dllm import experiments
 from fast_dllm.arguments import DTYPES
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
+from fast_dllm.runner.matrix import parse_arguments as knobs_of
 from fast_dllm.runner.request import resolve_model
+from fast_dllm.sampling import greedy_with_check
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,20 +52,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--small_block_size", type=int, default=8)
     parser.add_argument("--prompt_tokens", type=int, default=128)
     parser.add_argument("--new_tokens", type=int, default=128)
-    parser.add_argument("--reuse_k", type=int, default=1)
-    parser.add_argument("--layer_subset")
+    parser.add_argument("--set", default="", metavar="KNOB=VALUE,...", help="the experiment's knobs: reuse_k=2,…")
     parser.add_argument("--refresh", default="block", help="what a computing step runs: block or rows (README)")
     parser.add_argument("--runs", type=int, default=5, help="timed runs; the median counts")
+    parser.add_argument("--baseline", action="store_true", help="beside a straightforward form and transformers' Qwen2")
+    parser.add_argument("--where", action="store_true", help="what kinds of operations the time goes to")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     arguments = parser.parse_args()
-    for name in ("batch_size", "small_block_size", "prompt_tokens", "new_tokens", "reuse_k", "runs", "threads"):
+    for name in ("batch_size", "small_block_size", "prompt_tokens", "new_tokens", "runs", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, not {value}")
     if arguments.dtype not in DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    try:
+        arguments.set = knobs_of(arguments.set) if arguments.set else {}
+    except UsageError as error:
+        raise UsageError(str(error).replace("--model_args", "--set")) from None
     if not arguments.random_weights:
         resolve_model(arguments.model, Path.cwd())
     return arguments
@@ -147,28 +159,143 @@ def time_forwards(model: FastDLLMForCausalLM, arguments: argparse.Namespace, blo
     return {kind: median_seconds(once, arguments.runs * 4, model.device) for kind, once in work.items()}
 
 
+def random_prompts(model: FastDLLMForCausalLM, arguments: argparse.Namespace) -> list[list[int]]:
+    shape = (arguments.batch_size, arguments.prompt_tokens)
+    top = min(model.config.vocab_size, 300)
+    return torch.randint(3, top, shape, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def answer_settings(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> dict[str, Any]:
+    """What both forms are given."""
+    return {
+        "mask_id": model.config.vocab_size - 1,
+        "stop_token": model.config.vocab_size - 2,  # random prompts rarely lead there: answers run their full length
+        "max_new_tokens": arguments.new_tokens // block * block,
+        "block_size": block,
+        "small_block_size": arguments.small_block_size,
+        "threshold": arguments.threshold,
+        "refresh": arguments.refresh,
+    }
+
+
+def time_against_straightforward(
+    model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int
+) -> dict[str, Any]:
+    """Tokens/s of the engine and of the straightforward form, in turns, for the same prompts; how many are equal."""
+    settings = answer_settings(model, arguments, block)
+    engine, plain = experiments.load("00_baseline"), Straightforward(model)
+    prompts = random_prompts(model, arguments)
+    seconds: dict[str, list[float]] = {"engine": [], "straightforward": []}
+    # what both read back is waited for; on one thread the processor's time is blind to a busy machine
+    clock = time.process_time if model.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    given: dict[str, list[list[int]]] = {}
+
+    def by_engine() -> list[list[int]]:
+        return [each.tokens for each in engine.generate(model, prompts, **settings)]
+
+    def by_straightforward() -> list[list[int]]:
+        return [plain.generate(prompt, **settings) for prompt in prompts]
+
+    for run in range(arguments.runs + 1):  # the first does not count
+        for name, way in (("engine", by_engine), ("straightforward", by_straightforward)):
+            began = clock()
+            given[name] = way()
+            seconds[name] += [clock() - began] if run else []
+    tokens = sum(map(len, given["engine"]))
+    rates = {name: tokens / statistics.median(each) for name, each in seconds.items()}
+    ratio = statistics.median(a / b for a, b in zip(seconds["straightforward"], seconds["engine"], strict=True))
+    same = sum(a == b for a, b in zip(given["engine"], given["straightforward"], strict=True))
+    return {"tokens_per_second": rates, "ratio": ratio, "equal_answers": same, "answers": len(prompts)}
+
+
+def time_qwen2(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> float:
+    """Tokens/s of transformers' Qwen2 of the same shape with random weights: greedy, cached, one token a forward."""
+    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
+
+    config = model.config
+    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"]
+    qwen2_config = Qwen2Config(**{name: getattr(config, name) for name in names})
+    with model.device, default_dtype(model.dtype):
+        peer = Qwen2ForCausalLM(qwen2_config).eval().requires_grad_(False)
+    ids = torch.tensor(random_prompts(model, arguments), device=model.device)
+    count = arguments.new_tokens // block * block
+
+    def answer() -> None:
+        peer.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+
+    return len(ids) * count / median_seconds(answer, arguments.runs, model.device)
+
+
+# the torch operations of a forward -> what they are part of; the first that an operation's name contains
+PARTS = (
+    ("attention", ("scaled_dot_product", "flash", "efficient_attention")),
+    ("products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "gemm", "aten::matmul")),
+    ("norms", ("rms_norm", "aten::pow", "aten::rsqrt", "aten::sum", "aten::mean")),
+    ("cache", ("index_copy", "index_select")),
+    ("softmax and argmax", ("softmax", "argmax", "masked_fill", "isfinite")),
+    (
+        "element by element, copies",
+        ("aten::mul", "aten::add", "aten::silu", "aten::cat", "aten::roll", "copy", "clone"),
+    ),
+)
+
+
+@torch.inference_mode()
+def where_time_goes(
+    model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int
+) -> dict[str, dict[str, float]]:
+    """Shares of the self time of a step (a forward and what it predicts), by kind of operation; the rest is views,
+    indices and Python. The profiler itself slows small operations."""
+    from torch.profiler import ProfilerActivity, profile
+
+    batch, sub = arguments.batch_size, arguments.small_block_size
+    prefix = max(arguments.prompt_tokens // block, 1) * block
+    cache = model.new_cache(batch, prefix + block, block)
+    cache.lengths = [prefix] * batch
+    on_gpu = model.device.type == "cuda"
+    found: dict[str, dict[str, float]] = {}
+    for kind, width in (("full", block), ("sub", sub)):
+
+        def step(width: int = width) -> None:
+            ids = [list(range(3, 3 + width))] * batch
+            logits = model.run_block(cache, list(range(batch)), ids, [0] * batch, [list(range(sub))] * batch)
+            greedy_with_check(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
+
+        step()
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        with profile(activities=activities) as profiled:
+            for _ in range(arguments.runs):
+                step()
+        times: dict[str, float] = {name: 0.0 for name, _ in PARTS} | {"views, indices, other": 0.0}
+        for event in profiled.key_averages():
+            part = next((name for name, words in PARTS if any(word in event.key for word in words)), None)
+            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            times[part or "views, indices, other"] += spent
+        whole = sum(times.values())
+        found[kind] = {name: value / whole for name, value in times.items()}
+    return found
+
+
 def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> dict[str, Any]:
     """Tokens/s of whole answers to random prompts, with the forwards they took."""
     generation = experiments.load(arguments.experiment)
-    randomness = torch.Generator().manual_seed(0)
-    shape = (arguments.batch_size, arguments.prompt_tokens)
-    prompts = torch.randint(3, min(model.config.vocab_size, 300), shape, generator=randomness).tolist()
+    prompts = random_prompts(model, arguments)
+    settings = answer_settings(model, arguments, block) | arguments.set
+    if "refresh" not in generation.knobs:
+        del settings["refresh"]
     answers: list[Any] = []
 
     def answer() -> None:
-        answers[:] = generation.generate(
-            model,
-            prompts,
-            mask_id=model.config.vocab_size - 1,
-            stop_token=model.config.vocab_size - 2,  # random prompts rarely lead there: answers run their full length
-            max_new_tokens=arguments.new_tokens // block * block,
-            block_size=block,
-            small_block_size=arguments.small_block_size,
-            threshold=arguments.threshold,
-            reuse_k=arguments.reuse_k,
-            layer_subset=arguments.layer_subset,
-            refresh=arguments.refresh,
-        )
+        answers[:] = generation.generate(model, prompts, **settings)
 
     seconds = median_seconds(answer, arguments.runs, model.device)
     tokens = sum(len(generation.tokens) for generation in answers)
@@ -210,8 +337,22 @@ def main() -> None:
     taken = ", ".join(f"{kind} {count}" for kind, count in answers["forwards"].items() if count)
     print(f"answers: {answers['new_tokens']} tokens, {answers['tokens_per_second']:.1f} tokens/s ({taken})")
     print(f"peak memory: {peak / 2**20:.0f} MiB")
+    report: dict[str, Any] = {"forward_seconds": seconds, "answers": answers, "peak_memory_bytes": peak}
+    if arguments.baseline:
+        compared = report["baseline"] = time_against_straightforward(model, arguments, block)
+        compared["qwen2_tokens_per_second"] = time_qwen2(model, arguments, block)
+        rates = compared["tokens_per_second"]
+        print(
+            f"straightforward: {rates['straightforward']:.1f} tokens/s, the engine beside it {rates['engine']:.1f}: "
+            f"{compared['ratio']:.2f} times; {compared['equal_answers']} of {compared['answers']} answers equal"
+        )
+        print(f"transformers' Qwen2, one token a forward: {compared['qwen2_tokens_per_second']:.1f} tokens/s")
+    if arguments.where:
+        report["where"] = where_time_goes(model, arguments, block)
+        for kind, shares in report["where"].items():
+            print(f"{kind}: " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items()))
     settings = {**vars(arguments), "device_name": name, "dtype": str(model.dtype)[6:]}
-    print(json.dumps({"settings": settings, "forward_seconds": seconds, "answers": answers, "peak_memory_bytes": peak}))
+    print(json.dumps({"settings": settings, **report}))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--longest_context", type=int, default=16384)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--new_tokens", type=int, default=64)
+    parser.add_argument("--questions", type=int, default=64, help="of toy_math, for the section tokens")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path, help="also write the JSON there")
@@ -60,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
             raise UsageError(f"--only takes {', '.join(SECTIONS)}, not {name!r}")
     if arguments.dtype not in DTYPES:
         raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
-    for name in ("context", "batch_size", "new_tokens"):
+    for name in ("context", "batch_size", "new_tokens", "questions"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
     return arguments
@@ -176,13 +177,13 @@ class Bench:
     def tokens(self) -> Iterator[str]:
         found: dict[str, Any] = {}
         tiny = load_model("tiny", str(self.device), str(self.dtype)[6:])
-        tokenizer_prompts = toy_prompts(64)
+        questions = toy_prompts(self.arguments.questions)
         cases: list[tuple[str, FastDLLMForCausalLM, list[list[int]], dict]] = [
             ("random", self.model, self.prompts(8, 96), {}),
             ("random, residual", self.model, self.prompts(4, 96),
              {"name": "02_residual_reuse", "reuse_k": 2, "layer_subset": "middle"}),
-            ("embedded", tiny.fuse(), tokenizer_prompts, tiny_settings()),
-            ("embedded, rows", tiny, tokenizer_prompts, tiny_settings() | {"refresh": "rows"}),
+            ("embedded", tiny.fuse(), questions, tiny_settings()),
+            ("embedded, rows", tiny, questions, tiny_settings() | {"refresh": "rows"}),
         ]  # fmt: skip
         for name, model, prompts, knobs in cases:
             given = {}

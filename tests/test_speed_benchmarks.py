@@ -1,0 +1,99 @@
+"""The benchmarks of speed at sizes that take no time: that they run, compare the same things, and what they count."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+from golden_models import generate, golden_json, golden_model
+
+from benchmarks.batches import shapes_run
+from benchmarks.straightforward import Straightforward
+
+
+def run(capsys, monkeypatch, name: str, *words: str) -> tuple[str, dict]:
+    """What a benchmark printed, and its JSON line."""
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *words])
+    importlib.import_module(f"benchmarks.{name}").main()
+    text = capsys.readouterr().out
+    return text, json.loads(text.splitlines()[-1])
+
+
+@pytest.mark.parametrize("refresh", ["rows", "block"])
+def test_the_straightforward_form_is_the_same_algorithm(refresh):
+    """Tokens and forwards of the engine, on the reference's cases: else the benchmark would compare two algorithms."""
+    model = golden_model("tiny36")
+    for case in golden_json("tiny36.generate.json")[:12:2]:
+        settings = {
+            key: case[key] for key in ("mask_id", "stop_token", "max_new_tokens", "small_block_size", "threshold")
+        }
+        form = Straightforward(model)
+        (expected,) = generate(model, [case["prompt"]], refresh=refresh, **settings)
+        assert form.generate(case["prompt"], refresh=refresh, **settings) == expected.tokens
+        assert form.forwards == {kind: count for kind, count in expected.forwards.items() if count}
+
+
+def test_decode_beside_a_straightforward_form_and_a_peer(capsys, monkeypatch):
+    words = ["--random_weights", "2x64", "--runs", "1", "--prompt_tokens", "40", "--new_tokens", "32"]
+    text, found = run(capsys, monkeypatch, "decode", *words, "--baseline", "--where", "--threads", "1")
+    baseline = found["baseline"]
+    assert baseline["equal_answers"] == baseline["answers"] == 1
+    assert baseline["ratio"] > 0
+    assert baseline["qwen2_tokens_per_second"] > 0
+    for kind in ("full", "sub"):
+        assert sum(found["where"][kind].values()) == pytest.approx(1)
+        assert found["where"][kind]["products"] > 0.02
+    assert "1 of 1 answers equal" in text
+    assert found["settings"]["set"] == {}
+
+
+def test_decode_takes_an_experiments_knobs(capsys, monkeypatch):
+    words = ["--random_weights", "14x64", "--runs", "1", "--prompt_tokens", "40", "--new_tokens", "32"]
+    words += ["--experiment", "02_residual_reuse", "--set", "reuse_k=2,layer_subset=last"]
+    _, found = run(capsys, monkeypatch, "decode", *words)
+    assert found["answers"]["forwards"]["partial"] > 0
+
+
+def test_batches_compares_the_same_answers_and_counts_forwards(capsys, monkeypatch):
+    text, found = run(capsys, monkeypatch, "batches", "--questions", "6", "--batch_size", "2", "--runs", "1")
+    assert found["equal_answers"] == 6
+    for way in ("batch by batch", "continuous"):
+        assert found[way]["forwards"] > 0
+        assert 0 < found[way]["product_share"] < 1
+    assert "6 questions" in text
+
+
+def test_what_is_counted_as_run_is_what_was_run():
+    model = golden_model("tiny36")
+    with shapes_run(model) as counts:
+        (answer,) = generate(model, [[5] * 64], mask_id=319, stop_token=2, max_new_tokens=32)
+    forwards = {kind: count for kind, count in answer.forwards.items() if count}
+    assert counts["forward", 64] == forwards.pop("prefill") == 1
+    assert counts["forward", 32] == sum(forwards.values())
+    assert sum(count for (part, _), count in counts.items() if part == "head") == sum(answer.forwards.values())
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_without_one(capsys, monkeypatch, tmp_path):
+    """All of its sections, so that the minutes of a GPU are not spent on a typing mistake."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    words = ["--random_weights", "16x64", "--device", "cpu", "--longest_context", "512", "--batch_size", "2"]
+    text, found = run(
+        capsys,
+        monkeypatch,
+        "gpu",
+        *words,
+        "--new_tokens",
+        "32",
+        "--questions",
+        "2",
+        "--json",
+        str(tmp_path / "found.json"),
+    )
+    assert "failed" not in found, text
+    assert json.loads((tmp_path / "found.json").read_text()) == found
+    assert found["tokens"]["embedded"] == {"answers": 2, "as padded": 2, "as off": 2}
+    assert {"forwards", "tokens", "batch", "experiments", "context"} <= found.keys()
