@@ -40,6 +40,7 @@ from fast_dllm.model import FastDLLMForCausalLM, default_dtype, load_model, pick
 from fast_dllm.runner.matrix import parse_arguments as knobs_of
 from fast_dllm.runner.request import resolve_model
 from fast_dllm.sampling import greedy_with_check
+from fast_dllm.threads import fit_threads
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--where", action="store_true", help="what kinds of operations the time goes to")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: as every program, see fast_dllm/threads.py)")
     arguments = parser.parse_args()
     for name in ("batch_size", "small_block_size", "prompt_tokens", "new_tokens", "runs", "threads"):
         value = getattr(arguments, name)
@@ -305,14 +306,16 @@ def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, bloc
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     try:
         device = pick_device(arguments.device)
         if arguments.random_weights:
             model = random_model(arguments.random_weights, device, pick_dtype(arguments.dtype, device))
         else:
             model = load_model(arguments.model, arguments.device, arguments.dtype)
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        else:
+            fit_threads(model)
         block = model.config.bd_size
         seconds = time_forwards(model, arguments, block)
         answers = time_answers(model, arguments, block)

@@ -28,6 +28,7 @@ from benchmarks.decode import random_model
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
 from fast_dllm.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
+from fast_dllm.threads import fit_threads
 
 Wanted = dict[MaskedInput, dict[int, None]]  # input -> the tokens whose score is asked for
 Scores = dict[tuple[MaskedInput, int], tuple[float, bool]]
@@ -116,6 +117,7 @@ def main() -> None:
             model = random_model(given.random_weights, device, pick_dtype(given.dtype, device))
         else:
             model = load_model(given.model, given.device, given.dtype)
+        fit_threads(model)
         wanted, num_requests = load_of(given, model)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -20,6 +20,7 @@ from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
 from fast_dllm.graphs import use_graphs
 from fast_dllm.model import load_model
+from fast_dllm.threads import fit_threads
 from fast_dllm.tokenizer import decode, load_tokenizer, render, special_ids
 
 MAX_NEW_TOKENS = 512  # of an answer in a conversation, unless asked for otherwise
@@ -173,6 +174,7 @@ class Chatbot:
         self.tokenizer = load_tokenizer(arguments.model_path)
         self.ids = special_ids(self.tokenizer)
         self.model = use_graphs(load_model(arguments.model_path, arguments.device, arguments.dtype), arguments.graphs)
+        fit_threads(self.model)
         self.block_size = arguments.bd_size or self.model.config.bd_size
         positions = self.model.config.max_position_embeddings
         self.max_length = positions // self.block_size * self.block_size

@@ -36,6 +36,7 @@ from fast_dllm.runner.shares import share_folder
 from fast_dllm.runner.tasks import task_of
 from fast_dllm.scoring import MaskedInput, ScoringLM
 from fast_dllm.shards import Plan, Share, ShareAnswered, generation_cost
+from fast_dllm.threads import fit_threads
 from fast_dllm.tokenizer import decode, load_tokenizer, render, special_ids
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class FastDLLM(ScoringLM):
         self.model = use_graphs(
             load_model(self.arguments.model_path, device, self.arguments.dtype), self.arguments.graphs
         )
+        self.num_threads = fit_threads(self.model)
         self.model_revision = results.model_revision(model_source(self.arguments.model_path))
         self._device = self.model.device
         self.block_size = self.arguments.bd_size or self.model.config.bd_size
@@ -352,14 +354,14 @@ class FastDLLM(ScoringLM):
         self.ledger.add(batch_record(new, cost, costs, batch_size))
 
     def device_report(self) -> dict[str, object]:
-        """The device, whether forwards were replayed there, and this process's peak memory: allocated on the GPU,
-        resident on the host."""
+        """The device, graphs, the host's threads, and this process's peak memory: of the GPU, or resident on the host."""
         if self.device.type == "cuda":
             gpu, peak = torch.cuda.get_device_name(self.device), torch.cuda.max_memory_allocated(self.device)
         else:
             gpu, peak = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         graphs = self.arguments.graphs if self.model.graphs else "off"
-        return {"device": str(self.device), "gpu": gpu, "graphs": graphs, "peak_memory_bytes": peak}
+        about = {"gpu": gpu, "graphs": graphs, "num_threads": self.num_threads, "peak_memory_bytes": peak}
+        return {"device": str(self.device), **about}
 
     def total(self) -> Ledger | None:
         """What all processes and all segments of the run answered and what it cost, an answer that was given twice

@@ -52,6 +52,5 @@ export_environment() {
   export PYTHONHASHSEED=${PYTHONHASHSEED:-0}
   export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
   export PYTHONPATH=$CODE_ROOT PYTHONUNBUFFERED=1
-  # its matrices are too small to share: with two threads on two busy cores it was 30 times slower than with one
-  if [[ $MODEL == tiny ]]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
+  export FAST_DLLM_NUM_THREADS=${FAST_DLLM_NUM_THREADS:-${OMP_NUM_THREADS:-auto}} # accelerate writes the latter over
 }

@@ -194,6 +194,7 @@ RANK = {
     "tokenizer": 6,
     "graphs": 6,
     "batching": 6,
+    "threads": 6,
     "engine": 7,
     "experiments": 8,
     "arguments": 9,

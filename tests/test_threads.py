@@ -1,0 +1,91 @@
+"""The number of threads: small models, busy machines, and that what a user sets wins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from golden_models import ROOT, golden_model
+
+from fast_dllm import threads
+from fast_dllm.threads import fit_threads, free_cores
+
+
+@pytest.fixture(autouse=True)
+def number_of_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model():
+    return golden_model("tiny36")
+
+
+def machine(monkeypatch, cores: int, load: float) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+
+
+def test_a_small_model_has_one_thread_and_a_large_one_the_free_cores(model, monkeypatch):
+    machine(monkeypatch, cores=6, load=2.2)
+    assert fit_threads(model, {}) == torch.get_num_threads() == 1
+    monkeypatch.setattr(threads, "SMALL", 1000)
+    assert fit_threads(model, {}) == torch.get_num_threads() == 4
+
+
+def test_what_the_user_sets_wins(model, monkeypatch):
+    machine(monkeypatch, cores=6, load=0)
+    assert fit_threads(model, {"OMP_NUM_THREADS": "3"}) == torch.get_num_threads() == 3
+    assert fit_threads(model, {"OMP_NUM_THREADS": "2,1"}) == 2
+    assert fit_threads(model, {"OMP_NUM_THREADS": ""}) == 1
+    assert fit_threads(model, {"OMP_NUM_THREADS": "1", "FAST_DLLM_NUM_THREADS": "2"}) == 2
+    monkeypatch.setattr(threads, "SMALL", 1000)
+    assert fit_threads(model, {"OMP_NUM_THREADS": "1", "FAST_DLLM_NUM_THREADS": "auto"}) == 6, "1 was accelerate's"
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores", "load", "expected"),
+    [
+        ({}, 4, 0.3, 4),
+        ({}, 4, 9.0, 1),
+        ({"LOCAL_WORLD_SIZE": "2"}, 8, 2.0, 3),
+        ({"LOCAL_WORLD_SIZE": "9"}, 8, 2.0, 1),
+        ({"SLURM_CPUS_PER_TASK": "6"}, 64, 60.0, 6),
+        ({"SLURM_CPUS_PER_TASK": "6"}, 2, 0.0, 2),
+    ],
+)
+def test_free_cores(monkeypatch, environment, cores, load, expected):
+    machine(monkeypatch, cores, load)
+    assert free_cores(environment) == expected
+
+
+@pytest.mark.parametrize("given", [None, "2"])
+def test_the_scripts_hand_on_what_the_user_has_set(given, tmp_path):
+    """As common.sh exports it; accelerate writes the other variable over."""
+    environment = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
+    if given:
+        environment["OMP_NUM_THREADS"] = given
+    text = f'CODE_ROOT={ROOT}; . "$CODE_ROOT/sbatch/common.sh"; export_environment; echo "$FAST_DLLM_NUM_THREADS"'
+    done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split()[-1:] == [given or "auto"], done.stderr
+
+
+@pytest.mark.parametrize("program", ["fast_dllm/harness.py", "fast_dllm/chat.py", "benchmarks/decode.py"])
+def test_every_program_decides_here(program):
+    text = (ROOT / program).read_text()
+    assert "fit_threads(" in text
+    assert "torch.set_num_threads" not in text or "benchmarks" in program
+
+
+def test_one_thread_for_the_embedded_model_in_a_program_of_its_own():
+    """Whatever torch would take by itself."""
+    environment = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
+    code = "import torch; from fast_dllm.harness import FastDLLM as F; F(model_path='tiny', device='cpu'); "
+    code += "print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split()[-1:] == ["1"], done.stderr
