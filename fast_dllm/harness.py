@@ -354,7 +354,7 @@ class FastDLLM(ScoringLM):
         self.ledger.add(batch_record(new, cost, costs, batch_size))
 
     def device_report(self) -> dict[str, object]:
-        """The device, graphs, the host's threads, and this process's peak memory: of the GPU, or resident on the host."""
+        """The device, graphs, the host's threads, and this process's peak memory: of the GPU or resident."""
         if self.device.type == "cuda":
             gpu, peak = torch.cuda.get_device_name(self.device), torch.cuda.max_memory_allocated(self.device)
         else:
