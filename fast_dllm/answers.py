@@ -9,7 +9,7 @@ The key is the SHA-256 of the identity, so answers are found again only when not
 changed. No file has two writers and none is written again after its process ended.
 
 The promise: a batch's line is written when it is answered, so a process that is killed loses no answer but those of
-the batch in flight (and the line that it was just writing, which is torn and ignored). The disk is told (fsync) at most
+the answers in work (and the line that it was just writing, which is torn and ignored). The disk is told (fsync) at most
 once every SYNC_SECONDS a process, as a shared file system can bear: a machine that loses its power loses at most that
 much of finished answers too. A batch is one line, so its answers and what they cost stand or fall together, and an
 answer that two processes gave counts once. Used like this, with nothing but JSON values as answers:
