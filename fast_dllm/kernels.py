@@ -18,8 +18,12 @@ logger = logging.getLogger(__name__)
 Kernel = Callable[..., Tensor]
 
 
-class _Compiling:
-    """Whether GPUs get compiled kernels: until a first one cannot be made."""
+# Each step of a kernel is rounded as it would be by itself: float16 and bfloat16 come out as they are written.
+OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"emulate_precision_casts": True}
+
+
+class Compiling:
+    """Whether GPUs get compiled kernels: until a first one cannot be made, which is said in a line."""
 
     def __init__(self) -> None:
         self.wanted = True
@@ -30,9 +34,9 @@ class _Compiling:
         def call(x: Tensor, *others: Tensor | float) -> Tensor:
             if not (x.is_cuda and self.wanted):
                 return kernel(x, *others)
-            if not compiled:
-                compiled.append(torch.compile(kernel, dynamic=True))
             try:
+                if not compiled:
+                    compiled.append(torch.compile(kernel, dynamic=True, options=OPTIONS))
                 return compiled[0](x, *others)
             except torch.OutOfMemoryError:
                 raise
@@ -46,7 +50,7 @@ class _Compiling:
         return call
 
 
-compiled_on_cuda = _Compiling()
+compiled_on_cuda = Compiling()
 
 
 @compiled_on_cuda
