@@ -166,11 +166,11 @@ def test_rows_that_join_at_any_time_get_what_they_get_alone(tiny36, name):
     """Mixed lengths and stop times, joining in three orders; a token that differed would be told with its margin."""
     experiment = experiments.load(name)
     rng = random.Random(7)
-    prompts = [prompt(length) for length in (5, 90, 33, 12, 64, 130, 31, 70)]
+    prompts = [prompt(length) for length in (5, 90, 33, 64, 130, 31)]
     knobs = dict(list(matrix_of(name, ROOT).configurations.values())[-1])
     settings = COMMON | {"max_new_tokens": 64} | knobs
     alone = {tuple(each): experiment.generate(tiny36, [each], **settings)[0] for each in prompts}
-    for num_rows in (2, 5, 8):
+    for num_rows in (2, 5):
         rng.shuffle(prompts)
         together = experiment.generate(tiny36, prompts, num_rows=num_rows, **settings)
         for each, got in zip(prompts, together, strict=True):

@@ -116,6 +116,7 @@ def test_the_documented_launch_works_unchanged(one_process, random_model, tmp_pa
     assert load(tmp_path)[0]["results"] == load(one_process[1])[0]["results"]
 
 
+@pytest.mark.slow
 def test_configurations_with_one_loaded_model_equal_runs_of_their_own(random_model, tmp_path):
     common = {"experiment_name": "00_baseline"}
     given = ["--tasks", "made_up_shuffled", "--log_samples", "--output_path", f"{tmp_path}/"]

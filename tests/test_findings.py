@@ -155,6 +155,7 @@ def test_the_changes_that_are_quoted_are_those_of_the_kept_map():
     assert changes.mean(axis=0).argmax() + 1 == 2
 
 
+@pytest.mark.slow
 def test_a_changed_number_is_seen(tmp_path, monkeypatch, capsys):
     text = findings.DOCUMENT.read_text()
     row = next(line for line in text.splitlines() if line.startswith("| 04 s8_t0.90 "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from browser_page import ALL_UNMASKED, ask, set_number, shown_at_rest
 
 
@@ -45,6 +46,7 @@ def test_stop_ends_an_answer_and_the_next_one_works(page):
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
 
 
+@pytest.mark.slow
 def test_clear_ends_the_answer_and_nothing_of_it_comes_back(page):
     set_number(page, "budget", 256)
     ask(page, "Hello")
@@ -56,6 +58,7 @@ def test_clear_ends_the_answer_and_nothing_of_it_comes_back(page):
     page.wait_for_selector("#cells .m")
 
 
+@pytest.mark.slow
 def test_a_second_message_waits_until_the_first_is_answered(page):
     set_number(page, "budget", 256)
     ask(page, "Hello")
@@ -67,6 +70,7 @@ def test_a_second_message_waits_until_the_first_is_answered(page):
     page.wait_for_selector("#cells .cells.stopped")
 
 
+@pytest.mark.slow
 def test_an_empty_and_a_too_long_message_are_told_and_harm_nothing(page):
     ask(page, " ")
     page.wait_for_selector("#told .err:has-text('empty')")
@@ -90,6 +94,7 @@ def test_what_is_typed_while_an_answer_is_written_stays(page):
     assert page.input_value("#message textarea") == "my next question"
 
 
+@pytest.mark.slow
 def test_two_configurations_run_side_by_side(page):
     page.get_by_role("tab", name="Side by side").click()
     page.fill("#prompt textarea", "Hello")
@@ -103,6 +108,7 @@ def test_two_configurations_run_side_by_side(page):
     assert "reuse_k 3, layer_subset last" in page.inner_text("#side-b")
 
 
+@pytest.mark.slow
 def test_two_visitors_are_answered_in_turn(page, browser, page_address):
     other = browser.new_page()
     other.set_default_timeout(120_000)
@@ -117,6 +123,7 @@ def test_two_visitors_are_answered_in_turn(page, browser, page_address):
     other.close()
 
 
+@pytest.mark.slow
 def test_an_answer_that_waits_in_the_queue_can_be_stopped(page, browser, page_address):
     other = browser.new_page()
     other.set_default_timeout(120_000)
@@ -135,6 +142,7 @@ def test_an_answer_that_waits_in_the_queue_can_be_stopped(page, browser, page_ad
     other.close()
 
 
+@pytest.mark.slow
 def test_a_control_changes_the_next_answer(page):
     set_number(page, "threshold", 0)
     ask(page, "Hello")

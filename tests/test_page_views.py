@@ -92,6 +92,7 @@ def test_the_page_says_what_it_is_and_what_its_signs_mean(page):
         assert word in LEGEND
 
 
+@pytest.mark.slow
 def test_every_token_keeps_its_confidence_as_colour_and_tells_it_on_a_tap(page):
     ask(page, "Hello")
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
@@ -119,6 +120,7 @@ def test_enter_sends_and_shift_enter_breaks_the_line(page):
     assert "Hello\nyou" in asked.inner_text()
 
 
+@pytest.mark.slow
 def test_stop_can_be_pressed_only_while_something_runs(page):
     assert page.is_disabled("#stop")
     set_number(page, "budget", 256)
@@ -158,6 +160,7 @@ def test_the_replay_plays_to_the_end_moves_the_layer_view_and_goes_with_clear(pa
     assert slider.is_disabled()
 
 
+@pytest.mark.slow
 def test_the_last_answer_can_be_copied(page, page_address):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=page_address)
     ask(page, "a < b & c")
@@ -171,6 +174,7 @@ def test_the_last_answer_can_be_copied(page, page_address):
     assert copied.split() == shown.split()
 
 
+@pytest.mark.slow
 def test_the_conversation_survives_a_reload_and_not_clear(page):
     ask(page, "remember <me>")
     page.wait_for_selector("#stop:disabled")
@@ -217,6 +221,7 @@ def test_who_waits_sees_the_place_in_the_queue_count_down_and_the_own_message(pa
         other.close()
 
 
+@pytest.mark.slow
 def test_side_by_side_starts_with_a_pair_that_differs_and_says_what_both_cost(page):
     page.get_by_role("tab", name="Side by side").click()
     page.fill("#prompt textarea", "Hello")

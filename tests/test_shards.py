@@ -207,6 +207,7 @@ def in_one_piece(tmp_path_factory):
     return result_of(folder)
 
 
+@pytest.mark.slow
 def test_two_shares_of_which_one_is_killed_and_an_end(in_one_piece, tmp_path):
     """About 40 s on one core."""
     folder = tmp_path / "run"
@@ -244,6 +245,7 @@ def test_two_shares_of_two_processes_each_that_start_at_different_times(in_one_p
     assert result_of(folder) == in_one_piece
 
 
+@pytest.mark.slow
 def test_four_processes_are_the_evaluation_in_one_piece(in_one_piece, tmp_path):
     """One has fewer questions than the others. About 60 s on one core."""
     folder = tmp_path / "run"

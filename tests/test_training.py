@@ -249,6 +249,7 @@ def test_the_knock_out_table_has_a_line_for_every_layer_and_third(tokenizer):
     assert knockout.thirds(36) == {"first": range(1, 12), "middle": range(12, 24), "last": range(24, 36)}
 
 
+@pytest.mark.slow
 def test_knock_out_refuses_what_is_not_there(capsys):
     for words in (["--examples", "0"], ["--model", "nowhere/at-all"]):
         assert knockout.main(words) == 2

@@ -62,6 +62,7 @@ def test_on_a_terminal_a_bar_moves(project):
     assert shown.wait() == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(project):
     shown = on_a_terminal(project, FAKE_EVAL="wait")
     shown.expect("loading the model")
