@@ -86,12 +86,13 @@ class Frame:
     """What parts of one batch size and width read and write: numbers (B, 4 + T + R) as FastDLLMForCausalLM.pack_numbers
     gives them, hidden (B, T, C), logits (B, R, V), and what these predict, found (3, B * R)."""
 
-    def __init__(self, model: FastDLLMForCausalLM, batch_size: int, width: int, num_read: int):
+    def __init__(self, model: FastDLLMForCausalLM, logits: Tensor, batch_size: int, width: int, num_read: int):
+        """logits: (rows, V) of the arena, of which the first hold this frame's: one frame is read at a time."""
         like = model.lm_head.weight
         self.key = (batch_size, width, num_read)
         self.numbers = torch.zeros(batch_size, 4 + width + num_read, dtype=torch.long, device=like.device)
         self.hidden = like.new_zeros(batch_size, width, model.config.hidden_size)
-        self.logits = like.new_zeros(batch_size, num_read, model.config.vocab_size)
+        self.logits = logits[: batch_size * num_read].view(batch_size, num_read, model.config.vocab_size)
         self.found = torch.zeros(3, batch_size * num_read, dtype=torch.float64, device=like.device)
 
 
@@ -103,6 +104,8 @@ class Arena:
         self.stores: dict[tuple, LayerStore] = {}
         self.replays = Replays(record)
         self._model = model
+        rows = cache.batch_size * cache.block_size
+        self._logits = model.lm_head.weight.new_zeros(rows, model.config.vocab_size)
         self._frames: dict[tuple[int, int, int], Frame] = {}
         self._last: Frame | None = None
 
@@ -163,7 +166,7 @@ class Arena:
     def _frame(self, batch_size: int, width: int, num_read: int) -> Frame:
         key = (batch_size, width, num_read)
         if key not in self._frames:
-            self._frames[key] = Frame(self._model, *key)
+            self._frames[key] = Frame(self._model, self._logits, *key)
         return self._frames[key]
 
     def _part(self, frame: Frame, shape: BlockShape, name: Hashable, work: Callable[[BlockInputs], object]) -> None:

@@ -291,3 +291,12 @@ def test_gradients_reach_every_weight_of_a_fused_model(model):
     model.fuse().requires_grad_(True)
     model(torch.tensor(prompts(32))).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_forward_of_which_nothing_is_read_is_replayed_too(taped):
+    arena = taped.graphs.lease(2, 64, 32)
+    with torch.inference_mode():
+        for _ in range(4):
+            assert arena.run_block([0, 1], [[5] * 32] * 2, [0, 0], [[], []]).shape == (2, 0, 320)
+            assert arena.greedy(319).shape == (3, 0)
+    assert arena.replays.counts["replayed"]
