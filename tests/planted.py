@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from transformers import PreTrainedTokenizerBase
 
 import eval as program
-from fast_dllm.decoding import Generation
+from fast_dllm.decoding import DenoisingEvent, Generation
 from fast_dllm.harness import FastDLLM
 
 
@@ -33,14 +33,16 @@ class ScriptedLM(FastDLLM):
         super().__init__(model_path="tiny", device="cpu")
         self.answer = answer
         self.tokenizer = tokenizer or self.tokenizer
-        self.experiment = SimpleNamespace(generate=self._planted, policy_sha256="0" * 64)
+        self.experiment = SimpleNamespace(denoise=self._planted, policy_sha256="0" * 64)
         self.asked: dict[str, Asked] = {}
 
-    def _planted(self, model, prompts: list[list[int]], **_) -> list[Generation]:
+    def _planted(self, model, prompts: list[list[int]], **_) -> Iterator[DenoisingEvent]:
         del model
-        texts = [self.tokenizer.decode(ids) for ids in prompts]
-        self.asked |= {text: Asked(text) for text in texts}
-        return [Generation([*self.tok_encode(self.answer(text)), self.ids.stop], {"full": 1}) for text in texts]
+        for row, ids in enumerate(prompts):
+            text = self.tokenizer.decode(ids)
+            self.asked[text] = Asked(text)
+            answer = Generation([*self.tok_encode(self.answer(text)), self.ids.stop], {"full": 1})
+            yield DenoisingEvent(row, "full", 0, 0, [], [], [], generation=answer)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         del disable_tqdm

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_models import golden_model
 
-from fast_dllm import batching
+from fast_dllm import batching, harness
 from fast_dllm.arguments import ModelArguments
 from fast_dllm.batching import rows_that_fit
 from fast_dllm.errors import UsageError
@@ -52,7 +52,7 @@ def test_auto_is_a_batch_size_and_other_words_are_not():
             ModelArguments.parse(batch_size=wrong)
 
 
-def test_auto_answers_as_any_batch_size_does_and_says_what_it_took(random_model, monkeypatch, caplog, tmp_path):
+def test_auto_answers_as_any_batch_size_does_and_says_what_it_took(random_model, monkeypatch, tmp_path):
     from test_harness import asks
 
     texts = [f"{'x' * (index * 7)} {index}" for index in range(5)]
@@ -61,8 +61,11 @@ def test_auto_answers_as_any_batch_size_does_and_says_what_it_took(random_model,
     lm = FastDLLM(**given, batch_size="auto")
     lm.keep_answers(tmp_path)
     monkeypatch.setattr(batching, "MOST_ROWS", {"cpu": 3})
+    said: list[str] = []
+    monkeypatch.setattr(harness.logger, "warning", lambda text, *values: said.append(text % values))
     assert lm.generate_until(asks(texts), disable_tqdm=True) == expected
-    assert "batch_size auto: 3 sequences of up to" in caplog.text
+    [line] = said
+    assert line.startswith("batch_size auto: 3 sequences of up to")
     assert lm.total().batch_sizes == {3: 5}
 
 

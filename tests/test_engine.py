@@ -147,7 +147,7 @@ def forwards_run(monkeypatch, model) -> list[str]:
     return ran
 
 
-@pytest.mark.parametrize("refresh", ["block", "rows"])
+@pytest.mark.parametrize("refresh", ["block", pytest.param("rows", marks=pytest.mark.slow)])
 def test_a_request_that_joins_is_prefilled_beside_the_others_blocks(tiny36, monkeypatch, refresh):
     """Its prompt's blocks run in forwards that the others need anyway; the cost that is told is that of a prefill."""
     settings = COMMON | {"refresh": refresh, "max_new_tokens": 96, "threshold": 0.9}
@@ -161,7 +161,11 @@ def test_a_request_that_joins_is_prefilled_beside_the_others_blocks(tiny36, monk
     assert ran.count("run_block") < sum(sum(each.forwards.values()) - each.forwards["prefill"] for each in alone)
 
 
-@pytest.mark.parametrize("name", experiments.available())
+QUICK = ("00_baseline", "02_residual_reuse")  # plain and parting rows; the others are slow
+EACH = [pytest.param(each, marks=[] if each in QUICK else pytest.mark.slow) for each in experiments.available()]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_rows_that_join_at_any_time_get_what_they_get_alone(tiny36, name):
     """Mixed lengths and stop times, joining in three orders; a token that differed would be told with its margin."""
     experiment = experiments.load(name)

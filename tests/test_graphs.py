@@ -95,7 +95,7 @@ def test_a_bucket_holds_the_keys_and_little_more(num_keys):
 
 # -- a recording follows the numbers -----------------------------------------------------------------------------------
 def cases() -> list:
-    """(experiment, knobs): ends and middle of each matrix under both refreshes; of each experiment two are not slow."""
+    """(experiment, knobs): ends and middle of each matrix under both refreshes; of two experiments the last."""
     found = []
     for name in experiments.available():
         every = list(matrix_of(name, ROOT).configurations.values())
@@ -105,7 +105,10 @@ def cases() -> list:
         for refresh in refreshes:
             for place in places:
                 knobs = ({"refresh": refresh} if refresh else {}) | dict(every[place])
-                quick = place == places[-1 if refresh != "rows" else len(places) // 2]
+                quick = (
+                    name in ("00_baseline", "02_residual_reuse")
+                    and place == places[-1 if refresh != "rows" else len(places) // 2]
+                )
                 marks = [] if quick else pytest.mark.slow
                 found.append(pytest.param(name, knobs, id=f"{name}-{place}-{refresh}", marks=marks))
     return found

@@ -340,13 +340,13 @@ def test_a_job_that_was_cut_off_and_comes_back_leaves_the_run_to_the_one_that_to
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"OMP_NUM_THREADS": "4"}, "4")])
-def test_the_tiny_model_gets_one_thread_unless_told_otherwise(project, given, expected):
+def test_the_number_of_threads_is_left_to_the_program_unless_told_otherwise(project, given, expected):
     accelerate = project.state / "bin" / "fake_accelerate"
     accelerate.write_text(
-        accelerate.read_text().replace("set -euo", 'echo "$OMP_NUM_THREADS" >"$FAKE_SLURM/omp"\nset -euo')
+        accelerate.read_text().replace("set -euo", 'echo "$FAST_DLLM_NUM_THREADS" >"$FAKE_SLURM/threads"\nset -euo')
     )
     assert project.bash("sbatch/local.sh", "--model", "tiny", "--limit", "5", **given).returncode == 0
-    assert (project.state / "omp").read_text().strip() == expected
+    assert (project.state / "threads").read_text().strip() == expected
 
 
 def test_with_a_gpu_the_evaluation_is_not_forced_to_the_cpu(project):

@@ -85,6 +85,7 @@ def test_an_empty_and_a_too_long_message_are_told_and_harm_nothing(page):
     assert page.locator("#told .err").count() == 0
 
 
+@pytest.mark.slow
 def test_what_is_typed_while_an_answer_is_written_stays(page):
     set_number(page, "budget", 256)
     ask(page, "Hello")

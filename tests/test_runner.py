@@ -112,6 +112,7 @@ def test_where_path_has_no_python_the_venvs_answers(no_cluster):
     assert no_cluster.statuses()["k1_first"] == "✓ "
 
 
+@pytest.mark.slow
 def test_the_oldest_python_will_do(no_cluster, tmp_path):
     pythons = old_pythons()
     if not pythons:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from fast_dllm import batching
 from fast_dllm.errors import UsageError
 from fast_dllm.harness import FastDLLM
 from fast_dllm.shards import LOCK, Claim, Plan, Share, ShareAnswered, balanced, check_nobody_at_work, discard
@@ -139,15 +140,15 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     assert not any(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(
-    random_model, tmp_path, monkeypatch, caplog
-):
+def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(random_model, tmp_path, monkeypatch):
     arguments = {"model_path": str(random_model), "max_new_tokens": 32, "batch_size": 4, "device": "cpu"}
     texts = [f"{index}" for index in range(6)]
     expected = FastDLLM(**arguments).generate_until(generated(texts), disable_tqdm=True)
     lm = FastDLLM(**arguments)
     lm.keep_answers(tmp_path)
     original, asked = lm._denoise, []
+    said: list[str] = []
+    monkeypatch.setattr(batching.logger, "warning", lambda text, *values: said.append(text % values))
 
     def denoise(requests, num_rows):
         asked.append((len(requests), num_rows))
@@ -160,7 +161,7 @@ def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(
     assert lm.generate_until(generated(texts), disable_tqdm=True) == expected
     assert asked == [(6, 4), (5, 2)], "the answer that was complete is not asked for again"
     assert lm.total().batch_sizes == {4: 1, 2: 5}
-    assert "4 rows do not fit the GPU's memory; going on with 2" in caplog.text
+    assert said == ["4 rows do not fit the GPU's memory; going on with 2"]
 
 
 def test_a_request_that_does_not_fit_alone_is_an_error(random_model, monkeypatch):

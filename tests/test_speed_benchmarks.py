@@ -22,7 +22,7 @@ def run(capsys, monkeypatch, name: str, *words: str) -> tuple[str, dict]:
     return text, json.loads(text.splitlines()[-1])
 
 
-@pytest.mark.parametrize("refresh", ["rows", "block"])
+@pytest.mark.parametrize("refresh", ["rows", pytest.param("block", marks=pytest.mark.slow)])
 def test_the_straightforward_form_is_the_same_algorithm(refresh):
     """Tokens and forwards of the engine, on the reference's cases: else the benchmark would compare two algorithms."""
     model = golden_model("tiny36")
