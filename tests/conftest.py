@@ -16,6 +16,16 @@ pytest_plugins = ["browser_page"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
+# Files of minutes. They begin first (with xdist's --no-loadscope-reorder), else one of them runs alone at the end.
+LONG = ("jobs", "runner_shards", "page_views", "page", "eval", "engine", "graphs", "kills", "new_experiment", "shards")
+LONG += ("experiments_contract", "decoding", "tiny_model", "baseline", "transcripts", "golden", "runner", "doctor")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def golden_models() -> dict[str, FastDLLMForCausalLM]:
     """The reference implementation's two small random models, by name."""

@@ -48,7 +48,7 @@ main() {
   lint_shell
   echo "== pytest"
   # two files at a time: each test is one thread; a file's tests share what they set up
-  python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm" "$@"
+  python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm" "$@"
 }
 
 main "$@"; exit # read to here before it starts: a pull may change this file meanwhile
