@@ -97,3 +97,33 @@ def test_the_gpu_benchmark_runs_without_one(capsys, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "found.json").read_text()) == found
     assert found["tokens"]["embedded"] == {"answers": 2, "as padded": 2, "as off": 2}
     assert {"forwards", "tokens", "batch", "experiments", "context"} <= found.keys()
+
+
+def test_load_measures_both_sides(capsys, monkeypatch):
+    text, found = run(capsys, monkeypatch, "load", "--random_weights", "2x128", "--runs", "1", "--shards", "2")
+    assert found["checkpoint_bytes"] > 1e6
+    for side in ("fast_dllm", "transformers"):
+        assert found[side]["seconds"] > 0
+        assert side in text
+
+
+def test_context_lays_a_line_through_its_times_and_draws_them(capsys, monkeypatch, tmp_path):
+    picture = tmp_path / "context.png"
+    words = ["--random_weights", "2x64", "--contexts", "64,256,1024", "--batches", "1,3", "--runs", "1"]
+    _, found = run(capsys, monkeypatch, "context", *words, "--picture", str(picture), "--most_positions", "1024")
+    assert [(row["batch"], row["context"]) for row in found["rows"]] == [
+        (1, 64),
+        (1, 256),
+        (1, 1024),
+        (3, 64),
+        (3, 256),
+    ]
+    assert found["lines"]["1"]["predicted_per_token"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_is_found_again():
+    from benchmarks.context import line_through
+
+    contexts = [512, 1024, 4096, 16384]
+    assert line_through(contexts, [2e-3 + 3e-7 * each for each in contexts]) == pytest.approx((2e-3, 3e-7))

@@ -1,0 +1,178 @@
+"""What a forward and a token cost against the context's length and the batch: a table, a picture, a JSON line last.
+
+    python -m benchmarks.context                                  # the embedded model
+    python -m benchmarks.context --random_weights 36x64 --contexts 512,2048 --batches 1,8
+    python -m benchmarks.context --picture docs/pictures/context.png
+
+A forward of a block's 32 rows, and of a sub-block's 8, behind a context of that many tokens in the cache. A token: a
+full forward, shared by its batch, where each step unmasks one. A straight line a + b x context is laid through each
+batch's times by least squares of the relative error. b, what one token more of context costs, stands beside what
+attention's multiplications for it would cost at the rate of the linear layers' products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fast_dllm.guard import one_line
+
+# isort: split
+import numpy as np
+import torch
+
+from benchmarks.decode import median_seconds, random_model
+from fast_dllm.arguments import DTYPES
+from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.sampling import greedy_with_check
+from fast_dllm.threads import fit_threads
+
+KINDS = {"full": 32, "sub": 8}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="folder, hub id or tiny")
+    parser.add_argument("--random_weights", metavar="SHAPE", help="as in benchmarks.decode")
+    parser.add_argument("--contexts", default="512,1024,2048,4096,8192,16384")
+    parser.add_argument("--batches", default="1,4,16,32")
+    parser.add_argument("--most_positions", type=int, default=131072, help="of a batch: larger pairs are left out")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    for name in ("contexts", "batches"):
+        words = getattr(arguments, name).split(",")
+        if not all(word.isdecimal() and int(word) for word in words):
+            raise UsageError(f"--{name} takes whole numbers from 1, with commas, not {getattr(arguments, name)!r}")
+        setattr(arguments, name, sorted({int(word) for word in words}))
+    if arguments.runs < 1:
+        raise UsageError(f"--runs must be at least 1, not {arguments.runs}")
+    if arguments.dtype not in DTYPES:
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    if arguments.picture and arguments.picture.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--picture must end in .png, .svg or .pdf, not {str(arguments.picture)!r}")
+    return arguments
+
+
+@torch.inference_mode()
+def seconds_of(model: FastDLLMForCausalLM, context: int, batch: int, runs: int) -> dict[str, float]:
+    """Of a step of each kind: the forward, and what eight of its rows predict."""
+    block = model.config.bd_size
+    length = max(context // block, 1) * block
+    cache = model.new_cache(batch, length + block, block)
+    cache.keys.normal_(std=0.1)
+    cache.values.normal_(std=0.1)
+    cache.lengths = [length] * batch
+    rows, read = list(range(batch)), [list(range(8))] * batch
+    found = {}
+    for kind, width in KINDS.items():
+
+        def step(width: int = width) -> None:
+            logits = model.run_block(cache, rows, [list(range(3, 3 + width))] * batch, [0] * batch, read)
+            greedy_with_check(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
+
+        found[kind] = median_seconds(step, runs, model.device)
+    return found
+
+
+@torch.inference_mode()
+def product_rate(model: FastDLLMForCausalLM, rows: int, runs: int) -> float:
+    """Multiplications with addition a second of a layer's gate product at that many rows."""
+    gate: Any = model.model.layers[0].mlp
+    x = torch.randn(rows, gate.gate_proj.in_features, dtype=model.dtype, device=model.device)
+    weight = gate.gate_proj.weight
+    return rows * weight.numel() / median_seconds(lambda: x @ weight.T, runs * 5, model.device)
+
+
+def line_through(contexts: list[int], seconds: list[float]) -> tuple[float, float]:
+    """(a, b) of seconds = a + b * context, the relative error's squares being least."""
+    weights = 1 / np.array(seconds)
+    design = np.stack([np.ones(len(contexts)), np.array(contexts, dtype=float)], axis=1)
+    (a, b), *_ = np.linalg.lstsq(design * weights[:, None], np.ones(len(contexts)), rcond=None)
+    return float(a), float(b)
+
+
+def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Left ms of a forward, right ms a token, against the context, both axes logarithmic; a line a batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
+    batches = sorted({row["batch"] for row in rows})
+    shades = [str(0.65 * index / max(len(batches) - 1, 1)) for index in range(len(batches))]
+    for batch, shade, marker in zip(batches, shades, "osD^vP*X" * len(batches), strict=False):
+        own = [row for row in rows if row["batch"] == batch]
+        contexts = [row["context"] for row in own]
+        for kind, style in (("full", "-"), ("sub", "--")):
+            label = f"{batch}" if kind == "full" else None
+            left.plot(contexts, [row[kind] * 1e3 for row in own], style, marker=marker, ms=4, color=shade, label=label)
+        right.plot(contexts, [row["full"] * 1e3 / batch for row in own], "-", marker=marker, ms=4, color=shade)
+    for axes, what in ((left, "ms a forward (solid: 32 rows, dashed: 8)"), (right, "ms a token, 1 a step")):
+        axes.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=what)
+        axes.set_xticks(sorted({row["context"] for row in rows}))
+        axes.set_xticklabels([f"{value / 1024:g}k" for value in sorted({row["context"] for row in rows})])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    left.legend(title="sequences", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    device = pick_device(arguments.device)
+    try:
+        if arguments.random_weights:
+            model = random_model(arguments.random_weights, device, pick_dtype(arguments.dtype, device))
+        else:
+            model = load_model(arguments.model, arguments.device, arguments.dtype)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    threads = fit_threads(model)
+    model.config.max_position_embeddings = max(model.config.max_position_embeddings, *arguments.contexts) + 64
+    name = arguments.random_weights or arguments.model
+    where = f"CPU, {threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(f"{name} on {where}, {str(model.dtype)[6:]}; medians of {arguments.runs}")
+    print(f"{'batch':>5} {'context':>8} {'full ms':>9} {'sub ms':>9} {'ms a token':>11}")
+    rows: list[dict[str, Any]] = []
+    for batch in arguments.batches:
+        for context in arguments.contexts:
+            if batch * context > arguments.most_positions:
+                continue
+            row = {"batch": batch, "context": context, **seconds_of(model, context, batch, arguments.runs)}
+            rows.append(row)
+            full, sub = row["full"] * 1e3, row["sub"] * 1e3
+            print(f"{batch:5} {context:8} {full:9.2f} {sub:9.2f} {full / batch:11.3f}", flush=True)
+    config = model.config
+    lines = {}
+    for batch in arguments.batches:
+        own = [row for row in rows if row["batch"] == batch]
+        if len(own) < 2:
+            continue
+        a, b = line_through([row["context"] for row in own], [row["full"] for row in own])
+        attention = 2 * KINDS["full"] * config.hidden_size * config.num_hidden_layers * batch
+        predicted = attention / product_rate(model, KINDS["full"] * batch, arguments.runs)
+        lines[batch] = {"at_no_context": a, "per_token_of_context": b, "predicted_per_token": predicted}
+        print(
+            f"batch {batch}: full forward {a * 1e3:.2f} ms + {b * 1e6:.2f} us a token of context, doubled at "
+            f"{a / b:.0f} tokens; attention's multiplications at the products' rate: {predicted * 1e6:.2f} us"
+        )
+    if arguments.picture:
+        draw(rows, f"{name} on {where}", arguments.picture)
+    settings = {**vars(arguments), "picture": str(arguments.picture or "")}
+    print(json.dumps({"settings": settings, "where": where, "rows": rows, "lines": lines}))
+
+
+if __name__ == "__main__":
+    with one_line():
+        main()
