@@ -117,13 +117,17 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             label = f"{batch}" if kind == "full" else None
             left.plot(contexts, [row[kind] * 1e3 for row in own], style, marker=marker, ms=4, color=shade, label=label)
         right.plot(contexts, [row["full"] * 1e3 / batch for row in own], "-", marker=marker, ms=4, color=shade)
-    for axes, what in ((left, "ms a forward (solid: 32 rows, dashed: 8)"), (right, "ms a token, 1 a step")):
+    for axes, what in ((left, "ms a forward, 32 rows (dashed: 8)"), (right, "ms a token, one a step")):
         axes.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=what)
         axes.set_xticks(sorted({row["context"] for row in rows}))
         axes.set_xticklabels([f"{value / 1024:g}k" for value in sorted({row["context"] for row in rows})])
         axes.minorticks_off()
+        low, high = axes.get_ylim()
+        axes.set_ylim(10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(high)))
         axes.grid(alpha=0.3)
-    left.legend(title="sequences", fontsize=8)
+    handles, labels = left.get_legend_handles_labels()
+    names = [f"{label} sequence{'s' if label != '1' else ''}" for label in labels]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=160)
 
@@ -141,7 +145,11 @@ def main() -> None:
     threads = fit_threads(model)
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, *arguments.contexts) + 64
     name = arguments.random_weights or arguments.model
-    where = f"CPU, {threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    where = (
+        f"a CPU, {threads} thread{'s' if threads > 1 else ''}"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device)
+    )
     print(f"{name} on {where}, {str(model.dtype)[6:]}; medians of {arguments.runs}")
     print(f"{'batch':>5} {'context':>8} {'full ms':>9} {'sub ms':>9} {'ms a token':>11}")
     rows: list[dict[str, Any]] = []

@@ -34,14 +34,15 @@ from fast_dllm.model import FastDLLMForCausalLM, default_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 sys.path.insert(0, {root!r})
 import torch
 {imports}
 def memory():
     if {device!r} != "cpu":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with open("/proc/self/status") as file:  # getrusage's would be the parent's, where that is larger
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
 before, began = memory(), time.perf_counter()
 model = {load}
 if {device!r} != "cpu":

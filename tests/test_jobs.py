@@ -339,7 +339,7 @@ def test_a_job_that_was_cut_off_and_comes_back_leaves_the_run_to_the_one_that_to
     assert (lock.name, (lock / "released").exists()) == (".lock.0002", True)
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"OMP_NUM_THREADS": "4"}, "4")])
+@pytest.mark.parametrize(("given", "expected"), [({}, "auto"), ({"OMP_NUM_THREADS": "4"}, "4")])
 def test_the_number_of_threads_is_left_to_the_program_unless_told_otherwise(project, given, expected):
     accelerate = project.state / "bin" / "fake_accelerate"
     accelerate.write_text(
