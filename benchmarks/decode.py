@@ -6,8 +6,9 @@
     python benchmarks/decode.py --model tiny --baseline          # beside a straightforward form, and beside Qwen2
 
 Forward kinds are those of fast_dllm/decoding.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
-block), sub (a sub-block), commit (a block, one row read). "weights" is the share of time that reading every weight once
-would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller forwards can be faster.
+block), sub (a sub-block), commit (a block, one row read). GB/s: weights read once a forward; "weights" is the share of
+the time that this alone would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller
+forwards can be faster.
 --baseline: the same answers by benchmarks/straightforward.py, one prompt at a time, in turns with the engine's, tokens
 compared; and transformers' Qwen2 of the same shape (random weights), one token a forward, greedy. --where: the share of
 a full and a sub forward's time that each kind of operation takes.
@@ -334,13 +335,15 @@ def main() -> None:
     print(
         f"{model_name} ({weight_bytes / 2**20:.0f} MiB {str(model.dtype)[6:]}) on {name}, batch {arguments.batch_size}"
     )
-    print(f"{'forward':>8} {'ms':>9} {'forwards/s':>11} {'weights':>8}")
+    print(f"{'forward':>8} {'ms':>9} {'forwards/s':>11} {'GB/s':>7} {'weights':>8}")
     for kind, value in seconds.items():
-        print(f"{kind:>8} {value * 1e3:9.2f} {1 / value:11.1f} {at_best / value:8.1%}")
+        rate = weight_bytes / value / 1e9
+        print(f"{kind:>8} {value * 1e3:9.2f} {1 / value:11.1f} {rate:7.1f} {at_best / value:8.1%}")
     taken = ", ".join(f"{kind} {count}" for kind, count in answers["forwards"].items() if count)
     print(f"answers: {answers['new_tokens']} tokens, {answers['tokens_per_second']:.1f} tokens/s ({taken})")
     print(f"peak memory: {peak / 2**20:.0f} MiB")
     report: dict[str, Any] = {"forward_seconds": seconds, "answers": answers, "peak_memory_bytes": peak}
+    report["weight_bytes"], report["copy_bytes_per_second"] = weight_bytes, weight_bytes / at_best
     if arguments.baseline:
         compared = report["baseline"] = time_against_straightforward(model, arguments, block)
         compared["qwen2_tokens_per_second"] = time_qwen2(model, arguments, block)
