@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import Cluster, wait_for
@@ -88,6 +89,11 @@ class SlurmProject:
         for process in processes:
             os.kill(process, signal.SIGSTOP)
         assert self.answered(config, limit, share) < limit
+
+    def hold_shares(self, config: str, limit: int, *shares: str) -> None:
+        """`hold_after_an_answer`, of all at once: in turns, the last may be over before the first has begun."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda share: self.hold_after_an_answer(config, limit, share), shares))
 
     def wait_state(self, config: str, limit: int, state: str, seconds: float = 300) -> dict:
         def reached() -> dict | None:

@@ -48,8 +48,7 @@ def check(project, whole, config="k2_middle"):
 
 def test_two_shares_and_the_last_of_them_finishes(project, whole):
     project.submit(LIMIT, "k2_middle", "--shards", "2")
-    for share in ("0-of-2", "1-of-2"):
-        project.hold_after_an_answer("k2_middle", LIMIT, share)
+    project.hold_shares("k2_middle", LIMIT, "0-of-2", "1-of-2")
     told = project.status(LIMIT)["k2_middle"]["detail"]
     job = share_job(project, 0)["JobID"].partition("_")[0]
     assert told.startswith(f"running, job {job}[0-1], ")
@@ -73,8 +72,7 @@ def test_a_killed_share_is_finished_by_the_job_that_waits(project, whole):
 
 def test_a_share_cancelled_by_hand_is_named_and_finished_by_the_job_that_waits(project, whole):
     project.submit(LIMIT, "k2_middle", "--shards", "2")
-    project.hold_after_an_answer("k2_middle", LIMIT, "0-of-2")
-    project.hold_after_an_answer("k2_middle", LIMIT, "1-of-2")
+    project.hold_shares("k2_middle", LIMIT, "0-of-2", "1-of-2")
     cancelled = share_job(project, 1)["JobID"]
     project.cluster.run("scancel", cancelled)
     wait_for(
@@ -101,8 +99,7 @@ def test_preempted_shares_are_continued(project, whole):
 
 def test_the_last_job_is_preempted_and_continued(project, whole):
     project.submit(LIMIT, "k2_middle", "--shards", "2", SBATCH_QOS="embers")
-    for share in ("0-of-2", "1-of-2"):
-        project.hold_after_an_answer("k2_middle", LIMIT, share)
+    project.hold_shares("k2_middle", LIMIT, "0-of-2", "1-of-2")
     for share in ("0-of-2", "1-of-2"):
         kill(project.processes("k2_middle", LIMIT, share))
     before = project.answered("k2_middle", LIMIT)
