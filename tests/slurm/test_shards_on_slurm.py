@@ -55,10 +55,15 @@ def test_two_shares_and_the_last_of_them_finishes(project, whole):
     assert f"/{LIMIT}, 2 of 2 shards" in told
     resume(project)
     check(project, whole)
-    states = sorted((job["JobID"].partition("_")[2], job["State"]) for job in project.jobs("k2_middle", LIMIT))
+
+    def states() -> list[tuple[str, str]]:
+        return sorted((job["JobID"].partition("_")[2], job["State"]) for job in project.jobs("k2_middle", LIMIT))
+
+    # the accounting is told some time after the queue is empty
+    ended = {"COMPLETED", "CANCELLED"}
+    wait_for("all jobs' end in the accounting", lambda: {state for _, state in states()} <= ended, 60)
     # neither the job that waits nor the shares' continuations have run: they were cancelled
-    assert [state for state in states if state[1] == "COMPLETED"] == [("0", "COMPLETED"), ("1", "COMPLETED")]
-    assert {state for _, state in states} <= {"COMPLETED", "CANCELLED"}
+    assert [state for state in states() if state[1] == "COMPLETED"] == [("0", "COMPLETED"), ("1", "COMPLETED")]
 
 
 def test_a_killed_share_is_finished_by_the_job_that_waits(project, whole):
