@@ -26,10 +26,10 @@ from fast_dllm.guard import one_line
 import numpy as np
 import torch
 
-from benchmarks.decode import median_seconds, random_model
+from benchmarks.decode import median_seconds, model_of
 from fast_dllm.arguments import DTYPES
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.sampling import greedy_with_check
 from fast_dllm.threads import fit_threads
 
@@ -134,14 +134,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    device = pick_device(arguments.device)
-    try:
-        if arguments.random_weights:
-            model = random_model(arguments.random_weights, device, pick_dtype(arguments.dtype, device))
-        else:
-            model = load_model(arguments.model, arguments.device, arguments.dtype)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    model = model_of(arguments)
+    device = model.device
     threads = fit_threads(model)
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, *arguments.contexts) + 64
     name = arguments.random_weights or arguments.model

@@ -114,6 +114,28 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> FastDL
         return FastDLLMForCausalLM(config).eval().requires_grad_(False)
 
 
+def model_of(arguments: argparse.Namespace) -> FastDLLMForCausalLM:
+    """What --random_weights or --model names, on --device in --dtype. Raises UsageError."""
+    try:
+        if arguments.random_weights:
+            device = pick_device(arguments.device)
+            return random_model(arguments.random_weights, device, pick_dtype(arguments.dtype, device))
+        return load_model(arguments.model, arguments.device, arguments.dtype)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def qwen2_like(model: FastDLLMForCausalLM) -> Any:
+    """transformers' Qwen2 of the model's shape, dtype and device, with random weights."""
+    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
+
+    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"]
+    config = Qwen2Config(**{name: getattr(model.config, name) for name in names})
+    with model.device, default_dtype(model.dtype):
+        return Qwen2ForCausalLM(config).eval().requires_grad_(False)
+
+
 def median_seconds(work, runs: int, device: torch.device) -> float:
     """Median wall-clock seconds of `work`, after two runs that do not count."""
     seconds = []
@@ -212,14 +234,7 @@ def time_against_straightforward(
 
 def time_qwen2(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> float:
     """Tokens/s of transformers' Qwen2 of the same shape with random weights: greedy, cached, one token a forward."""
-    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
-
-    config = model.config
-    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    names += ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"]
-    qwen2_config = Qwen2Config(**{name: getattr(config, name) for name in names})
-    with model.device, default_dtype(model.dtype):
-        peer = Qwen2ForCausalLM(qwen2_config).eval().requires_grad_(False)
+    peer = qwen2_like(model)
     ids = torch.tensor(random_prompts(model, arguments), device=model.device)
     count = arguments.new_tokens // block * block
 
@@ -307,12 +322,9 @@ def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, bloc
 
 def main() -> None:
     arguments = parse_arguments()
+    model = model_of(arguments)
+    device = model.device
     try:
-        device = pick_device(arguments.device)
-        if arguments.random_weights:
-            model = random_model(arguments.random_weights, device, pick_dtype(arguments.dtype, device))
-        else:
-            model = load_model(arguments.model, arguments.device, arguments.dtype)
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         else:

@@ -27,10 +27,10 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import random_model
+from benchmarks.decode import qwen2_like, random_model
 from fast_dllm.arguments import DTYPES
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.model import FastDLLMForCausalLM, default_dtype
+from fast_dllm.model import FastDLLMForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURE = """
@@ -73,13 +73,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def write_peer(model: FastDLLMForCausalLM, folder: Path, shard_bytes: int) -> None:
     """transformers' Qwen2 with the same weights, as it writes itself."""
-    from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
-
-    config = model.config
-    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-    names += ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"]
-    with default_dtype(model.dtype):
-        peer = Qwen2ForCausalLM(Qwen2Config(**{name: getattr(config, name) for name in names}))
+    peer = qwen2_like(model)
     peer.load_state_dict(model.state_dict())
     peer.save_pretrained(folder, max_shard_size=shard_bytes)
 

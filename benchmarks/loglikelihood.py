@@ -24,9 +24,9 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import random_model
+from benchmarks.decode import model_of
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
 from fast_dllm.threads import fit_threads
 
@@ -111,13 +111,9 @@ def straightforward(model: FastDLLMForCausalLM, wanted: Wanted, batch_size: int)
 
 def main() -> None:
     given = parse_arguments()
-    device = pick_device(given.device)
+    model = model_of(given)
+    fit_threads(model)
     try:
-        if given.random_weights:
-            model = random_model(given.random_weights, device, pick_dtype(given.dtype, device))
-        else:
-            model = load_model(given.model, given.device, given.dtype)
-        fit_threads(model)
         wanted, num_requests = load_of(given, model)
     except ValueError as error:
         raise UsageError(str(error)) from error
