@@ -30,9 +30,9 @@ from fast_dllm.guard import one_line
 import torch
 from torch import nn
 
+from benchmarks.decode import check_options
 from benchmarks.questions import toy_prompts
 from fast_dllm import experiments
-from fast_dllm.arguments import DTYPES
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.graphs import use_graphs
 from fast_dllm.model import FastDLLMForCausalLM, load_model
@@ -50,11 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     arguments = parser.parse_args()
-    for name in ("questions", "batch_size", "runs", "threads"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
-    if arguments.dtype not in DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    check_options(arguments, "questions", "batch_size", "runs", "threads")
     return arguments
 
 

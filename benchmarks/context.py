@@ -26,8 +26,7 @@ from fast_dllm.guard import one_line
 import numpy as np
 import torch
 
-from benchmarks.decode import median_seconds, model_of
-from fast_dllm.arguments import DTYPES
+from benchmarks.decode import check_options, median_seconds, model_of
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.sampling import greedy_with_check
@@ -53,10 +52,7 @@ def parse_arguments() -> argparse.Namespace:
         if not all(word.isdecimal() and int(word) for word in words):
             raise UsageError(f"--{name} takes whole numbers from 1, with commas, not {getattr(arguments, name)!r}")
         setattr(arguments, name, sorted({int(word) for word in words}))
-    if arguments.runs < 1:
-        raise UsageError(f"--runs must be at least 1, not {arguments.runs}")
-    if arguments.dtype not in DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    check_options(arguments, "runs")
     if arguments.picture and arguments.picture.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--picture must end in .png, .svg or .pdf, not {str(arguments.picture)!r}")
     return arguments

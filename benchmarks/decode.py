@@ -44,6 +44,16 @@ from fast_dllm.sampling import greedy_with_check
 from fast_dllm.threads import fit_threads
 
 
+def check_options(given: argparse.Namespace, *counts: str) -> None:
+    """Raise UsageError for one of `counts` that is given and below 1, and for an unknown --dtype."""
+    for name in counts:
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, not {value}")
+    if given.dtype not in DTYPES:
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {given.dtype!r}")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="folder, hub id or tiny")
@@ -63,12 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as every program, see fast_dllm/threads.py)")
     arguments = parser.parse_args()
-    for name in ("batch_size", "small_block_size", "prompt_tokens", "new_tokens", "runs", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
-    if arguments.dtype not in DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    check_options(arguments, "batch_size", "small_block_size", "prompt_tokens", "new_tokens", "runs", "threads")
     try:
         arguments.set = knobs_of(arguments.set) if arguments.set else {}
     except UsageError as error:

@@ -29,10 +29,9 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import copy_bandwidth, random_model
+from benchmarks.decode import check_options, copy_bandwidth, random_model
 from benchmarks.questions import toy_prompts
 from fast_dllm import experiments, kernels
-from fast_dllm.arguments import DTYPES
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.graphs import MODES, use_graphs
 from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
@@ -59,11 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in arguments.only:
         if name not in SECTIONS:
             raise UsageError(f"--only takes {', '.join(SECTIONS)}, not {name!r}")
-    if arguments.dtype not in DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
-    for name in ("context", "batch_size", "new_tokens", "questions"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    check_options(arguments, "context", "batch_size", "new_tokens", "questions")
     return arguments
 
 

@@ -27,8 +27,7 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import qwen2_like, random_model
-from fast_dllm.arguments import DTYPES
+from benchmarks.decode import check_options, qwen2_like, random_model
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM
 
@@ -61,11 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--no_peer", action="store_true")
     arguments = parser.parse_args()
-    for name in ("shards", "runs"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
-    if arguments.dtype not in DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {arguments.dtype!r}")
+    check_options(arguments, "shards", "runs")
     if arguments.model and not (Path(arguments.model) / "config.json").is_file():
         raise UsageError(f"--model must be a checkpoint's folder, and {arguments.model!r} has no config.json")
     return arguments

@@ -24,7 +24,7 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import model_of
+from benchmarks.decode import check_options, model_of
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
@@ -49,9 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     given = parser.parse_args()
-    for name in ("subjects", "questions", "question_tokens", "continuation_tokens", "batch_size", "runs"):
-        if getattr(given, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, not {getattr(given, name)}")
+    check_options(given, "subjects", "questions", "question_tokens", "continuation_tokens", "batch_size", "runs")
     return given
 
 
