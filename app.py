@@ -188,24 +188,24 @@ def replay_slider(seen: list[Frame]):
     return gr.Slider(minimum=1, maximum=max(last, 2), value=last, step=1, interactive=len(seen) > 1)
 
 
-def replay(step: int, seen: list[Frame]) -> tuple[str, str]:
-    """(cells, layers) at one forward of the last answer."""
+def replay(step: int, seen: list[Frame]) -> tuple[int, str, str]:
+    """(place, cells, layers) at one forward of the last answer."""
     step = min(int(step), len(seen))
-    return cells_html(seen[step - 1] if seen else None), layers_html(seen, step)
+    return step, cells_html(seen[step - 1] if seen else None), layers_html(seen, step)
 
 
 def choose_step(seen: list[Frame], event: gr.EventData) -> tuple:
-    """(slider, cells, layers) for a column of the layer view."""
+    """(slider, place, cells, layers) for a column of the layer view."""
     step = int(event.step)
     return step, *replay(step, seen)
 
 
 def play(playing: bool, step: int, seen: list[Frame], speed: int) -> tuple:
-    """(timer, button, whether it plays, slider) after the play button: from here on, or anew from the start."""
+    """(timer, button, whether it plays, slider, place) after the play button: from here on, or anew from the start."""
     if playing or len(seen) < 2:
-        return still()
-    step = 1 if step >= len(seen) else step
-    return gr.Timer(1 / speed, active=True), gr.Button("⏸ Pause"), True, step
+        return *still(), SKIP
+    step = 1 if step >= len(seen) else int(step)
+    return gr.Timer(1 / speed, active=True), gr.Button("⏸ Pause"), True, step, step
 
 
 def still() -> tuple:
@@ -213,10 +213,14 @@ def still() -> tuple:
 
 
 def tick(playing: bool, step: int, seen: list[Frame]) -> tuple:
-    """(timer, button, whether it plays, slider, cells, layers) one forward later."""
+    """(timer, button, whether it plays, slider, place, cells, layers) one forward later.
+
+    It goes by the place that the server keeps: a slider's may be of an answer that Clear has taken away while the tick
+    was on its way, and beyond the slider's end is an error that the page would show.
+    """
     if not playing or step >= len(seen):
-        return *still(), SKIP, SKIP
-    step = int(step) + 1
+        return *still(), SKIP, SKIP, SKIP
+    step += 1
     timer, button, goes_on, _ = (SKIP,) * 4 if step < len(seen) else still()
     return timer, button, goes_on, step, *replay(step, seen)
 
@@ -254,7 +258,7 @@ IN_TURN: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "replay", "
 def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]:
     """The chat's tab; what holds the conversation, and what shows it."""
     chatbot = page.chatbot
-    frames, playing = gr.State([]), gr.State(False)
+    frames, playing, place = gr.State([]), gr.State(False), gr.State(1)
     # in the visitor's browser, so that a reload keeps it; the key is no secret: what is stored comes from the visitor
     messages = gr.BrowserState([], storage_key=f"fast-dllm {chatbot.arguments.model_path}", secret="fast-dllm")
     timer = gr.Timer(1 / SPEEDS[1], active=False)
@@ -318,10 +322,11 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
         )
         emptied.then(still, None, stilled, **AT_ONCE)
     copy.click(None, messages, None, js=COPY_ANSWER)
-    step.input(replay, [step, frames], [cells, layers], show_progress="hidden")
-    layers.click(choose_step, frames, [step, cells, layers], show_progress="hidden")
-    play_button.click(play, [playing, step, frames, speed], stilled, show_progress="hidden")
-    timer.tick(tick, [playing, step, frames], [*stilled, cells, layers], **IN_TURN)
+    shown = [place, cells, layers]
+    step.input(replay, [step, frames], shown, show_progress="hidden")
+    layers.click(choose_step, frames, [step, *shown], show_progress="hidden")
+    play_button.click(play, [playing, step, frames, speed], [*stilled, place], show_progress="hidden")
+    timer.tick(tick, [playing, place, frames], [*stilled, *shown], **IN_TURN)
     speed.input(lambda speed: gr.Timer(1 / speed), speed, timer, show_progress="hidden")
     return messages, talk
 

@@ -173,3 +173,22 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
     *_, last = page.answer("Hello", [], None, *controls)
     assert "denoising steps" in last.cells
     assert [message["role"] for message in last.messages] == ["user", "assistant"]
+
+
+def test_a_tick_that_names_a_forward_which_is_gone_is_no_error(random_model):
+    """It was on its way from the old answer's forward 9 while Clear took the answer, and the slider's end, away."""
+    import asyncio
+
+    import gradio as gr
+    from gradio.state_holder import SessionState
+
+    import app
+    from fast_dllm.arguments import ModelArguments
+    from fast_dllm.chat import Chatbot
+
+    chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
+    blocks = app.build(chatbot)
+    (tick,) = (event for event in blocks.fns.values() if event.fn is app.tick)
+    assert not [each for each in tick.inputs if isinstance(each, gr.Slider)]
+    result = asyncio.run(blocks.process_api(tick, [9] * len(tick.inputs), state=SessionState(blocks)))
+    assert result["data"][1]["value"] == "▶ Play"
