@@ -6,7 +6,8 @@
 forwards: one sequence at 512 tokens of context, ms by kind of forward, each means added to those before. tokens: the
 same answers with recorded forwards, with unrecorded ones of the same padded shapes, and with those of exact lengths.
 batch: 32 sequences against one. experiments: every experiment at k = 1, 2, 3, and the time that its forwards predict.
-context: ms against the context's length. where: the kernels that one forward's time goes to.
+context: ms and memory (allocated, and all that the driver has given away) against the context's length. where: the
+kernels that one forward's time goes to.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--longest_context", type=int, default=16384)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--new_tokens", type=int, default=64)
-    parser.add_argument("--questions", type=int, default=64, help="of toy_math, for the section tokens")
+    parser.add_argument("--questions", type=int, default=16, help="of toy_math, for the section tokens")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path, help="also write the JSON there")
@@ -72,6 +73,7 @@ class Bench:
         read = sum(p.numel() for p in self.model.parameters()) - (
             0 if config.tie_word_embeddings else self.model.model.embed_tokens.weight.numel()
         )
+        self._fused = False
         self.weight_bytes = read * self.model.lm_head.weight.element_size()
         self.bandwidth = copy_bandwidth(self.device)
         self.results: dict[str, Any] = {
@@ -84,6 +86,18 @@ class Bench:
         }
 
     # -- pieces ------------------------------------------------------------------------------------------------------
+    def fuse(self) -> None:
+        if not self._fused:
+            self.model.fuse()
+            self._fused = True
+
+    def as_shipped(self) -> None:
+        """The form in which a model is loaded on this device, nothing recorded yet."""
+        if self.device.type == "cuda":
+            self.fuse()
+            torch.cuda.empty_cache()
+        use_graphs(self.model, "auto")
+
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -100,15 +114,21 @@ class Bench:
         return experiment.generate(model, prompts, **settings)
 
     def timed_answers(self, prompts: list[list[int]], name: str | None = None, **knobs: Any) -> tuple[float, list]:
-        """Seconds of the second of two equal runs: the first records."""
+        """Seconds of the third of equal runs, or of the first after it, up to the sixth, that recorded nothing."""
         seconds, given = 0.0, []
-        for _ in range(2):
+        for run in range(6):
+            recorded = self._recorded()
             self.synchronize()
             began = time.perf_counter()
             given = self.answers(self.model, prompts, name, **knobs)
             self.synchronize()
             seconds = time.perf_counter() - began
+            if run >= 2 and self._recorded() == recorded:
+                break
         return seconds, given
+
+    def _recorded(self) -> int:
+        return self.model.graphs.counts.get("recorded", 0) if self.model.graphs else 0
 
     @torch.inference_mode()
     def step_seconds(self, context: int, batch: int, width: int, read: int, runs: int = 20) -> float:
@@ -148,25 +168,22 @@ class Bench:
     def forwards(self) -> Iterator[str]:
         found: dict[str, dict[str, float]] = {}
         at_best = self.weight_bytes / self.bandwidth
-        kernels.compiled_on_cuda.wanted = False
+        # (compiled, graphs): compiled kernels are for recorded forwards alone
         steps = {
-            "as written": lambda: use_graphs(self.model, "off"),
-            "and fused products": lambda: self.model.fuse(),
-            "and compiled kernels": lambda: setattr(kernels.compiled_on_cuda, "wanted", True),
-            "and graphs": lambda: use_graphs(self.model, "auto"),
+            "as written": (False, "off"),
+            "and fused products": (False, "off"),
+            "and graphs": (False, "auto"),
+            "and compiled kernels": (True, "auto"),
         }
-        for name, step in steps.items():
-            step()
+        for name, (compiled, graphs) in steps.items():
+            if name != "as written":
+                self.fuse()
+            kernels.compiled_on_cuda.wanted = compiled
+            use_graphs(self.model, graphs)
             found[name] = self.kinds(self.arguments.context)
             yield f"{name:>21}  " + "  ".join(
                 f"{kind} {ms:6.2f} ms {1e3 / ms:6.1f}/s {at_best * 1e3 / ms:4.0%}" for kind, ms in found[name].items()
             )
-        kernels.compiled_on_cuda.wanted = False
-        use_graphs(self.model, "auto")
-        found["graphs, kernels not compiled"] = self.kinds(self.arguments.context)
-        yield f"graphs, not compiled   {found['graphs, kernels not compiled']}"
-        kernels.compiled_on_cuda.wanted = True
-        use_graphs(self.model, "auto")
         self.results["forwards"] = found
 
     def tokens(self) -> Iterator[str]:
@@ -203,8 +220,9 @@ class Bench:
                 seconds, given = self.timed_answers(self.prompts(batch, context - BLOCK), refresh=refresh)
                 tokens = sum(len(answer.tokens) for answer in given)
                 found[f"{refresh} {batch}"] = {"seconds": seconds, "tokens_per_second": tokens / seconds}
-                yield f"refresh={refresh}, batch {batch}: {tokens / seconds:.1f} tokens/s"
-        for batch in (1, 2, 4, 8, 16, size):
+                counts = self.model.graphs.counts if self.model.graphs else {}
+                yield f"refresh={refresh}, batch {batch}: {tokens / seconds:.1f} tokens/s {counts}"
+        for batch in sorted({each for each in (1, 2, 4, 8, 16) if each < size} | {size}):
             kinds = self.kinds(context, batch)
             found[f"forwards {batch}"] = kinds
             flops = 2 * self.weight_bytes / self.model.lm_head.weight.element_size() * batch * BLOCK
@@ -244,11 +262,14 @@ class Bench:
         found = {}
         context = 512
         while context <= self.arguments.longest_context:
+            self.as_shipped()  # the memory is that of this context alone
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
             found[context] = self.kinds(context)
-            peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-            found[context]["peak_gigabytes"] = peak / 1e9
+            if self.device.type == "cuda":
+                free, total = torch.cuda.mem_get_info(self.device)
+                found[context]["peak_gigabytes"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+                found[context]["taken_gigabytes"] = (total - free) / 1e9
             yield f"context {context}: " + ", ".join(f"{key} {value:.2f}" for key, value in found[context].items())
             context *= 2
         self.results["context"] = found
@@ -284,6 +305,8 @@ def main() -> None:
         print(f"== {name}", flush=True)
         began = time.perf_counter()
         try:
+            if name != "forwards":  # it adds one means after another
+                bench.as_shipped()
             for line in getattr(bench, name)():
                 print(line, flush=True)
         except Exception:

@@ -22,13 +22,16 @@ from torch import Tensor
 
 from fast_dllm.cache import BlockInputs, BlockShape, Choice, KVCache
 from fast_dllm.errors import UsageError
+from fast_dllm.kernels import compiled_on_cuda
 from fast_dllm.layer_reuse import LayerStore
 from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.sampling import greedy_with_check
 
 MODES = ("auto", "off", "padded")
 PLAIN_RUNS = 2  # how often a part runs as written before it is recorded: libraries set themselves up meanwhile
-CAPACITY = 256  # recorded parts that are kept, of a few megabytes each
+CAPACITY = 1024  # recorded parts that are kept, where the GPU's memory holds them
+PATIENCE = 8  # a recording goes for another one only when this many times as many calls as there are have passed it by
+ROOM = 0.1  # of the GPU's memory that recordings leave free
 
 Work = Callable[[], object]
 Record = Callable[[Work], Callable[[], object]]
@@ -48,38 +51,68 @@ class CudaRecorder:
         return graph.replay
 
 
+def has_room(device: torch.device) -> bool:
+    """Whether a GPU's memory takes another recording: the answer of the driver, which counts everybody's."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return free > ROOM * total
+
+
 class Replays:
     """Runs pieces of work that come again under the same key: as written at first, then recorded, then replayed.
 
     `record` (None: never) takes the work and returns what repeats it, without having run it. The work of a key must be
-    the same each time but for the values in the tensors that it reads. At most `capacity` recordings are kept, those
-    that were used last.
+    the same each time but for the values in the tensors that it reads. At most `capacity` recordings are kept, and
+    fewer where `room` says so. Where there are more keys than recordings, those that come round do not throw out each
+    other, which would record all the time: a new one takes the place of one that is out of use, or runs as written.
     """
 
-    def __init__(self, record: Record | None, plain_runs: int | None = None, capacity: int = CAPACITY):
-        self._record, self._capacity = record, capacity
+    def __init__(
+        self,
+        record: Record | None,
+        plain_runs: int | None = None,
+        capacity: int = CAPACITY,
+        room: Callable[[], bool] = lambda: True,
+    ):
+        self._record, self._capacity, self._room = record, capacity, room
         self._plain_runs = PLAIN_RUNS if plain_runs is None else plain_runs
         self._seen: Counter[Hashable] = Counter()
-        self._recorded: OrderedDict[Hashable, Callable[[], object]] = OrderedDict()
+        self._recorded: OrderedDict[Hashable, Callable[[], object]] = OrderedDict()  # those used last at the end
+        self._used: dict[Hashable, int] = {}  # at which call
+        self._calls = 0
         self.counts: Counter[str] = Counter()  # how often: "plain", "recorded", "replayed"
 
     def __call__(self, key: Hashable, work: Work) -> None:
+        self._calls += 1
         replay = self._recorded.get(key)
         if replay is not None:
             self._recorded.move_to_end(key)
+            self._used[key] = self._calls
             self.counts["replayed"] += 1
             replay()
             return
         self._seen[key] += 1
-        if self._record is None or self._seen[key] <= self._plain_runs:
+        if self._record is None or self._seen[key] <= self._plain_runs or not self._make_place():
             self.counts["plain"] += 1
             work()
             return
-        while len(self._recorded) >= self._capacity:
-            self._recorded.popitem(last=False)
         self._recorded[key] = replay = self._record(work)
+        self._used[key] = self._calls
         self.counts["recorded"] += 1
         replay()
+
+    def _make_place(self) -> bool:
+        """Whether another recording may be made, one that is out of use being let go for it."""
+        if len(self._recorded) < self._capacity and self._room():
+            return True
+        if not self._recorded:
+            return False
+        oldest = next(iter(self._recorded))
+        if self._calls - self._used[oldest] <= PATIENCE * len(self._recorded):
+            return False
+        del self._recorded[oldest], self._used[oldest]
+        return True
 
 
 class Frame:
@@ -102,7 +135,7 @@ class Arena:
     def __init__(self, model: FastDLLMForCausalLM, cache: KVCache, record: Record | None):
         self.cache = cache
         self.stores: dict[tuple, LayerStore] = {}
-        self.replays = Replays(record)
+        self.replays = Replays(record, room=lambda: has_room(model.device))
         self._model = model
         rows = cache.batch_size * cache.block_size
         self._logits = model.lm_head.weight.new_zeros(rows, model.config.vocab_size)
@@ -170,7 +203,11 @@ class Arena:
         return self._frames[key]
 
     def _part(self, frame: Frame, shape: BlockShape, name: Hashable, work: Callable[[BlockInputs], object]) -> None:
-        self.replays((frame.key, shape, name), lambda: work(self._model.unpack(self.cache, frame.numbers, shape)))
+        def run() -> None:
+            with compiled_on_cuda.used():
+                work(self._model.unpack(self.cache, frame.numbers, shape))
+
+        self.replays((frame.key, shape, name), run)
 
     def _range(self, frame: Frame, shape: BlockShape, store: LayerStore, read: bool) -> None:
         """The store's layers over the frame's hidden rows: run and stored, or (`read`) stood in for."""
@@ -217,8 +254,12 @@ class BlockGraphs:
             if arena is None or not fits or arena.cache.block_size != block_size:
                 self._arena = arena = None  # its memory is free before more is taken
                 limit = self._model.config.max_position_embeddings
-                length = max(max_length, min(max(bucket(max_length), length), limit))
-                cache = self._model.new_cache(max(num_rows, rows), length, block_size)
+                wanted = max(max_length, min(bucket(max_length), limit))
+                both = max(num_rows, rows), max(wanted, length)
+                # a cache for many short answers and for few long ones, but not for the product of the two
+                if both[0] * both[1] > 2 * max(num_rows * wanted, rows * length):
+                    both = num_rows, wanted
+                cache = self._model.new_cache(*both, block_size)
                 self._arena = arena = Arena(self._model, cache, self._make_record())
             arena.cache.lengths[:] = [0] * arena.cache.batch_size
         except BaseException:

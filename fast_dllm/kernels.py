@@ -1,13 +1,16 @@
-"""The element-wise parts of a layer. On a CUDA GPU torch.compile makes one kernel of each, elsewhere they run as is.
+"""The element-wise parts of a layer. Where a CUDA GPU's forwards are recorded, torch.compile makes one kernel of each.
 
 A layer of the 7B at batch 1 takes some 0.2 ms on an H100, nearly all of it to read its weights; a kernel takes a few
-microseconds whatever it does, and as written there are some twenty of these a layer.
+microseconds whatever it does, and as written there are some twenty of these a layer. The host needs longer to call
+a compiled one than what is written: where nothing is recorded forwards are slower for them (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
@@ -23,16 +26,27 @@ OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"emulate_precisi
 
 
 class Compiling:
-    """Whether GPUs get compiled kernels: until a first one cannot be made, which is said in a line."""
+    """Whether GPUs get compiled kernels: where a thread has said so, and until one cannot be made, which is said in a
+    line."""
 
     def __init__(self) -> None:
         self.wanted = True
+        self._thread = threading.local()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Kernels that this thread calls meanwhile are compiled ones on a GPU."""
+        before, self._thread.used = getattr(self._thread, "used", False), True
+        try:
+            yield
+        finally:
+            self._thread.used = before
 
     def __call__(self, kernel: Kernel) -> Kernel:
         compiled: list[Kernel] = []
 
         def call(x: Tensor, *others: Tensor | float) -> Tensor:
-            if not (x.is_cuda and self.wanted):
+            if not (x.is_cuda and self.wanted and getattr(self._thread, "used", False)):
                 return kernel(x, *others)
             try:
                 if not compiled:

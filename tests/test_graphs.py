@@ -17,6 +17,7 @@ from golden_models import ROOT, generate, golden_model
 from fast_dllm import experiments, graphs
 from fast_dllm.errors import NonFiniteError, UsageError
 from fast_dllm.graphs import BlockGraphs, Replays, bucket, use_graphs
+from fast_dllm.kernels import Compiling
 from fast_dllm.runner.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 64, "threshold": 0.6}
@@ -67,13 +68,37 @@ def test_work_runs_as_written_twice_is_then_recorded_and_replayed_from_then_on()
     assert replays.counts == {"plain": 4, "recorded": 1, "replayed": 1}
 
 
-def test_the_recordings_used_last_are_kept_and_one_that_went_is_recorded_anew():
+def test_a_recording_that_is_out_of_use_goes_for_a_new_one():
     recorder = Recorder()
     replays = Replays(recorder, plain_runs=0, capacity=2)
-    for key in "abacbb":
+    for key in "ab" + "a" * graphs.PATIENCE * 2 + "cbcab":
         replays(key, recorder.work(key))
     recorded = [entry[-1] for entry in recorder.log if entry.startswith("record")]
-    assert recorded == ["a", "b", "c", "b"], "c took the place of b, which was used before a"
+    assert recorded == ["a", "b", "c"], "c took the place of b, and b then runs as written"
+    assert recorder.log[-5:] == ["replay c", "run b", "replay c", "replay a", "run b"]
+
+
+def test_more_keys_than_recordings_that_come_round_and_round_do_not_record_all_the_time():
+    recorder = Recorder()
+    replays = Replays(recorder, capacity=4)
+    for _ in range(50):
+        for key in "abcdefgh":
+            replays(key, recorder.work(key))
+    assert replays.counts["recorded"] == 4
+    assert replays.counts["replayed"] > 4 * 40
+
+
+def test_no_recording_is_made_where_the_memory_has_no_room():
+    recorder, free = Recorder(), [True, False]
+    replays = Replays(recorder, plain_runs=0, room=lambda: free[0])
+    for key in "ab":
+        replays(key, recorder.work(key))
+        free.pop(0)
+        free.append(False)
+    assert recorder.log == ["record a", "replay a", "run b"]
+    for key in "a" * graphs.PATIENCE + "bb":
+        replays(key, recorder.work(key))
+    assert recorder.log[-1] == "run b", "the only one there is is in use"
 
 
 def test_without_a_recorder_work_always_runs_as_written():
@@ -194,12 +219,30 @@ def test_what_a_recording_leaves_out_shows_in_the_tokens(fault, model, monkeypat
 # -- the arena ---------------------------------------------------------------------------------------------------------
 def test_the_arena_grows_when_it_must_and_stays_otherwise(taped):
     lengths = []
-    for wanted in ((1, 200), (1, 250), (3, 100), (2, 600), (1, 64)):
+    for wanted in ((1, 200), (1, 250), (3, 100), (2, 600), (1, 64), (32, 100), (1, 64), (1, 600)):
         arena = taped.graphs.lease(*wanted, 32)
         lengths.append((arena.cache.batch_size, arena.cache.max_length))
         assert arena.cache.lengths == [0] * arena.cache.batch_size
         taped.graphs.release()
-    assert lengths == [(1, 256), (1, 256), (3, 256), (3, 640), (3, 640)]
+    assert lengths == [(1, 256), (1, 256), (3, 256), (3, 640), (3, 640), (32, 128), (32, 128), (1, 640)]
+
+
+def test_only_the_forwards_that_are_recorded_ask_for_compiled_kernels(taped, monkeypatch):
+    asked, used = [], []
+    on_gpu, ran = Compiling(), type(taped.model.layers[0]).forward
+    monkeypatch.setattr(graphs, "compiled_on_cuda", on_gpu)
+    monkeypatch.setattr(torch, "compile", lambda kernel, **how: lambda x: used.append(asked[-1]) or x)
+    kernel = on_gpu(lambda x: x)
+
+    def counted(layer, x, attend):
+        asked.append(x.shape[1])
+        kernel(type("OnGPU", (), {"is_cuda": True})())
+        return ran(layer, x, attend)
+
+    monkeypatch.setattr(type(taped.model.layers[0]), "forward", counted)
+    generate(taped, prompts(70), **COMMON)
+    assert {64, 32} == set(asked), "a prefill of two blocks, then forwards of a block"
+    assert set(used) == {32}
 
 
 def test_the_arena_is_no_longer_than_the_model(taped):

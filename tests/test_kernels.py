@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -24,11 +26,26 @@ def test_a_gpu_gets_one_compiled_kernel_and_others_the_written_one(on_cuda, monk
     asked = []
     monkeypatch.setattr(torch, "compile", lambda kernel, **how: asked.append(how) or (lambda x: "compiled"))
     kernel = on_cuda(lambda x: "written")
-    assert kernel(torch.zeros(1)) == "written"
-    assert [kernel(OnGPU()) for _ in range(3)] == ["compiled"] * 3
-    assert asked == [{"dynamic": True, "options": kernels.OPTIONS}]
-    on_cuda.wanted = False
-    assert kernel(OnGPU()) == "written"
+    with on_cuda.used():
+        assert kernel(torch.zeros(1)) == "written"
+        assert [kernel(OnGPU()) for _ in range(3)] == ["compiled"] * 3
+        assert asked == [{"dynamic": True, "options": kernels.OPTIONS}]
+        on_cuda.wanted = False
+        assert kernel(OnGPU()) == "written"
+
+
+def test_only_what_is_recorded_gets_compiled_kernels(on_cuda, monkeypatch):
+    """Elsewhere the host waits longer for them than the GPU saves."""
+    monkeypatch.setattr(torch, "compile", lambda kernel, **how: lambda x: "compiled")
+    kernel, seen = on_cuda(lambda x: "written"), []
+    with on_cuda.used():
+        beside = threading.Thread(target=lambda: seen.append(kernel(OnGPU())))
+        beside.start()
+        beside.join()
+        with on_cuda.used():
+            pass
+        seen.append(kernel(OnGPU()))
+    assert [*seen, kernel(OnGPU())] == ["written", "compiled", "written"]
 
 
 @pytest.mark.parametrize("at", ["making", "first call"])
@@ -40,7 +57,8 @@ def test_where_none_can_be_compiled_the_written_ones_run_and_a_line_says_so(on_c
     monkeypatch.setattr(kernels.logger, "warning", lambda text, *values: said.append(text % values))
     monkeypatch.setattr(torch, "compile", broken if at == "making" else lambda kernel, **how: broken)
     first, second = on_cuda(lambda x: "first"), on_cuda(lambda x: "second")
-    assert [first(OnGPU()), second(OnGPU()), first(OnGPU())] == ["first", "second", "first"]
+    with on_cuda.used():
+        assert [first(OnGPU()), second(OnGPU()), first(OnGPU())] == ["first", "second", "first"]
     assert said == ["kernels are not compiled, decoding is slower (no C compiler)"]
 
 
@@ -49,7 +67,7 @@ def test_memory_that_is_short_is_not_taken_for_a_compiler_that_is_missing(on_cud
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch, "compile", lambda kernel, **how: full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with on_cuda.used(), pytest.raises(torch.OutOfMemoryError):
         on_cuda(lambda x: "written")(OnGPU())
     assert on_cuda.wanted
 

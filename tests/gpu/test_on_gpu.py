@@ -26,13 +26,13 @@ def model():
 
 
 def test_float32_tokens_equal_the_reference(model):
-    for case in golden_json("tiny36.generate.json"):
+    for case in golden_json("tiny36.generate.json")[::4]:
         (got,) = generate(model, [case["prompt"]], refresh="rows", **{key: case[key] for key in ARGUMENTS})
         assert got.tokens == case["expected"]
 
 
 def test_a_batch_equals_one_by_one(model):
-    prompts = [case["prompt"] for case in golden_json("tiny36.generate.json")[::3]]
+    prompts = [case["prompt"] for case in golden_json("tiny36.generate.json")[::6]]
     settings = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 64, "threshold": 0.7}
     assert generate(model, prompts, **settings) == [generate(model, [prompt], **settings)[0] for prompt in prompts]
 
@@ -56,13 +56,15 @@ def typed(request):
 
 
 def answers(model, mode: str, name: str | None = None, **knobs):
-    """Of one prompt at a time, then of all at once, twice: the second time everything is replayed."""
-    prompts = [case["prompt"] for case in golden_json("tiny36.generate.json")[::3]]
-    settings = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 64, "threshold": 0.7} | knobs
+    """Of one prompt, then of several at once, three times: the last time nearly everything is replayed."""
+    prompts = [case["prompt"] for case in golden_json("tiny36.generate.json")[::8]]
+    settings = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 48, "threshold": 0.7} | knobs
     use_graphs(model, mode)
     experiment = experiments.load(name)
-    given = [experiment.generate(model, [prompt], **settings)[0] for prompt in prompts]
-    given += [each for _ in range(2) for each in experiment.generate(model, prompts, **settings)]
+    given = [experiment.generate(model, prompts[:1], **settings)[0]]
+    given += [
+        each for _ in range(3 if mode == "auto" else 1) for each in experiment.generate(model, prompts, **settings)
+    ]
     counts = model.graphs.counts if model.graphs else {}
     use_graphs(model, "off")
     return given, counts
@@ -82,11 +84,13 @@ KNOBS = [
 @pytest.mark.parametrize(("name", "knobs"), KNOBS)
 def test_replayed_forwards_give_the_tokens_of_the_same_shapes_unrecorded(typed, name, knobs):
     replayed, counts = answers(typed, "auto", name, **knobs)
-    padded, _ = answers(typed, "padded", name, **knobs)
-    assert replayed == padded
+    (alone, *batches), (padded, _) = replayed, answers(typed, "padded", name, **knobs)
+    size = len(padded) - 1
+    for begin in range(0, 3 * size, size):
+        assert [alone, *batches[begin : begin + size]] == padded
     assert counts["replayed"] > counts["recorded"] > 0
     if typed.dtype == torch.float32:
-        assert replayed == answers(typed, "off", name, **knobs)[0]
+        assert padded == answers(typed, "off", name, **knobs)[0]
 
 
 def test_replayed_forwards_give_the_references_tokens(model):
@@ -122,14 +126,10 @@ def test_the_host_waits_for_the_gpu_once_a_forward(model, mode):
 def test_compiled_kernels_compute_what_the_plain_ones_do(typed):
     ids = torch.randint(3, 300, (2, 64), device="cuda")
     with torch.inference_mode():
-        assert kernels.compiled_on_cuda.wanted
-        compiled = typed(ids).logits.double()
+        with kernels.compiled_on_cuda.used():
+            compiled = typed(ids).logits.double()
         assert kernels.compiled_on_cuda.wanted, "they could be made"
-        kernels.compiled_on_cuda.wanted = False
-        try:
-            plain = typed(ids).logits.double()
-            exact = typed.to(torch.float64)(ids).logits
-        finally:
-            kernels.compiled_on_cuda.wanted = True
+        plain = typed(ids).logits.double()
+        exact = typed.to(torch.float64)(ids).logits
     spread = float((plain - exact).abs().max())
     assert float((compiled - exact).abs().max()) < 2 * spread + 1e-6
