@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,16 @@ LONG = ("jobs", "runner_shards", "page_views", "page", "eval", "engine", "graphs
 LONG += ("experiments_contract", "decoding", "tiny_model", "baseline", "transcripts", "golden", "runner", "doctor")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m picks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    met: Counter[tuple] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker and not item.get_closest_marker("slow"):
+            key = (item.path, getattr(item, "originalname", item.name))
+            if met[key] % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+            met[key] += 1
     order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 

@@ -275,6 +275,7 @@ with AnswerStore(Path(sys.argv[1]), {"model": "tiny"}) as store:
 """
 
 
+@pytest.mark.slow
 def test_no_answer_that_was_reported_is_lost_over_fifty_kills(tmp_path):
     num_questions, dice, reported = 10**6, random.Random(0), set()  # never done, however fast the disk
     for _ in range(50):

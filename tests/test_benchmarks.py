@@ -76,6 +76,7 @@ def named_tokenizer(request):
     return "published", load_tokenizer(str(folder))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("task", "num_fewshot"), ASKED)
 def test_a_prompt_is_what_the_stored_text_says(monkeypatch, named_tokenizer, task, num_fewshot):
     name, tokenizer = named_tokenizer
@@ -102,6 +103,7 @@ def by_document(samples, metric, name=None):
 GSM8K = ("marbles", "boat", "lake", "pages")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("answers", "flexible", "strict"),
     [
@@ -166,6 +168,7 @@ MATH["last of several"] = {
 MATH["no answer"] = dict.fromkeys(MATH["right"], "")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", MATH)
 def test_minerva_math(plant, kind):
     summary, samples = plant(
@@ -201,6 +204,7 @@ def test_minerva_math_weighs_its_subtasks_by_their_questions(plant):
     assert found == {"minerva_math_algebra": 1.0, "minerva_math_geometry": 0.5}
 
 
+@pytest.mark.slow
 def test_mmlu_weighs_its_subjects_by_their_questions(plant):
     """Right in the subjects with four questions, in the others always B; each asked with its own examples."""
 

@@ -32,6 +32,7 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("task", "answers", "expected"),
     [

@@ -32,6 +32,7 @@ def test_block_cache_changes_nothing_when_a_sub_forward_runs_every_row(tiny36):
         assert off.forwards["sub"] == 0
 
 
+@pytest.mark.slow
 def test_running_the_whole_block_is_decoding_without_a_block_cache(tiny36):
     """One computation under two names, whatever `refresh` says where the block cache is off."""
     for prompt in prompts(5, 32, 40, 64):
@@ -51,6 +52,7 @@ def test_reuse_k_1_equals_no_reuse(tiny36, refresh):
         assert generate(tiny36, [prompt], reuse_k=1, layer_subset=subset, **settings) == plain
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("refresh", ["block", "rows"])
 @pytest.mark.parametrize("reuse_k", [1, 3])
 def test_a_batch_of_mixed_lengths_equals_one_by_one(tiny36, reuse_k, refresh):
@@ -66,6 +68,7 @@ def test_decoding_twice_gives_the_same(tiny36):
     assert first == second
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("refresh", ["block", "rows"])
 def test_a_sampled_batch_equals_one_by_one_and_rows_differ_with_their_generators(tiny36, refresh):
     batch = prompts(20, 20, 41)
@@ -265,6 +268,7 @@ LAB_CASES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("layer_subset", ["first", "middle", "last"])
 def test_literal_output_reuse_and_the_free_form_give_the_same_tokens(tiny36, layer_subset):
     with torch.inference_mode():
@@ -276,6 +280,7 @@ def test_literal_output_reuse_and_the_free_form_give_the_same_tokens(tiny36, lay
             assert free.tokens == literal
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "case", "layer_subset"), in_each_subset(LAB_CASES))
 def test_layers_that_really_stand_still_give_the_labs_tokens_and_widths(golden_models, name, case, layer_subset):
     """The identity, for `block`: what stands still is 12 layers here, and the whole forward in the policy's form."""
@@ -285,6 +290,7 @@ def test_layers_that_really_stand_still_give_the_labs_tokens_and_widths(golden_m
     assert widths == {"full": case["forwards"]["full"], "sub": case["forwards"]["sub"]}
 
 
+@pytest.mark.slow
 def test_residual_reuse_depends_on_the_layers_it_skips(tiny36):
     with torch.inference_mode():
         answers = {

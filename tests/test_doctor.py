@@ -361,6 +361,7 @@ def test_all_is_well(whole_project):
     assert (code, "openai/gsm8k (main): not in" in starting(lines, "fail data of gsm8k")) == (1, True)
 
 
+@pytest.mark.slow
 def test_everything_that_can_be_wrong_is_said(whole_project, hub_address):
     whole_project.script("sbatch", 'echo "sbatch: error: Invalid account $SBATCH_ACCOUNT" >&2; exit 1')
     whole_project.script("pace-quota", 'echo "Home  9.7 GB of 10 GB  97.0%"')
@@ -460,6 +461,7 @@ def test_what_counts_as_cached_is_what_datasets_loads_offline(tmp_path):
     assert place_of_data(situation, data) is None
 
 
+@pytest.mark.slow
 def test_the_hubs_folders_are_found_as_the_library_finds_them(tmp_path):
     show = """from datasets import config
 from huggingface_hub import constants

@@ -23,6 +23,7 @@ def blocks(kind):
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("commands", blocks("bash"))
 def test_the_commands_run(commands, tmp_path):
     project = Project(tmp_path / "project")

@@ -22,6 +22,7 @@ from fast_dllm.runner.matrix import matrix_of
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 32, "threshold": 0.5}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("reuse", [{}, {"reuse_k": 2, "layer_subset": "last"}, {"refresh": "rows"}])
 def test_a_forward_costs_one_transfer_to_the_host(reuse):
     with torch.inference_mode(), FakeDevice() as device:
@@ -44,6 +45,7 @@ def counted(module: nn.Module, fault: Callable[[int, Tensor], Tensor]) -> Callab
     return module.register_forward_hook(lambda module, given, output: fault(next(calls), output)).remove
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_no_numbers_are_an_error_at_every_step(tiny36, value, temperature):
@@ -95,6 +97,7 @@ def spied(monkeypatch, model, name: str) -> list[tuple]:
     return calls
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_rows", [1, 3])
 def test_requests_beyond_the_rows_are_admitted_as_rows_become_free(tiny36, monkeypatch, num_rows):
     """In the order they came, each into a row that another has left, and each answered as it is alone."""
@@ -147,6 +150,7 @@ def forwards_run(monkeypatch, model) -> list[str]:
     return ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refresh", ["block", pytest.param("rows", marks=pytest.mark.slow)])
 def test_a_request_that_joins_is_prefilled_beside_the_others_blocks(tiny36, monkeypatch, refresh):
     """Its prompt's blocks run in forwards that the others need anyway; the cost that is told is that of a prefill."""
@@ -165,6 +169,7 @@ QUICK = ("00_baseline", "02_residual_reuse")  # plain and parting rows; the othe
 EACH = [pytest.param(each, marks=[] if each in QUICK else pytest.mark.slow) for each in experiments.available()]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", EACH)
 def test_rows_that_join_at_any_time_get_what_they_get_alone(tiny36, name):
     """Mixed lengths and stop times, joining in three orders; a token that differed would be told with its margin."""

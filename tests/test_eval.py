@@ -87,6 +87,7 @@ def test_a_run_leaves_results_summary_and_samples(one_process):
     assert "made_up_sums" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_scores_as_one(one_process, random_model, tmp_path):
     arguments = model_args(random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle")
     # torchrun is what `accelerate launch` itself uses for several GPUs; its own CPU launcher starts one process.
@@ -150,6 +151,7 @@ def test_configurations_with_one_loaded_model_equal_runs_of_their_own(random_mod
     }
 
 
+@pytest.mark.slow
 def test_a_limited_choice_task_counts_requests_and_scored_tokens(random_model, tmp_path):
     arguments = model_args(random_model, loglikelihood_mode="chain")
     done = run_eval(
@@ -185,6 +187,7 @@ def cut_model(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
@@ -232,6 +235,7 @@ def test_an_unknown_configuration_is_named_before_anything_is_loaded(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
@@ -301,6 +305,7 @@ def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("engine", ["today's", "another"])
 def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_other(
     random_model, tmp_path, monkeypatch, engine

@@ -134,18 +134,21 @@ def assert_folder_is_whole(name: str, root) -> None:
 
 
 # -- every experiment keeps it -----------------------------------------------------------------------------------------
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("model", GOLDEN_MODELS)
 @pytest.mark.parametrize("name", NAMES)
 def test_its_neutral_knobs_are_plain_decoding(golden_models, name, model):
     assert_neutral_is_plain(experiments.load(name), golden_models[model], prompts(20, 41))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_each_row_of_a_batch_gets_what_it_gets_alone(tiny36, name):
     for knobs in some_configurations(name):
         assert_each_row_as_if_alone(experiments.load(name), tiny36, prompts(20, 32, 41), knobs)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_costs_is_counted_by_kind_as_the_layers_ran(tiny36, name):
     for knobs in some_configurations(name):

@@ -69,6 +69,7 @@ def decode(model, policy: str | None, case: dict, **further):
     return got
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("policy", CLAIM)
 @pytest.mark.parametrize(("name", "case"), cases("generate"))
 def test_generated_tokens_equal_the_reference(golden_models, name, case, policy):
@@ -78,6 +79,7 @@ def test_generated_tokens_equal_the_reference(golden_models, name, case, policy)
     assert_forwards(got.forwards, case, case["expected"])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("policy", CLAIM)
 @pytest.mark.parametrize(("name", "case", "layer_subset"), in_each_subset(cases("layer_output_reuse")))
 def test_output_reuse_tokens_equal_the_reference(golden_models, name, case, layer_subset, policy):
@@ -104,6 +106,7 @@ def assert_is_the_labs(got, case: dict, layer_subset: str) -> None:
             assert got.forwards["full"] == lab["full"]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("policy", CLAIM)
 @pytest.mark.parametrize(("name", "case", "layer_subset"), in_each_subset(cases("lab_baseline")))
 def test_the_baseline_is_the_labs_baseline(golden_models, name, case, layer_subset, policy):
@@ -114,6 +117,7 @@ def test_the_baseline_is_the_labs_baseline(golden_models, name, case, layer_subs
 NEIGHBOURS = [[7] * 5, [9, 8] * 15 + [3], list(range(20, 52)), list(range(10, 87)), list(range(5, 133))]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "case"), cases("lab_baseline")[::3])
 def test_a_row_of_a_mixed_batch_is_the_labs_baseline_too(golden_models, name, case):
     """Beside prompts of 5, 31, 32, 77 and 128 tokens."""
@@ -166,6 +170,7 @@ def test_a_planted_fault_is_seen(golden_models, tmp_path, monkeypatch, fault):
     raise AssertionError("no case of the lab's tells this fault")
 
 
+@pytest.mark.slow
 def test_the_readmes_published_call_is_the_originals(golden_models):
     """Its model arguments, as eval.py reads them: the lab's code with nothing reused, and so the paper's decoder with
     the block cache off, as the published evaluation ran."""

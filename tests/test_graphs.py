@@ -153,6 +153,7 @@ def test_replayed_forwards_give_the_tokens_of_plain_ones(name, knobs, model, mon
     assert counts["replayed"] > 5 < counts["recorded"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("part", ["both", "mlp"])
 def test_rows_that_part_in_mid_forward_are_replayed_in_parts(model, monkeypatch, part):
     experiment = experiments.load("02_residual_reuse")
@@ -181,6 +182,7 @@ def test_sampled_tokens_are_those_of_plain_forwards(taped):
     assert generate(taped, batch, generator=torch.Generator().manual_seed(1), **settings) == graphed
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", ["num_keys", "first_rows", "width of the frame"])
 def test_what_a_recording_leaves_out_shows_in_the_tokens(fault, model, monkeypatch):
     """Each of what fixes a shape, left out of it: the check above would see it."""

@@ -37,6 +37,7 @@ def test_without_the_environment_a_program_says_how_to_get_it(program):
     assert 'source "$(bash sbatch/venv.sh)/bin/activate"' in line
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("command", "told"),
     [

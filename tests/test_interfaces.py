@@ -68,6 +68,7 @@ def test_the_terminal_streams_obeys_commands_and_survives_ctrl_c(terminal, tmp_p
     assert "/set threshold 0.65" in (tmp_path / "fast_dllm" / "chat_history").read_text()
 
 
+@pytest.mark.slow
 def test_an_answer_taller_than_the_window_is_written_once(terminal):
     terminal.expect("> ")
     terminal.setwinsize(8, 30)
@@ -82,6 +83,7 @@ def test_an_answer_taller_than_the_window_is_written_once(terminal):
     assert 4 < max(heights) <= 8
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("word", ["/exit", "/quit", "exit", "quit"])
 def test_a_word_leaves(terminal, word):
     terminal.expect("> ")
@@ -113,6 +115,7 @@ def test_once_prints_only_the_answer(random_model):
     assert "\x1b" not in once.stdout
 
 
+@pytest.mark.slow
 def test_bad_arguments_are_one_line_and_exit_code_2(random_model):
     for program in ("run_chatbot.py", "app.py"):
         command = [sys.executable, program, "--model", str(random_model), "--model_args", "threshold=3"]

@@ -140,6 +140,7 @@ def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
     assert not (output(project) / "answers" / "old").exists()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -506,6 +507,7 @@ def test_a_baseline_job_runs_to_its_end_with_the_code_that_it_started_with(proje
     assert options == [*expected, "--continue", "2", "--after", "10", "--progress", "0+0", "--stalled", "0"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("due", [" DUE TO TIME LIMIT", " DUE TO PREEMPTION", " DUE TO NODE FAILURE"])
 def test_a_baseline_that_slurm_ended_goes_on_where_it_was(project, due):
     process = start_baseline(project, "10", *BASELINE, SLURM_MEM_PER_NODE="1000", FAKE_EVAL_gsm8k="sleep")
@@ -529,6 +531,7 @@ def test_a_baseline_that_was_cancelled_is_not_continued(project):
     assert len(project.evaluations()) == 2
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("state", "goes_on"), [("NODE_FAIL", True), ("CANCELLED by 7", False), ("FAILED:1:0", False)])
 def test_a_baseline_that_could_write_nothing_is_continued_by_what_the_accounting_says(project, state, goes_on):
     process = start_baseline(
@@ -593,6 +596,7 @@ def test_a_result_of_another_model_does_not_pass_for_the_baseline_that_was_asked
     assert len(project.evaluations()) == 4
 
 
+@pytest.mark.slow
 def test_a_forced_baseline_that_slurm_ended_does_not_forget_what_it_answered(project):
     project.bash("sbatch/baseline.sh", *BASELINE)
     process = start_baseline(project, "10", *BASELINE, "--force", FAKE_EVAL_gsm8k="sleep")
@@ -602,6 +606,7 @@ def test_a_forced_baseline_that_slurm_ended_does_not_forget_what_it_answered(pro
     assert len((plain(project, "gsm8k") / "answers/key/001.rank0.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("finished", [True, False])
 def test_two_baseline_jobs_at_once_share_the_tasks(project, finished):
     first = start_baseline(project, "10", *BASELINE, FAKE_EVAL_toy_math="wait")
@@ -680,6 +685,7 @@ def test_the_local_matrix_skips_what_is_complete_and_loads_the_model_once_for_th
     assert len(set(project.statuses("--limit", "5").values())) == 1
 
 
+@pytest.mark.slow
 def test_the_local_matrix_goes_on_after_a_configuration_that_fails(project):
     result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix", FAKE_EVAL="fail_at:k2_first")
     assert result.returncode == 1

@@ -62,11 +62,13 @@ def check(events, kills):
     return segments
 
 
+@pytest.mark.slow
 def test_a_few_kills(tmp_path):
     """About 40 s on one core."""
     assert max(check(killed_runs(tmp_path, kills=6, limit=5), kills=6)) >= 2, "no kill came between two answers"
 
 
+@pytest.mark.slow
 def test_two_that_evaluate_one_run_at_once_leave_whole_and_equal_results(tmp_path):
     """What a lock should prevent: each takes the other for dead. About 30 s on one core."""
     folder, seen = tmp_path / "run", []

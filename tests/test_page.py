@@ -8,6 +8,7 @@ import pytest
 from browser_page import ALL_UNMASKED, ask, set_number, shown_at_rest
 
 
+@pytest.mark.slow
 def test_an_answer_streams_in_and_can_be_replayed(page):
     ask(page, "Hello")
     page.wait_for_selector("#cells .m")  # seen while masks are still there
@@ -20,6 +21,7 @@ def test_an_answer_streams_in_and_can_be_replayed(page):
     page.wait_for_selector("#cells .m")
 
 
+@pytest.mark.slow
 def test_what_a_visitor_or_the_model_writes_is_shown_as_text(page):
     hostile = '<img src=x onerror="window.hacked=1"><b>bold</b> שלום עולם'
     ask(page, hostile)
@@ -28,6 +30,7 @@ def test_what_a_visitor_or_the_model_writes_is_shown_as_text(page):
     assert page.evaluate("window.hacked") is None
 
 
+@pytest.mark.slow
 def test_stop_ends_an_answer_and_the_next_one_works(page):
     set_number(page, "budget", 256)  # long enough that it cannot end by itself first
     ask(page, "Hello")

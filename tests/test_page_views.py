@@ -108,6 +108,7 @@ def test_every_token_keeps_its_confidence_as_colour_and_tells_it_on_a_tap(page):
     assert "with the page's" in page.inner_text("#cells .stats")
 
 
+@pytest.mark.slow
 def test_enter_sends_and_shift_enter_breaks_the_line(page):
     box = page.locator("#message textarea")
     box.fill("Hello")
@@ -190,6 +191,7 @@ def test_the_conversation_survives_a_reload_and_not_clear(page):
     assert page.locator("#talk :text('remember')").count() == 0
 
 
+@pytest.mark.slow
 def test_who_waits_sees_the_place_in_the_queue_count_down_and_the_own_message(page, browser, page_address):
     set_number(page, "budget", 256)
     others = [browser.new_page() for _ in range(2)]
@@ -238,6 +240,7 @@ def test_side_by_side_starts_with_a_pair_that_differs_and_says_what_both_cost(pa
     assert differing == ((0, 0) if "are the same" in table else (1, 1))
 
 
+@pytest.mark.slow
 def test_on_a_phone_tokens_stand_above_the_input_and_nothing_is_wider_than_the_screen(browser, page_address):
     phone = browser.new_page(viewport={"width": 420, "height": 850})
     phone.set_default_timeout(120_000)

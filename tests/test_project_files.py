@@ -42,6 +42,7 @@ def test_the_workflow_calls_the_projects_own_tests_on_pythons_that_it_supports()
     assert jobs["suite"]["strategy"]["matrix"]["python"][0] == oldest == "3.10"  # as text: YAML's number 3.10 is 3.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ruff check", "ruff format", "shellcheck"])
 def test_the_pre_commit_hooks_run_on_a_file(name, tmp_path):
     [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]

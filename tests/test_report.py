@@ -214,6 +214,7 @@ def test_a_report_on_one_cell(project):
     assert "k1_first gets 97.0%" in " ".join(content["verdict"])
 
 
+@pytest.mark.slow
 def test_a_report_on_twelve_experiments(project):
     names = [f"{i:02d}_idea" for i in range(1, 12)]
     project.nine()
@@ -585,6 +586,7 @@ def test_a_heat_map_of_very_many_columns_is_a_list_by_name(project):
     assert [text.get_text() for text in axes.texts] == [f"{100 - i}.0" for i in range(9)]
 
 
+@pytest.mark.slow
 def test_every_contrast_is_in_a_picture_of_differences_however_many_there_are(project):
     given = {f"c{i:02d}": {"threshold": i / 100} for i in range(45)}
     for name in ("01_idea", "04_threshold"):
@@ -692,6 +694,7 @@ def test_a_drift_map_of_fewer_questions_is_shown_and_one_of_another_model_is_not
 # ---- the house ----
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_torch_and_no_model(project):
     project.nine()
     program = (

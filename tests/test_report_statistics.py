@@ -48,6 +48,7 @@ def test_mcnemar_is_scipys_and_statsmodels_exact_test():
         )
 
 
+@pytest.mark.slow
 def test_holm_is_statsmodels_holm():
     draw = np.random.default_rng(1)
     for size in (1, 2, 3, 8, 40):

@@ -107,6 +107,7 @@ def windows_of(experiment, model, ids: list[int], **knobs) -> tuple[list[int], l
     return events[-1].generation.tokens, steps
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("length", [20, 35, 41])
 @pytest.mark.parametrize(("bar", "cap"), [(0.3, None), (0.6, None), (0.6, 2), (0.3, 3), (0.9, 1)])
 def test_re_reading_by_confidence_is_the_rule_of_its_readme(tiny36, length, bar, cap):
@@ -126,6 +127,7 @@ def test_a_re_read_goes_on_into_the_next_sub_block(tiny36):
     assert all(confidence > 0.3 for event in steps if event.kind == "reused" for confidence in event.confidences)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("length", [20, 35, 41])
 @pytest.mark.parametrize(("carry", "bar"), [(True, 1.0), (True, 0.5), (False, 1.0), (False, 0.5)])
 def test_windows_are_the_rule_of_their_readme(tiny36, length, carry, bar):

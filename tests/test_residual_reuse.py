@@ -96,6 +96,7 @@ class Literal:
         return tokens[len(ids) - first :], *counts
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("part", ["both", "mlp"])
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("tolerance", [None, 0.05])

@@ -114,6 +114,7 @@ def test_a_wrong_option_is_one_line_and_exit_2():
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.slow
 def test_the_examples_are_those_that_baseline_puts_into_the_prompt(tmp_path):
     project = Project(tmp_path / "project")
     tasks = ",".join(BY_NAME)

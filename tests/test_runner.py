@@ -487,6 +487,7 @@ def test_a_snapshot_records_the_commit(project):
 
 
 # -- what users type ---------------------------------------------------------------------------------------------------
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("word", HOSTILE)
 @pytest.mark.parametrize(
     "option",

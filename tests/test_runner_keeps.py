@@ -69,6 +69,7 @@ def test_the_table_marks_an_earlier_result(project):
     assert speeds.split()[3:] == ["-"] * 3  # the pretended evaluation tells no speed
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("top", ["results", "artifacts"])
 def test_an_earlier_result_is_overwritten_only_when_forced_and_kept_beside(project, top):
     path = write_earlier(project, top=top, task="gsm8k_limit_5", eval_params={"limit": 5})
@@ -156,6 +157,7 @@ def test_the_labs_own_results_are_complete_and_nothing_is_submitted(project, fol
 
 
 # -- another model's ---------------------------------------------------------------------------------------------------
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("words", [[], ["--matrix"], ["--config", "k1_first,plain"]])
 def test_local_overwrites_no_result_of_another_model_without_force(project, words):
     project.bash("sbatch/local.sh", "--limit", "5", "--config", "plain,k1_first", "--model", "tiny")

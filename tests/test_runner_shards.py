@@ -269,6 +269,7 @@ def test_its_own_answers_are_progress_of_a_share(project):
     assert evaluations(project) == ["1/2"] * 3
 
 
+@pytest.mark.slow
 def test_a_queue_that_does_not_answer_is_no_reason_to_finish(project):
     submit(project, "--shards", "2")
     (project.state / "squeue.fail").write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
@@ -411,6 +412,7 @@ def test_auto_names_what_it_does_not_know(project):
 
 
 # -- the baseline ------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_baseline_in_shares_is_each_tasks_plain_run(project):
     words = ["--task", "gsm8k,ifeval", "--limit", "5", "--model", "tiny"]
     result = project.bash("sbatch/baseline.sh", *words, "--shards", "2")

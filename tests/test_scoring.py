@@ -50,6 +50,7 @@ def lm(request, random_model) -> FastDLLM:
     return FastDLLM(model_path=str(random_model), batch_size=request.param, device="cpu")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("chain", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["reference", "chain"])
 def test_every_score_and_letter_is_what_a_forward_of_its_own_gives(lm, chain):
     pairs = few_shot_load(questions=2 if chain else 4)

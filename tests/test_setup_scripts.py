@@ -102,6 +102,7 @@ def test_a_builder_on_the_same_node_is_seen_to_be_dead_at_once(project):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_a_slow_builder_that_lives_is_waited_for(project):
     pretend_nodes(project)
     slow = start(project, node="n1", FAKE_UV_SECONDS="8")

@@ -98,6 +98,7 @@ def counts(ledger) -> dict:
     return {name: value for name, value in ledger.cost.items() if not name.startswith("seconds")}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("count", "mode"), [(1, "reference"), (2, "chain"), (3, "reference"), (7, "reference"), (20, "chain")]
 )
@@ -233,6 +234,7 @@ def test_two_shares_of_which_one_is_killed_and_an_end(in_one_piece, tmp_path):
     assert not (folder / "shards").exists()
 
 
+@pytest.mark.slow
 def test_two_shares_of_two_processes_each_that_start_at_different_times(in_one_piece, tmp_path):
     """About 60 s on one core."""
     folder = tmp_path / "run"

@@ -99,6 +99,7 @@ def test_the_gpu_benchmark_runs_without_one(capsys, monkeypatch, tmp_path):
     assert {"forwards", "tokens", "batch", "experiments", "context"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_load_measures_both_sides(capsys, monkeypatch):
     text, found = run(capsys, monkeypatch, "load", "--random_weights", "2x768", "--runs", "1", "--shards", "2")
     assert found["checkpoint_bytes"] > 1e6

@@ -169,6 +169,7 @@ def test_choices_hold_one_right_answer():
     assert all(answers.count(letter) > len(answers) / 5 for letter in range(4))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("wording", ["wide", "held_out"])
 def test_the_other_wordings_are_tasks_of_their_own(tasks, wording):
     """Same prompt form, metric and filters as toy_math; the questions are the test split's, in that wording."""

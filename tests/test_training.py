@@ -203,6 +203,7 @@ def test_further_stages_split_into_the_next_and_the_last_is_full_depth():
     assert {stage.growth for stage in FURTHER} == {"split"}
 
 
+@pytest.mark.slow
 def test_a_run_may_start_from_the_trained_layers_of_a_finished_model(tmp_path, tokenizer):
     """Words that both know keep their rows, whatever their numbers are; new ones begin among them."""
     shallow, finished, start = small_model(tokenizer, layers=2), small_model(tokenizer, layers=6), tmp_path / "finished"
