@@ -15,7 +15,6 @@ nothing evaluated; anything else is a failure.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import logging
 import os
@@ -94,7 +93,7 @@ def read_command_line():
     if config.output_path:
         check_folder("--output_path", Path(config.output_path))
     from fast_dllm.arguments import ModelArguments  # torch: not before it is known that something is to be evaluated
-    from fast_dllm.task_loading import find_tasks, prepare
+    from fast_dllm.task_loading import check_examples, find_tasks, prepare
 
     parsed = ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
@@ -108,6 +107,8 @@ def read_command_line():
     task_manager = prepare(
         task_manager, config.tasks, confirm_run_unsafe_code=config.confirm_run_unsafe_code, seed=config.seed[0]
     )
+    if config.num_fewshot:
+        check_examples(task_manager, config.tasks, config.num_fewshot)
     return config, task_manager, given, parsed
 
 
@@ -141,43 +142,30 @@ def evaluate(config, task_manager, lm) -> dict | None:
     """lm_eval's results with samples on the first process, None on the others."""
     from lm_eval import simple_evaluate
 
-    from fast_dllm.errors import UsageError
-
-    try:
-        return simple_evaluate(
-            model=lm,
-            model_args=config.model_args,
-            tasks=config.tasks,
-            num_fewshot=config.num_fewshot,
-            batch_size=lm.arguments.batch_size,
-            device=str(lm.device),
-            limit=config.limit,
-            samples=config.samples,
-            check_integrity=config.check_integrity,
-            write_out=config.write_out,
-            log_samples=True,  # kept in memory: the summary counts them
-            system_instruction=config.system_instruction,
-            apply_chat_template=config.apply_chat_template,
-            fewshot_as_multiturn=config.fewshot_as_multiturn,
-            gen_kwargs=config.gen_kwargs,
-            task_manager=task_manager,
-            random_seed=config.seed[0],
-            numpy_random_seed=config.seed[1],
-            torch_random_seed=config.seed[2],
-            fewshot_random_seed=config.seed[3],
-            confirm_run_unsafe_code=config.confirm_run_unsafe_code,
-            metadata=config.metadata,
-        )
-    except ValueError as error:
-        if "larger than population" not in str(error):
-            raise
-        # before any question: where nothing was there, nothing is left
-        if lm.store is not None and lm.rank == 0 and lm.plan is None and not lm.store.num_recovered:
-            lm.store.discard()
-            with contextlib.suppress(OSError):
-                lm.store.run_folder.rmdir()
-        tasks = ", ".join(config.tasks)
-        raise UsageError(f"--num_fewshot {config.num_fewshot} is more examples than {tasks} has") from None
+    return simple_evaluate(
+        model=lm,
+        model_args=config.model_args,
+        tasks=config.tasks,
+        num_fewshot=config.num_fewshot,
+        batch_size=lm.arguments.batch_size,
+        device=str(lm.device),
+        limit=config.limit,
+        samples=config.samples,
+        check_integrity=config.check_integrity,
+        write_out=config.write_out,
+        log_samples=True,  # kept in memory: the summary counts them
+        system_instruction=config.system_instruction,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.fewshot_as_multiturn,
+        gen_kwargs=config.gen_kwargs,
+        task_manager=task_manager,
+        random_seed=config.seed[0],
+        numpy_random_seed=config.seed[1],
+        torch_random_seed=config.seed[2],
+        fewshot_random_seed=config.seed[3],
+        confirm_run_unsafe_code=config.confirm_run_unsafe_code,
+        metadata=config.metadata,
+    )
 
 
 def summary_of(name: str, found: dict, samples: dict, config, lm, total, began: float, loaded: float) -> dict:

@@ -133,6 +133,26 @@ def task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]
         yield config
 
 
+def check_examples(manager: TaskManager, names: list[str], num_fewshot: int) -> None:
+    """Raises UsageError where a task has fewer examples than `num_fewshot` to put before a question.
+
+    lm_eval finds out at the first question, when a model is loaded. What is loaded for it here is what the next
+    `manager.load(names)` gives, so that no data set is read twice.
+    """
+    loaded = manager.load(names)
+    for name, task in loaded["tasks"].items():
+        if task.get_config("num_fewshot") == 0:
+            continue  # lm_eval lets no option change that
+        sampler = getattr(task, "sampler", None)
+        there = len(sampler.fewshot_docs()) if sampler else 0
+        if there and task.fewshot_cfg.split == task.config.test_split:
+            there -= 1  # the question itself is none
+        if num_fewshot > there:
+            raise UsageError(f"--num_fewshot {num_fewshot} is more examples than {name} has, which are {there}")
+    load, kept = manager.load, [loaded]
+    manager.load = lambda asked: kept.pop() if kept and asked == names else load(asked)
+
+
 def find_sentence_data() -> str:
     """Where nltk has what ifeval counts sentences with. Raises UsageError, which says what to do, where it has not."""
     import nltk.data

@@ -18,6 +18,7 @@ from planted import ScriptedLM, run_planted
 
 import eval as program
 from fast_dllm import harness, task_loading
+from fast_dllm.errors import UsageError
 from fast_dllm.guard import one_line
 from fast_dllm.tokenizer import load_tokenizer
 
@@ -232,6 +233,15 @@ def test_mmlu_weighs_its_subjects_by_their_questions(plant):
     assert (summary["metric"], summary["num_samples"]) == ("acc,none", len(values))
     assert summary["accuracy_stderr"] > 0
     assert all(subtask["accuracy_stderr"] is not None for subtask in subtasks.values())
+
+
+@pytest.mark.parametrize(("task", "num_fewshot", "there"), [("mmlu_anatomy", 6, 5), ("minerva_math_algebra", 9, 4)])
+def test_more_examples_than_a_benchmark_has_are_told_before_a_model_is_loaded(plant, task, num_fewshot, there):
+    """These take the first ones, which lm_eval asserts at the first question."""
+    with pytest.raises(
+        UsageError, match=rf"--num_fewshot {num_fewshot} is more .* than {task} has, which are {there}$"
+    ):
+        plant(task, {"": ""}, num_fewshot=num_fewshot)
 
 
 def right_option(prompt):
