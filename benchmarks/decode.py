@@ -4,6 +4,7 @@
     python benchmarks/decode.py --model tiny --refresh rows      # the paper's block cache instead of whole blocks
     python benchmarks/decode.py --random_weights 36x512          # layers x hidden size, nothing to load; or 7b
     python benchmarks/decode.py --model tiny --baseline          # beside a straightforward form, and beside Qwen2
+    python benchmarks/decode.py --model tiny --every             # each experiment, each of its configurations
 
 Forward kinds are those of fast_dllm/decoding.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
 block), sub (a sub-block), commit (a block, one row read). GB/s: weights read once a forward; "weights" is the share of
@@ -11,7 +12,9 @@ the time that this alone would take at the device's measured copy bandwidth: nea
 forwards can be faster.
 --baseline: the same answers by benchmarks/straightforward.py, one prompt at a time, in turns with the engine's, tokens
 compared; and transformers' Qwen2 of the same shape (random weights), one token a forward, greedy. --where: the share of
-a full and a sub forward's time that each kind of operation takes.
+a full and a sub forward's time that each kind of operation takes. --every: the answers of each configuration of each
+experiment (of --experiment alone where it is given), the forwards at full depth that they took, prefills and commits
+among them, and the milliseconds for each of these.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +42,13 @@ from fast_dllm.arguments import DTYPES
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
+from fast_dllm.runner.matrix import matrix_of
 from fast_dllm.runner.matrix import parse_arguments as knobs_of
 from fast_dllm.runner.request import resolve_model
 from fast_dllm.sampling import greedy_with_check
 from fast_dllm.threads import fit_threads
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def check_options(given: argparse.Namespace, *counts: str) -> None:
@@ -65,10 +72,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt_tokens", type=int, default=128)
     parser.add_argument("--new_tokens", type=int, default=128)
     parser.add_argument("--set", default="", metavar="KNOB=VALUE,...", help="the experiment's knobs: reuse_k=2,…")
-    parser.add_argument("--refresh", default="block", help="what a computing step runs: block or rows (README)")
+    parser.add_argument("--refresh", help="what a computing step runs: block or rows (default: the experiment's)")
     parser.add_argument("--runs", type=int, default=5, help="timed runs; the median counts")
     parser.add_argument("--baseline", action="store_true", help="beside a straightforward form and transformers' Qwen2")
     parser.add_argument("--where", action="store_true", help="what kinds of operations the time goes to")
+    parser.add_argument("--every", action="store_true", help="each configuration of each (or that) experiment")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as every program, see fast_dllm/threads.py)")
@@ -203,8 +211,7 @@ def answer_settings(model: FastDLLMForCausalLM, arguments: argparse.Namespace, b
         "block_size": block,
         "small_block_size": arguments.small_block_size,
         "threshold": arguments.threshold,
-        "refresh": arguments.refresh,
-    }
+    } | ({"refresh": arguments.refresh} if arguments.refresh else {})
 
 
 def time_against_straightforward(
@@ -213,6 +220,7 @@ def time_against_straightforward(
     """Tokens/s of the engine and of the straightforward form, in turns, for the same prompts; how many are equal."""
     settings = answer_settings(model, arguments, block)
     engine, plain = experiments.load("00_baseline"), Straightforward(model)
+    settings.setdefault("refresh", "block")
     prompts = random_prompts(model, arguments)
     seconds: dict[str, list[float]] = {"engine": [], "straightforward": []}
     # what both read back is waited for; on one thread the processor's time is blind to a busy machine
@@ -307,13 +315,15 @@ def where_time_goes(
     return found
 
 
-def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> dict[str, Any]:
+def time_answers(
+    model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int, experiment: str | None, knobs: Mapping
+) -> dict[str, Any]:
     """Tokens/s of whole answers to random prompts, with the forwards they took."""
-    generation = experiments.load(arguments.experiment)
+    generation = experiments.load(experiment)
     prompts = random_prompts(model, arguments)
-    settings = answer_settings(model, arguments, block) | arguments.set
+    settings = answer_settings(model, arguments, block) | dict(knobs)
     if "refresh" not in generation.knobs:
-        del settings["refresh"]
+        settings.pop("refresh", None)
     answers: list[Any] = []
 
     def answer() -> None:
@@ -322,7 +332,21 @@ def time_answers(model: FastDLLMForCausalLM, arguments: argparse.Namespace, bloc
     seconds = median_seconds(answer, arguments.runs, model.device)
     tokens = sum(len(generation.tokens) for generation in answers)
     forwards = {kind: sum(generation.forwards[kind] for generation in answers) for kind in answers[0].forwards}
-    return {"seconds": seconds, "new_tokens": tokens, "tokens_per_second": tokens / seconds, "forwards": forwards}
+    layers = sum(sum(generation.layer_forwards.values()) for generation in answers) / model.config.num_hidden_layers
+    return {
+        "seconds": seconds,
+        "new_tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "forwards": forwards,
+        "full_depth_forwards": layers,
+    }
+
+
+def time_every(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> Iterator[tuple[str, dict]]:
+    """`time_answers` of each configuration, under the name EXPERIMENT CONFIGURATION."""
+    for experiment in [arguments.experiment] if arguments.experiment else experiments.available():
+        for name, knobs in matrix_of(experiment, ROOT).configurations.items():
+            yield f"{experiment} {name}", time_answers(model, arguments, block, experiment, arguments.set | dict(knobs))
 
 
 def main() -> None:
@@ -336,7 +360,7 @@ def main() -> None:
             fit_threads(model)
         block = model.config.bd_size
         seconds = time_forwards(model, arguments, block)
-        answers = time_answers(model, arguments, block)
+        answers = time_answers(model, arguments, block, arguments.experiment, arguments.set)
     except ValueError as error:
         raise UsageError(str(error)) from error
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -361,6 +385,14 @@ def main() -> None:
     print(f"peak memory: {peak / 2**20:.0f} MiB")
     report: dict[str, Any] = {"forward_seconds": seconds, "answers": answers, "peak_memory_bytes": peak}
     report["weight_bytes"], report["copy_bytes_per_second"] = weight_bytes, weight_bytes / at_best
+    if arguments.every:
+        report["every"] = {}
+        print(f"{'tokens/s':>9} {'full-depth forwards':>20} {'ms each':>8}")
+        for label, found in time_every(model, arguments, block):
+            report["every"][label] = found
+            layers = found["full_depth_forwards"]
+            each = 1e3 * found["seconds"] / layers
+            print(f"{found['tokens_per_second']:9.1f} {layers:20.1f} {each:8.2f}  {label}", flush=True)
     if arguments.baseline:
         compared = report["baseline"] = time_against_straightforward(model, arguments, block)
         compared["qwen2_tokens_per_second"] = time_qwen2(model, arguments, block)

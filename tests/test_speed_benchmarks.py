@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import torch
-from golden_models import generate, golden_json, golden_model
+from golden_models import ROOT, generate, golden_json, golden_model
 
 from benchmarks.batches import shapes_run
 from benchmarks.straightforward import Straightforward
+from fast_dllm import experiments
+from fast_dllm.runner.matrix import matrix_of
 
 
 def run(capsys, monkeypatch, name: str, *words: str) -> tuple[str, dict]:
@@ -55,6 +57,18 @@ def test_decode_takes_an_experiments_knobs(capsys, monkeypatch):
     words += ["--experiment", "02_residual_reuse", "--set", "reuse_k=2,layer_subset=last"]
     _, found = run(capsys, monkeypatch, "decode", *words)
     assert found["answers"]["forwards"]["partial"] > 0
+
+
+@pytest.mark.slow
+def test_decode_runs_every_configuration_of_every_experiment(capsys, monkeypatch):
+    words = ["--random_weights", "14x64", "--runs", "1", "--prompt_tokens", "40", "--new_tokens", "32", "--every"]
+    text, report = run(capsys, monkeypatch, "decode", *words)
+    named = [f"{name} {each}" for name in experiments.available() for each in matrix_of(name, ROOT).names]
+    assert list(report["every"]) == named
+    assert all(f"  {name}\n" in text for name in named)
+    nine = [report["every"][f"00_baseline k{k}_{subset}"] for k in (1, 2, 3) for subset in ("first", "last")]
+    forwards = [each["full_depth_forwards"] for each in nine]
+    assert forwards[0] == forwards[1] > forwards[2] == forwards[3] > forwards[4] == forwards[5]
 
 
 def test_batches_compares_the_same_answers_and_counts_forwards(capsys, monkeypatch):
