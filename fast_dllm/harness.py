@@ -76,9 +76,8 @@ class FastDLLM(ScoringLM):
         device = self._join_processes(self.arguments.device)
         self.tokenizer = load_tokenizer(self.arguments.model_path)
         self.ids = special_ids(self.tokenizer)
-        self.model = use_graphs(
-            load_model(self.arguments.model_path, device, self.arguments.dtype), self.arguments.graphs
-        )
+        model = load_model(self.arguments.model_path, device, self.arguments.dtype)
+        self.model = use_graphs(model, self.arguments.graphs)
         self.num_threads = fit_threads(self.model)
         self.model_revision = results.model_revision(model_source(self.arguments.model_path))
         self._device = self.model.device
