@@ -181,6 +181,7 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
 def test_a_tick_that_names_a_forward_which_is_gone_is_no_error(random_model):
     """It was on its way from the old answer's forward 9 while Clear took the answer, and the slider's end, away."""
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
     import gradio as gr
     from gradio.state_holder import SessionState
@@ -193,5 +194,7 @@ def test_a_tick_that_names_a_forward_which_is_gone_is_no_error(random_model):
     blocks = app.build(chatbot)
     (tick,) = (event for event in blocks.fns.values() if event.fn is app.tick)
     assert not [each for each in tick.inputs if isinstance(each, gr.Slider)]
-    result = asyncio.run(blocks.process_api(tick, [9] * len(tick.inputs), state=SessionState(blocks)))
+    came = blocks.process_api(tick, [9] * len(tick.inputs), state=SessionState(blocks))
+    with ThreadPoolExecutor() as pool:  # this thread may have a browser's loop
+        result = pool.submit(asyncio.run, came).result()
     assert result["data"][1]["value"] == "▶ Play"
