@@ -251,7 +251,8 @@ def build(chatbot: Chatbot) -> gr.Blocks:
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 WAITING: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}  # each visitor's, beside the model's
-# What draws a replay and what clears it, in turn: a tick that began before Clear must not be shown after it.
+# What draws a replay and what clears it, in turn: a tick that began before Clear must not be shown after it, and one
+# that found the replay at its end must not still the one that has been begun anew meanwhile.
 IN_TURN: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "replay", "show_progress": "hidden"}
 
 
@@ -323,9 +324,9 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
         emptied.then(still, None, stilled, **AT_ONCE)
     copy.click(None, messages, None, js=COPY_ANSWER)
     shown = [place, cells, layers]
-    step.input(replay, [step, frames], shown, show_progress="hidden")
-    layers.click(choose_step, frames, [step, *shown], show_progress="hidden")
-    play_button.click(play, [playing, step, frames, speed], [*stilled, place], show_progress="hidden")
+    step.input(replay, [step, frames], shown, **IN_TURN)
+    layers.click(choose_step, frames, [step, *shown], **IN_TURN)
+    play_button.click(play, [playing, step, frames, speed], [*stilled, place], **IN_TURN)
     timer.tick(tick, [playing, place, frames], [*stilled, *shown], **IN_TURN)
     speed.input(lambda speed: gr.Timer(1 / speed), speed, timer, show_progress="hidden")
     return messages, talk

@@ -194,6 +194,10 @@ def test_a_tick_that_names_a_forward_which_is_gone_is_no_error(random_model):
     blocks = app.build(chatbot)
     (tick,) = (event for event in blocks.fns.values() if event.fn is app.tick)
     assert not [each for each in tick.inputs if isinstance(each, gr.Slider)]
+    place = tick.inputs[1]
+    moving = [event for event in blocks.fns.values() if place in event.outputs]
+    assert len(moving) == 4, "slider, layer view, play, tick"
+    assert {event.concurrency_id for event in moving} == {"replay"}, "one after another"
     came = blocks.process_api(tick, [9] * len(tick.inputs), state=SessionState(blocks))
     with ThreadPoolExecutor() as pool:  # this thread may have a browser's loop
         result = pool.submit(asyncio.run, came).result()
