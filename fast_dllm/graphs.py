@@ -52,10 +52,15 @@ class CudaRecorder:
 
 
 def has_room(device: torch.device) -> bool:
-    """Whether a GPU's memory takes another recording: the answer of the driver, which counts everybody's."""
+    """Whether a GPU's memory takes another recording: the answer of the driver, which counts everybody's, once torch has
+    given back what it only keeps."""
     if device.type != "cuda":
         return True
     free, total = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if free <= ROOM * total < kept:
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
     return free > ROOM * total
 
 

@@ -109,6 +109,26 @@ def test_without_a_recorder_work_always_runs_as_written():
     assert recorder.log == ["run a"] * 4
 
 
+@pytest.mark.parametrize(
+    ("free", "kept", "room", "emptied"), [(11, 0, True, 0), (9, 5, False, 0), (9, 11, True, 1), (0, 80, True, 1)]
+)
+def test_memory_that_torch_only_keeps_is_room_for_a_recording(monkeypatch, free, kept, room, emptied):
+    """Of 100; torch uses 10. Asked again it has nothing left to give back."""
+    there = {"free": free, "kept": kept, "emptied": 0}
+
+    def empty_cache() -> None:
+        there.update(free=there["free"] + there["kept"], kept=0, emptied=there["emptied"] + 1)
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (there["free"], 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 + there["kept"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    for _ in range(2):
+        assert graphs.has_room(torch.device("cuda")) is room
+    assert there["emptied"] == emptied
+    assert graphs.has_room(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("num_keys", [*range(1, 1100, 31), 1024, 1025, 2047, 2049, 5000, 16384, 32768])
 def test_a_bucket_holds_the_keys_and_little_more(num_keys):
     held = bucket(num_keys)
