@@ -52,8 +52,8 @@ class CudaRecorder:
 
 
 def has_room(device: torch.device) -> bool:
-    """Whether a GPU's memory takes another recording: the driver's answer, which counts everybody's, once torch has given
-    back what it only keeps."""
+    """Whether a GPU's memory takes another recording: the driver's answer, which counts everybody's, once torch has
+    given back what it only keeps."""
     if device.type != "cuda":
         return True
     free, total = torch.cuda.mem_get_info(device)
