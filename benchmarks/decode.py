@@ -40,6 +40,7 @@ from benchmarks.straightforward import Straightforward
 from fast_dllm import experiments
 from fast_dllm.arguments import DTYPES
 from fast_dllm.config import FastDLLMConfig
+from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
 from fast_dllm.runner.matrix import matrix_of
@@ -47,8 +48,6 @@ from fast_dllm.runner.matrix import parse_arguments as knobs_of
 from fast_dllm.runner.request import resolve_model
 from fast_dllm.sampling import greedy_with_check
 from fast_dllm.threads import fit_threads
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def check_options(given: argparse.Namespace, *counts: str) -> None:
@@ -315,6 +314,11 @@ def where_time_goes(
     return found
 
 
+def full_depth_forwards(model: FastDLLMForCausalLM, answers: list[Generation]) -> float:
+    """The layers that all answers ran, prefills and commits included, over those of the model."""
+    return sum(sum(answer.layer_forwards.values()) for answer in answers) / model.config.num_hidden_layers
+
+
 def time_answers(
     model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int, experiment: str | None, knobs: Mapping
 ) -> dict[str, Any]:
@@ -332,21 +336,24 @@ def time_answers(
     seconds = median_seconds(answer, arguments.runs, model.device)
     tokens = sum(len(generation.tokens) for generation in answers)
     forwards = {kind: sum(generation.forwards[kind] for generation in answers) for kind in answers[0].forwards}
-    layers = sum(sum(generation.layer_forwards.values()) for generation in answers) / model.config.num_hidden_layers
     return {
         "seconds": seconds,
         "new_tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "forwards": forwards,
-        "full_depth_forwards": layers,
+        "full_depth_forwards": full_depth_forwards(model, answers),
     }
 
 
 def time_every(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> Iterator[tuple[str, dict]]:
     """`time_answers` of each configuration, under the name EXPERIMENT CONFIGURATION."""
     for experiment in [arguments.experiment] if arguments.experiment else experiments.available():
-        for name, knobs in matrix_of(experiment, ROOT).configurations.items():
-            yield f"{experiment} {name}", time_answers(model, arguments, block, experiment, arguments.set | dict(knobs))
+        for name, knobs in matrix_of(experiment, experiments.ROOT).configurations.items():
+            label = f"{experiment} {name}"
+            try:
+                yield label, time_answers(model, arguments, block, experiment, arguments.set | dict(knobs))
+            except ValueError as error:
+                raise UsageError(f"{label}: {error}") from error
 
 
 def main() -> None:

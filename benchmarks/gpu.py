@@ -30,7 +30,7 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import check_options, copy_bandwidth, random_model
+from benchmarks.decode import check_options, copy_bandwidth, full_depth_forwards, random_model
 from benchmarks.questions import toy_prompts
 from fast_dllm import experiments, kernels
 from fast_dllm.errors import OneLineParser, UsageError
@@ -246,7 +246,7 @@ class Bench:
         for name, knobs in cases:
             seconds, given = self.timed_answers(prompts, name, **knobs)
             tokens = sum(len(answer.tokens) for answer in given)
-            layers = sum(sum(answer.layer_forwards.values()) for answer in given) / self.model.config.num_hidden_layers
+            layers = full_depth_forwards(self.model, given)
             forwards = {kind: count for kind, count in given[0].forwards.items() if count}
             base = base or seconds / layers
             label = f"{name} " + " ".join(f"{key}={value}" for key, value in knobs.items())

@@ -13,7 +13,7 @@ two forwards of one shape. `padded` runs the same parts without recording them: 
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
@@ -83,40 +83,38 @@ class Replays:
         self._record, self._capacity, self._room = record, capacity, room
         self._plain_runs = PLAIN_RUNS if plain_runs is None else plain_runs
         self._seen: Counter[Hashable] = Counter()
-        self._recorded: OrderedDict[Hashable, Callable[[], object]] = OrderedDict()  # those used last at the end
-        self._used: dict[Hashable, int] = {}  # at which call
-        self._calls = 0
+        # the recordings and at which call each was used last, those used last at the end
+        self._recorded: dict[Hashable, tuple[Callable[[], object], int]] = {}
         self.counts: Counter[str] = Counter()  # how often: "plain", "recorded", "replayed"
 
     def __call__(self, key: Hashable, work: Work) -> None:
-        self._calls += 1
-        replay = self._recorded.get(key)
-        if replay is not None:
-            self._recorded.move_to_end(key)
-            self._used[key] = self._calls
+        call = self.counts.total()
+        if key in self._recorded:
+            replay, _ = self._recorded.pop(key)
+            self._recorded[key] = replay, call
             self.counts["replayed"] += 1
             replay()
             return
         self._seen[key] += 1
-        if self._record is None or self._seen[key] <= self._plain_runs or not self._make_place():
+        if self._record is None or self._seen[key] <= self._plain_runs or not self._make_place(call):
             self.counts["plain"] += 1
             work()
             return
-        self._recorded[key] = replay = self._record(work)
-        self._used[key] = self._calls
+        replay = self._record(work)
+        self._recorded[key] = replay, call
         self.counts["recorded"] += 1
         replay()
 
-    def _make_place(self) -> bool:
+    def _make_place(self, call: int) -> bool:
         """Whether another recording may be made, one that is out of use being let go for it."""
         if len(self._recorded) < self._capacity and self._room():
             return True
         if not self._recorded:
             return False
-        oldest = next(iter(self._recorded))
-        if self._calls - self._used[oldest] <= PATIENCE * len(self._recorded):
+        oldest, (_, used) = next(iter(self._recorded.items()))
+        if call - used <= PATIENCE * len(self._recorded):
             return False
-        del self._recorded[oldest], self._used[oldest]
+        del self._recorded[oldest]
         return True
 
 

@@ -11,6 +11,7 @@ import torch
 from golden_models import ROOT, generate, golden_json, golden_model
 
 from benchmarks.batches import shapes_run
+from benchmarks.decode import PARTS
 from benchmarks.straightforward import Straightforward
 from fast_dllm import experiments
 from fast_dllm.runner.matrix import matrix_of
@@ -47,7 +48,10 @@ def test_decode_beside_a_straightforward_form_and_a_peer(capsys, monkeypatch):
     assert baseline["qwen2_tokens_per_second"] > 0
     for kind in ("full", "sub"):
         assert sum(found["where"][kind].values()) == pytest.approx(1)
-        assert found["where"][kind]["products"] > 0  # how much, a busy machine tells otherwise
+        shares = found["where"][kind]
+        assert all(shares[part] > 0 for part, _ in PARTS), (
+            "each is met; how much it takes depends on the load"
+        )
     assert "1 of 1 answers equal" in text
     assert found["settings"]["set"] == {}
 
