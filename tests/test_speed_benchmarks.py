@@ -49,9 +49,7 @@ def test_decode_beside_a_straightforward_form_and_a_peer(capsys, monkeypatch):
     for kind in ("full", "sub"):
         assert sum(found["where"][kind].values()) == pytest.approx(1)
         shares = found["where"][kind]
-        assert all(shares[part] > 0 for part, _ in PARTS), (
-            "each is met; how much it takes depends on the load"
-        )
+        assert all(shares[part] > 0 for part, _ in PARTS), "each is met; how much it takes depends on the load"
     assert "1 of 1 answers equal" in text
     assert found["settings"]["set"] == {}
 
