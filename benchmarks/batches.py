@@ -6,7 +6,8 @@
 Both answer the same questions in one process, in turns; how many answers are equal is told. forwards: of the model,
 whatever number of rows shares them, which is what a GPU pays for; rows: in a forward, on average. seconds: of the
 processor, which is what a busy machine can compare. products: what the linear layers of these forwards take by
-themselves, at the same shapes and with each layer's own weights; "share" is that over the whole.
+themselves, at the same shapes and with each layer's own weights; "share" is that over the whole; "+ attention" adds the
+two products of each attention, queries by keys and what comes of it by values, at their shapes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fast_dllm.guard import one_line
 import torch
 from torch import nn
 
-from benchmarks.decode import check_options
+from benchmarks.decode import check_options, layers_as_written
 from benchmarks.questions import toy_prompts
 from fast_dllm import experiments
 from fast_dllm.errors import OneLineParser, UsageError
@@ -47,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--graphs", default="auto", help="as of the model; compiled: beside layers as written, too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     arguments = parser.parse_args()
@@ -55,15 +57,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 @contextmanager
-def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int]]]:
-    """Counts, by (part, rows), what is run meanwhile: forwards by the rows that their layers see, and the head's."""
-    counts: Counter[tuple[str, int]] = Counter()
+def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int, int, int]]]:
+    """Counts, by (part, sequences, rows of each, keys that they see), what is run meanwhile: forwards, and the head."""
+    counts: Counter[tuple[str, int, int, int]] = Counter()
 
     def layers(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        counts["forward", given[0].numel()] += 1
+        ids, attend = given
+        counts["forward", ids.shape[0], ids.shape[1], attend.num_keys] += 1
 
     def head(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        counts["head", given[0].shape[:-1].numel()] += 1
+        counts["head", 1, given[0].shape[:-1].numel(), 0] += 1
 
     handles = [model.model.register_forward_hook(layers), model.lm_head.register_forward_hook(head)]
     try:
@@ -74,30 +77,38 @@ def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int]]]
 
 
 @torch.inference_mode()
-def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int]]) -> float:
-    """Processor seconds of these forwards' matrix products alone: each layer's own weights, rows of random numbers."""
+def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int, int, int]]) -> tuple[float, float]:
+    """Processor seconds of these forwards' matrix products alone, of random numbers at their shapes: of the linear
+    layers, with each layer's own weights, and of attention."""
+    config = model.config
+    heads, groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     linears: dict[str, list[nn.Linear]] = {
         "forward": [module for module in model.model.modules() if isinstance(module, nn.Linear)],
         "head": [model.lm_head],
     }
-    seconds = 0.0
-    for (move, rows), times in counts.items():
-        inputs = {linear.in_features: torch.randn(rows, linear.in_features) for linear in linears[move]}
-        taken = []
-        for _ in range(4):
-            began = time.process_time()
-            for linear in linears[move]:
-                linear(inputs[linear.in_features])
-            taken.append(time.process_time() - began)
-        seconds += times * statistics.median(taken[1:])
-    return seconds
+    by_linears = by_attention = 0.0
+    for (move, sequences, rows, num_keys), times in counts.items():
+        given = {linear.in_features: torch.randn(sequences * rows, linear.in_features) for linear in linears[move]}
+        began = time.process_time()
+        for linear in linears[move]:
+            linear(given[linear.in_features])
+        by_linears += times * (time.process_time() - began)
+        queries = torch.randn(sequences, heads, groups * rows, config.head_dim)
+        keys = torch.randn(sequences, heads, num_keys, config.head_dim)
+        weights = torch.randn(sequences, heads, groups * rows, num_keys)
+        began = time.process_time()
+        for _ in range(config.num_hidden_layers if num_keys else 0):
+            queries @ keys.mT
+            weights @ keys
+        by_attention += times * (time.process_time() - began)
+    return by_linears, by_attention
 
 
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        model = use_graphs(load_model("tiny", arguments.device, arguments.dtype))
+        model = use_graphs(load_model("tiny", arguments.device, arguments.dtype), arguments.graphs)
         experiment, ids = experiments.load(None), special_ids(load_tokenizer("tiny"))
         settings: dict[str, Any] = {"mask_id": ids.mask, "stop_token": ids.stop, "max_new_tokens": 256}
         settings |= {"threshold": arguments.threshold, "refresh": arguments.refresh}
@@ -110,9 +121,16 @@ def main() -> None:
         def continuous() -> list[Any]:
             return experiment.generate(model, prompts, num_rows=size, **settings)
 
+        def as_written() -> list[Any]:
+            with layers_as_written(model):
+                return continuous()
+
         ways: dict[str, Callable[[], list[Any]]] = {"batch by batch": batch_by_batch, "continuous": continuous}
+        if model.model.compiled is not None:
+            ways["as written"] = as_written
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        counts: dict[str, Counter[tuple[str, int]]] = {}
+        counts: dict[str, Counter[tuple[str, int, int, int]]] = {}
+        products: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         given: dict[str, list[Any]] = {}
         for run in range(arguments.runs + 1):
             for name, way in ways.items():
@@ -123,25 +141,33 @@ def main() -> None:
                 else:
                     way()
                     seconds[name].append(time.process_time() - began)
+                    products[name].append(product_seconds(model, counts[name]))  # in turns: a machine's speed changes
     except ValueError as error:
         raise UsageError(str(error)) from error
-    same = sum(a.tokens == b.tokens for a, b in zip(*given.values(), strict=True))
+    same = sum(
+        all(each.tokens == answers[0].tokens for each in answers) for answers in zip(*given.values(), strict=True)
+    )
     tokens = sum(len(answer.tokens) for answer in given["continuous"])
     where = f"{model.device}, {arguments.threads} threads, {size} rows, refresh={arguments.refresh}"
     print(f"{len(prompts)} questions, {tokens} tokens, on {where}; equal answers: {same}")
-    print(f"{'':>14} {'forwards':>9} {'rows':>7} {'seconds':>8} {'tokens/s':>9} {'products s':>11} {'share':>6}")
+    print(
+        f"{'':>14} {'forwards':>9} {'rows':>7} {'seconds':>8} {'tokens/s':>9} {'products s':>11} {'share':>6} "
+        f"{'+ attention':>11}"
+    )
     report: dict[str, Any] = {"settings": vars(arguments), "equal_answers": same, "new_tokens": tokens}
     for name in ways:
-        forwards = sum(count for (move, _), count in counts[name].items() if move == "forward")
-        rows = sum(rows * count for (move, rows), count in counts[name].items() if move == "forward")
-        middle, products = statistics.median(seconds[name]), product_seconds(model, counts[name])
+        ran = [(each[1] * each[2], count) for each, count in counts[name].items() if each[0] == "forward"]
+        forwards, rows = sum(count for _, count in ran), sum(rows * count for rows, count in ran)
+        middle = statistics.median(seconds[name])
+        linear, attention = (statistics.median(each) for each in zip(*products[name], strict=True))
         report[name] = {
             "forwards": forwards, "rows": rows, "seconds": middle, "tokens_per_second": tokens / middle,
-            "product_seconds": products, "product_share": products / middle,
+            "product_seconds": linear, "product_share": linear / middle,
+            "attention_product_seconds": attention, "all_products_share": (linear + attention) / middle,
         }  # fmt: skip
         print(
-            f"{name:>14} {forwards:9} {rows / forwards:7.0f} {middle:8.2f} {tokens / middle:9.1f} {products:11.2f} "
-            f"{products / middle:6.0%}"
+            f"{name:>14} {forwards:9} {rows / forwards:7.0f} {middle:8.2f} {tokens / middle:9.1f} {linear:11.2f} "
+            f"{linear / middle:6.0%} {(linear + attention) / middle:11.0%}"
         )
     print(json.dumps(report))
 

@@ -5,13 +5,15 @@
     python benchmarks/decode.py --random_weights 36x512          # layers x hidden size, nothing to load; or 7b
     python benchmarks/decode.py --model tiny --baseline          # beside a straightforward form, and beside Qwen2
     python benchmarks/decode.py --model tiny --every             # each experiment, each of its configurations
+    python benchmarks/decode.py --model tiny --graphs compiled   # layers compiled for this CPU
 
 Forward kinds are those of fast_dllm/decoding.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
 block), sub (a sub-block), commit (a block, one row read). GB/s: weights read once a forward; "weights" is the share of
 the time that this alone would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller
 forwards can be faster.
 --baseline: the same answers by benchmarks/straightforward.py, one prompt at a time, in turns with the engine's, tokens
-compared; and transformers' Qwen2 of the same shape (random weights), one token a forward, greedy. --where: the share of
+compared; and transformers' Qwen2 of the same shape (random weights), one token a forward, greedy. With --graphs
+compiled the engine with layers as written takes its turns too. --where: the share of
 a full and a sub forward's time that each kind of operation takes. --every: the answers of each configuration of each
 experiment (of --experiment alone where it is given), the forwards at full depth that they took, prefills and commits
 among them, and the milliseconds for each of these.
@@ -26,6 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ from fast_dllm.arguments import DTYPES
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.graphs import use_graphs
 from fast_dllm.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
 from fast_dllm.runner.matrix import matrix_of
 from fast_dllm.runner.matrix import parse_arguments as knobs_of
@@ -76,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", action="store_true", help="beside a straightforward form and transformers' Qwen2")
     parser.add_argument("--where", action="store_true", help="what kinds of operations the time goes to")
     parser.add_argument("--every", action="store_true", help="each configuration of each (or that) experiment")
+    parser.add_argument("--graphs", default="off", help="off (default), or compiled: the layers, on a CPU")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as every program, see fast_dllm/threads.py)")
@@ -216,12 +221,12 @@ def answer_settings(model: FastDLLMForCausalLM, arguments: argparse.Namespace, b
 def time_against_straightforward(
     model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int
 ) -> dict[str, Any]:
-    """Tokens/s of the engine and of the straightforward form, in turns, for the same prompts; how many are equal."""
+    """Tokens/s of the engine and of the straightforward form, in turns, for the same prompts; how many are equal. With
+    compiled layers also of the engine without them ("as written")."""
     settings = answer_settings(model, arguments, block)
     engine, plain = experiments.load("00_baseline"), Straightforward(model)
     settings.setdefault("refresh", "block")
     prompts = random_prompts(model, arguments)
-    seconds: dict[str, list[float]] = {"engine": [], "straightforward": []}
     # what both read back is waited for; on one thread the processor's time is blind to a busy machine
     clock = time.process_time if model.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     given: dict[str, list[list[int]]] = {}
@@ -232,16 +237,36 @@ def time_against_straightforward(
     def by_straightforward() -> list[list[int]]:
         return [plain.generate(prompt, **settings) for prompt in prompts]
 
+    def as_written() -> list[list[int]]:
+        with layers_as_written(model):
+            return by_engine()
+
+    ways = {"engine": by_engine, "straightforward": by_straightforward}
+    if model.model.compiled is not None:
+        ways["as written"] = as_written
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(arguments.runs + 1):  # the first does not count
-        for name, way in (("engine", by_engine), ("straightforward", by_straightforward)):
+        for name, way in ways.items():
             began = clock()
             given[name] = way()
             seconds[name] += [clock() - began] if run else []
     tokens = sum(map(len, given["engine"]))
     rates = {name: tokens / statistics.median(each) for name, each in seconds.items()}
-    ratio = statistics.median(a / b for a, b in zip(seconds["straightforward"], seconds["engine"], strict=True))
-    same = sum(a == b for a, b in zip(given["engine"], given["straightforward"], strict=True))
-    return {"tokens_per_second": rates, "ratio": ratio, "equal_answers": same, "answers": len(prompts)}
+    ratios, equal = {}, {}
+    for name in set(ways) - {"engine"}:
+        ratios[name] = statistics.median(a / b for a, b in zip(seconds[name], seconds["engine"], strict=True))
+        equal[name] = sum(a == b for a, b in zip(given["engine"], given[name], strict=True))
+    return {"tokens_per_second": rates, "ratios": ratios, "equal_answers": equal, "answers": len(prompts)}
+
+
+@contextmanager
+def layers_as_written(model: FastDLLMForCausalLM) -> Iterator[None]:
+    """Meanwhile the model's layers run as their modules are written, not compiled."""
+    compiled, model.model.compiled = model.model.compiled, None
+    try:
+        yield
+    finally:
+        model.model.compiled = compiled
 
 
 def time_qwen2(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> float:
@@ -365,6 +390,7 @@ def main() -> None:
             torch.set_num_threads(arguments.threads)
         else:
             fit_threads(model)
+        use_graphs(model, arguments.graphs)
         block = model.config.bd_size
         seconds = time_forwards(model, arguments, block)
         answers = time_answers(model, arguments, block, arguments.experiment, arguments.set)
@@ -404,10 +430,11 @@ def main() -> None:
         compared = report["baseline"] = time_against_straightforward(model, arguments, block)
         compared["qwen2_tokens_per_second"] = time_qwen2(model, arguments, block)
         rates = compared["tokens_per_second"]
-        print(
-            f"straightforward: {rates['straightforward']:.1f} tokens/s, the engine beside it {rates['engine']:.1f}: "
-            f"{compared['ratio']:.2f} times; {compared['equal_answers']} of {compared['answers']} answers equal"
-        )
+        for name, ratio in compared["ratios"].items():
+            print(
+                f"{name}: {rates[name]:.1f} tokens/s, the engine beside it {rates['engine']:.1f}: "
+                f"{ratio:.2f} times; {compared['equal_answers'][name]} of {compared['answers']} answers equal"
+            )
         print(f"transformers' Qwen2, one token a forward: {compared['qwen2_tokens_per_second']:.1f} tokens/s")
     if arguments.where:
         report["where"] = where_time_goes(model, arguments, block)

@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.decode import check_options, model_of
 from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.graphs import use_graphs
 from fast_dllm.model import FastDLLMForCausalLM
 from fast_dllm.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
 from fast_dllm.threads import fit_threads
@@ -46,6 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--continuation_tokens", type=int, default=1)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--graphs", default="off", help="off (default), or compiled: the shared form's layers, on a CPU"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     given = parser.parse_args()
@@ -111,6 +115,7 @@ def main() -> None:
     given = parse_arguments()
     model = model_of(given)
     fit_threads(model)
+    use_graphs(model, given.graphs)
     try:
         wanted, num_requests = load_of(given, model)
     except ValueError as error:

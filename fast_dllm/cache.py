@@ -78,8 +78,8 @@ class Attend:
         seen = []
         for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self.slots, new.flatten(0, 1))
-            held = buffer[:, : self.num_keys]
-            seen.append(held[: len(new)] if self.rows is None else held.index_select(0, self.rows))
+            held = buffer.narrow(1, 0, self.num_keys)
+            seen.append(held.narrow(0, 0, new.shape[0]) if self.rows is None else held.index_select(0, self.rows))
         return seen[0], seen[1]
 
 

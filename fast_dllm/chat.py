@@ -173,8 +173,9 @@ class Chatbot:
         self.arguments = arguments
         self.tokenizer = load_tokenizer(arguments.model_path)
         self.ids = special_ids(self.tokenizer)
-        self.model = use_graphs(load_model(arguments.model_path, arguments.device, arguments.dtype), arguments.graphs)
-        fit_threads(self.model)
+        model = load_model(arguments.model_path, arguments.device, arguments.dtype)
+        fit_threads(model)
+        self.model = use_graphs(model, arguments.graphs)
         self.block_size = arguments.bd_size or self.model.config.bd_size
         positions = self.model.config.max_position_embeddings
         self.max_length = positions // self.block_size * self.block_size

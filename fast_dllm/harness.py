@@ -77,8 +77,8 @@ class FastDLLM(ScoringLM):
         self.tokenizer = load_tokenizer(self.arguments.model_path)
         self.ids = special_ids(self.tokenizer)
         model = load_model(self.arguments.model_path, device, self.arguments.dtype)
+        self.num_threads = fit_threads(model)
         self.model = use_graphs(model, self.arguments.graphs)
-        self.num_threads = fit_threads(self.model)
         self.model_revision = results.model_revision(model_source(self.arguments.model_path))
         self._device = self.model.device
         self.block_size = self.arguments.bd_size or self.model.config.bd_size
@@ -358,7 +358,7 @@ class FastDLLM(ScoringLM):
             gpu, peak = torch.cuda.get_device_name(self.device), torch.cuda.max_memory_allocated(self.device)
         else:
             gpu, peak = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        graphs = self.arguments.graphs if self.model.graphs else "off"
+        graphs = self.arguments.graphs if self.model.graphs or self.model.model.compiled else "off"
         about = {"gpu": gpu, "graphs": graphs, "num_threads": self.num_threads, "peak_memory_bytes": peak}
         return {"device": str(self.device), **about}
 

@@ -30,6 +30,7 @@ from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
 from fast_dllm.cache import Attend, BlockInputs, BlockShape, Choice, KVCache, block_causal_mask, rope_tables
+from fast_dllm.compiled import CompiledLayers
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
 from fast_dllm.kernels import gate, rms_norm, rotate
@@ -165,15 +166,15 @@ class FastDLLMModel(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.compiled: CompiledLayers | None = None  # what runs the layers where fast_dllm.graphs says so
 
     def forward(self, input_ids: Tensor, attend: Attend) -> Tensor:
         """Token ids (B, T) -> final hidden states (B, T, C)."""
-        x = self.embed_tokens(input_ids)
-        for layer in self.layers:
-            x = layer(x, attend)
-        return self.norm(x)
+        return self.norm(self.run_layers(self.embed_tokens(input_ids), attend, range(len(self.layers))))
 
     def run_layers(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
+        if self.compiled is not None and self.compiled.takes(x, attend):
+            return self.compiled(x, attend, layers)
         for index in layers:
             x = self.layers[index](x, attend)
         return x

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from golden_models import golden_model
 
 from fast_dllm import experiments
 from fast_dllm.cache import Attend, block_causal_mask, rope_tables
+from fast_dllm.compiled import CompiledLayers
 from fast_dllm.drift import __main__ as command
 from fast_dllm.drift import recorder
 from fast_dllm.drift.recorder import Recorder
@@ -45,15 +47,17 @@ def recorded(model, batch: list[list[int]]) -> DriftSums:
 
 
 def test_forwards_are_not_replayed_while_they_are_recorded():
-    """No hook sees a replayed forward."""
+    """No hook sees a replayed forward, nor what compiled layers do."""
     model = golden_model("tiny36")
     expected = recorded(model, prompts(40))
     use_graphs(model, "padded")
     graphs = model.graphs
+    compiled = model.model.compiled = CompiledLayers(model.config, model.model.layers, Path("/none/is/compiled"))
     got = recorded(model, prompts(40))
     assert got.steps == expected.steps > 0
     assert not graphs.counts
     assert model.graphs is graphs
+    assert model.model.compiled is compiled
 
 
 class Watching(Attend):

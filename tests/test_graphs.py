@@ -318,7 +318,7 @@ def test_the_modes(model):
     expected = generate(model, prompts(70, 5), **COMMON)
     assert generate(use_graphs(model, "padded"), prompts(70, 5), **COMMON) == expected
     assert set(model.graphs.counts) == {"plain"}
-    with pytest.raises(UsageError, match="graphs must be one of auto, off, padded, not 'on'"):
+    with pytest.raises(UsageError, match="graphs must be one of auto, off, padded, compiled, not 'on'"):
         use_graphs(model, "on")
 
 

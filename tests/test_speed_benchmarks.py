@@ -43,8 +43,9 @@ def test_decode_beside_a_straightforward_form_and_a_peer(capsys, monkeypatch):
     words = ["--random_weights", "2x64", "--runs", "1", "--prompt_tokens", "40", "--new_tokens", "32"]
     text, found = run(capsys, monkeypatch, "decode", *words, "--baseline", "--where", "--threads", "1")
     baseline = found["baseline"]
-    assert baseline["equal_answers"] == baseline["answers"] == 1
-    assert baseline["ratio"] > 0
+    assert baseline["equal_answers"] == {"straightforward": 1}
+    assert baseline["answers"] == 1
+    assert baseline["ratios"]["straightforward"] > 0
     assert baseline["qwen2_tokens_per_second"] > 0
     for kind in ("full", "sub"):
         assert sum(found["where"][kind].values()) == pytest.approx(1)
@@ -78,8 +79,22 @@ def test_batches_compares_the_same_answers_and_counts_forwards(capsys, monkeypat
     assert found["equal_answers"] == 6
     for way in ("batch by batch", "continuous"):
         assert found[way]["forwards"] > 0
-        assert 0 < found[way]["product_share"] < 1
+        assert 0 < found[way]["product_share"] < found[way]["all_products_share"]
     assert "6 questions" in text
+
+
+@pytest.mark.slow
+def test_compiled_layers_stand_beside_those_as_written(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["--random_weights", "4x64", "--runs", "1", "--prompt_tokens", "40", "--new_tokens", "32"]
+    text, found = run(capsys, monkeypatch, "decode", *words, "--baseline", "--graphs", "compiled", "--threads", "1")
+    assert set(found["baseline"]["ratios"]) == {"straightforward", "as written"}
+    assert found["baseline"]["equal_answers"]["as written"] == 1
+    assert "as written: " in text
+    words = ["--questions", "3", "--batch_size", "2", "--runs", "1", "--graphs", "compiled"]
+    text, found = run(capsys, monkeypatch, "batches", *words)
+    assert found["equal_answers"] == 3
+    assert found["as written"]["forwards"] == found["continuous"]["forwards"]
 
 
 def test_what_is_counted_as_run_is_what_was_run():
@@ -87,9 +102,9 @@ def test_what_is_counted_as_run_is_what_was_run():
     with shapes_run(model) as counts:
         (answer,) = generate(model, [[5] * 64], mask_id=319, stop_token=2, max_new_tokens=32)
     forwards = {kind: count for kind, count in answer.forwards.items() if count}
-    assert counts["forward", 64] == forwards.pop("prefill") == 1
-    assert counts["forward", 32] == sum(forwards.values())
-    assert sum(count for (part, _), count in counts.items() if part == "head") == sum(answer.forwards.values())
+    assert counts["forward", 1, 64, 64] == forwards.pop("prefill") == 1
+    assert counts["forward", 1, 32, 96] == sum(forwards.values()), "rows of the block, keys of the prompt and the block"
+    assert sum(count for (part, *_), count in counts.items() if part == "head") == sum(answer.forwards.values())
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ class Recorder:
             for each in (sums.by_class, sums.by_distance, sums.ranges, sums.leaving)
         )
         self._handles: list[Any] = []
-        self._graphs: Any = None
+        self._faster: tuple[Any, Any] = (None, None)
         self._given: dict[str, list[Tensor]] = {"hidden": [], "attention": [], "mlp": []}
         self._past: deque[dict[str, Tensor]] = deque(maxlen=len(LAGS))  # the latest first
         self._tokens: list[int] = []
@@ -40,8 +40,9 @@ class Recorder:
         self._step = self._steps = 0
 
     def __enter__(self) -> Recorder:
-        self._graphs, self.model.graphs = self.model.graphs, None  # a forward that is replayed calls no hook
         network = self.model.model
+        self._faster = self.model.graphs, network.compiled
+        self.model.graphs = network.compiled = None  # they call no hook
         self._handles.append(network.register_forward_pre_hook(self._begin))
         for layer in network.layers:
             assert isinstance(layer, DecoderLayer), "ModuleList does not say what it holds"
@@ -57,7 +58,7 @@ class Recorder:
         """Take the hooks off; what was recorded is added to `sums`."""
         for handle in self._handles:
             handle.remove()
-        self.model.graphs = self._graphs
+        self.model.graphs, self.model.model.compiled = self._faster
         for mine, device in (
             (self.sums.by_class, self._by_class),
             (self.sums.by_distance, self._by_distance),

@@ -19,6 +19,7 @@ from fast_dllm.runner.tasks import read_tasks
 # Of fast_dllm/. Files that are not there count for nothing.
 DECODING_FILES = (
     "cache.py",
+    "compiled.py",
     "config.py",
     "decoding.py",
     "engine.py",

@@ -1,0 +1,278 @@
+"""Layers compiled for a CPU: the same values whatever the shapes, by the weights of now; and what they are not for.
+
+Libraries are compiled into a folder of the session, not the user's: ten seconds each, twenty for the first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from golden_models import golden_model
+from margins import assert_same_but_for_rounding
+from test_eval import load, model_args, run_eval
+from test_graphs import COMMON, cases, prompts
+from test_scoring import SCORE, few_shot_load, plainly
+
+from fast_dllm import experiments, transcripts
+from fast_dllm.cache import Attend, KVCache
+from fast_dllm.compiled import CompiledLayers, Variant
+from fast_dllm.config import FastDLLMConfig
+from fast_dllm.errors import UsageError
+from fast_dllm.graphs import use_graphs
+from fast_dllm.harness import FastDLLM
+from fast_dllm.model import FastDLLMForCausalLM
+
+NO_COMPILER = not any(map(shutil.which, ("g++", "clang++", os.environ.get("CXX", "g++"))))
+needs_compiler = pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler (g++ or clang++)")
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch):
+    """The library itself compares what it is given with what it was compiled for."""
+    monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled") / "layers"
+
+
+def with_compiled_layers(model: FastDLLMForCausalLM, folder: Path) -> FastDLLMForCausalLM:
+    model.requires_grad_(False)
+    model.model.compiled = CompiledLayers(model.config, model.model.layers, folder)
+    return model
+
+
+@pytest.fixture
+def model(folder):
+    return with_compiled_layers(golden_model("tiny36"), folder)
+
+
+def random_cache(model: FastDLLMForCausalLM, num_rows: int, length: int) -> KVCache:
+    """What lies beyond a sequence's end is there to be seen if it is read."""
+    cache = model.new_cache(num_rows, length, 32)
+    torch.manual_seed(0)
+    for buffer in (cache.keys, cache.values):
+        buffer.copy_(torch.randn(buffer.shape))
+    return cache
+
+
+@torch.inference_mode()
+def assert_same_layers(model: FastDLLMForCausalLM, attend: Attend, x: torch.Tensor) -> None:
+    """Hidden rows and the cache after all layers as written, and compiled, from the same cache."""
+    cache, network = attend.cache, model.model
+    before = cache.keys.clone(), cache.values.clone()
+    layers, results = range(len(network.layers)), []
+    assert network.compiled.takes(x, attend)
+    for run in (network.compiled, None):
+        cache.keys.copy_(before[0])
+        cache.values.copy_(before[1])
+        kept, network.compiled = network.compiled, run
+        hidden = network.run_layers(x, attend, layers)
+        network.compiled = kept
+        results.append((hidden, cache.keys.clone(), cache.values.clone()))
+    for got, expected in zip(*results, strict=True):
+        scale = expected.abs().max()
+        assert torch.allclose(got, expected, rtol=0, atol=1e-5 * float(scale)), float((got - expected).abs().max())
+    changed = (results[0][1] != before[0]).any(dim=(0, 3, 4))
+    assert int(changed.sum()) == x.shape[0] * x.shape[1], "it wrote its own rows and no other"
+
+
+def block_inputs(model, cache, rows, lengths, width, offset) -> tuple[Attend, torch.Tensor]:
+    cache.lengths[:] = [32] * cache.batch_size
+    for row, length in zip(rows, lengths, strict=True):
+        cache.lengths[row] = length
+    ids = [[random.Random(row).randrange(3, 300) for _ in range(width)] for row in rows]
+    inputs = model.pack_block(cache, rows, ids, [offset] * len(rows), [[0]] * len(rows))
+    return inputs.attend, model.model.embed_tokens(inputs.ids)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+@needs_compiler
+def test_a_compiled_layer_gives_what_it_gives_as_written(model):
+    """One sequence: any number of rows and keys, of a library that was compiled for others."""
+    for length, width, offset, num_positions in ((0, 32, 0, 64), (64, 8, 24, 96), (320, 2, 7, 352), (96, 17, 3, 2048)):
+        cache = random_cache(model, 1, num_positions)
+        assert_same_layers(model, *block_inputs(model, cache, [0], [length], width, offset))
+    assert len(model.model.compiled._libraries) == 1
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_so_it_does_for_any_sequences_of_the_cache(model):
+    """The first rows and others, at equal and at different positions, one and all of a cache."""
+    for rows, lengths in (
+        ([0, 1], [64, 64]),
+        ([0, 1, 2, 3, 4, 5], [96] * 6),
+        ([0, 1, 2], [32, 128, 64]),
+        ([5, 2], [64, 64]),
+        ([3, 0, 4, 1], [0, 256, 32, 96]),
+        ([4], [128]),
+        ([0], [128]),
+    ):
+        for width, offset in ((32, 0), (8, 16), (3, 1)):
+            assert_same_layers(model, *block_inputs(model, random_cache(model, 6, 320), rows, lengths, width, offset))
+    assert len(model.model.compiled._libraries) == 6
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
+def test_so_it_does_for_other_shapes_of_a_layer(heads, folder):
+    """No grouped heads, three to a group, and one key head; the mask of a prefill is by rows."""
+    config = FastDLLMConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=heads[0],
+        num_key_value_heads=heads[1], rms_norm_eps=1e-5, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = with_compiled_layers(FastDLLMForCausalLM(config).eval(), folder)
+    ids = [[random.Random(i).randrange(64) for _ in range(64 + 32 * i)] for i in range(2)]
+    found = []
+    with torch.inference_mode():
+        for run in (model.model.compiled, None):
+            model.model.compiled = run
+            cache = model.new_cache(2, 128, 32)
+            logits = model.prefill(cache, [0, 1], ids, read_last=True)
+            found.append((logits, cache.keys, cache.values))
+    for got, expected in zip(*found, strict=True):
+        assert torch.allclose(got, expected, rtol=0, atol=1e-5)
+    assert found[0][1].abs().sum() > 0
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(("name", "knobs"), cases())
+def test_every_experiment_answers_as_with_layers_as_written(name, knobs, folder):
+    """Prompts of many lengths, one at a time and in three rows; what differs is less than rounding can move."""
+    plain, model = golden_model("tiny36"), with_compiled_layers(golden_model("tiny36"), folder)
+    experiment, settings = experiments.load(name), COMMON | knobs
+    batch = prompts(5, 90, 33, 130)
+    expected = [experiment.generate(plain, [each], **settings)[0] for each in batch]
+    for num_rows in (1, 3):
+        got = experiment.generate(model, batch, num_rows=num_rows, **settings)
+        for prompt, one, other in zip(batch, expected, got, strict=True):
+            assert_same_but_for_rounding(plain, experiment, prompt, settings, one, other)
+    assert model.model.compiled._libraries
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("chain", [False, True], ids=["reference", "chain"])
+def test_scores_are_those_of_whole_forwards_as_written(chain, random_model, folder):
+    lm = FastDLLM(model_path=str(random_model), batch_size=5, device="cpu")
+    with_compiled_layers(lm.model, folder)
+    pairs = few_shot_load(subjects=2, questions=2)
+    got = lm._score([lm._masked_inputs(*pair, chain) for pair in pairs], disable_tqdm=True)
+    assert lm.model.model.compiled._libraries
+    for pair, (value, greedy), (alone, best) in zip(pairs, got, plainly(lm, pairs, chain), strict=True):
+        assert value == pytest.approx(alone, abs=(len(pair[1]) if chain else 1) * SCORE)
+        assert greedy == best
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_the_transcripts_are_those_of_layers_as_written(folder, monkeypatch):
+    made = transcripts.golden_model
+    monkeypatch.setattr(
+        transcripts, "golden_model", lambda *given, **named: with_compiled_layers(made(*given, **named), folder)
+    )
+    assert transcripts.replay(["00_baseline", "02_residual_reuse"]) == []
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_the_weights_are_those_of_now(model):
+    """Changed in place, given other data, and replaced."""
+    layer = model.model.layers[3]
+    cache = random_cache(model, 1, 96)
+    with torch.no_grad():
+        layer.mlp.up_proj.weight.mul_(2)
+    assert_same_layers(model, *block_inputs(model, cache, [0], [64], 8, 0))
+    layer.self_attn.k_proj.bias.data = torch.randn_like(layer.self_attn.k_proj.bias)
+    assert_same_layers(model, *block_inputs(model, cache, [0], [64], 8, 0))
+    layer.input_layernorm.weight = torch.nn.Parameter(layer.input_layernorm.weight * 3, requires_grad=False)
+    assert_same_layers(model, *block_inputs(model, cache, [0], [64], 8, 0))
+
+
+# -- what is run as written, and what is refused -----------------------------------------------------------------------
+def test_a_forward_that_no_library_is_for_runs_as_written(model, monkeypatch):
+    monkeypatch.setattr(CompiledLayers, "__call__", lambda *_: pytest.fail("it is for the layers as written"))
+    cache = model.new_cache(1, 64, 32)
+    with torch.inference_mode():
+        model.run_block(cache, [0], [[5]], [0], [[0]])  # one row
+        model(torch.tensor([[5, 6, 7]]))  # no cache
+    with torch.enable_grad():
+        model.run_block(cache, [0], [[5, 6]], [0], [[0]])
+    with torch.inference_mode(), pytest.raises(pytest.fail.Exception):
+        model.run_block(cache, [0], [[5, 6]], [0], [[0]])
+    model.bfloat16()
+    with torch.inference_mode():
+        model.run_block(model.new_cache(1, 64, 32), [0], [[5, 6]], [0], [[0]])
+
+
+def test_a_library_is_for_one_layer_one_torch_one_cpu_and_one_variant(model, monkeypatch):
+    kept = model.model.compiled
+    variant = Variant(False, False, None, False, False, 1)
+    others = [
+        variant._replace(**{name: value})
+        for name, value in {"several": True, "roomy": True, "apart": True, "picked": True, "num_threads": 2}.items()
+    ]
+    others += [variant._replace(mask=mask) for mask in itertools.product((False, True), repeat=2)]
+    names = [kept._name(each) for each in (variant, *others)]
+    names.append(CompiledLayers(golden_model("tiny28").config, golden_model("tiny28").model.layers)._name(variant))
+    model.config.rms_norm_eps = 1e-3
+    names.append(kept._name(variant))
+    for target, value in (("fast_dllm.compiled._cpu", lambda: ("another",)), ("torch.__version__", "0")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, value)
+            names.append(kept._name(variant))
+    assert len(set(names)) == len(names)
+
+
+def test_it_is_for_float32_on_a_cpu():
+    with pytest.raises(UsageError, match="graphs=compiled is for float32 on a CPU, not for bfloat16 on cpu; graphs="):
+        use_graphs(golden_model("tiny28").bfloat16(), "compiled")
+
+
+@needs_compiler
+def test_a_machine_that_cannot_compile_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    """Before anything is decoded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = golden_model("tiny28")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    with pytest.raises(
+        UsageError, match="the layers cannot be compiled here, which takes a C\\+\\+ compiler"
+    ) as raised:
+        use_graphs(model, "compiled")
+    assert "\n" not in str(raised.value)
+    assert model.model.compiled is None
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_eval_says_that_layers_are_compiled_and_keeps_them(random_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("AOTI_RUNTIME_CHECK_INPUTS")
+    given, found = {"experiment_name": "00_baseline", "reuse_k": 2, "layer_subset": "middle"}, []
+    for number, graphs in enumerate(("off", "compiled", "compiled")):
+        arguments = model_args(random_model, **given, graphs=graphs)
+        out = tmp_path / str(number)
+        done = run_eval("--tasks", "made_up_sums", "--model_args", arguments, "--output_path", f"{out}/")
+        assert done.returncode == 0, done.stderr
+        assert ("compiling the layers for this CPU" in done.stderr) is (number == 1), "once"
+        found.append(load(out)[1])
+    assert [summary["graphs"] for summary in found] == ["off", "compiled", "compiled"]
+    assert found[0]["accuracy"] == found[1]["accuracy"] == found[2]["accuracy"]
+    assert found[0]["throughput"]["forwards"] == found[1]["throughput"]["forwards"]
+    arguments = model_args(random_model, **given, graphs="compiled", dtype="bfloat16")
+    failed = run_eval("--tasks", "made_up_sums", "--model_args", arguments, "--output_path", f"{tmp_path / 'none'}/")
+    assert failed.returncode == 2
+    assert "graphs=compiled is for float32 on a CPU" in failed.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "none").exists()
