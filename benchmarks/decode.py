@@ -308,7 +308,8 @@ def where_time_goes(
     model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int
 ) -> dict[str, dict[str, float]]:
     """Shares of the self time of a step (a forward and what it predicts), by kind of operation; the rest is views,
-    indices and Python. The profiler itself slows small operations."""
+    indices and Python. The profiler itself slows small operations; it cannot look into compiled layers, so that these
+    are run as written."""
     from torch.profiler import ProfilerActivity, profile
 
     batch, sub = arguments.batch_size, arguments.small_block_size
@@ -324,9 +325,10 @@ def where_time_goes(
             logits = model.run_block(cache, list(range(batch)), ids, [0] * batch, [list(range(sub))] * batch)
             greedy_with_check(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
 
-        step()
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with profile(activities=activities) as profiled:
+        with layers_as_written(model):
+            step()
+        with layers_as_written(model), profile(activities=activities) as profiled:
             for _ in range(arguments.runs):
                 step()
         times: dict[str, float] = {name: 0.0 for name, _ in PARTS} | {"views, indices, other": 0.0}

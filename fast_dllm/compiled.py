@@ -127,7 +127,7 @@ class CompiledLayers:
         # where a layer's weights stand: what stands there is read at each call
         self._places = [[_place(layer, name) for name, _ in layer.named_parameters()] for layer in self._layers]
         self._libraries: dict[Variant, Any] = {}
-        self._lock = threading.Lock()
+        self._lock, self._running = threading.Lock(), threading.Lock()
 
     def takes(self, x: Tensor, attend: Attend) -> bool:
         return attend.cache is not None and x.shape[1] > 1 and x.dtype == torch.float32 and not torch.is_grad_enabled()
@@ -159,9 +159,10 @@ class CompiledLayers:
         x, *before = (each.contiguous() for each in (x, cos, sin, mask) if each is not None)
         at = slots // cache.max_length, slots % cache.max_length
         after = [each for each in (*at, rows, cache.cos[: attend.num_keys]) if each is not None]
-        for index in layers:
-            weights = [held[name] for held, name in self._places[index]]
-            x = library.boxed_run([x, *before, cache.keys[index], cache.values[index], *after, *weights])[0]
+        with self._running:  # a lock of the library's own comes to a standstill with the interpreter's
+            for index in layers:
+                weights = [held[name] for held, name in self._places[index]]
+                x = library.boxed_run([x, *before, cache.keys[index], cache.values[index], *after, *weights])[0]
         return x
 
     def prepare(self) -> None:
@@ -174,8 +175,11 @@ class CompiledLayers:
                 path = self._folder / f"{self._name(variant)}.pt2"
                 if not path.exists():
                     self._compile(variant, path)
-                # The loader itself: torch._inductor.aoti_load_package takes two seconds to import
-                self._libraries[variant] = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
+                try:
+                    self._libraries[variant] = _load(path)
+                except RuntimeError:  # a file that was cut short, or is no library
+                    self._compile(variant, path)
+                    self._libraries[variant] = _load(path)
         return self._libraries[variant]
 
     def _name(self, variant: Variant) -> str:
@@ -241,6 +245,12 @@ class CompiledLayers:
 def library_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Where libraries are kept: under XDG_CACHE_HOME, or ~/.cache."""
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast_dllm" / "layers"
+
+
+def _load(path: Path) -> Any:
+    """A library, for one thread at a time. Raises RuntimeError for a file that is none."""
+    # the loader itself: torch._inductor.aoti_load_package takes two seconds to import
+    return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
 
 
 def _place(layer: nn.Module, name: str) -> tuple[dict[str, Any], str]:

@@ -9,11 +9,12 @@ import itertools
 import os
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from golden_models import golden_model
+from golden_models import generate, golden_model
 from margins import assert_same_but_for_rounding
 from test_eval import load, model_args, run_eval
 from test_graphs import COMMON, cases, prompts
@@ -198,6 +199,40 @@ def test_the_weights_are_those_of_now(model):
     assert_same_layers(model, *block_inputs(model, cache, [0], [64], 8, 0))
     layer.input_layernorm.weight = torch.nn.Parameter(layer.input_layernorm.weight * 3, requires_grad=False)
     assert_same_layers(model, *block_inputs(model, cache, [0], [64], 8, 0))
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_two_threads_answer_beside_each_other(model):
+    settings = COMMON | {"refresh": "rows"}
+    batch = prompts(40, 70)
+    expected = [generate(golden_model("tiny36"), [each], **settings)[0].tokens for each in batch]
+    for _ in range(3):
+        got: dict[int, list[int]] = {}
+
+        def answer(place: int, got: dict[int, list[int]] = got) -> None:
+            got[place] = generate(model, [batch[place]], **settings)[0].tokens
+
+        threads = [threading.Thread(target=answer, args=(place,), daemon=True) for place in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive(), "each waits for the other"
+        assert [got[place] for place in range(2)] == expected
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_library_that_was_cut_short_is_compiled_anew(tmp_path):
+    model = with_compiled_layers(golden_model("tiny28"), tmp_path)
+    model.model.compiled.prepare()
+    (path,) = tmp_path.iterdir()
+    for text in (path.read_bytes()[:100_000], b""):
+        path.write_bytes(text)
+        with_compiled_layers(model, tmp_path).model.compiled.prepare()
+        assert path.stat().st_size > 100_000
+        assert_same_layers(model, *block_inputs(model, random_cache(model, 1, 96), [0], [64], 8, 0))
 
 
 # -- what is run as written, and what is refused -----------------------------------------------------------------------
