@@ -108,7 +108,8 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        model = use_graphs(load_model("tiny", arguments.device, arguments.dtype), arguments.graphs)
+        model = load_model("tiny", arguments.device, arguments.dtype)
+        use_graphs(model, arguments.graphs, several=arguments.batch_size > 1)
         experiment, ids = experiments.load(None), special_ids(load_tokenizer("tiny"))
         settings: dict[str, Any] = {"mask_id": ids.mask, "stop_token": ids.stop, "max_new_tokens": 256}
         settings |= {"threshold": arguments.threshold, "refresh": arguments.refresh}

@@ -392,7 +392,7 @@ def main() -> None:
             torch.set_num_threads(arguments.threads)
         else:
             fit_threads(model)
-        use_graphs(model, arguments.graphs)
+        use_graphs(model, arguments.graphs, several=arguments.batch_size > 1)
         block = model.config.bd_size
         seconds = time_forwards(model, arguments, block)
         answers = time_answers(model, arguments, block, arguments.experiment, arguments.set)

@@ -11,8 +11,7 @@ from typing import Any
 from fast_dllm import experiments
 from fast_dllm.batching import AUTO
 from fast_dllm.errors import UsageError
-from fast_dllm.graphs import MODES as GRAPH_MODES
-from fast_dllm.runner.defaults import DEFAULT_MODEL
+from fast_dllm.runner.defaults import DEFAULT_MODEL, GRAPH_MODES
 from fast_dllm.runner.matrix import canonical, defaults_of, effective_arguments, folder_name, matrix_of, parse_value
 from fast_dllm.runner.request import resolve_model
 

@@ -165,9 +165,20 @@ class CompiledLayers:
                 x = library.boxed_run([x, *before, cache.keys[index], cache.values[index], *after, *weights])[0]
         return x
 
-    def prepare(self) -> None:
-        """Have the library for the block rows of one sequence. Raises UsageError where it cannot be compiled."""
-        self._library(Variant(False, False, None, False, False, torch.get_num_threads()))
+    def prepare(self, several: bool = False) -> None:
+        """Have the libraries that decoding needs for one sequence at a time, or also for `several` side by side:
+        compiling is no part of an answer's time. Raises UsageError where one cannot be compiled."""
+        missing = [
+            each for each in decoding_variants(several) if not (self._folder / f"{self._name(each)}.pt2").exists()
+        ]
+        if missing:
+            logger.warning(
+                "compiling the layers for this CPU, once: %d libraries of some ten seconds each, kept in %s",
+                len(missing),
+                self._folder,
+            )
+        for variant in decoding_variants(several):
+            self._library(variant)
 
     def _library(self, variant: Variant) -> Any:
         with self._lock:
@@ -192,7 +203,7 @@ class CompiledLayers:
 
     def _compile(self, variant: Variant, path: Path) -> None:
         """Trace the layer, compile what was traced, and put it at `path` in one step. Raises UsageError."""
-        logger.warning("compiling the layers for this CPU, once: some ten seconds, kept in %s", path.parent)
+        logger.info("compiling the layers for %s into %s", variant, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder, warnings.catch_warnings():
@@ -240,6 +251,24 @@ class CompiledLayers:
         # a copy of each, since two inputs that are one tensor are traced as one
         inputs = tuple(None if tensor is None else tensor.clone() for tensor, _ in pairs)
         return (*inputs, weights), (*(sizes for _, sizes in pairs), {name: {} for name in weights})
+
+
+def decoding_variants(several: bool) -> list[Variant]:
+    """What forwards of decoding are, for the threads that are set: prefills, which stand at the same positions and have
+    a mask by rows from their second block on, and block rows, which have one where sequences are unlike."""
+    num_threads = torch.get_num_threads()
+    found = [Variant(False, False, mask, False, False, num_threads) for mask in (None, (False, True))]
+    if several:
+        kinds = [(each.several, each.mask, each.apart) for each in found]
+        kinds += [(True, None, False), (True, (False, True), False), (True, None, True), (True, (True, False), True)]
+        found += [
+            Variant(of_several, True, mask, apart, picked, num_threads)
+            for of_several, mask, apart in kinds
+            for picked in (False, True)
+        ]
+        # one that parts from others in mid-forward keeps what their mask says of it
+        found.append(Variant(False, True, (False, False), False, True, num_threads))
+    return found
 
 
 def library_folder(environment: Mapping[str, str] = os.environ) -> Path:

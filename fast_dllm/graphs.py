@@ -26,9 +26,9 @@ from fast_dllm.errors import UsageError
 from fast_dllm.kernels import compiled_on_cuda
 from fast_dllm.layer_reuse import LayerStore
 from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.runner.defaults import GRAPH_MODES
 from fast_dllm.sampling import greedy_with_check
 
-MODES = ("auto", "off", "padded", "compiled")
 PLAIN_RUNS = 2  # how often a part runs as written before it is recorded: libraries set themselves up meanwhile
 CAPACITY = 1024  # recorded parts that are kept, where the GPU's memory holds them
 PATIENCE = 8  # a recording goes for another one only when this many times as many calls as there are have passed it by
@@ -284,16 +284,16 @@ class BlockGraphs:
         return dict(self._arena.replays.counts) if self._arena else {}
 
 
-def use_graphs(model: FastDLLMForCausalLM, mode: str = "auto") -> FastDLLMForCausalLM:
+def use_graphs(model: FastDLLMForCausalLM, mode: str = "auto", *, several: bool = False) -> FastDLLMForCausalLM:
     """Let the engine replay this model's forwards. mode: `auto` where it is on a CUDA GPU; `off`; `padded`: the
     shapes of `auto` on any device, nothing recorded; or `compiled`: on a CPU, its layers as fast_dllm.compiled makes
-    them for the threads that are set. Hooks on its modules see no forward that is replayed, and none of compiled
-    layers.
+    them for the threads that are set, for `several` sequences side by side or for one. Hooks on its modules see no
+    forward that is replayed, and none of compiled layers.
 
     Raises UsageError for another mode, and where `compiled` cannot be had.
     """
-    if mode not in MODES:
-        raise UsageError(f"graphs must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode not in GRAPH_MODES:
+        raise UsageError(f"graphs must be one of {', '.join(GRAPH_MODES)}, not {mode!r}")
     model.graphs = model.model.compiled = None
     if mode == "compiled":
         if model.device.type != "cpu" or model.dtype != torch.float32:
@@ -302,7 +302,7 @@ def use_graphs(model: FastDLLMForCausalLM, mode: str = "auto") -> FastDLLMForCau
                 "graphs=auto is for every device"
             )
         compiled = CompiledLayers(model.config, model.model.layers)
-        compiled.prepare()
+        compiled.prepare(several)
         model.model.compiled = compiled
     elif mode == "padded":
         model.graphs = BlockGraphs(model, lambda: None)

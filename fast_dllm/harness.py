@@ -78,7 +78,7 @@ class FastDLLM(ScoringLM):
         self.ids = special_ids(self.tokenizer)
         model = load_model(self.arguments.model_path, device, self.arguments.dtype)
         self.num_threads = fit_threads(model)
-        self.model = use_graphs(model, self.arguments.graphs)
+        self.model = use_graphs(model, self.arguments.graphs, several=self.arguments.batch_size != 1)
         self.model_revision = results.model_revision(model_source(self.arguments.model_path))
         self._device = self.model.device
         self.block_size = self.arguments.bd_size or self.model.config.bd_size

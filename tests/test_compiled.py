@@ -22,7 +22,7 @@ from test_scoring import SCORE, few_shot_load, plainly
 
 from fast_dllm import experiments, transcripts
 from fast_dllm.cache import Attend, KVCache
-from fast_dllm.compiled import CompiledLayers, Variant
+from fast_dllm.compiled import CompiledLayers, Variant, decoding_variants
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
 from fast_dllm.graphs import use_graphs
@@ -159,7 +159,9 @@ def test_every_experiment_answers_as_with_layers_as_written(name, knobs, folder)
         got = experiment.generate(model, batch, num_rows=num_rows, **settings)
         for prompt, one, other in zip(batch, expected, got, strict=True):
             assert_same_but_for_rounding(plain, experiment, prompt, settings, one, other)
-    assert model.model.compiled._libraries
+    used = set(model.model.compiled._libraries)
+    assert used <= set(decoding_variants(several=True)), "each is compiled before the first answer"
+    assert used & set(decoding_variants(several=False))
 
 
 @pytest.mark.slow
@@ -226,11 +228,12 @@ def test_two_threads_answer_beside_each_other(model):
 @needs_compiler
 def test_a_library_that_was_cut_short_is_compiled_anew(tmp_path):
     model = with_compiled_layers(golden_model("tiny28"), tmp_path)
-    model.model.compiled.prepare()
+    (variant, _) = decoding_variants(several=False)
+    model.model.compiled._library(variant)
     (path,) = tmp_path.iterdir()
     for text in (path.read_bytes()[:100_000], b""):
         path.write_bytes(text)
-        with_compiled_layers(model, tmp_path).model.compiled.prepare()
+        with_compiled_layers(model, tmp_path).model.compiled._library(variant)
         assert path.stat().st_size > 100_000
         assert_same_layers(model, *block_inputs(model, random_cache(model, 1, 96), [0], [64], 8, 0))
 
@@ -249,6 +252,13 @@ def test_a_forward_that_no_library_is_for_runs_as_written(model, monkeypatch):
     model.bfloat16()
     with torch.inference_mode():
         model.run_block(model.new_cache(1, 64, 32), [0], [[5, 6]], [0], [[0]])
+
+
+def test_there_are_two_libraries_for_one_sequence_and_thirteen_more_for_several():
+    one, several = decoding_variants(False), decoding_variants(True)
+    assert one == several[:2]
+    assert len(set(several)) == len(several) == 15
+    assert {each.num_threads for each in several} == {torch.get_num_threads()}
 
 
 def test_a_library_is_for_one_layer_one_torch_one_cpu_and_one_variant(model, monkeypatch):
@@ -275,6 +285,7 @@ def test_it_is_for_float32_on_a_cpu():
         use_graphs(golden_model("tiny28").bfloat16(), "compiled")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_machine_that_cannot_compile_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     """Before anything is decoded."""

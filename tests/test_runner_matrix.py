@@ -214,9 +214,24 @@ def test_an_experiments_knobs_are_accepted_and_others_are_listed(project):
     assert "t0.50+tolerance=0.3 (pending)" in project.run(*words, "tolerance=0.30").stdout
     result = project.run(*words, "tolerence=0.3")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.endswith("reuse_k, layer_subset, refresh, tolerance\n")
+    assert result.stderr.endswith("reuse_k, layer_subset, refresh, tolerance, graphs\n")
     result = project.run("--status", "--model_args", "tolerance=0.3")
     assert (result.returncode, "tolerance" in result.stderr.split("valid ones: ")[1]) == (2, False)
+
+
+def test_how_forwards_run_is_given_and_names_no_folder(project):
+    """It changes no token: a complete result stays one."""
+    graphs = ["--model_args", "graphs=off"]
+    assert project.bash("sbatch/local.sh", "--limit", "5", *graphs, "--config", "k2_last").returncode == 0
+    assert "graphs=off" in command_of(project)["--model_args"].split(",")
+    assert list(project.statuses("--limit", "5", "k2_last").values()) == ["✓ model tiny"]
+    assert list(project.statuses("--limit", "5", *graphs, "k2_last")) == ["k2_last"]
+    assert project.bash("sbatch/local.sh", "--limit", "5", "--model_args", "graphs=off,seed=3").returncode == 0
+    assert "graphs=off" in command_of(project)["--model_args"].split(",")
+    assert list(project.statuses("--limit", "5", "--model_args", "seed=3", "plain")) == ["plain+seed=3"]
+    result = project.run("--status", "--model_args", "graphs=on")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "graphs must be one of auto, off, padded, compiled, not 'on'" in result.stderr
 
 
 @pytest.mark.parametrize("script", ["run.sh", "local.sh"])

@@ -28,5 +28,7 @@ DEFAULTS: Mapping[str, object] = MappingProxyType(
         "seed": 0,
     }
 )
+# How the model runs. Of what stays out of a folder's name, the one that the scripts' --model_args takes.
+GRAPH_MODES = ("auto", "off", "padded", "compiled")
 # Policy: an experiment whose Options declare knobs takes these two only where they are among them.
 REUSE_ARGUMENTS = ("reuse_k", "layer_subset")

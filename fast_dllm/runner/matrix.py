@@ -17,7 +17,8 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Mapping
+from types import MappingProxyType
+from typing import Iterable, Mapping, Sequence
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner.defaults import DEFAULTS, REUSE_ARGUMENTS
@@ -185,12 +186,24 @@ def parse_arguments(text: str) -> dict[str, object]:
     return found
 
 
-def check_arguments(arguments: Mapping[str, object], defaults: Mapping[str, object], where: str = "") -> dict:
-    """The arguments, each known and of its default's kind. Raises UsageError. Ranges are for the Options to check."""
+def check_arguments(
+    arguments: Mapping[str, object],
+    defaults: Mapping[str, object],
+    where: str = "",
+    choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict:
+    """The arguments, each known and of its default's kind, or one of its `choices`. Raises UsageError. Ranges are for
+    the Options to check."""
     checked = {}
     for name, value in arguments.items():
+        if name in choices:
+            if value not in choices[name]:
+                raise UsageError(f"{where}{name} must be one of {', '.join(choices[name])}, not {value!r}")
+            checked[name] = value
+            continue
         if name not in defaults:
-            raise UsageError(f"{where}unknown model argument {name!r}; valid ones: {', '.join(defaults)}")
+            valid = ", ".join([*defaults, *choices])
+            raise UsageError(f"{where}unknown model argument {name!r}; valid ones: {valid}")
         checked[name] = _of_kind(name, value, defaults[name], where)
     return checked
 

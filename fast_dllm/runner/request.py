@@ -10,7 +10,7 @@ from typing import Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import matrix as matrices
-from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
+from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL, GRAPH_MODES
 from fast_dllm.runner.matrix import GENERATION_FILE, NAME, NINE, Matrix, canonical
 from fast_dllm.runner.shares import parse_division
 from fast_dllm.runner.tasks import TASKS, Task, check_task, split_tasks, task_folder
@@ -123,7 +123,7 @@ def read_request(options: argparse.Namespace, root: Path, code_root: Path) -> Re
     if not names:
         names = list(matrix.names) if options.matrix else ["plain"]
     given = matrices.parse_arguments(options.model_args) if options.model_args is not None else {}
-    given = matrices.check_arguments(given, defaults)
+    given = matrices.check_arguments(given, defaults, choices={"graphs": GRAPH_MODES})
     if options.threshold is not None:
         if "threshold" in given:
             raise UsageError("--threshold and --model_args both give the threshold")
@@ -196,6 +196,7 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: int, confirm
     arguments: dict[str, object] = {"model_path": request.model_or_default}
     folder = f"results/{request.experiment}/{task_folder(first.task.name, request.limit)}/"
     common = {"show_speed": True, "experiment_name": request.experiment}
+    common.update((key, value) for key, value in request.given.items() if key == "graphs")
     if len(runs) == 1 and first.folder == first.name and (first.name == "plain" or first.name in NINE.configurations):
         own = matrices.arguments_of(request.matrix, first.name, request.defaults)
         arguments.update({"threshold": first.arguments["threshold"], **common})
