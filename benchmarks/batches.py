@@ -31,11 +31,11 @@ from fast_dllm.guard import one_line
 import torch
 from torch import nn
 
-from benchmarks.decode import check_options, layers_as_written
+from benchmarks.decode import check_options
 from benchmarks.questions import toy_prompts
 from fast_dllm import experiments
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.graphs import use_graphs
+from fast_dllm.graphs import as_written, use_graphs
 from fast_dllm.model import FastDLLMForCausalLM, load_model
 from fast_dllm.tokenizer import load_tokenizer, special_ids
 
@@ -93,11 +93,13 @@ def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int, 
         for linear in linears[move]:
             linear(given[linear.in_features])
         by_linears += times * (time.process_time() - began)
+        if not num_keys:  # the head
+            continue
         queries = torch.randn(sequences, heads, groups * rows, config.head_dim)
         keys = torch.randn(sequences, heads, num_keys, config.head_dim)
         weights = torch.randn(sequences, heads, groups * rows, num_keys)
         began = time.process_time()
-        for _ in range(config.num_hidden_layers if num_keys else 0):
+        for _ in range(config.num_hidden_layers):
             queries @ keys.mT
             weights @ keys
         by_attention += times * (time.process_time() - began)
@@ -122,13 +124,13 @@ def main() -> None:
         def continuous() -> list[Any]:
             return experiment.generate(model, prompts, num_rows=size, **settings)
 
-        def as_written() -> list[Any]:
-            with layers_as_written(model):
+        def by_written_layers() -> list[Any]:
+            with as_written(model):
                 return continuous()
 
         ways: dict[str, Callable[[], list[Any]]] = {"batch by batch": batch_by_batch, "continuous": continuous}
         if model.model.compiled is not None:
-            ways["as written"] = as_written
+            ways["as written"] = by_written_layers
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         counts: dict[str, Counter[tuple[str, int, int, int]]] = {}
         products: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -157,7 +159,9 @@ def main() -> None:
     )
     report: dict[str, Any] = {"settings": vars(arguments), "equal_answers": same, "new_tokens": tokens}
     for name in ways:
-        ran = [(each[1] * each[2], count) for each, count in counts[name].items() if each[0] == "forward"]
+        ran = [
+            (sequences * rows, count) for (part, sequences, rows, _), count in counts[name].items() if part == "forward"
+        ]
         forwards, rows = sum(count for _, count in ran), sum(rows * count for rows, count in ran)
         middle = statistics.median(seconds[name])
         linear, attention = (statistics.median(each) for each in zip(*products[name], strict=True))

@@ -28,7 +28,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ from fast_dllm.arguments import DTYPES
 from fast_dllm.config import FastDLLMConfig
 from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.graphs import use_graphs
+from fast_dllm.graphs import as_written, use_graphs
 from fast_dllm.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
 from fast_dllm.runner.matrix import matrix_of
 from fast_dllm.runner.matrix import parse_arguments as knobs_of
@@ -237,13 +236,13 @@ def time_against_straightforward(
     def by_straightforward() -> list[list[int]]:
         return [plain.generate(prompt, **settings) for prompt in prompts]
 
-    def as_written() -> list[list[int]]:
-        with layers_as_written(model):
+    def by_written_layers() -> list[list[int]]:
+        with as_written(model):
             return by_engine()
 
     ways = {"engine": by_engine, "straightforward": by_straightforward}
     if model.model.compiled is not None:
-        ways["as written"] = as_written
+        ways["as written"] = by_written_layers
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(arguments.runs + 1):  # the first does not count
         for name, way in ways.items():
@@ -257,16 +256,6 @@ def time_against_straightforward(
         ratios[name] = statistics.median(a / b for a, b in zip(seconds[name], seconds["engine"], strict=True))
         equal[name] = sum(a == b for a, b in zip(given["engine"], given[name], strict=True))
     return {"tokens_per_second": rates, "ratios": ratios, "equal_answers": equal, "answers": len(prompts)}
-
-
-@contextmanager
-def layers_as_written(model: FastDLLMForCausalLM) -> Iterator[None]:
-    """Meanwhile the model's layers run as their modules are written, not compiled."""
-    compiled, model.model.compiled = model.model.compiled, None
-    try:
-        yield
-    finally:
-        model.model.compiled = compiled
 
 
 def time_qwen2(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> float:
@@ -326,9 +315,9 @@ def where_time_goes(
             greedy_with_check(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
 
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with layers_as_written(model):
+        with as_written(model):
             step()
-        with layers_as_written(model), profile(activities=activities) as profiled:
+        with as_written(model), profile(activities=activities) as profiled:
             for _ in range(arguments.runs):
                 step()
         times: dict[str, float] = {name: 0.0 for name, _ in PARTS} | {"views, indices, other": 0.0}

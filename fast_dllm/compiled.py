@@ -9,6 +9,7 @@ Its values are those of the layer as written but for float32's rounding, as with
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -168,22 +169,21 @@ class CompiledLayers:
     def prepare(self, several: bool = False) -> None:
         """Have the libraries that decoding needs for one sequence at a time, or also for `several` side by side:
         compiling is no part of an answer's time. Raises UsageError where one cannot be compiled."""
-        missing = [
-            each for each in decoding_variants(several) if not (self._folder / f"{self._name(each)}.pt2").exists()
-        ]
+        wanted = decoding_variants(several)
+        missing = sum(not self._path(variant).exists() for variant in wanted)
         if missing:
             logger.warning(
                 "compiling the layers for this CPU, once: %d libraries of some ten seconds each, kept in %s",
-                len(missing),
+                missing,
                 self._folder,
             )
-        for variant in decoding_variants(several):
+        for variant in wanted:
             self._library(variant)
 
     def _library(self, variant: Variant) -> Any:
         with self._lock:
             if variant not in self._libraries:
-                path = self._folder / f"{self._name(variant)}.pt2"
+                path = self._path(variant)
                 if not path.exists():
                     self._compile(variant, path)
                 try:
@@ -193,13 +193,14 @@ class CompiledLayers:
                     self._libraries[variant] = _load(path)
         return self._libraries[variant]
 
+    def _path(self, variant: Variant) -> Path:
+        return self._folder / f"{self._name(variant)}.pt2"
+
     def _name(self, variant: Variant) -> str:
         """A hash of all that a library depends on: this file, the layer's shape, torch, the CPU and the variant."""
         shapes = [(name, tuple(parameter.shape)) for name, parameter in self._layers[0].named_parameters()]
         about = (shapes, self._config.num_attention_heads, self._config.rms_norm_eps, torch.__version__, _cpu())
-        digest = hashlib.sha256(repr((*about, *variant)).encode())
-        digest.update(Path(__file__).read_bytes())
-        return digest.hexdigest()[:32]
+        return hashlib.sha256(repr((_this_file(), *about, *variant)).encode()).hexdigest()[:32]
 
     def _compile(self, variant: Variant, path: Path) -> None:
         """Trace the layer, compile what was traced, and put it at `path` in one step. Raises UsageError."""
@@ -271,9 +272,9 @@ def decoding_variants(several: bool) -> list[Variant]:
     return found
 
 
-def library_folder(environment: Mapping[str, str] = os.environ) -> Path:
+def library_folder() -> Path:
     """Where libraries are kept: under XDG_CACHE_HOME, or ~/.cache."""
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast_dllm" / "layers"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast_dllm" / "layers"
 
 
 def _load(path: Path) -> Any:
@@ -288,6 +289,12 @@ def _place(layer: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     return layer.get_submodule(module)._parameters, last
 
 
+@functools.cache
+def _this_file() -> str:
+    return Path(__file__).read_text()
+
+
+@functools.cache
 def _cpu() -> tuple[str, ...]:
     """What machine code for this CPU may use."""
     flags = ""

@@ -12,9 +12,10 @@ two forwards of one shape. `padded` runs the same parts without recording them: 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -309,6 +310,18 @@ def use_graphs(model: FastDLLMForCausalLM, mode: str = "auto", *, several: bool 
     elif mode == "auto" and model.device.type == "cuda":
         model.graphs = BlockGraphs(model, CudaRecorder)
     return model
+
+
+@contextlib.contextmanager
+def as_written(model: FastDLLMForCausalLM) -> Iterator[None]:
+    """Meanwhile the model's forwards run module by module, as hooks and the profiler see them."""
+    network = model.model
+    before = model.graphs, network.compiled
+    model.graphs = network.compiled = None
+    try:
+        yield
+    finally:
+        model.graphs, network.compiled = before
 
 
 def bucket(num_keys: int) -> int:

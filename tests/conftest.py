@@ -20,6 +20,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 # Files of minutes. They begin first (with xdist's --no-loadscope-reorder), else one of them runs alone at the end.
 LONG = ("jobs", "runner_shards", "page_views", "page", "eval", "engine", "graphs", "kills", "new_experiment", "shards")
 LONG += ("experiments_contract", "decoding", "tiny_model", "baseline", "transcripts", "golden", "runner", "doctor")
+LONG += ("compiled",)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m picks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fast_dllm.cache import Attend
 from fast_dllm.drift.sums import CLASSES, DISTANCES, LAGS, QUANTITIES, DriftSums
+from fast_dllm.graphs import as_written
 from fast_dllm.model import DecoderLayer, FastDLLMForCausalLM
 
 
@@ -32,7 +34,7 @@ class Recorder:
             for each in (sums.by_class, sums.by_distance, sums.ranges, sums.leaving)
         )
         self._handles: list[Any] = []
-        self._faster: tuple[Any, Any] = (None, None)
+        self._exits = ExitStack()
         self._given: dict[str, list[Tensor]] = {"hidden": [], "attention": [], "mlp": []}
         self._past: deque[dict[str, Tensor]] = deque(maxlen=len(LAGS))  # the latest first
         self._tokens: list[int] = []
@@ -40,9 +42,8 @@ class Recorder:
         self._step = self._steps = 0
 
     def __enter__(self) -> Recorder:
+        self._exits.enter_context(as_written(self.model))  # a forward that is replayed or compiled calls no hook
         network = self.model.model
-        self._faster = self.model.graphs, network.compiled
-        self.model.graphs = network.compiled = None  # they call no hook
         self._handles.append(network.register_forward_pre_hook(self._begin))
         for layer in network.layers:
             assert isinstance(layer, DecoderLayer), "ModuleList does not say what it holds"
@@ -58,7 +59,7 @@ class Recorder:
         """Take the hooks off; what was recorded is added to `sums`."""
         for handle in self._handles:
             handle.remove()
-        self.model.graphs, self.model.model.compiled = self._faster
+        self._exits.close()
         for mine, device in (
             (self.sums.by_class, self._by_class),
             (self.sums.by_distance, self._by_distance),

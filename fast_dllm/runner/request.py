@@ -196,7 +196,8 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: int, confirm
     arguments: dict[str, object] = {"model_path": request.model_or_default}
     folder = f"results/{request.experiment}/{task_folder(first.task.name, request.limit)}/"
     common = {"show_speed": True, "experiment_name": request.experiment}
-    common.update((key, value) for key, value in request.given.items() if key == "graphs")
+    if "graphs" in request.given:
+        common["graphs"] = request.given["graphs"]
     if len(runs) == 1 and first.folder == first.name and (first.name == "plain" or first.name in NINE.configurations):
         own = matrices.arguments_of(request.matrix, first.name, request.defaults)
         arguments.update({"threshold": first.arguments["threshold"], **common})
