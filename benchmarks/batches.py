@@ -2,12 +2,14 @@
 
     python -m benchmarks.batches                        # 256 questions of toy_math, the embedded model, 32 rows
     python -m benchmarks.batches --refresh block --questions 1200
+    python -m benchmarks.batches --graphs compiled --commit 23a3dff      # and that commit's engine, batch after batch
 
-Both answer the same questions in one process, in turns; how many answers are equal is told. forwards: of the model,
-whatever number of rows shares them, which is what a GPU pays for; rows: in a forward, on average. seconds: of the
-processor, which is what a busy machine can compare. products: what the linear layers of these forwards take by
-themselves, at the same shapes and with each layer's own weights; "share" is that over the whole; "+ attention" adds the
-two products of each attention, queries by keys and what comes of it by values, at their shapes.
+Each way answers the same questions, in turns; another commit does it in a process of its own. How many answers are
+equal is told. forwards: of the model, whatever number of rows shares them, which is what a GPU pays for; rows: in a
+forward, on average. seconds: of the processor, which is what a busy machine can compare. products: what the linear
+layers of these forwards take by themselves, at the same shapes and with each layer's own weights; "share" is that over
+the whole; "+ attention" adds the two products of each attention, queries by keys and what comes of it by values, at
+their shapes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,16 @@ from fast_dllm.guard import one_line
 import torch
 from torch import nn
 
+from benchmarks.commits import answering
 from benchmarks.decode import check_options
 from benchmarks.questions import toy_prompts
 from fast_dllm import experiments
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.graphs import as_written, use_graphs
-from fast_dllm.model import FastDLLMForCausalLM, load_model
+from fast_dllm.model import FastDLLMForCausalLM, load_model, model_source
 from fast_dllm.tokenizer import load_tokenizer, special_ids
+
+OTHER = "other commit"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--graphs", default="auto", help="as of the model; compiled: beside layers as written, too")
+    parser.add_argument("--commit", help="a commit of this project, to answer them too, batch by batch")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     arguments = parser.parse_args()
@@ -109,71 +115,86 @@ def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int, 
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    try:
-        model = load_model("tiny", arguments.device, arguments.dtype)
-        use_graphs(model, arguments.graphs, several=arguments.batch_size > 1)
-        experiment, ids = experiments.load(None), special_ids(load_tokenizer("tiny"))
-        settings: dict[str, Any] = {"mask_id": ids.mask, "stop_token": ids.stop, "max_new_tokens": 256}
-        settings |= {"threshold": arguments.threshold, "refresh": arguments.refresh}
-        prompts, size = toy_prompts(arguments.questions), arguments.batch_size
+    with ExitStack() as stack:
+        try:
+            model = load_model("tiny", arguments.device, arguments.dtype)
+            use_graphs(model, arguments.graphs, several=arguments.batch_size > 1)
+            experiment, ids = experiments.load(None), special_ids(load_tokenizer("tiny"))
+            settings: dict[str, Any] = {"mask_id": ids.mask, "stop_token": ids.stop, "max_new_tokens": 256}
+            settings |= {"threshold": arguments.threshold, "refresh": arguments.refresh}
+            prompts, size = toy_prompts(arguments.questions), arguments.batch_size
 
-        def batch_by_batch() -> list[Any]:
-            batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-            return [each for batch in batches for each in experiment.generate(model, batch, **settings)]
-
-        def continuous() -> list[Any]:
-            return experiment.generate(model, prompts, num_rows=size, **settings)
-
-        def by_written_layers() -> list[Any]:
-            with as_written(model):
-                return continuous()
-
-        ways: dict[str, Callable[[], list[Any]]] = {"batch by batch": batch_by_batch, "continuous": continuous}
-        if model.model.compiled is not None:
-            ways["as written"] = by_written_layers
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        counts: dict[str, Counter[tuple[str, int, int, int]]] = {}
-        products: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        given: dict[str, list[Any]] = {}
-        for run in range(arguments.runs + 1):
-            for name, way in ways.items():
+            def timed(generate: Callable[[], list[Any]]) -> tuple[float, list[list[int]]]:
                 began = time.process_time()
-                if run == 0:  # which also warms up
-                    with shapes_run(model) as counts[name]:
-                        given[name] = way()
-                else:
-                    way()
-                    seconds[name].append(time.process_time() - began)
-                    products[name].append(product_seconds(model, counts[name]))  # in turns: a machine's speed changes
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    same = sum(
-        all(each.tokens == answers[0].tokens for each in answers) for answers in zip(*given.values(), strict=True)
-    )
-    tokens = sum(len(answer.tokens) for answer in given["continuous"])
-    where = f"{model.device}, {arguments.threads} threads, {size} rows, refresh={arguments.refresh}"
-    print(f"{len(prompts)} questions, {tokens} tokens, on {where}; equal answers: {same}")
+                answers = generate()
+                return time.process_time() - began, [each.tokens for each in answers]
+
+            def batch_by_batch() -> list[Any]:
+                batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+                return [each for batch in batches for each in experiment.generate(model, batch, **settings)]
+
+            def continuous() -> list[Any]:
+                return experiment.generate(model, prompts, num_rows=size, **settings)
+
+            def by_written_layers() -> list[Any]:
+                with as_written(model):
+                    return continuous()
+
+            ways: dict[str, Callable[[], tuple[float, list[list[int]]]]] = {
+                "batch by batch": lambda: timed(batch_by_batch),
+                "continuous": lambda: timed(continuous),
+            }
+            if model.model.compiled is not None:
+                ways["as written"] = lambda: timed(by_written_layers)
+            if arguments.commit:
+                where = str(model.device), str(model.dtype).removeprefix("torch.")
+                given = (model_source("tiny"), prompts, size, settings, arguments.threads, *where)
+                ways[OTHER] = stack.enter_context(answering(arguments.commit, *given)).answer
+            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            counts: dict[str, Counter[tuple[str, int, int, int]]] = {}
+            products: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+            given_by: dict[str, list[list[int]]] = {}
+            for run in range(arguments.runs + 1):
+                for name, way in ways.items():
+                    if run == 0:  # which also warms up
+                        with shapes_run(model) as counts[name]:
+                            _, given_by[name] = way()
+                    else:
+                        seconds[name].append(way()[0])
+                        products[name].append(product_seconds(model, counts[name]))  # a machine's speed changes
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    same = sum(all(each == answers[0] for each in answers) for answers in zip(*given_by.values(), strict=True))
+    tokens = sum(map(len, given_by["continuous"]))
+    at = f"{model.device}, {arguments.threads} threads, {size} rows, refresh={arguments.refresh}"
+    print(f"{len(prompts)} questions, {tokens} tokens, on {at}; equal answers: {same}")
     print(
         f"{'':>14} {'forwards':>9} {'rows':>7} {'seconds':>8} {'tokens/s':>9} {'products s':>11} {'share':>6} "
         f"{'+ attention':>11}"
     )
     report: dict[str, Any] = {"settings": vars(arguments), "equal_answers": same, "new_tokens": tokens}
     for name in ways:
+        middle = statistics.median(seconds[name])
+        report[name] = {"seconds": middle, "tokens_per_second": tokens / middle}
+        if name == OTHER:  # its process counts nothing
+            print(f"{arguments.commit[:14]:>14} {'':17} {middle:8.2f} {tokens / middle:9.1f}")
+            continue
         ran = [
             (sequences * rows, count) for (part, sequences, rows, _), count in counts[name].items() if part == "forward"
         ]
         forwards, rows = sum(count for _, count in ran), sum(rows * count for rows, count in ran)
-        middle = statistics.median(seconds[name])
         linear, attention = (statistics.median(each) for each in zip(*products[name], strict=True))
-        report[name] = {
-            "forwards": forwards, "rows": rows, "seconds": middle, "tokens_per_second": tokens / middle,
-            "product_seconds": linear, "product_share": linear / middle,
+        report[name] |= {
+            "forwards": forwards, "rows": rows, "product_seconds": linear, "product_share": linear / middle,
             "attention_product_seconds": attention, "all_products_share": (linear + attention) / middle,
         }  # fmt: skip
         print(
             f"{name:>14} {forwards:9} {rows / forwards:7.0f} {middle:8.2f} {tokens / middle:9.1f} {linear:11.2f} "
             f"{linear / middle:6.0%} {(linear + attention) / middle:11.0%}"
         )
+    for name in ways.keys() - {"continuous"}:
+        seconds_of_it = report[name]["seconds"]
+        report[name]["continuous_is_times"] = seconds_of_it / report["continuous"]["seconds"]
     print(json.dumps(report))
 
 

@@ -24,10 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.commits import ROOT, extract
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.guard import one_line
 
-ROOT = Path(__file__).resolve().parent.parent
 QUESTION = ["--model", "fast_dllm_v2", "--tasks", "toy_math", "--apply_chat_template", "--limit", "5"]
 QUESTION += ["--model_args", "model_path=tiny"]
 FIRST = b"generating:"  # the progress bar's name, which it shows before the first batch
@@ -47,14 +47,6 @@ def parse_arguments() -> argparse.Namespace:
     if given.runs < 1:
         raise UsageError(f"--runs must be at least 1, not {given.runs}")
     return given
-
-
-def extract(commit: str, folder: Path) -> None:
-    """The files of a commit. Raises UsageError where there is no such commit."""
-    made = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True)
-    if made.returncode:
-        raise UsageError(f"--commit: {made.stderr.decode().strip()}")
-    subprocess.run(["tar", "-x", "-C", str(folder)], input=made.stdout, check=True)
 
 
 def measure(words: list[str], until: bytes | None, folder: Path) -> tuple[float, float]:

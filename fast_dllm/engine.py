@@ -36,6 +36,9 @@ DecodeOne = Callable[[Answer, Options], Policy]
 # A forward of its own costs reading every weight, or on a CPU some hundreds of small operations: as much as some rows.
 PADDED_TOKENS = 64  # of one sequence, that a shared prefill may run for nothing
 JOINING_BLOCKS = 4  # of a prefill that runs beside other sequences' blocks instead of in a forward of its own
+# A CPU pays by the row once a forward has that many; then the keys that a shorter sequence reads for nothing, and the
+# mask that hides them, cost more than a forward for each length.
+ROWS_OF_ONE_LENGTH = 256
 Store = tuple[range, str, int]  # the layers of a LayerStore, what of them it holds, and its order
 
 
@@ -241,7 +244,23 @@ class Engine:
                 groups.setdefault(whole_blocks, []).append(sequence)
             else:
                 apart.append(sequence)
-        return [*groups.values(), *_of_like_length(apart)]
+        parts = [part for group in groups.values() for part in self._parts(group)]
+        return [*parts, *_of_like_length(apart)]
+
+    def _parts(self, group: list[_Sequence]) -> list[list[_Sequence]]:
+        """A group as it runs: on a CPU those of one length by themselves, as far as that leaves whole forwards."""
+        lengths, width = self._cache.lengths, len(group[0].running().token_ids)
+        pays_by_row = self.model.device.type == "cpu" and self._arena is None  # an arena's forwards are a GPU's
+        if not pays_by_row or len(group) * width <= ROWS_OF_ONE_LENGTH:
+            return [group]
+        parts: list[list[_Sequence]] = []
+        for sequence in sorted(group, key=lambda each: lengths[each.slot]):
+            last = parts[-1] if parts else []
+            is_enough = len(last) * width >= ROWS_OF_ONE_LENGTH
+            if not last or (is_enough and lengths[last[-1].slot] != lengths[sequence.slot]):
+                parts.append([])
+            parts[-1].append(sequence)
+        return [sorted(part, key=lambda each: each.slot) for part in parts]
 
     @torch.inference_mode()
     def _forward(self, group: list[_Sequence]) -> list[Prediction | None]:

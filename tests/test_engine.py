@@ -17,6 +17,7 @@ from transfers import FakeDevice
 from fast_dllm import experiments
 from fast_dllm.engine import Engine
 from fast_dllm.errors import NonFiniteError
+from fast_dllm.graphs import use_graphs
 from fast_dllm.runner.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 32, "threshold": 0.5}
@@ -135,6 +136,40 @@ def test_prompts_of_like_length_are_prefilled_together(tiny36, monkeypatch):
     assert generate(tiny36, prompts, **COMMON) == alone
     found = [([lengths[row] for row in rows], named["read_last"]) for rows, (ids,), named in calls]
     assert found == [([128, 96, 127, 64, 70], True), ([40, 41, 63], False)]
+
+
+@pytest.mark.parametrize(
+    ("graphs", "wanted"),
+    [
+        # eight of one length are 256 rows; the three of 100 are too few to run by themselves, so the next length joins
+        ("auto", [(32,) * 8, (64,) * 9, (96,) * 3 + (128,)]),
+        ("padded", [(32,) * 8 + (64,) * 9 + (96,) * 3 + (128,)]),  # as on a GPU: one forward
+    ],
+)
+def test_on_a_cpu_large_forwards_are_of_one_length(tiny36, monkeypatch, graphs, wanted):
+    lengths = [40] * 8 + [70] * 9 + [100] * 3 + [150]
+    random.Random(3).shuffle(lengths)
+    prompts = [prompt(length) for length in lengths]
+    alone = {length: generate(tiny36, [prompt(length)], **COMMON)[0] for length in set(lengths)}
+    ran: list[tuple[int, ...]] = []
+    network = tiny36.pack_numbers
+
+    def packed(cache, rows, ids, *rest):
+        assert list(rows) == sorted(rows), "first rows stay first, so that none is copied"
+        if len(ids[0]) == cache.block_size:
+            ran.append(tuple(sorted(cache.lengths[row] for row in rows)))
+        return network(cache, rows, ids, *rest)
+
+    monkeypatch.setattr(tiny36, "pack_numbers", packed)
+    use_graphs(tiny36, graphs)
+    try:
+        together = generate(tiny36, prompts, **COMMON)
+    finally:
+        use_graphs(tiny36)
+    for length, each, got in zip(lengths, prompts, together, strict=True):
+        assert_same_but_for_rounding(tiny36, experiments.load(None), each, COMMON, alone[length], got)
+    assert ran[: len(wanted)] == wanted
+    assert max(map(len, ran)) == max(map(len, wanted))
 
 
 def forwards_run(monkeypatch, model) -> list[str]:

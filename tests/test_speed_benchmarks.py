@@ -10,10 +10,12 @@ import pytest
 import torch
 from golden_models import ROOT, generate, golden_json, golden_model
 
+from benchmarks import commits
 from benchmarks.batches import shapes_run
 from benchmarks.decode import PARTS
 from benchmarks.straightforward import Straightforward
 from fast_dllm import experiments
+from fast_dllm.errors import UsageError
 from fast_dllm.runner.matrix import matrix_of
 
 
@@ -82,6 +84,29 @@ def test_batches_compares_the_same_answers_and_counts_forwards(capsys, monkeypat
         assert 0 < found[way]["product_share"] < 1
         assert found[way]["product_share"] < found[way]["all_products_share"]
     assert "6 questions" in text
+
+
+def test_batches_has_another_commit_answer_too(capsys, monkeypatch):
+    """The commit that is checked out, so that any clone has it; and what is said of one that there is not."""
+    words = ["--questions", "3", "--batch_size", "2", "--runs", "1", "--commit"]
+    text, found = run(capsys, monkeypatch, "batches", *words, "HEAD")
+    assert found["equal_answers"] == 3
+    assert found["other commit"]["seconds"] > 0
+    ratio = found["other commit"]["seconds"] / found["continuous"]["seconds"]
+    assert found["other commit"]["continuous_is_times"] == pytest.approx(ratio)
+    assert "HEAD" in text
+    with pytest.raises(UsageError, match=r"^--commit: .*no-such-commit"):
+        run(capsys, monkeypatch, "batches", *words, "no-such-commit")
+
+
+def test_a_commit_whose_files_do_not_run_is_told(monkeypatch):
+    other = "raise ImportError('of another time')"
+    monkeypatch.setattr(commits, "extract", lambda commit, folder: (folder / "fast_dllm.py").write_text(other))
+    with (
+        pytest.raises(UsageError, match=r"^--commit: its files do not run this: ImportError: of another time$"),
+        commits.answering("HEAD", "tiny", [[5]], 1, {}, 1),
+    ):
+        pass
 
 
 @pytest.mark.slow

@@ -229,7 +229,7 @@ PROVENANCE = (
     ("dtype", "dtype"),
     ("device", "device"),
     ("GPU", "gpu"),
-    ("CUDA graphs", "graphs"),
+    ("graphs", "graphs"),
     ("host", "host"),
     ("commit", "commit"),
     ("uncommitted changes", "dirty"),
