@@ -24,8 +24,7 @@ from fast_dllm.decoding import STEP_KINDS  # noqa: E402 (the project is not inst
 from fast_dllm.errors import UsageError  # noqa: E402
 from fast_dllm.guard import one_line  # noqa: E402
 from fast_dllm.report.aup import pareto  # noqa: E402
-from fast_dllm.report.build import is_plain  # noqa: E402
-from fast_dllm.report.compare import Contrast, accuracy_of, contrast, corrected, distinct  # noqa: E402
+from fast_dllm.report.compare import Contrast, accuracy_of, contrast, corrected, distinct, is_plain  # noqa: E402
 from fast_dllm.report.folders import experiments_with_results, read_tables  # noqa: E402
 from fast_dllm.report.pictures import png, style_of  # noqa: E402
 from fast_dllm.report.summaries import Run  # noqa: E402

@@ -340,6 +340,103 @@ def test_the_same_forwards_in_another_experiment_in_half_as_long_again(project):
     assert "plain took up to 1.6 times as long as the very same forwards in 00_baseline/k1_first" in alarm.text
 
 
+PLAIN = {"configurations": {"plain": {}, "idea": {}}, "compare_with": "plain"}
+ONE_WRONG = answers(300, range(10), tag="!")  # as wrong as the others, in other words
+
+
+def plain_alarms(project) -> list[tuple[str, tuple[str, ...]]]:
+    return [(alarm.table, alarm.configs) for alarm in found(project, level=None) if alarm.kind == "plain_differs"]
+
+
+def test_plain_decoding_that_differs_between_two_experiments(project):
+    project.nine()
+    project.experiment("01_other", matrix=PLAIN)
+    project.run("plain", answers(300, range(10)), experiment="01_other")
+    assert kinds(project) == {"missing"}
+    project.run("plain", [("It is 0!", 1), *answers(300, range(10))[1:]], experiment="01_other")
+    assert plain_alarms(project) == [("01_other", ("plain",))], "the other one is the control"
+    alarm = the(found(project), "plain_differs")
+    assert alarm.spoils == "accuracy"
+    assert "plain and 00_baseline/k1_first are plain decoding with the same settings, but 1 answers" in alarm.text
+    # a knob of its own that is set otherwise is no plain decoding
+    project.run("idea", ONE_WRONG, experiment="01_other", arguments={"knob": 1})
+    assert plain_alarms(project) == [("01_other", ("plain",))]
+
+
+def test_of_two_the_one_that_is_no_control_is_told(project):
+    for name, given in (("01_other", ONE_WRONG), ("04_sweep", answers(300, range(10)))):
+        project.experiment(name, matrix=PLAIN)
+        project.run("plain", given, experiment=name)
+    assert plain_alarms(project) == [("01_other", ("plain",))]
+
+
+def test_what_plain_decoding_answered_is_on_record_or_is_not_judged(project):
+    for name, given in (("01_other", ONE_WRONG), ("02_another", answers(300, range(10)))):
+        project.experiment(name, matrix=PLAIN)
+        project.run("plain", given, experiment=name, with_questions=False)
+    assert plain_alarms(project) == []
+
+
+def test_columns_of_one_table_are_no_two_experiments(project):
+    project.nine()
+    project.run("k1_middle", ONE_WRONG)
+    assert the(found(project), "k1_differs")
+    assert plain_alarms(project) == []
+
+
+def test_of_three_the_experiment_that_is_alone_is_told(project):
+    project.run("k1_first", ONE_WRONG)
+    for name in ("01_other", "02_another"):
+        project.experiment(name, matrix=PLAIN)
+        project.run("plain", answers(300, range(10)), experiment=name)
+    assert plain_alarms(project) == [("00_baseline", ("k1_first",))]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpu": {"name": "L40S"}},
+        {"dtype": "bfloat16"},
+        {"model_revision": "files-sha256:2"},
+        {"graphs": "compiled"},
+    ],
+    ids=str,
+)
+def test_plain_decoding_elsewhere_may_differ(project, changes):
+    project.nine()
+    project.experiment("01_other", matrix=PLAIN)
+    project.run("plain", ONE_WRONG, experiment="01_other", changes=changes)
+    assert plain_alarms(project) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "forwards", "differs"),
+    [
+        ({"threshold": 0.8}, None, False),
+        ({"refresh": "rows"}, None, False),
+        ({"refresh": None}, FULL, False),  # it has no such knob, and ran sub-blocks: the paper's block cache
+        ({"refresh": None}, {**FULL, "sub": 0}, True),
+    ],
+    ids=str,
+)
+def test_plain_decoding_of_other_settings_may_differ(project, arguments, forwards, differs):
+    project.nine()
+    project.experiment("01_other", matrix=PLAIN)
+    project.run("plain", ONE_WRONG, experiment="01_other", arguments=arguments, forwards=forwards)
+    assert bool(plain_alarms(project)) == differs
+
+
+@pytest.mark.parametrize(("batch_size", "differs"), [(1, True), (32, False)])
+def test_sixteen_bits_round_by_who_shares_the_batch(project, batch_size, differs):
+    for name in ("01_other", "02_another"):
+        project.experiment(name, matrix=PLAIN)
+        given = answers(300, range(10)) if name == "01_other" else ONE_WRONG
+        project.run(
+            "plain", given, experiment=name, arguments={"batch_size": batch_size}, changes={"dtype": "bfloat16"}
+        )
+    assert bool(plain_alarms(project)) == differs
+
+
 def test_the_same_forwards_on_another_gpu_are_no_outlier_of_their_time(project):
     project.nine()
     project.experiment("01_other", matrix={"configurations": {"plain": {}}, "compare_with": "plain"})

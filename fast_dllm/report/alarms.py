@@ -145,6 +145,7 @@ def find_alarms(tables: list[Table], root=None) -> list[Alarm]:
         found += alarms_mixed.mixed_alarms(table, replays)
         found += alarms_speed.speed_alarms(table)
         found += earlier_notes(table)
+    found += alarms_answers.plain_differs(tables)
     found += alarms_answers.repeated_tables(tables)
     found += alarms_mixed.across_tables(tables)
     found += alarms_speed.outliers_across(tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from fast_dllm.report.alarms import ALARM, NOTE, Alarm, by_value, listed, percent
-from fast_dllm.report.compare import columns, computation, num_flips, rereads
+from fast_dllm.report.compare import CONTROLS, columns, computation, is_plain, num_flips, plain_settings, rereads
 from fast_dllm.report.statistics import ALPHA, homogeneity, smallest_detectable, tie_probability
 from fast_dllm.report.summaries import Run, Table, is_scored
 
@@ -14,6 +14,9 @@ LONGEST = 2048  # new tokens, where the task sets no limit (the model argument's
 NEAR_LONGEST = 0.9
 FEWEST_SETTINGS = 3  # that all give one result before that is no accident
 FEWEST_CELLS = 3  # that two tables must share before equal accuracies are no accident
+
+# what else the answers of plain decoding depend on: where these differ, other answers are no fault of an experiment
+CIRCUMSTANCES = ("model", "model_revision", "dtype", "gpu", "device", "graphs", "task_version", "num_fewshot")
 
 
 def answer_alarms(table: Table) -> list[Alarm]:
@@ -216,6 +219,57 @@ def never_stops(table: Table) -> list[Alarm]:
 
 
 # ---- two tables ----
+
+
+def plain_differs(tables: list[Table]) -> list[Alarm]:
+    """Plain decoding of the same settings by the same model, and other answers in one experiment than in the others.
+
+    Which one is wrong is not known: it is told of those that agree with fewer others, and between two of the one that
+    is no control.
+    """
+    alike: dict[tuple, list[tuple[Table, Run]]] = {}
+    for table in tables:
+        for run in table.runs.values():
+            if table.earlier or scored(table) or not is_plain(run, table) or _rounds_by_neighbours(run):
+                continue
+            settings, about = plain_settings(run), tuple(str(run.facts.get(name)) for name in CIRCUMSTANCES)
+            if settings is not None:
+                alike.setdefault((table.task, table.limit, settings, about), []).append((table, run))
+    found = []
+    for group in alike.values():
+        results: list[list[tuple[Table, Run]]] = []  # those of one result, by each question's answer
+        for table, run in group:
+            for result in results:
+                flips = num_flips(run, result[0][1])
+                if flips == 0:
+                    result.append((table, run))
+                    break
+            else:
+                results.append([(table, run)])
+        results.sort(key=lambda result: (-len({t.label for t, _ in result}), not _has_control(result)))
+        trusted_table, trusted = results[0][0]
+        for result in results[1:]:
+            for label in dict.fromkeys(table.label for table, _ in result):
+                runs = [run for table, run in result if table.label == label]
+                flips = num_flips(runs[0], trusted)
+                if not flips or label in {table.label for table, _ in results[0]}:
+                    continue  # not on record; or columns of one table, which it judges itself
+                names = tuple(run.config for run in runs)
+                text = (
+                    f"{listed(names)} and {trusted_table.label}/{trusted.config} are plain decoding with the same "
+                    f"settings, but {flips} answers differ"
+                )
+                found.append(Alarm("plain_differs", label, names, "accuracy", text))
+    return found
+
+
+def _rounds_by_neighbours(run: Run) -> bool:
+    """In 16 bits a product's rounding depends on who shares the batch, and with that some answers do."""
+    return run.facts.get("dtype") != "float32" and str(run.facts.get("batch_size")) != "1"
+
+
+def _has_control(result: list[tuple[Table, Run]]) -> bool:
+    return any(run.experiment.startswith(CONTROLS) for _, run in result)
 
 
 def repeated_tables(tables: list[Table]) -> list[Alarm]:

@@ -10,15 +10,17 @@ from fast_dllm.report.alarms import ALARM, Alarm, find_alarms
 from fast_dllm.report.alarms_answers import scored
 from fast_dllm.report.alarms_speed import hardware
 from fast_dllm.report.aup import aup, pareto
-from fast_dllm.report.compare import NOT_AN_ANSWER, Contrast, at_equal_speed, baseline_of, contrasts, distinct
+from fast_dllm.report.compare import (
+    CONTROLS,
+    Contrast,
+    at_equal_speed,
+    baseline_of,
+    contrasts,
+    distinct,
+    is_plain,
+)
 from fast_dllm.report.summaries import Run, Table
 
-CONTROLS = ("04_", "00_")  # experiments that measure plain decoding; the sweep of thresholds and sub-blocks is 04's
-# what plain decoding is told, in every experiment
-PLAIN_ARGUMENTS = (
-    "threshold", "small_block_size", "bd_size", "use_block_cache", "refresh", "reuse_k", "max_new_tokens",
-    "temperature", "top_p",
-)  # fmt: skip
 # accuracy alarms that leave the other configurations of a table as they are
 LOCAL = ("missing", "corrupt", "answers_never_stop", "too_few_questions")
 
@@ -99,20 +101,6 @@ class Report:
         tables = self.own if any(table.runs for table in self.own) else self.earlier
         found = [run for table in tables for run in table.runs.values()]
         return [run for run in found if run.tokens_per_second and hardware(run)] if timed else found
-
-
-def is_plain(run: Run, table: Table) -> bool:
-    """Plain decoding at some threshold and sub-block size: nothing reused, nothing skipped, and no knob of the
-    experiment's own set otherwise than in the run that its table is compared with."""
-    if (run.reuse_k or 1) != 1 or (run.forwards or {}).get("reused") or run.skips_layers:
-        return False
-    base = table.runs.get(table.matrix.compare_with or "")
-    if base is None:
-        return True
-    return all(
-        base.arguments.get(name) == run.arguments.get(name)
-        for name in {*base.arguments, *run.arguments} - {*PLAIN_ARGUMENTS, *NOT_AN_ANSWER}
-    )
 
 
 def control_runs(tables: list[Table]) -> list[Run]:

@@ -23,6 +23,12 @@ from fast_dllm.report.summaries import Run, Table, is_scored
 
 LOSSES = (0.01, 0.02)  # for which the questions needed are told
 NOT_AN_ANSWER = ("layer_subset", "experiment_name", "batch_size", "show_speed", "device", "model_path", "dtype")
+CONTROLS = ("04_", "00_")  # experiments that measure plain decoding; the sweep of thresholds and sub-blocks is 04's
+# what plain decoding is told, in every experiment
+PLAIN_ARGUMENTS = (
+    "threshold", "small_block_size", "bd_size", "use_block_cache", "refresh", "reuse_k", "max_new_tokens",
+    "temperature", "top_p",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,31 @@ def rereads(run: Run) -> bool:
     if run.earlier and run.forwards is None:
         return str(run.arguments.get("experiment_name") or "00_baseline").startswith("00_")
     return bool((run.forwards or {}).get("reused")) and not run.skips_layers
+
+
+def is_plain(run: Run, table: Table) -> bool:
+    """Plain decoding at some threshold and sub-block size: nothing reused, nothing skipped, and no knob of the
+    experiment's own set otherwise than in the run that its table is compared with."""
+    if (run.reuse_k or 1) != 1 or (run.forwards or {}).get("reused") or run.skips_layers:
+        return False
+    base = table.runs.get(table.matrix.compare_with or "")
+    if base is None:
+        return True
+    return all(
+        base.arguments.get(name) == run.arguments.get(name)
+        for name in {*base.arguments, *run.arguments} - {*PLAIN_ARGUMENTS, *NOT_AN_ANSWER}
+    )
+
+
+def plain_settings(run: Run) -> tuple | None:
+    """What plain decoding's answers depend on besides model and code, the same for every experiment's. An experiment
+    without the knob `refresh` has what its forwards show; None where neither is recorded."""
+    given = {name: str(run.arguments[name]) for name in PLAIN_ARGUMENTS if run.arguments.get(name) is not None}
+    if "refresh" not in given:
+        if run.forwards is None:
+            return None
+        given["refresh"] = "rows" if run.forwards.get("sub") else "block"
+    return tuple(sorted((name, value) for name, value in given.items() if name != "reuse_k"))
 
 
 def columns(table: Table, alike: bool = True) -> dict[int, list[list[Run]]]:

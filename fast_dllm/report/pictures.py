@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from fast_dllm.report.alarms import ALARM
 from fast_dllm.report.alarms_speed import hardware, outliers
 from fast_dllm.report.aup import pareto
-from fast_dllm.report.build import Report, is_plain
-from fast_dllm.report.compare import Contrast, accuracy_of, distinct
+from fast_dllm.report.build import Report
+from fast_dllm.report.compare import Contrast, accuracy_of, distinct, is_plain
 from fast_dllm.report.document import Picture
 from fast_dllm.report.matrix import NINE, expected_arguments
 from fast_dllm.report.summaries import Run, Table
