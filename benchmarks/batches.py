@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,89 +113,116 @@ def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int, 
     return by_linears, by_attention
 
 
+@dataclass
+class Measured:
+    """What one way of answering took. seconds: of each run; products: of its matrix products, by linear layers and by
+    attention, measured after each run; counts: what ran, by shape; answers: the new tokens of each question."""
+
+    seconds: list[float] = field(default_factory=list)
+    products: list[tuple[float, float]] = field(default_factory=list)
+    counts: Counter[tuple[str, int, int, int]] = field(default_factory=Counter)
+    answers: list[list[int]] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def facts(self) -> dict[str, float]:
+        """As the JSON line has them; another commit's process counts no forwards."""
+        found = {"seconds": self.median, "tokens_per_second": sum(map(len, self.answers)) / self.median}
+        if not self.counts:
+            return found
+        ran = [(sequences * rows, n) for (part, sequences, rows, _), n in self.counts.items() if part == "forward"]
+        linear, attention = (statistics.median(each) for each in zip(*self.products, strict=True))
+        return found | {
+            "forwards": sum(n for _, n in ran),
+            "rows": sum(rows * n for rows, n in ran),
+            "product_seconds": linear,
+            "product_share": linear / self.median,
+            "attention_product_seconds": attention,
+            "all_products_share": (linear + attention) / self.median,
+        }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Measured]:
+    """Every way of answering the questions, in turns. Raises UsageError."""
+    model = load_model("tiny", arguments.device, arguments.dtype)
+    use_graphs(model, arguments.graphs, several=arguments.batch_size > 1)
+    experiment, ids = experiments.load(None), special_ids(load_tokenizer("tiny"))
+    settings: dict[str, Any] = {"mask_id": ids.mask, "stop_token": ids.stop, "max_new_tokens": 256}
+    settings |= {"threshold": arguments.threshold, "refresh": arguments.refresh}
+    prompts, size = toy_prompts(arguments.questions), arguments.batch_size
+
+    def timed(generate: Callable[[], list[Any]]) -> tuple[float, list[list[int]]]:
+        began = time.process_time()
+        answers = generate()
+        return time.process_time() - began, [each.tokens for each in answers]
+
+    def batch_by_batch() -> list[Any]:
+        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        return [each for batch in batches for each in experiment.generate(model, batch, **settings)]
+
+    def continuous() -> list[Any]:
+        return experiment.generate(model, prompts, num_rows=size, **settings)
+
+    def by_written_layers() -> list[Any]:
+        with as_written(model):
+            return continuous()
+
+    ways: dict[str, Callable[[], tuple[float, list[list[int]]]]] = {
+        "batch by batch": lambda: timed(batch_by_batch),
+        "continuous": lambda: timed(continuous),
+    }
+    if model.model.compiled is not None:
+        ways["as written"] = lambda: timed(by_written_layers)
+    with ExitStack() as stack:
+        if arguments.commit:
+            where = str(model.device), str(model.dtype).removeprefix("torch.")
+            asked = (model_source("tiny"), prompts, size, settings, arguments.threads, *where)
+            ways[OTHER] = stack.enter_context(answering(arguments.commit, *asked)).answer
+        found = {name: Measured() for name in ways}
+        for name, way in ways.items():  # which also warms up
+            with shapes_run(model) as found[name].counts:
+                _, found[name].answers = way()
+        for _ in range(arguments.runs):
+            for name, way in ways.items():  # in turns: a machine's speed changes
+                found[name].seconds.append(way()[0])
+                found[name].products.append(product_seconds(model, found[name].counts))
+    return found
+
+
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    with ExitStack() as stack:
-        try:
-            model = load_model("tiny", arguments.device, arguments.dtype)
-            use_graphs(model, arguments.graphs, several=arguments.batch_size > 1)
-            experiment, ids = experiments.load(None), special_ids(load_tokenizer("tiny"))
-            settings: dict[str, Any] = {"mask_id": ids.mask, "stop_token": ids.stop, "max_new_tokens": 256}
-            settings |= {"threshold": arguments.threshold, "refresh": arguments.refresh}
-            prompts, size = toy_prompts(arguments.questions), arguments.batch_size
-
-            def timed(generate: Callable[[], list[Any]]) -> tuple[float, list[list[int]]]:
-                began = time.process_time()
-                answers = generate()
-                return time.process_time() - began, [each.tokens for each in answers]
-
-            def batch_by_batch() -> list[Any]:
-                batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-                return [each for batch in batches for each in experiment.generate(model, batch, **settings)]
-
-            def continuous() -> list[Any]:
-                return experiment.generate(model, prompts, num_rows=size, **settings)
-
-            def by_written_layers() -> list[Any]:
-                with as_written(model):
-                    return continuous()
-
-            ways: dict[str, Callable[[], tuple[float, list[list[int]]]]] = {
-                "batch by batch": lambda: timed(batch_by_batch),
-                "continuous": lambda: timed(continuous),
-            }
-            if model.model.compiled is not None:
-                ways["as written"] = lambda: timed(by_written_layers)
-            if arguments.commit:
-                where = str(model.device), str(model.dtype).removeprefix("torch.")
-                given = (model_source("tiny"), prompts, size, settings, arguments.threads, *where)
-                ways[OTHER] = stack.enter_context(answering(arguments.commit, *given)).answer
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
-            counts: dict[str, Counter[tuple[str, int, int, int]]] = {}
-            products: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-            given_by: dict[str, list[list[int]]] = {}
-            for run in range(arguments.runs + 1):
-                for name, way in ways.items():
-                    if run == 0:  # which also warms up
-                        with shapes_run(model) as counts[name]:
-                            _, given_by[name] = way()
-                    else:
-                        seconds[name].append(way()[0])
-                        products[name].append(product_seconds(model, counts[name]))  # a machine's speed changes
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-    same = sum(all(each == answers[0] for each in answers) for answers in zip(*given_by.values(), strict=True))
-    tokens = sum(map(len, given_by["continuous"]))
-    at = f"{model.device}, {arguments.threads} threads, {size} rows, refresh={arguments.refresh}"
-    print(f"{len(prompts)} questions, {tokens} tokens, on {at}; equal answers: {same}")
+    try:
+        found = measure(arguments)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    same = sum(
+        all(each == answers[0] for each in answers)
+        for answers in zip(*(way.answers for way in found.values()), strict=True)
+    )
+    tokens = sum(map(len, found["continuous"].answers))
+    print(
+        f"{arguments.questions} questions, {tokens} tokens, {arguments.threads} threads, {arguments.batch_size} rows, "
+        f"refresh={arguments.refresh}; equal answers: {same}"
+    )
     print(
         f"{'':>14} {'forwards':>9} {'rows':>7} {'seconds':>8} {'tokens/s':>9} {'products s':>11} {'share':>6} "
         f"{'+ attention':>11}"
     )
     report: dict[str, Any] = {"settings": vars(arguments), "equal_answers": same, "new_tokens": tokens}
-    for name in ways:
-        middle = statistics.median(seconds[name])
-        report[name] = {"seconds": middle, "tokens_per_second": tokens / middle}
-        if name == OTHER:  # its process counts nothing
-            print(f"{arguments.commit[:14]:>14} {'':17} {middle:8.2f} {tokens / middle:9.1f}")
-            continue
-        ran = [
-            (sequences * rows, count) for (part, sequences, rows, _), count in counts[name].items() if part == "forward"
-        ]
-        forwards, rows = sum(count for _, count in ran), sum(rows * count for rows, count in ran)
-        linear, attention = (statistics.median(each) for each in zip(*products[name], strict=True))
-        report[name] |= {
-            "forwards": forwards, "rows": rows, "product_seconds": linear, "product_share": linear / middle,
-            "attention_product_seconds": attention, "all_products_share": (linear + attention) / middle,
-        }  # fmt: skip
-        print(
-            f"{name:>14} {forwards:9} {rows / forwards:7.0f} {middle:8.2f} {tokens / middle:9.1f} {linear:11.2f} "
-            f"{linear / middle:6.0%} {(linear + attention) / middle:11.0%}"
-        )
-    for name in ways.keys() - {"continuous"}:
-        seconds_of_it = report[name]["seconds"]
-        report[name]["continuous_is_times"] = seconds_of_it / report["continuous"]["seconds"]
+    for name, way in found.items():
+        facts = report[name] = way.facts()
+        facts["continuous_is_times"] = way.median / found["continuous"].median
+        title = arguments.commit[:14] if name == OTHER else name
+        counted = f"{'':>9} {'':>7}", ""
+        if way.counts:
+            counted = (
+                f"{facts['forwards']:9} {facts['rows'] / facts['forwards']:7.0f}",
+                f" {facts['product_seconds']:11.2f} {facts['product_share']:6.0%} {facts['all_products_share']:11.0%}",
+            )
+        print(f"{title:>14} {counted[0]} {facts['seconds']:8.2f} {facts['tokens_per_second']:9.1f}{counted[1]}")
     print(json.dumps(report))
 
 
