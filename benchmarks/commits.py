@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,12 +50,14 @@ class OtherCommit:
 
     def answer(self) -> tuple[float, list[list[int]]]:
         """(processor seconds, new tokens of each prompt). Raises UsageError where the commit cannot."""
-        self._asks.write("go\n")
-        self._asks.flush()
-        seconds, answers = json.loads(self.said())
+        seconds, answers = json.loads(self.told("go"))
         return seconds, answers
 
-    def said(self) -> str:
+    def told(self, line: str) -> str:
+        """What it says to a line. Raises UsageError where it says no more."""
+        with suppress(BrokenPipeError):  # it has ended, and why is asked below
+            self._asks.write(line + "\n")
+            self._asks.flush()
         line = self._says.readline()
         if not line:
             last = (self._errors.read_text().strip() or "it ended").splitlines()[-1]
@@ -84,17 +86,16 @@ def answering(
         folder, errors = Path(name) / "files", Path(name) / "errors.txt"
         folder.mkdir()
         extract(commit, folder)
-        child = subprocess.Popen(
-            [sys.executable, "-c", ANSWERING], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors.open("w"),
-        )  # fmt: skip
+        with errors.open("w") as stderr:
+            child = subprocess.Popen(
+                [sys.executable, "-c", ANSWERING], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+            )  # fmt: skip
         assert child.stdin is not None, "it was asked for"
         assert child.stdout is not None, "it was asked for"
         try:
             other = OtherCommit(child.stdin, child.stdout, errors)
-            child.stdin.write(json.dumps(given) + "\n")
-            child.stdin.flush()
-            other.said()
+            other.told(json.dumps(given))
             yield other
         finally:
             child.kill()

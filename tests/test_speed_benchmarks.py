@@ -104,7 +104,7 @@ def test_a_commit_whose_files_do_not_run_is_told(monkeypatch):
     monkeypatch.setattr(commits, "extract", lambda commit, folder: (folder / "fast_dllm.py").write_text(other))
     with (
         pytest.raises(UsageError, match=r"^--commit: its files do not run this: ImportError: of another time$"),
-        commits.answering("HEAD", "tiny", [[5]], 1, {}, 1),
+        commits.answering("HEAD", "tiny", [[5] * 100_000], 1, {}, 1),
     ):
         pass
 
