@@ -40,7 +40,7 @@ from benchmarks.questions import toy_prompts
 from fast_dllm import experiments
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.graphs import as_written, use_graphs
-from fast_dllm.model import FastDLLMForCausalLM, load_model, model_source
+from fast_dllm.model import FastDLLMForCausalLM, load_model, model_source, pick_device
 from fast_dllm.tokenizer import load_tokenizer, special_ids
 
 OTHER = "other commit"
@@ -204,8 +204,8 @@ def main() -> None:
     )
     tokens = sum(map(len, found["continuous"].answers))
     print(
-        f"{arguments.questions} questions, {tokens} tokens, {arguments.threads} threads, {arguments.batch_size} rows, "
-        f"refresh={arguments.refresh}; equal answers: {same}"
+        f"{arguments.questions} questions, {tokens} tokens, on {pick_device(arguments.device)}, "
+        f"{arguments.threads} threads, {arguments.batch_size} rows, refresh={arguments.refresh}; equal answers: {same}"
     )
     print(
         f"{'':>14} {'forwards':>9} {'rows':>7} {'seconds':>8} {'tokens/s':>9} {'products s':>11} {'share':>6} "

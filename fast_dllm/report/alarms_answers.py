@@ -5,7 +5,16 @@ from __future__ import annotations
 from itertools import combinations
 
 from fast_dllm.report.alarms import ALARM, NOTE, Alarm, by_value, listed, percent
-from fast_dllm.report.compare import CONTROLS, columns, computation, is_plain, num_flips, plain_settings, rereads
+from fast_dllm.report.compare import (
+    CONTROLS,
+    columns,
+    computation,
+    distinct,
+    is_plain,
+    num_flips,
+    plain_settings,
+    rereads,
+)
 from fast_dllm.report.statistics import ALPHA, homogeneity, smallest_detectable, tie_probability
 from fast_dllm.report.summaries import Run, Table, is_scored
 
@@ -227,37 +236,29 @@ def plain_differs(tables: list[Table]) -> list[Alarm]:
     Which one is wrong is not known: it is told of those that agree with fewer others, and between two of the one that
     is no control.
     """
-    alike: dict[tuple, list[tuple[Table, Run]]] = {}
+    alike: dict[tuple, list[Run]] = {}
     for table in tables:
         for run in table.runs.values():
             if table.earlier or scored(table) or not is_plain(run, table) or _rounds_by_neighbours(run):
                 continue
             settings, about = plain_settings(run), tuple(str(run.facts.get(name)) for name in CIRCUMSTANCES)
             if settings is not None:
-                alike.setdefault((table.task, table.limit, settings, about), []).append((table, run))
+                alike.setdefault((table.task, table.limit, settings, about), []).append(run)
     found = []
     for group in alike.values():
-        results: list[list[tuple[Table, Run]]] = []  # those of one result, by each question's answer
-        for table, run in group:
-            for result in results:
-                flips = num_flips(run, result[0][1])
-                if flips == 0:
-                    result.append((table, run))
-                    break
-            else:
-                results.append([(table, run)])
-        results.sort(key=lambda result: (-len({t.label for t, _ in result}), not _has_control(result)))
-        trusted_table, trusted = results[0][0]
+        results = distinct(group, whatever_k=True)
+        results.sort(key=lambda runs: (-len({run.table for run in runs}), not _has_control(runs)))
+        trusted = results[0][0]
+        judged_themselves = {run.table for run in results[0]}  # tables whose columns differ
         for result in results[1:]:
-            for label in dict.fromkeys(table.label for table, _ in result):
-                runs = [run for table, run in result if table.label == label]
+            for label, runs in by_value(result, lambda run: run.table).items():
                 flips = num_flips(runs[0], trusted)
-                if not flips or label in {table.label for table, _ in results[0]}:
-                    continue  # not on record; or columns of one table, which it judges itself
+                if not flips or label in judged_themselves:  # not flips: answers that are not on record
+                    continue
                 names = tuple(run.config for run in runs)
                 text = (
-                    f"{listed(names)} and {trusted_table.label}/{trusted.config} are plain decoding with the same "
-                    f"settings, but {flips} answers differ"
+                    f"{listed(names)} and {trusted.table}/{trusted.config} are plain decoding with the same settings, "
+                    f"but {flips} answers differ"
                 )
                 found.append(Alarm("plain_differs", label, names, "accuracy", text))
     return found
@@ -268,8 +269,8 @@ def _rounds_by_neighbours(run: Run) -> bool:
     return run.facts.get("dtype") != "float32" and str(run.facts.get("batch_size")) != "1"
 
 
-def _has_control(result: list[tuple[Table, Run]]) -> bool:
-    return any(run.experiment.startswith(CONTROLS) for _, run in result)
+def _has_control(runs: list[Run]) -> bool:
+    return any(run.experiment.startswith(CONTROLS) for run in runs)
 
 
 def repeated_tables(tables: list[Table]) -> list[Alarm]:

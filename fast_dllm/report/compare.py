@@ -181,12 +181,13 @@ def columns(table: Table, alike: bool = True) -> dict[int, list[list[Run]]]:
     return {k: [group for group in groups.values() if len(group) > 1] for k, groups in sorted(found.items())}
 
 
-def distinct(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs grouped by result: one group where all answers are known to be the same."""
+def distinct(runs: Iterable[Run], whatever_k: bool = False) -> list[list[Run]]:
+    """Runs grouped by result: one group where all answers are known to be the same, and k is (or `whatever_k`)."""
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if num_flips(run, group[0]) == 0 and run.arguments.get("reuse_k") == group[0].arguments.get("reuse_k"):
+            same_k = whatever_k or run.arguments.get("reuse_k") == group[0].arguments.get("reuse_k")
+            if same_k and num_flips(run, group[0]) == 0:
                 group.append(run)
                 break
         else:
