@@ -21,14 +21,14 @@ from fast_dllm.guard import one_line
 # isort: split
 import gradio as gr
 
-from fast_dllm.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.page.cells import LEGEND, cells_html, error_html
-from fast_dllm.page.comparison import PAIRS, PROMPT, comparison_html, first_difference
-from fast_dllm.page.controls import controls, in_words, read_settings
-from fast_dllm.page.layers import layers_html
-from fast_dllm.page.style import CHOOSE_STEP, COPY_ANSWER, STYLE
-from fast_dllm.page.turns import Turns
+from fast_dllm.ui.cells import LEGEND, cells_html, error_html
+from fast_dllm.ui.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
+from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
+from fast_dllm.ui.controls import controls, in_words, read_settings
+from fast_dllm.ui.layers import layers_html
+from fast_dllm.ui.style import CHOOSE_STEP, COPY_ANSWER, STYLE
+from fast_dllm.ui.turns import Turns
 
 REFRESH_SECONDS = 0.05  # a page cannot show more than this; steps in between are in the replay
 LAYERS_SECONDS = 0.25  # the layer view grows with every forward, so that it is sent less often

@@ -36,7 +36,7 @@ NO_MATTER = ("show_speed", "batch_size", "device", "graphs")  # change no answer
 
 def take_own_options(words: list[str]):
     """(the names of --configurations, the Share of --shard or None, the words for lm_eval). Raises UsageError."""
-    from fast_dllm.shards import Share
+    from fast_dllm.record.shards import Share
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--configurations", metavar="C[,C]")
@@ -61,7 +61,7 @@ def read_command_line():
 
     from fast_dllm.errors import UsageError, line_of
     from fast_dllm.guard import check_folder
-    from fast_dllm.runner.tasks import TASKS
+    from fast_dllm.spec.tasks import TASKS
 
     cli = HarnessCLI()
     for parser in (cli._parser, *cli._subparsers.choices.values()):
@@ -92,8 +92,10 @@ def read_command_line():
     given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
     if config.output_path:
         check_folder("--output_path", Path(config.output_path))
-    from fast_dllm.arguments import ModelArguments  # torch: not before it is known that something is to be evaluated
-    from fast_dllm.task_loading import check_examples, find_tasks, prepare
+    from fast_dllm.decode.arguments import (
+        ModelArguments,  # torch: not before it is known that something is to be evaluated
+    )
+    from fast_dllm.evaluate.task_loading import check_examples, find_tasks, prepare
 
     parsed = ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
@@ -116,9 +118,9 @@ def variants(names: list[str], given: dict, plain, config):
     """(name of the run, its ModelArguments) for each of --configurations: what is given beats the configuration, and
     stands in the name, which may say so itself (`k2_middle+threshold=0.8`). Without any, the one that the arguments
     make, `plain`. Raises UsageError."""
-    from fast_dllm.arguments import ModelArguments
-    from fast_dllm.runner.matrix import arguments_of, defaults_of, folder_name, matrix_of, parse_folder
-    from fast_dllm.runner.tasks import TASKS
+    from fast_dllm.decode.arguments import ModelArguments
+    from fast_dllm.spec.matrix import arguments_of, defaults_of, folder_name, matrix_of, parse_folder
+    from fast_dllm.spec.tasks import TASKS
 
     if not names:
         return [(plain.config_name, plain)]
@@ -170,7 +172,7 @@ def evaluate(config, task_manager, lm) -> dict | None:
 
 def summary_of(name: str, found: dict, samples: dict, config, lm, total, began: float, loaded: float) -> dict:
     """summary.json's content for a finished run. total: the answers.Ledger of all that answered it."""
-    from fast_dllm import results
+    from fast_dllm.record import results
 
     arguments = lm.arguments
     limit = None if config.limit is None else int(config.limit) if config.limit == int(config.limit) else config.limit
@@ -217,9 +219,9 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, polic
 
     from lm_eval.utils import handle_non_serializable
 
-    from fast_dllm import questions
-    from fast_dllm.runner.files import write_json, write_whole
-    from fast_dllm.runner.matrix import GENERATION_FILE
+    from fast_dllm.record import questions
+    from fast_dllm.spec.files import write_json, write_whole
+    from fast_dllm.spec.matrix import GENERATION_FILE
 
     found["samples_sha256"] = questions.write(folder, *questions.collect(samples, found))
     write_json(folder / "results.json", found, default=handle_non_serializable)
@@ -234,7 +236,7 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, polic
 def check_result_there(folder: Path, config, lm) -> None:
     """Raises UsageError where `folder` has a result of something else, which this run would write over."""
     from fast_dllm.errors import UsageError
-    from fast_dllm.runner.files import as_object, read_json
+    from fast_dllm.spec.files import as_object, read_json
 
     there = read_json(folder / "summary.json")[0]
     if there is None:
@@ -267,7 +269,7 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
     """One evaluation, called `name`, from the first question to its files in `folder`."""
     from lm_eval.utils import make_table
 
-    from fast_dllm.shards import check_nobody_at_work, discard
+    from fast_dllm.record.shards import check_nobody_at_work, discard
 
     if folder:
         check_nobody_at_work(folder)
@@ -295,9 +297,9 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
 def run_share(share, config, task_manager, lm, folder: Path) -> None:
     """Answer one share of a run: its answers are in the store afterwards, and done.json says so."""
     from fast_dllm.errors import UsageError
-    from fast_dllm.runner.files import write_json
-    from fast_dllm.runner.shares import DONE_FILE, share_folder
-    from fast_dllm.shards import LOCK, Claim, ShareAnswered, check_run_is_free, request_kinds
+    from fast_dllm.record.shards import LOCK, Claim, ShareAnswered, check_run_is_free, request_kinds
+    from fast_dllm.spec.files import write_json
+    from fast_dllm.spec.shares import DONE_FILE, share_folder
 
     check_run_is_free(folder)
     own = share_folder(folder, share.name)
@@ -347,7 +349,7 @@ def main() -> None:
         raise UsageError("--shard needs --output_path: the answers are kept there")
     logging.disable(logging.NOTSET)
     setup_logging()
-    from fast_dllm.harness import FastDLLM
+    from fast_dllm.evaluate.harness import FastDLLM
 
     lm = FastDLLM(**runs[0][1].as_dict())
     models = [lm.configured(arguments) for _, arguments in runs]  # all are checked before the first one answers

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from fast_dllm.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
 from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.ui.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
 
 HELP = """\
 /set NAME VALUE   change a setting, e.g. /set threshold 0.8

@@ -37,11 +37,11 @@ from torch import nn
 from benchmarks.commits import answering
 from benchmarks.decode import check_options
 from benchmarks.questions import toy_prompts
-from fast_dllm import experiments
+from fast_dllm.decode import experiments
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.graphs import as_written, use_graphs
-from fast_dllm.model import FastDLLMForCausalLM, load_model, model_source, pick_device
-from fast_dllm.tokenizer import load_tokenizer, special_ids
+from fast_dllm.network.graphs import as_written, use_graphs
+from fast_dllm.network.model import FastDLLMForCausalLM, load_model, model_source, pick_device
+from fast_dllm.network.tokenizer import load_tokenizer, special_ids
 
 OTHER = "other commit"
 

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ANSWERING = """
 import json, sys, time
 import torch
-from fast_dllm import experiments
-from fast_dllm.model import load_model
+from fast_dllm.decode import experiments
+from fast_dllm.network.model import load_model
 given = json.loads(sys.stdin.readline())
 torch.set_num_threads(given["threads"])
 model, experiment = load_model(given["model"], given["device"], given["dtype"]), experiments.load(None)

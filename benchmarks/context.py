@@ -28,9 +28,9 @@ import torch
 
 from benchmarks.decode import check_options, median_seconds, model_of
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.threads import fit_threads
 from fast_dllm.sampling import greedy_with_check
-from fast_dllm.threads import fit_threads
 
 KINDS = {"full": 32, "sub": 8}
 

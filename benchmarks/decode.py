@@ -39,18 +39,18 @@ from fast_dllm.guard import one_line
 import torch
 
 from benchmarks.straightforward import Straightforward
-from fast_dllm import experiments
-from fast_dllm.arguments import DTYPES
-from fast_dllm.config import FastDLLMConfig
+from fast_dllm.decode import experiments
+from fast_dllm.decode.arguments import DTYPES
 from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.graphs import as_written, use_graphs
-from fast_dllm.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
-from fast_dllm.runner.matrix import matrix_of
-from fast_dllm.runner.matrix import parse_arguments as knobs_of
-from fast_dllm.runner.request import resolve_model
+from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.graphs import as_written, use_graphs
+from fast_dllm.network.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
+from fast_dllm.network.threads import fit_threads
 from fast_dllm.sampling import greedy_with_check
-from fast_dllm.threads import fit_threads
+from fast_dllm.spec.matrix import matrix_of
+from fast_dllm.spec.matrix import parse_arguments as knobs_of
+from fast_dllm.spec.request import resolve_model
 
 
 def check_options(given: argparse.Namespace, *counts: str) -> None:
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--graphs", default="off", help="off (default), or compiled: the layers, on a CPU")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as every program, see fast_dllm/threads.py)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: see fast_dllm/network/threads.py)")
     arguments = parser.parse_args()
     check_options(arguments, "batch_size", "small_block_size", "prompt_tokens", "new_tokens", "runs", "threads")
     try:

@@ -32,10 +32,11 @@ import torch
 
 from benchmarks.decode import check_options, copy_bandwidth, full_depth_forwards, random_model
 from benchmarks.questions import toy_prompts
-from fast_dllm import experiments, kernels
+from fast_dllm.decode import experiments
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.graphs import use_graphs
-from fast_dllm.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.network import kernels
+from fast_dllm.network.graphs import use_graphs
+from fast_dllm.network.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
 from fast_dllm.sampling import greedy_with_check
 
 SECTIONS = ("forwards", "tokens", "batch", "experiments", "context", "where")
@@ -291,7 +292,7 @@ class Bench:
 
 
 def tiny_settings() -> dict[str, Any]:
-    from fast_dllm.tokenizer import load_tokenizer, special_ids
+    from fast_dllm.network.tokenizer import load_tokenizer, special_ids
 
     ids = special_ids(load_tokenizer("tiny"))
     return {"mask_id": ids.mask, "stop_token": ids.stop, "threshold": 0.9, "max_new_tokens": 128}

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.decode import check_options, qwen2_like, random_model
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.network.model import FastDLLMForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURE = """
@@ -100,7 +100,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in own.glob("*.safetensors"))
         sides = {
             "fast_dllm": (
-                "from fast_dllm.model import load_model",
+                "from fast_dllm.network.model import load_model",
                 f"load_model({str(own)!r}, {arguments.device!r}, {arguments.dtype!r})",
             )
         }

@@ -26,10 +26,10 @@ import torch
 
 from benchmarks.decode import check_options, model_of
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.graphs import use_graphs
-from fast_dllm.model import FastDLLMForCausalLM
-from fast_dllm.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
-from fast_dllm.threads import fit_threads
+from fast_dllm.evaluate.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
+from fast_dllm.network.graphs import use_graphs
+from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.threads import fit_threads
 
 Wanted = dict[MaskedInput, dict[int, None]]  # input -> the tokens whose score is asked for
 Scores = dict[tuple[MaskedInput, int], tuple[float, bool]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from fast_dllm.tokenizer import load_tokenizer, render
+from fast_dllm.network.tokenizer import load_tokenizer, render
 
 
 def toy_prompts(count: int) -> list[list[int]]:

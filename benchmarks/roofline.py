@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fast_dllm.guard import one_line
 
 # isort: split
-from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner.roofline import GPUS, TASKS, Sizes, Task
-from fast_dllm.runner.tasks import TASKS as DESCRIBED
+from fast_dllm.spec.tasks import TASKS as DESCRIBED
 
 
 def row(*cells: object) -> str:

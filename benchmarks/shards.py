@@ -28,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fast_dllm.guard import one_line
 
 # isort: split
-from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner.arrays import FINISHING_SECONDS
 from fast_dllm.runner.costs import ROOFLINE_MARGIN, Cost
 from fast_dllm.runner.resources import script_option
 from fast_dllm.runner.roofline import GPUS, TASKS, Sizes
-from fast_dllm.runner.shares import AT_ONCE
-from fast_dllm.runner.tasks import ROOT, baseline_tasks
+from fast_dllm.spec.shares import AT_ONCE
+from fast_dllm.spec.tasks import ROOT, baseline_tasks
 
 CONFIGURATIONS, QUESTIONS = 9, 5000  # minerva_math
 HOUR = 3600.0

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor
 
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.network.model import FastDLLMForCausalLM
 
 KeysAndValues = list[tuple[Tensor, Tensor]]  # of each layer, (1, heads, S, D)
 

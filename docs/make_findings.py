@@ -29,7 +29,7 @@ from fast_dllm.report.folders import experiments_with_results, read_tables  # no
 from fast_dllm.report.pictures import png, style_of  # noqa: E402
 from fast_dllm.report.summaries import Run  # noqa: E402
 from fast_dllm.report.verdict import p_text, span  # noqa: E402
-from fast_dllm.runner.files import write_whole  # noqa: E402
+from fast_dllm.spec.files import write_whole  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "findings.md"
 TASK = "toy_math"

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fast_dllm.arguments import ModelArguments
-from fast_dllm.chat import Chatbot, Conversation, Frame
+from fast_dllm.decode.arguments import ModelArguments
+from fast_dllm.ui.chat import Chatbot, Conversation, Frame
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = (

@@ -2,8 +2,8 @@
 
 A policy is a coroutine for one sequence, `decode_one(answer, options)`, in an experiment's generation_functions.py. It
 yields a `Forward` and is sent the `Prediction`; it yields the `DenoisingEvent` that `Answer.fill` returns and is sent
-nothing. It learns nothing of the sequences that are decoded beside it. fast_dllm.engine runs policies; neither knows
-the other. Needs nothing but the standard library.
+nothing. It learns nothing of the sequences that are decoded beside it. fast_dllm.decode.engine runs policies;
+neither knows the other. Needs nothing but the standard library.
 """
 
 from __future__ import annotations

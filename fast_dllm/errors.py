@@ -16,6 +16,10 @@ class DataError(RuntimeError):
     """A task's data set cannot be had: the hub does not answer, refuses it, or it is not in the cache."""
 
 
+class TakenOverError(RuntimeError):
+    """Another process took this one for dead and evaluates the run now; this one must write nothing more."""
+
+
 def line_of(error: BaseException) -> str:
     """What an error says, on one line; its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

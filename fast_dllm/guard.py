@@ -19,8 +19,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fast_dllm.answers import TakenOverError
-from fast_dllm.errors import DataError, NonFiniteError, UsageError, line_of
+from fast_dllm.errors import DataError, NonFiniteError, TakenOverError, UsageError, line_of
 
 INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
 

@@ -1,7 +1,7 @@
 """What a range of layers leaves behind when it runs, so that it need not run on a later step. Plain data.
 
-When to read what is stored is policy (an experiment's generation_functions.py); fast_dllm.model writes and reads a
-`LayerStore` in mid-forward.
+When to read what is stored is policy (an experiment's generation_functions.py); fast_dllm.network.model writes and
+reads a `LayerStore` in mid-forward.
 """
 
 from __future__ import annotations

@@ -27,13 +27,13 @@ from fast_dllm.guard import one_line
 import torch
 from safetensors.torch import load_file
 
-from fast_dllm import experiments
-from fast_dllm.config import FastDLLMConfig
+from fast_dllm.decode import experiments
 from fast_dllm.errors import UsageError
-from fast_dllm.model import FastDLLMForCausalLM
-from fast_dllm.runner.code_hashes import REPLAYS_FILE, decoding_sha256, replays
-from fast_dllm.runner.files import read_json, write_json, write_whole
-from fast_dllm.runner.matrix import defaults_of, effective_arguments, matrix_of
+from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.spec.files import read_json, write_json, write_whole
+from fast_dllm.spec.hashes import REPLAYS_FILE, decoding_sha256, replays
+from fast_dllm.spec.matrix import defaults_of, effective_arguments, matrix_of
 
 SCHEMA_VERSION = 1
 TRANSCRIPT_FILE = "transcript.json"

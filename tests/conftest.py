@@ -11,7 +11,7 @@ import torch
 from golden_models import GOLDEN_MODELS, SHARED, golden_model
 from random_model import save_random_model
 
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.network.model import FastDLLMForCausalLM
 
 pytest_plugins = ["browser_page"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -14,7 +14,7 @@ from oracle import Oracle, assert_float32_of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fast_dllm import experiments
+from fast_dllm.decode import experiments
 from fast_dllm.transcripts import GOLDEN
 from fast_dllm.transcripts import GOLDEN_MODELS as GOLDEN_MODELS
 from fast_dllm.transcripts import golden_model as golden_model

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import eval as entry
-from fast_dllm import harness  # noqa: F401  (imported here, once, for all children)
+from fast_dllm.evaluate import harness  # noqa: F401  (imported here, once, for all children)
 
 
 def answers(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fast_dllm import engine
+from fast_dllm.decode import engine
 from fast_dllm.decoding import Generation
 
 BOUND = 1e-3  # of logits that reach some tens: what another batch shape may move them by, with room

@@ -1,4 +1,4 @@
-"""The network of fast_dllm/model.py once more in float64, to say how far from the truth a float32 forward is.
+"""The network of fast_dllm/network/model.py once more in float64, to say how far from the truth a float32 forward is.
 
 It shares nothing with what it judges: numpy instead of torch, tensor names and `config.json` instead of the model's
 classes, and its own norm, rotary embedding and mask. The model's own code in double would share their mistakes.

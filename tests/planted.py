@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 import eval as program
 from fast_dllm.decoding import DenoisingEvent, Generation
-from fast_dllm.harness import FastDLLM
+from fast_dllm.evaluate.harness import FastDLLM
 
 
 @dataclass

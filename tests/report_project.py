@@ -7,10 +7,10 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fast_dllm import questions, results
-from fast_dllm.runner.code_hashes import file_sha256
-from fast_dllm.runner.files import write_json
-from fast_dllm.runner.tasks import task_folder
+from fast_dllm.record import questions, results
+from fast_dllm.spec.files import write_json
+from fast_dllm.spec.hashes import file_sha256
+from fast_dllm.spec.tasks import task_folder
 
 CODE = "def generate(): ...\n"
 NUM_LAYERS = 36

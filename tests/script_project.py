@@ -13,7 +13,7 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
-from fast_dllm.runner.code_hashes import decoding_sha256
+from fast_dllm.spec.hashes import decoding_sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKES = ROOT / "tests" / "fake_slurm"

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import app
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.network.model import FastDLLMForCausalLM
 
 SECONDS = 0.15  # a forward
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fast_dllm.answers import SYNC_SECONDS, AnswerStore, Ledger, TakenOverError, batch_record, request_key
+from fast_dllm.errors import TakenOverError
+from fast_dllm.record.answers import SYNC_SECONDS, AnswerStore, Ledger, batch_record, request_key
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"model": "tiny", "threshold": 0.9, "code": "abc"}
@@ -265,7 +266,7 @@ def test_two_that_end_at_once_both_clear_up(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from fast_dllm.answers import AnswerStore
+from fast_dllm.record.answers import AnswerStore
 with AnswerStore(Path(sys.argv[1]), {"model": "tiny"}) as store:
     print("ready", flush=True)
     for i in range(int(sys.argv[2])):

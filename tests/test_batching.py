@@ -6,11 +6,12 @@ import pytest
 import torch
 from golden_models import golden_model
 
-from fast_dllm import batching, harness
-from fast_dllm.arguments import ModelArguments
-from fast_dllm.batching import rows_that_fit
+from fast_dllm.decode import batching
+from fast_dllm.decode.arguments import ModelArguments
+from fast_dllm.decode.batching import rows_that_fit
 from fast_dllm.errors import UsageError
-from fast_dllm.harness import FastDLLM
+from fast_dllm.evaluate import harness
+from fast_dllm.evaluate.harness import FastDLLM
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_requests_that_are_given_no_answer_are_an_error():
 def test_every_request_is_given_its_own_answer_in_the_order_they_end(model, num_rows):
     from test_engine import COMMON, prompt
 
-    from fast_dllm import experiments
+    from fast_dllm.decode import experiments
 
     experiment = experiments.load(None)
     prompts = [prompt(length) for length in (70, 5, 33, 64, 12)]

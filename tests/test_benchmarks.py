@@ -17,10 +17,10 @@ from golden_models import ROOT
 from planted import ScriptedLM, run_planted
 
 import eval as program
-from fast_dllm import harness, task_loading
 from fast_dllm.errors import UsageError
+from fast_dllm.evaluate import harness, task_loading
 from fast_dllm.guard import one_line
-from fast_dllm.tokenizer import load_tokenizer
+from fast_dllm.network.tokenizer import load_tokenizer
 
 PROMPTS = HUB.parent / "prompts"
 # task, examples in the prompt: the settings of the published scores, and one more of gsm8k
@@ -281,7 +281,7 @@ def test_gpqa_shows_the_same_options_in_every_process(plant, hub, tmp_path):
     script = (
         "import json, eval, lm_eval.tasks\n"
         "from pathlib import Path\n"
-        "from fast_dllm.task_loading import keep_documents\n"
+        "from fast_dllm.evaluate.task_loading import keep_documents\n"
         "folder = Path(lm_eval.tasks.__file__).parent / 'gpqa'\n"
         "manager = keep_documents(lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False))\n"
         "(task,) = manager.load(['gpqa_main_n_shot'])['tasks'].values()\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from golden_models import generate
 
-from fast_dllm.arguments import ModelArguments
-from fast_dllm.chat import Chatbot, Conversation, Settings, parse_model_args, with_defaults
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
+from fast_dllm.ui.chat import Chatbot, Conversation, Settings, parse_model_args, with_defaults
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from lm_eval.tasks._index import Entry, Kind
 from planted import ScriptedLM, run_planted
 
 import eval as program
-from fast_dllm import harness
 from fast_dllm.errors import UsageError
+from fast_dllm.evaluate import harness
+from fast_dllm.evaluate.task_loading import prepare
 from fast_dllm.guard import one_line
-from fast_dllm.task_loading import prepare
 
 HALF, SHOUT = "    return number // 2\n", "    return word.upper() + '!'\n"
 SUM, MIRRORS = "def add_up(n):\n    return sum(range(n + 1))\n", "def mirrors(word):\n    return word == word[::-1]\n"

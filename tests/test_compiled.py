@@ -20,14 +20,15 @@ from test_eval import load, model_args, run_eval
 from test_graphs import COMMON, cases, prompts
 from test_scoring import SCORE, few_shot_load, plainly
 
-from fast_dllm import experiments, transcripts
-from fast_dllm.cache import Attend, KVCache
-from fast_dllm.compiled import CompiledLayers, Variant, decoding_variants
-from fast_dllm.config import FastDLLMConfig
+from fast_dllm import transcripts
+from fast_dllm.decode import experiments
 from fast_dllm.errors import UsageError
-from fast_dllm.graphs import use_graphs
-from fast_dllm.harness import FastDLLM
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.evaluate.harness import FastDLLM
+from fast_dllm.network.cache import Attend, KVCache
+from fast_dllm.network.compiled import CompiledLayers, Variant, decoding_variants
+from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.graphs import use_graphs
+from fast_dllm.network.model import FastDLLMForCausalLM
 
 NO_COMPILER = not any(map(shutil.which, ("g++", "clang++", os.environ.get("CXX", "g++"))))
 needs_compiler = pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler (g++ or clang++)")
@@ -273,7 +274,7 @@ def test_a_library_is_for_one_layer_one_torch_one_cpu_and_one_variant(model, mon
     names.append(CompiledLayers(golden_model("tiny28").config, golden_model("tiny28").model.layers)._name(variant))
     model.config.rms_norm_eps = 1e-3
     names.append(kept._name(variant))
-    for target, value in (("fast_dllm.compiled._cpu", lambda: ("another",)), ("torch.__version__", "0")):
+    for target, value in (("fast_dllm.network.compiled._cpu", lambda: ("another",)), ("torch.__version__", "0")):
         with monkeypatch.context() as patch:
             patch.setattr(target, value)
             names.append(kept._name(variant))

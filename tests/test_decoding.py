@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden_models import GOLDEN_MODELS, denoise, generate, golden_json, in_each_subset
 
-from fast_dllm import experiments
+from fast_dllm.decode import experiments
 from fast_dllm.sampling import predict, rows_to_unmask, top_p_sample
 
 MASK, STOP = 319, 2

@@ -20,9 +20,10 @@ import pytest
 import torch
 from script_project import NO_WEIGHTS, ROOT, Project, pretend_model, system_tools
 
-from fast_dllm import checks, cluster, doctor
-from fast_dllm.checks import GIB, DataSet, Situation, place_of_data
-from fast_dllm.config import FastDLLMConfig
+from fast_dllm.doctor.__main__ import __main__ as doctor
+from fast_dllm.doctor.__main__ import checks, cluster
+from fast_dllm.doctor.checks import GIB, DataSet, Situation, place_of_data
+from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner import slurm
 
 MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"

@@ -12,15 +12,15 @@ import pytest
 import torch
 from golden_models import golden_model
 
-from fast_dllm import experiments
-from fast_dllm.cache import Attend, block_causal_mask, rope_tables
-from fast_dllm.compiled import CompiledLayers
+from fast_dllm.decode import experiments
 from fast_dllm.drift import __main__ as command
 from fast_dllm.drift import recorder
 from fast_dllm.drift.recorder import Recorder
 from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
 from fast_dllm.errors import UsageError
-from fast_dllm.graphs import use_graphs
+from fast_dllm.network.cache import Attend, block_causal_mask, rope_tables
+from fast_dllm.network.compiled import CompiledLayers
+from fast_dllm.network.graphs import use_graphs
 from fast_dllm.report.pictures import drift_maps
 
 MASK, STOP, SIZE, SUB = 319, 2, 32, 8

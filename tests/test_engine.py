@@ -14,11 +14,11 @@ from margins import assert_same_but_for_rounding
 from torch import Tensor, nn
 from transfers import FakeDevice
 
-from fast_dllm import experiments
-from fast_dllm.engine import Engine
+from fast_dllm.decode import experiments
+from fast_dllm.decode.engine import Engine
 from fast_dllm.errors import NonFiniteError
-from fast_dllm.graphs import use_graphs
-from fast_dllm.runner.matrix import matrix_of
+from fast_dllm.network.graphs import use_graphs
+from fast_dllm.spec.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 32, "threshold": 0.5}
 

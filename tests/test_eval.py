@@ -14,11 +14,11 @@ from golden_models import ROOT
 from random_model import save_random_model
 
 import eval as program
-from fast_dllm import questions
-from fast_dllm.answers import AnswerStore
-from fast_dllm.arguments import ModelArguments
+from fast_dllm.decode.arguments import ModelArguments
+from fast_dllm.record import questions
+from fast_dllm.record.answers import AnswerStore
 from fast_dllm.report.summaries import read_run
-from fast_dllm.runner.code_hashes import file_sha256
+from fast_dllm.spec.hashes import file_sha256
 
 PLACE = {"table": "here", "experiment": "00_baseline", "task": "made_up_sums", "limit": None, "imported": False}
 PLACE |= {"config": "k2_middle+max_new_tokens=64"}
@@ -318,7 +318,7 @@ def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_oth
     given += ["--output_path", f"{out}"]
     with monkeypatch.context() as before:  # a run that ends between its last answer and its files
         if engine == "another":
-            before.setattr("fast_dllm.harness.decoding_sha256", lambda root, scored=False: "0" * 64)
+            before.setattr("fast_dllm.evaluate.harness.decoding_sha256", lambda root, scored=False: "0" * 64)
         before.setattr(AnswerStore, "discard", AnswerStore.close)
         before.setattr(program, "write_results", lambda *_: None)
         before.setattr(sys, "argv", ["eval.py", *COMMON, *given, "--include_path", str(TASKS)])

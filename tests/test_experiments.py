@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from golden_models import ROOT
 
-from fast_dllm import experiments
-from fast_dllm.arguments import ModelArguments
+from fast_dllm.decode import experiments
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
-from fast_dllm.runner.defaults import DEFAULTS
-from fast_dllm.runner.matrix import defaults_of
+from fast_dllm.spec.defaults import DEFAULTS
+from fast_dllm.spec.matrix import defaults_of
 
 GOOD = (ROOT / "generation_functions.py").read_text()
 
@@ -169,48 +169,27 @@ def test_a_result_is_named_after_the_configuration_it_is_nearest_to_and_what_dif
     assert ModelArguments.parse(reuse_k="2", layer_subset="middle").config_name == "k2_middle"
 
 
-# Who may import whom (docs/design.md): a module knows only modules of lower rank. A package counts as one module here;
-# what a module of `runner` imports of its own package is its own affair.
+# Who may import whom (docs/design.md, Layers): a room of the package knows only rooms of a lower rank.
 RANK = {
-    "answers": 0,
     "errors": 0,
-    "guard": 1,
     "decoding": 0,
-    "runner": 1,
-    "prompts": 2,
-    "results": 2,
-    "shards": 2,
-    "questions": 3,
-    "report": 4,
-    "checks": 3,
-    "config": 3,
-    "sampling": 3,
-    "layer_reuse": 3,
-    "kernels": 3,
-    "cache": 4,
-    "cluster": 4,
-    "compiled": 5,
-    "model": 6,
-    "pretrained": 7,
-    "tokenizer": 7,
-    "graphs": 7,
-    "batching": 7,
-    "threads": 7,
-    "engine": 8,
-    "experiments": 9,
-    "arguments": 10,
-    "transcripts": 10,
-    "processes": 10,
-    "scoring": 11,
-    "chat": 11,
-    "harness": 12,
-    "task_loading": 12,
-    "page": 13,
-    "doctor": 13,
-    "drift": 13,
+    "guard": 1,
+    "spec": 1,
+    "sampling": 1,
+    "layer_reuse": 1,
+    "record": 2,
+    "network": 3,
+    "decode": 4,
+    "evaluate": 5,
+    "transcripts": 5,
+    "ui": 6,
+    "report": 6,
+    "drift": 7,
+    "runner": 7,
+    "doctor": 8,
 }
 PROGRAMS = 14  # eval.py, app.py, run_chatbot.py, benchmarks/, training/, docs/: nobody imports them
-KNOW_LM_EVAL = {"processes", "scoring", "harness", "task_loading", "doctor", "drift", "eval"}
+KNOW_LM_EVAL = {"evaluate", "doctor", "drift", "eval"}
 POLICY = {"decoding", "sampling", "layer_reuse"}  # what a generation_functions.py may know
 
 
@@ -255,7 +234,7 @@ def wrong_imports(name: str, path: Path, text: str) -> list[str]:
 def test_imports_run_one_way_in_every_module_of_the_project():
     modules = project_modules()
     names = {path.name for path in modules}
-    assert {"eval.py", "app.py", "run_chatbot.py", "generation_functions.py", "doctor.py", "decode.py"} <= names
+    assert {"eval.py", "app.py", "run_chatbot.py", "generation_functions.py", "checks.py", "decode.py"} <= names
     for path, name in modules.items():
         assert name in RANK or path.parts[len(ROOT.parts)] != "fast_dllm" or path.name == "__init__.py", f"rank {name}"
         assert wrong_imports(name, path, path.read_text()) == [], path
@@ -264,13 +243,13 @@ def test_imports_run_one_way_in_every_module_of_the_project():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("fast_dllm/model.py", "from fast_dllm import engine"),
-        ("fast_dllm/engine.py", "from fast_dllm.experiments import load"),
-        ("fast_dllm/doctor.py", "def late():\n    from eval import read_command_line"),
-        ("fast_dllm/chat.py", "import lm_eval.tasks"),
-        ("fast_dllm/runner/matrix.py", "from fast_dllm.results import score"),
-        ("generation_functions.py", "from fast_dllm.model import load_model"),
-        ("experiments/00_baseline/generation_functions.py", "from fast_dllm import engine"),
+        ("fast_dllm/network/model.py", "from fast_dllm.decode import engine"),
+        ("fast_dllm/decode/engine.py", "from fast_dllm.evaluate.scoring import batches"),
+        ("fast_dllm/doctor/__main__.py", "def late():\n    from eval import read_command_line"),
+        ("fast_dllm/ui/chat.py", "import lm_eval.tasks"),
+        ("fast_dllm/spec/matrix.py", "from fast_dllm.record.results import score"),
+        ("generation_functions.py", "from fast_dllm.network.model import load_model"),
+        ("experiments/00_baseline/generation_functions.py", "from fast_dllm.decode import engine"),
         ("run_chatbot.py", "import app"),
     ],
 )
@@ -280,8 +259,10 @@ def test_the_check_of_imports_can_fail(module, line):
 
 
 def test_what_runs_without_a_venv_needs_the_standard_library_alone():
-    for name in ("results", "answers", "decoding", "errors", "prompts"):
-        tree = ast.parse((ROOT / "fast_dllm" / f"{name}.py").read_text())
+    package = ROOT / "fast_dllm"
+    files = [package / "decoding.py", package / "errors.py", *(package / "spec").glob("*.py")]
+    for path in [*files, *(package / "record").glob("*.py")]:
+        tree = ast.parse(path.read_text())
         top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-        assert {full.split(".")[0] for full in top} <= set(sys.stdlib_module_names) | {"fast_dllm"}, name
+        assert {full.split(".")[0] for full in top} <= set(sys.stdlib_module_names) | {"fast_dllm"}, path

@@ -17,11 +17,11 @@ import pytest
 import torch
 from golden_models import GOLDEN_MODELS, ROOT
 
-from fast_dllm import experiments
+from fast_dllm.decode import experiments
+from fast_dllm.decode.experiments import Experiment
 from fast_dllm.decoding import FORWARD_KINDS, Answer
 from fast_dllm.errors import UsageError
-from fast_dllm.experiments import Experiment
-from fast_dllm.runner.matrix import matrix_of
+from fast_dllm.spec.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 32, "threshold": 0.6}
 SAMPLED = {"temperature": 1.0, "top_p": 0.95}

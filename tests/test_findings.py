@@ -11,9 +11,9 @@ import pytest
 from golden_models import ROOT
 from report_project import Project, answers
 
-from fast_dllm import questions
 from fast_dllm.drift.sums import DriftSums
 from fast_dllm.errors import UsageError
+from fast_dllm.record import questions
 
 SPEC = importlib.util.spec_from_file_location("make_findings", ROOT / "docs" / "make_findings.py")
 findings = importlib.util.module_from_spec(SPEC)

@@ -9,10 +9,10 @@ import re
 import pytest
 from golden_models import GOLDEN_MODELS, ROOT, assert_forward_is_the_references, golden_json, in_each_subset
 
-from fast_dllm import experiments
-from fast_dllm.arguments import ModelArguments
-from fast_dllm.chat import parse_model_args
+from fast_dllm.decode import experiments
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.transcripts import claims_golden_parity
+from fast_dllm.ui.chat import parse_model_args
 
 ARGUMENTS = ("mask_id", "stop_token", "max_new_tokens", "block_size", "small_block_size", "threshold")
 CLAIM = [name for name in experiments.available() if claims_golden_parity(name)]

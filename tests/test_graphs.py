@@ -14,11 +14,12 @@ import tape
 import torch
 from golden_models import ROOT, generate, golden_model
 
-from fast_dllm import experiments, graphs
+from fast_dllm.decode import experiments
 from fast_dllm.errors import NonFiniteError, UsageError
-from fast_dllm.graphs import BlockGraphs, Replays, bucket, use_graphs
-from fast_dllm.kernels import Compiling
-from fast_dllm.runner.matrix import matrix_of
+from fast_dllm.network import graphs
+from fast_dllm.network.graphs import BlockGraphs, Replays, bucket, use_graphs
+from fast_dllm.network.kernels import Compiling
+from fast_dllm.spec.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 64, "threshold": 0.6}
 

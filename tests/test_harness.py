@@ -10,9 +10,9 @@ from lm_eval.api.instance import Instance
 from oracle import assert_float32_of
 
 from fast_dllm.errors import UsageError
-from fast_dllm.harness import FastDLLM
-from fast_dllm.prompts import cut_at_stop_strings, rewrite_prompt
-from fast_dllm.tokenizer import load_tokenizer
+from fast_dllm.evaluate.harness import FastDLLM
+from fast_dllm.evaluate.prompts import cut_at_stop_strings, rewrite_prompt
+from fast_dllm.network.tokenizer import load_tokenizer
 
 # What float32 may cost one token's log-probability: 22 orders of summation gave 3.5e-5 at most, and two forwards, of
 # different lengths or batches, need not sum in the same order.

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from fast_dllm import kernels
-from fast_dllm.kernels import Compiling, gate, rms_norm, rotate
+from fast_dllm.network import kernels
+from fast_dllm.network.kernels import Compiling, gate, rms_norm, rotate
 
 
 class OnGPU:

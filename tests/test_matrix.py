@@ -7,8 +7,8 @@ import json
 import pytest
 
 from fast_dllm.errors import UsageError
-from fast_dllm.runner import matrix
-from fast_dllm.runner.defaults import DEFAULTS
+from fast_dllm.spec import matrix
+from fast_dllm.spec.defaults import DEFAULTS
 
 OPTIONS = """
 class Options(decoding.Options):

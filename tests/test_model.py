@@ -10,12 +10,12 @@ import torch
 from golden_models import golden_json
 from random_model import save_random_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig
 
-from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
-from fast_dllm.model import FastDLLMForCausalLM, block_causal_mask, load_model, pick_device, pick_dtype
-from fast_dllm.tokenizer import load_tokenizer, special_ids
+from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.model import FastDLLMForCausalLM, block_causal_mask, load_model, pick_device, pick_dtype
+from fast_dllm.network.tokenizer import load_tokenizer, special_ids
 
 
 def test_the_published_checkpoints_tensor_names_are_the_models_and_no_others(shared):
@@ -40,17 +40,6 @@ def test_the_published_tokenizer_loads_with_its_template_and_special_ids(shared)
     )
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.encode("|<MASK>|") == [ids.mask]
-
-
-def test_auto_classes_load_the_model_without_remote_code(random_model):
-    import fast_dllm.pretrained  # noqa: F401 (it registers the model)
-
-    model = AutoModelForCausalLM.from_pretrained(random_model)
-    assert isinstance(model, FastDLLMForCausalLM)
-    same = load_model(str(random_model), "cpu")
-    assert model.state_dict().keys() == same.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
-    assert AutoTokenizer.from_pretrained(random_model).chat_template
 
 
 def test_a_saved_model_loads_again_and_computes_the_same(random_model, tmp_path):

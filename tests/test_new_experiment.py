@@ -13,7 +13,7 @@ from golden_models import ROOT
 from random_model import save_random_model
 
 from fast_dllm.decoding import STEP_KINDS
-from fast_dllm.runner.code_hashes import file_sha256
+from fast_dllm.spec.hashes import file_sha256
 
 COPIED = ("sbatch", "fast_dllm", "tasks", "experiments")
 FILES = ("eval.py", "generation_functions.py", "pyproject.toml", "constraints.txt")

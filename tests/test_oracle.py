@@ -7,8 +7,8 @@ import torch
 from golden_models import GOLDEN_MODELS, assert_forward_is_the_references, golden_model
 from torch import Tensor
 
-from fast_dllm import model as network
-from fast_dllm.model import FastDLLMForCausalLM, RMSNorm, rope_tables
+from fast_dllm.network import model as network
+from fast_dllm.network.model import FastDLLMForCausalLM, RMSNorm, rope_tables
 
 # Other orders of summation: what another kind of CPU would compute
 

@@ -157,9 +157,9 @@ def test_a_control_changes_the_next_answer(page):
 
 def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, monkeypatch):
     import app
-    from fast_dllm.arguments import ModelArguments
-    from fast_dllm.chat import Chatbot
-    from fast_dllm.page import controls as widgets
+    from fast_dllm.decode.arguments import ModelArguments
+    from fast_dllm.ui import controls as widgets
+    from fast_dllm.ui.chat import Chatbot
 
     chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
     page = app.Page(chatbot)
@@ -187,8 +187,8 @@ def test_a_tick_that_names_a_forward_which_is_gone_is_no_error(random_model):
     from gradio.state_holder import SessionState
 
     import app
-    from fast_dllm.arguments import ModelArguments
-    from fast_dllm.chat import Chatbot
+    from fast_dllm.decode.arguments import ModelArguments
+    from fast_dllm.ui.chat import Chatbot
 
     chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
     blocks = app.build(chatbot)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from browser_page import ALL_UNMASKED, ask, set_number
 
-from fast_dllm.chat import Cell, Frame
-from fast_dllm.page.cells import LEGEND, cells_html
-from fast_dllm.page.comparison import PAIRS, PROMPT, comparison_html, first_difference
-from fast_dllm.page.layers import layer_states, layers_html
+from fast_dllm.ui.cells import LEGEND, cells_html
+from fast_dllm.ui.chat import Cell, Frame
+from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
+from fast_dllm.ui.layers import layer_states, layers_html
 
 
 def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more) -> Frame:
@@ -63,7 +63,7 @@ def test_a_layer_is_run_reused_or_skipped(frame, states):
 
 
 def test_every_pair_that_the_page_offers_can_be_decoded():
-    from fast_dllm.chat import Settings, parse_model_args
+    from fast_dllm.ui.chat import Settings, parse_model_args
 
     for both in PAIRS.values():
         first, second = (Settings.parse().changed(**parse_model_args(each)) for each in both)
@@ -71,7 +71,7 @@ def test_every_pair_that_the_page_offers_can_be_decoded():
 
 
 def test_side_by_side_starts_with_a_pair_whose_tokens_differ_on_the_embedded_model():
-    from fast_dllm.chat import Chatbot, parse_model_args, with_defaults
+    from fast_dllm.ui.chat import Chatbot, parse_model_args, with_defaults
 
     chatbot = Chatbot(with_defaults({"model_path": "tiny", "device": "cpu"}))
     last = []

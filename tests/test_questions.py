@@ -9,7 +9,7 @@ import random
 import pytest
 from report_project import Project, answers, sample
 
-from fast_dllm import questions
+from fast_dllm.record import questions
 
 METRIC = "exact_match,flexible-extract"
 

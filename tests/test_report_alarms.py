@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_project import FULL, NINE, SUBSETS, Project, answers, earlier
 
-from fast_dllm import questions
+from fast_dllm.record import questions
 from fast_dllm.report.alarms import find_alarms
 from fast_dllm.report.folders import experiments_with_results, read_import, read_tables
 

@@ -9,9 +9,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fast_dllm import experiments
+from fast_dllm.decode import experiments
+from fast_dllm.decode.engine import Engine, Request
 from fast_dllm.decoding import Forward
-from fast_dllm.engine import Engine, Request
 from fast_dllm.sampling import predict
 
 MASK, STOP, SIZE, SUB = 319, 2, 32, 8

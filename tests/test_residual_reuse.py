@@ -11,9 +11,9 @@ import torch
 from golden_models import golden_model
 from transfers import FakeDevice
 
-from fast_dllm import experiments
+from fast_dllm.decode import experiments
+from fast_dllm.decode.engine import Engine, Request
 from fast_dllm.decoding import Forward, Options, Reuse
-from fast_dllm.engine import Engine, Request
 from fast_dllm.layer_reuse import LayerStore
 from fast_dllm.sampling import predict, rows_to_unmask
 

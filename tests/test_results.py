@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from fast_dllm import results
-from fast_dllm.runner.files import write_json
+from fast_dllm.record import results
+from fast_dllm.spec.files import write_json
 
 KINDS = ("prefill", "full", "sub", "commit", "reused", "score")
 

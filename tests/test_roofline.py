@@ -16,10 +16,10 @@ from script_project import Project
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import roofline
 
-from fast_dllm.config import FastDLLMConfig
 from fast_dllm.errors import UsageError
-from fast_dllm.model import FastDLLMForCausalLM
-from fast_dllm.prompts import rewrite_prompt
+from fast_dllm.evaluate.prompts import rewrite_prompt
+from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.runner.roofline import PUBLISHED, type_of_card
 
 SIZES = roofline.Sizes.of(FastDLLMConfig())

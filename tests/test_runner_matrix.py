@@ -257,7 +257,7 @@ def sweep_summary(project, **arguments):
     changes = {"experiment": "04_sweep", "generation_code_sha256": None, "model_args": model_args}
     path = project.summary("t0.50", **changes)
     content = json.loads(path.read_text())
-    from fast_dllm.runner.code_hashes import policy_sha256
+    from fast_dllm.spec.hashes import policy_sha256
 
     content["generation_code_sha256"] = policy_sha256(project.root, "04_sweep")
     content["model_args"] = {name: value for name, value in model_args.items() if value != "absent"}

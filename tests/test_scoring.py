@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from fast_dllm import scoring
-from fast_dllm.harness import FastDLLM
-from fast_dllm.scoring import MaskedInput, SharedContext, batches
+from fast_dllm.evaluate import scoring
+from fast_dllm.evaluate.harness import FastDLLM
+from fast_dllm.evaluate.scoring import MaskedInput, SharedContext, batches
 
 SCORE = 1e-4  # see test_harness.py
 

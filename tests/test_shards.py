@@ -16,10 +16,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from fast_dllm import batching
+from fast_dllm.decode import batching
 from fast_dllm.errors import UsageError
-from fast_dllm.harness import FastDLLM
-from fast_dllm.shards import LOCK, Claim, Plan, Share, ShareAnswered, balanced, check_nobody_at_work, discard
+from fast_dllm.evaluate.harness import FastDLLM
+from fast_dllm.record.shards import LOCK, Claim, Plan, Share, ShareAnswered, balanced, check_nobody_at_work, discard
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -14,9 +14,9 @@ from benchmarks import commits
 from benchmarks.batches import shapes_run
 from benchmarks.decode import PARTS
 from benchmarks.straightforward import Straightforward
-from fast_dllm import experiments
+from fast_dllm.decode import experiments
 from fast_dllm.errors import UsageError
-from fast_dllm.runner.matrix import matrix_of
+from fast_dllm.spec.matrix import matrix_of
 
 
 def run(capsys, monkeypatch, name: str, *words: str) -> tuple[str, dict]:

@@ -50,8 +50,8 @@ def test_the_launcher_and_its_status_import_nothing_but_the_standard_library(wor
 def test_an_evaluation_imports_no_part_of_transformers_and_torch_that_it_does_not_use():
     """transformers' models bring in compilers and the code of other networks: as long as all the rest together."""
     program = (
-        "import fast_dllm.harness, fast_dllm.task_loading, lm_eval.evaluator;"
-        "fast_dllm.harness.FastDLLM(model_path='tiny')"
+        "import fast_dllm.evaluate.harness, fast_dllm.evaluate.task_loading, lm_eval.evaluator;"
+        "fast_dllm.evaluate.harness.FastDLLM(model_path='tiny')"
     )
     found = imported(sys.executable, "-c", program, status=0)
     assert {"torch", "transformers", "lm_eval.api.task"} <= found

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import subprocess
 
 import pytest
 from golden_models import ROOT
+from script_project import old_pythons
 
 from fast_dllm.errors import UsageError
-from fast_dllm.prompts import rewrite_prompt
-from fast_dllm.runner import code_hashes, tasks
+from fast_dllm.evaluate.prompts import rewrite_prompt
+from fast_dllm.spec import hashes, tasks
 
 
 def test_lists_and_their_order():
@@ -61,55 +63,112 @@ def copy(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["model.py", "sampling.py", "layer_reuse.py", "prompts.py", "tokenizer.py"])
+SOURCE = '''"""A module."""
+LIMIT = 3  # rows
+
+
+def function(value, scale=2.0):
+    """What it returns."""
+    return f"{value * scale:.{LIMIT}f} # no comment"
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("value * scale", "value + scale"),
+        ("LIMIT = 3", "LIMIT = 4"),
+        ("scale=2.0", "scale=3.0"),
+        ("# no comment", "# another text"),
+        ("    return", "    value = 1\n    return"),
+    ],
+    ids=["operator", "constant", "default", "text in a string", "statement"],
+)
+def test_a_change_of_code_changes_its_text(old, new):
+    assert old in SOURCE
+    assert hashes.code_text(SOURCE.replace(old, new)) != hashes.code_text(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  # rows", ""),
+        ("  # rows", "  # how many rows"),
+        ('"""A module."""\n', ""),
+        ("What it returns.", "Returns\n\n    a text."),
+        ("\n\n\ndef", "\n\n# why\n\ndef"),
+        ("(value, scale=2.0)", "(\n    value, scale = 2.0\n)"),
+    ],
+    ids=["no comment", "comment", "no docstring", "docstring", "lines", "layout"],
+)
+def test_comments_docstrings_and_layout_do_not(old, new):
+    assert old in SOURCE
+    assert hashes.code_text(SOURCE.replace(old, new)) == hashes.code_text(SOURCE)
+
+
+@pytest.mark.parametrize("python", old_pythons())
+def test_an_older_python_gives_the_same_hash(python):
+    program = "from fast_dllm.spec.hashes import decoding_sha256; print(decoding_sha256('.', scored=True))"
+    done = subprocess.run([python, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == hashes.decoding_sha256(ROOT, scored=True)
+
+
+@pytest.mark.parametrize("name", hashes.DECODING_FILES)
 def test_what_can_change_a_token_changes_the_decoding_hash(copy, name):
-    before = code_hashes.decoding_sha256(copy)
+    before = hashes.decoding_sha256(copy)
     with (copy / "fast_dllm" / name).open("a") as file:
-        file.write("\n")
-    assert code_hashes.decoding_sha256(copy) != before
+        file.write("\n# a comment\n")
+    assert hashes.decoding_sha256(copy) == before
+    with (copy / "fast_dllm" / name).open("a") as file:
+        file.write("\nx = 1\n")
+    assert hashes.decoding_sha256(copy) != before
 
 
 def test_the_hash_is_over_every_module_that_decoding_imports():
     """A file that is split off one of them belongs to them, and nobody has to remember it."""
-    folder, seen, waiting = ROOT / "fast_dllm", set(), ["engine", "tokenizer", "prompts"]
+    files, waiting = set(), ["decode.engine", "network.tokenizer", "evaluate.prompts"]
     while waiting:
-        name = waiting.pop()
-        if name not in seen and (folder / f"{name}.py").is_file():
-            seen.add(name)
-            for node in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fast_dllm."):
-                    waiting.append(node.module.split(".")[1])
-    assert {f"{name}.py" for name in seen - {"errors"}} == set(code_hashes.DECODING_FILES)
+        file = f"{waiting.pop().replace('.', '/')}.py"
+        path = ROOT / "fast_dllm" / file
+        if file in files or not path.is_file() or file.startswith("spec/"):
+            continue
+        files.add(file)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fast_dllm":
+                package = node.module.partition(".")[2]
+                waiting += [package, *(f"{package}.{alias.name}".strip(".") for alias in node.names)]
+    assert files - {"errors.py"} == set(hashes.DECODING_FILES)
 
 
 def test_what_cannot_does_not(copy):
-    before = code_hashes.decoding_sha256(copy), code_hashes.decoding_sha256(copy, scored=True)
-    for name in ("doctor.py", "chat.py", "results.py", "answers.py"):
-        (copy / "fast_dllm" / name).write_text("edited")
-    assert (code_hashes.decoding_sha256(copy), code_hashes.decoding_sha256(copy, scored=True)) == before
-    (copy / "fast_dllm" / "scoring.py").write_text("edited")
-    assert code_hashes.decoding_sha256(copy) == before[0]
-    assert code_hashes.decoding_sha256(copy, scored=True) != before[1]
+    before = hashes.decoding_sha256(copy), hashes.decoding_sha256(copy, scored=True)
+    for name in ("doctor/__main__.py", "ui/chat.py", "record/results.py", "record/answers.py"):
+        assert (copy / "fast_dllm" / name).is_file()
+        (copy / "fast_dllm" / name).write_text("edited = True")
+    assert (hashes.decoding_sha256(copy), hashes.decoding_sha256(copy, scored=True)) == before
+    (copy / "fast_dllm" / "evaluate" / "scoring.py").write_text("edited = True")
+    assert hashes.decoding_sha256(copy) == before[0]
+    assert hashes.decoding_sha256(copy, scored=True) != before[1]
 
 
 def test_a_rewrite_of_prompts_counts_and_a_size_does_not(copy):
-    file, before = copy / "tasks" / "tasks.json", code_hashes.decoding_sha256(copy)
+    file, before = copy / "tasks" / "tasks.json", hashes.decoding_sha256(copy)
     content = json.loads(file.read_text())
     content["tasks"]["gsm8k"]["questions"] = 7
     file.write_text(json.dumps(content))
-    assert code_hashes.decoding_sha256(copy) == before
+    assert hashes.decoding_sha256(copy) == before
     content["instructions"]["boxed"] += "!"
     file.write_text(json.dumps(content))
-    assert code_hashes.decoding_sha256(copy) != before
+    assert hashes.decoding_sha256(copy) != before
 
 
 def test_the_record_of_replays(tmp_path):
-    assert code_hashes.replays(tmp_path) == {}
+    assert hashes.replays(tmp_path) == {}
     (tmp_path / "experiments").mkdir()
     file = tmp_path / "experiments" / "replays.json"
     file.write_text('{"schema_version": 1, "replayed": {"abc": ["00_baseline", "01_other"]}}')
-    assert code_hashes.replays(tmp_path) == {"abc": ("00_baseline", "01_other")}
+    assert hashes.replays(tmp_path) == {"abc": ("00_baseline", "01_other")}
     for text in ("", "[]", '{"schema_version": 2, "replayed": {}}', '{"schema_version": 1}'):
         file.write_text(text)
         with pytest.raises(UsageError, match=r"^experiments/replays\.json cannot be used"):
-            code_hashes.replays(tmp_path)
+            hashes.replays(tmp_path)

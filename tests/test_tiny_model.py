@@ -13,11 +13,11 @@ from golden_models import generate
 from lm_eval.tasks import TaskManager
 from safetensors import safe_open
 
-from fast_dllm.arguments import ModelArguments
-from fast_dllm.chat import Chatbot, Conversation
-from fast_dllm.harness import FastDLLM
-from fast_dllm.model import TINY_MODEL, load_model
-from fast_dllm.tokenizer import load_tokenizer, special_ids
+from fast_dllm.decode.arguments import ModelArguments
+from fast_dllm.evaluate.harness import FastDLLM
+from fast_dllm.network.model import TINY_MODEL, load_model
+from fast_dllm.network.tokenizer import load_tokenizer, special_ids
+from fast_dllm.ui.chat import Chatbot, Conversation
 from tasks.toy.problems import math_questions
 from training.recipe import tiny_config
 from training.tokenizer import INSTRUCTION, build_tokenizer

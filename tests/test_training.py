@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fast_dllm.model import FastDLLMForCausalLM
+from fast_dllm.network.model import FastDLLMForCausalLM
 from training import knockout, plot, train
 from training.data import (
     COPIES,

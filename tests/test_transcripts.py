@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from fast_dllm import experiments, transcripts
+from fast_dllm import transcripts
+from fast_dllm.decode import experiments
 from fast_dllm.errors import UsageError
-from fast_dllm.runner.code_hashes import REPLAYS_FILE, decoding_sha256, replays
+from fast_dllm.spec.hashes import REPLAYS_FILE, decoding_sha256, replays
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fast_dllm.errors import UsageError
-from fast_dllm.model import FastDLLMForCausalLM, load_model
-from fast_dllm.tokenizer import load_tokenizer
+from fast_dllm.network.model import FastDLLMForCausalLM, load_model
+from fast_dllm.network.tokenizer import load_tokenizer
 from tasks.toy.problems import WORDINGS
 from training.data import Batch, diffusion_batches, make_examples
 from training.recipe import WINDOW

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fast_dllm.config import FastDLLMConfig
+from fast_dllm.network.config import FastDLLMConfig
 
 SEED = 1
 EVERY_LAYER = 36  # so that the subsets 1-11, 12-23 and 24-35 of the layer-reuse experiment apply

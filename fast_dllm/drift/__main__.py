@@ -24,9 +24,9 @@ import matplotlib
 
 from fast_dllm.drift.sums import DriftSums
 from fast_dllm.errors import OneLineParser, UsageError, line_of
-from fast_dllm.results import ROOT
-from fast_dllm.runner.defaults import DEFAULT_MODEL
-from fast_dllm.runner.tasks import check_task, task_folder
+from fast_dllm.record.results import ROOT
+from fast_dllm.spec.defaults import DEFAULT_MODEL
+from fast_dllm.spec.tasks import check_task, task_folder
 
 FOLDER = "results/drift"
 EXPERIMENT = "04_threshold"
@@ -58,8 +58,8 @@ def record(options: argparse.Namespace) -> DriftSums:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from fast_dllm.drift.recorder import Recorder
-    from fast_dllm.harness import FastDLLM
-    from fast_dllm.task_loading import find_tasks, prepare
+    from fast_dllm.evaluate.harness import FastDLLM
+    from fast_dllm.evaluate.task_loading import find_tasks, prepare
 
     lm = FastDLLM(
         model_path=options.model,

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor, nn
 
-from fast_dllm.cache import Attend
 from fast_dllm.drift.sums import CLASSES, DISTANCES, LAGS, QUANTITIES, DriftSums
-from fast_dllm.graphs import as_written
-from fast_dllm.model import DecoderLayer, FastDLLMForCausalLM
+from fast_dllm.network.cache import Attend
+from fast_dllm.network.graphs import as_written
+from fast_dllm.network.model import DecoderLayer, FastDLLMForCausalLM
 
 
 class Recorder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from fast_dllm.questions import Question
+from fast_dllm.record.questions import Question
 from fast_dllm.report.statistics import (
     ALPHA,
     Interval,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fast_dllm.questions import TEXTS_FILE, QuestionsError, read_texts
+from fast_dllm.record.questions import TEXTS_FILE, QuestionsError, read_texts
 from fast_dllm.report.build import Report
 from fast_dllm.report.compare import Contrast, baseline_of, shared_questions
 from fast_dllm.report.summaries import Run, Table

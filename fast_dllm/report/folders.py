@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fast_dllm.report.matrix import NINE, Matrix, matrix_of
 from fast_dllm.report.summaries import TASK_SIZE, CorruptError, Run, Table, read_run
-from fast_dllm.runner.code_hashes import file_sha256
+from fast_dllm.spec.hashes import file_sha256
 
 BASES = ("results", "artifacts")  # of a summary that is in both, the first is read
 LIMITED = re.compile(r"(.+?)_limit_([0-9.eE+-]+)")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_dllm.runner import matrix as runner_matrix
+from fast_dllm.spec import matrix as runner_matrix
 
 
 @dataclass(frozen=True)

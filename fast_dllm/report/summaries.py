@@ -1,6 +1,6 @@
 """summary.json files as the report reads them: one Run each, whatever its schema, and a Table for each place.
 
-Two forms are read. Ours (schema_version 1, fast_dllm/results.py), and the earlier one of the lab's first runner
+Two forms are read. Ours (schema_version 1, fast_dllm/record/results.py), and the earlier one of the lab's first runner
 (`accuracy`, `throughput.tokens_generated`, `git`, no schema version), which records less: what it lacks is None here
 and said in the report, never guessed. Runs of the earlier form are never results of this code.
 """
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fast_dllm.questions import QUESTIONS_FILE, Questions, QuestionsError, content_sha256, read
+from fast_dllm.record.questions import QUESTIONS_FILE, Questions, QuestionsError, content_sha256, read
 from fast_dllm.report.matrix import Matrix
-from fast_dllm.runner.code_hashes import file_sha256
-from fast_dllm.runner.tasks import TASKS
+from fast_dllm.spec.hashes import file_sha256
+from fast_dllm.spec.tasks import TASKS
 
 # Questions in the whole task, where a summary does not say: the earlier form does not.
 TASK_SIZE = {task.name: task.questions for task in TASKS.values() if task.questions is not None}

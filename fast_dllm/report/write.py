@@ -16,7 +16,7 @@ from fast_dllm.report.page import page
 from fast_dllm.report.sections import sections
 from fast_dllm.report.summaries import Run, Table
 from fast_dllm.report.verdict import span, verdict
-from fast_dllm.runner.files import write_whole
+from fast_dllm.spec.files import write_whole
 
 SCHEMA_VERSION = 1
 

@@ -13,14 +13,18 @@ import time
 from typing import Mapping
 
 from fast_dllm.errors import UsageError
+from fast_dllm.record.summaries import Judge
 from fast_dllm.runner import jobs
 from fast_dllm.runner.costs import START_SECONDS, cost_of, questions
 from fast_dllm.runner.failures import own_job, write_failure
-from fast_dllm.runner.files import read_json, remove
-from fast_dllm.runner.request import Request, Run
 from fast_dllm.runner.resources import Resources
 from fast_dllm.runner.sbatch import quoted, sbatch_command, submit, tell_refused
-from fast_dllm.runner.shares import (
+from fast_dllm.runner.slurm import as_hours, as_time, read_queue
+from fast_dllm.runner.states import FORCE_FILE, State, is_forced
+from fast_dllm.spec.files import read_json, remove
+from fast_dllm.spec.locks import lock_is_held
+from fast_dllm.spec.request import Request, Run
+from fast_dllm.spec.shares import (
     AT_ONCE,
     DONE_FILE,
     MOST,
@@ -31,9 +35,6 @@ from fast_dllm.runner.shares import (
     names_of,
     share_folder,
 )
-from fast_dllm.runner.slurm import as_hours, as_time, read_queue
-from fast_dllm.runner.states import FORCE_FILE, State, is_forced, lock_is_held
-from fast_dllm.runner.summaries import Judge
 
 AUTO = "auto"
 FINISHING_SECONDS = 3600.0  # of the job that finishes a run: where shares left it more, it is continued

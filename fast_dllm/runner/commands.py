@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Iterator
 
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.runner import arrays, jobs, output, prefetch, submission, tasks, watch
+from fast_dllm.runner import arrays, jobs, output, prefetch, submission, watch
 from fast_dllm.runner.arrays import AUTO
 from fast_dllm.runner.gpus import check_gpu
 from fast_dllm.runner.help import help_text
-from fast_dllm.runner.request import Request, add_options, check_count, join_arguments, read_request
 from fast_dllm.runner.resources import check_hours
 from fast_dllm.runner.sbatch import submit_successor
-from fast_dllm.runner.shares import MOST, MOST_GPUS, SHARES_FOLDER, division
 from fast_dllm.runner.states import examine
 from fast_dllm.runner.table import table
-from fast_dllm.runner.tasks import ROOT, task_folder
+from fast_dllm.spec import tasks
+from fast_dllm.spec.request import Request, add_options, check_count, join_arguments, read_request
+from fast_dllm.spec.shares import MOST, MOST_GPUS, SHARES_FOLDER, division
+from fast_dllm.spec.tasks import ROOT, task_folder
 
 
 def assign(values: dict) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Mapping
 
-from fast_dllm.runner.files import as_object, read_json
-from fast_dllm.runner.request import Request, Run
 from fast_dllm.runner.roofline import GPUS, TASKS, TOKENS_PER_FORWARD, sizes_of, type_of_card
+from fast_dllm.spec.files import as_object, read_json
+from fast_dllm.spec.request import Request, Run
 
 START_SECONDS = 20 * 60  # a venv that has to be built, a model that has to be read, two waits for other jobs
 STEP_SECONDS = 30 * 60  # wall times are asked for in whole steps

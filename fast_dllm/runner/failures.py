@@ -8,7 +8,7 @@ import socket
 from datetime import datetime, timezone
 from pathlib import Path
 
-from fast_dllm.runner.files import write_json
+from fast_dllm.spec.files import write_json
 
 INTERRUPTED = 130  # the exit status after Ctrl-C, as a shell has it: 128 + SIGINT
 

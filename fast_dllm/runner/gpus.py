@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Callable, Iterable, Mapping
 
 from fast_dllm.errors import UsageError
-from fast_dllm.runner.request import Request
 from fast_dllm.runner.roofline import GPUS, LEAST_CAPABILITY, TYPES, sizes_of
 from fast_dllm.runner.slurm import ask, lines_of
+from fast_dllm.spec.request import Request
 
 SOONEST = "soonest"
 

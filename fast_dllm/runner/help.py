@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fast_dllm.runner.defaults import DEFAULT_EXPERIMENT, PUBLISHED_MODELS
-from fast_dllm.runner.matrix import matrix_of
-from fast_dllm.runner.request import experiments
 from fast_dllm.runner.roofline import TYPES
-from fast_dllm.runner.tasks import baseline_tasks, benchmarks
+from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT, PUBLISHED_MODELS
+from fast_dllm.spec.matrix import matrix_of
+from fast_dllm.spec.request import experiments
+from fast_dllm.spec.tasks import baseline_tasks, benchmarks
 
 RUN = """\
 Usage: bash sbatch/run.sh [OPTION...] [CONFIG...]

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Iterable
 
+from fast_dllm.record.summaries import QUESTIONS_FILE, Judge, Judgement, earlier_fault, fault_of, is_earlier
 from fast_dllm.runner import failures
-from fast_dllm.runner.code_hashes import file_sha256, policy_file
-from fast_dllm.runner.files import (
+from fast_dllm.runner.slurm import ask
+from fast_dllm.runner.states import FORCE_FILE, Records, is_forced
+from fast_dllm.spec.files import (
     as_object,
     copy_whole,
     is_newer,
@@ -24,12 +26,11 @@ from fast_dllm.runner.files import (
     write_json,
     write_whole,
 )
-from fast_dllm.runner.matrix import GENERATION_FILE
-from fast_dllm.runner.request import Request, Run, evaluation_words
-from fast_dllm.runner.shares import DONE_FILE, share_folder
-from fast_dllm.runner.slurm import ask
-from fast_dllm.runner.states import FORCE_FILE, Records, is_forced, lock_owner
-from fast_dllm.runner.summaries import QUESTIONS_FILE, Judge, Judgement, earlier_fault, fault_of, is_earlier
+from fast_dllm.spec.hashes import file_sha256, policy_file
+from fast_dllm.spec.locks import lock_owner
+from fast_dllm.spec.matrix import GENERATION_FILE
+from fast_dllm.spec.request import Request, Run, evaluation_words
+from fast_dllm.spec.shares import DONE_FILE, share_folder
 
 # How results that are there are met. named: complete ones are made again, as the user asked for them by name. demo:
 # what is of other code is made again, so that the table is of one, and the old one is kept beside. Otherwise a whole

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterator
 
-from fast_dllm.runner.files import as_object, read_json
-from fast_dllm.runner.request import Request, Run
 from fast_dllm.runner.states import State
-from fast_dllm.runner.tasks import task_folder
+from fast_dllm.spec.files import as_object, read_json
+from fast_dllm.spec.request import Request, Run
+from fast_dllm.spec.tasks import task_folder
 
 LINE = "=" * 77
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import failures
-from fast_dllm.runner.request import Request
 from fast_dllm.runner.slurm import ask
+from fast_dllm.spec.request import Request
 
 GIB = 2**30
 MODEL_SPACE = 20 * GIB  # the 7B's weights take 15 GB

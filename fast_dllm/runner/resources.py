@@ -18,8 +18,8 @@ from fast_dllm.errors import UsageError
 from fast_dllm.runner import slurm
 from fast_dllm.runner.costs import cost_of
 from fast_dllm.runner.gpus import choose_gpu, count_of, memory_for
-from fast_dllm.runner.request import Request, Run
 from fast_dllm.runner.slurm import KNOWN_FROM, KNOWN_QOS, Association, Qos, as_hours, as_time, read_time
+from fast_dllm.spec.request import Request, Run
 
 WHERE = "SBATCH_ACCOUNT in sbatch/cluster.env"
 

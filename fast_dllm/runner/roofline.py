@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fast_dllm.runner.defaults import DEFAULT_MODEL
-from fast_dllm.runner.files import read_json
-from fast_dllm.runner.tasks import TASKS as DESCRIBED
+from fast_dllm.spec.defaults import DEFAULT_MODEL
+from fast_dllm.spec.files import read_json
+from fast_dllm.spec.tasks import TASKS as DESCRIBED
 
 BYTES = 2  # of a float16 or bfloat16 number
 WORK_BYTES = 2e9  # beside the weights: CUDA's own share, caches and activations of one long question

@@ -11,7 +11,7 @@ from typing import Iterator, Mapping
 from fast_dllm.runner import jobs
 from fast_dllm.runner.resources import script_option
 from fast_dllm.runner.slurm import ask
-from fast_dllm.runner.tasks import ROOT
+from fast_dllm.spec.tasks import ROOT
 
 # sbatch's words for a user who has as many jobs as the QOS or the account allows
 NO_PLACE = ("QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "QOSMaxSubmitJobPerAccountLimit")

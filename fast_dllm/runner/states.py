@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional, Tuple
 
+from fast_dllm.record.summaries import Judge, Judgement
 from fast_dllm.runner import reasons
 from fast_dllm.runner.failures import TEXTS, class_of_state
-from fast_dllm.runner.files import read_json
-from fast_dllm.runner.request import Request, Run
 from fast_dllm.runner.roofline import type_of_card
-from fast_dllm.runner.shares import DONE_FILE, division, job_words, names_of, share_folder
 from fast_dllm.runner.slurm import Job, read_ended, read_queue
-from fast_dllm.runner.summaries import Judge, Judgement
+from fast_dllm.spec.files import read_json
+from fast_dllm.spec.locks import lock_is_held, lock_owner
+from fast_dllm.spec.request import Request, Run
+from fast_dllm.spec.shares import DONE_FILE, division, job_words, names_of, share_folder
 
 Progress = Optional[Tuple[float, ...]]  # see read_progress
 FORCE_FILE = "force"  # in a run's folder: --force, until the run begins
@@ -46,50 +44,6 @@ class State:
         """The type of GPU that it ran, runs or will run on; "" where nothing tells."""
         name = (self.judgement.content or {}).get("gpu") if self.is_complete else None
         return type_of_card(str(name)) if name else self.asked_gpu
-
-
-# -- locks, as sbatch/lock.sh makes them -------------------------------------------------------------------------------
-def latest_claim(base: Path) -> Path | None:
-    return max(base.parent.glob(f"{base.name}.[0-9][0-9][0-9][0-9]"), default=None)
-
-
-def lock_owner(base: Path) -> str:
-    """The "host pid" of the latest claim."""
-    claim = latest_claim(base)
-    try:
-        return (claim / "owner").read_text().strip() if claim else "another process"
-    except OSError:
-        return "another process"
-
-
-def process_gone(pid: str) -> bool:
-    """Of this host. A zombie is gone."""
-    if not pid.isdigit():
-        return True
-    try:
-        if Path("/proc/self").is_dir():
-            state = re.search(r"^State:\s*(.)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-            return state is None or state[1] in "ZX"
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return False
-
-
-def lock_is_held(base: Path) -> bool:
-    """At a glance: of another host its clock has to be trusted."""
-    claim = latest_claim(base)
-    if claim is None or (claim / "released").exists():
-        return False
-    host, _, pid = lock_owner(base).partition(" ")
-    if host == socket.gethostname():
-        return not process_gone(pid)
-    try:
-        return time.time() - (claim / "heartbeat").stat().st_mtime < 120
-    except OSError:
-        return False
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from typing import Iterator
 from fast_dllm.runner import arrays, jobs, slurm
 from fast_dllm.runner.arrays import Part, as_words
 from fast_dllm.runner.costs import cost_of
-from fast_dllm.runner.request import Request
 from fast_dllm.runner.resources import Resources, decide, source_of_limits
 from fast_dllm.runner.sbatch import quoted, sbatch_command, submit, tell_refused
 from fast_dllm.runner.slurm import as_hours
 from fast_dllm.runner.states import State, examine
-from fast_dllm.runner.tasks import TASKS
+from fast_dllm.spec.request import Request
+from fast_dllm.spec.tasks import TASKS
 
 
 def say(text: str) -> None:

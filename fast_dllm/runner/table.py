@@ -6,10 +6,10 @@ import textwrap
 from dataclasses import dataclass
 from typing import Callable, Iterator, Mapping
 
-from fast_dllm.runner.files import as_object
-from fast_dllm.runner.matrix import NINE
-from fast_dllm.runner.request import Request
 from fast_dllm.runner.states import State
+from fast_dllm.spec.files import as_object
+from fast_dllm.spec.matrix import NINE
+from fast_dllm.spec.request import Request
 
 SUBSETS = ("first", "middle", "last")
 ROWS = {f"k = {k}": [f"k{k}_{subset}" for subset in SUBSETS] for k in (1, 2, 3)}

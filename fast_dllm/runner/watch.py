@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from fast_dllm.runner.failures import INTERRUPTED, end_of
-from fast_dllm.runner.files import as_object, is_newer, read_json
-from fast_dllm.runner.request import Request, Run
 from fast_dllm.runner.states import Progress, read_progress, seconds_left
+from fast_dllm.spec.files import as_object, is_newer, read_json
+from fast_dllm.spec.request import Request, Run
 
 BAR = 20  # columns
 LOOK_SECONDS = 0.2

@@ -8,9 +8,10 @@ import pytest
 import torch
 from golden_models import generate, golden_json, golden_model
 
-from fast_dllm import experiments, kernels
-from fast_dllm.graphs import use_graphs
-from fast_dllm.model import load_model
+from fast_dllm.decode import experiments
+from fast_dllm.network import kernels
+from fast_dllm.network.graphs import use_graphs
+from fast_dllm.network.model import load_model
 
 pytestmark = [
     pytest.mark.gpu,

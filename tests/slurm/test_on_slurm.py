@@ -10,8 +10,8 @@ import pytest
 from cluster import NODES, wait_for
 from slurm_project import TASK, SlurmProject
 
-from fast_dllm.checks import Situation
-from fast_dllm.cluster import check_slurm
+from fast_dllm.doctor.checks import Situation
+from fast_dllm.doctor.cluster import check_slurm
 
 pytestmark = pytest.mark.slurm
 LIMIT = 24  # questions

@@ -1,0 +1,1 @@
+"""Decoding: the engine that runs many sequences, experiments, model arguments, batch sizes."""

@@ -1,0 +1,153 @@
+"""Experiment name -> its policy, knobs and text. A name that is not there is an error, never a fallback."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fast_dllm import decoding
+from fast_dllm.decode.engine import DecodeOne, Engine, Request, row_generators
+from fast_dllm.decoding import DenoisingEvent, Generation, Options
+from fast_dllm.errors import UsageError
+from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.spec.matrix import GENERATION_FILE, NAME
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXPERIMENTS = ROOT / "experiments"
+REQUIRED = ("mask_id", "stop_token")  # options that come from the tokenizer
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A loaded policy. name: None for the active file. text: what was loaded, however the file is edited since.
+
+    subset_layers: (layer_subset, num_layers) -> layers, where the policy's text has one.
+    """
+
+    name: str | None
+    path: Path
+    options_type: type[Options]
+    decode_one: DecodeOne
+    text: bytes
+    subset_layers: Callable[[str, int], range] | None = None
+
+    @property
+    def policy_sha256(self) -> str:
+        return sha256(self.text).hexdigest()
+
+    @property
+    def knobs(self) -> dict[str, object]:
+        """Every option that a model argument may set, with its default."""
+        return {each.name: each.default for each in fields(self.options_type) if each.name not in REQUIRED}
+
+    def subset(self, knobs: Mapping[str, Any], num_layers: int) -> range:
+        """The layers that the knob `layer_subset` names by the policy's rule; none where it has none or it is unset.
+
+        Raises ValueError as the rule does.
+        """
+        name = knobs.get("layer_subset")
+        return range(0) if name is None or self.subset_layers is None else self.subset_layers(name, num_layers)
+
+    def check(self, knobs: Mapping[str, Any]) -> None:
+        """Raise UsageError for values that no model could decode with; its depth is looked at when it is known."""
+        try:
+            self.options_type(mask_id=-1, stop_token=-2, **knobs).check()
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def denoise(
+        self,
+        model: FastDLLMForCausalLM,
+        prompts: Sequence[list[int]],
+        *,
+        mask_id: int,
+        stop_token: int,
+        temperature: float = 0.0,
+        top_p: float = 0.95,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_rows: int | None = None,
+        **knobs: Any,
+    ) -> Iterator[DenoisingEvent]:
+        """The events of `generate` as they happen; closing the iterator stops the work at the next forward."""
+        options = self.options_type(mask_id, stop_token, **self._known(knobs))
+        engine = Engine(model, self.decode_one, options, num_rows=num_rows, temperature=temperature, top_p=top_p)
+        generators = row_generators(generator, len(prompts), temperature)
+        return engine.run([Request(prompt, own) for prompt, own in zip(prompts, generators, strict=True)])
+
+    def generate(self, model: FastDLLMForCausalLM, prompts: Sequence[list[int]], **settings: Any) -> list[Generation]:
+        """Answer every prompt (lists of token ids, any lengths); one Generation each, in order. Takes what `denoise`
+        takes; knobs that are not given have their defaults.
+
+        The answer runs up to its first stop token, at most through absolute block len(prompt) // block_size +
+        max_new_tokens // block_size (exclusive). temperature 0 is greedy; generator: see engine.row_generators.
+        num_rows: sequences decoded side by side (default: all); the others are admitted as rows become free. Raises
+        ValueError for arguments out of range, NonFiniteError for logits that are no numbers.
+        """
+        events = self.denoise(model, prompts, **settings)
+        finished = {event.row: event.generation for event in events if event.generation is not None}
+        return [finished[row] for row in range(len(prompts))]
+
+    def _known(self, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in knobs:
+            if name not in self.knobs:
+                raise UsageError(f"{where(self.path)} takes no {name!r}; it takes: {', '.join(self.knobs)}")
+        return knobs
+
+
+def available() -> list[str]:
+    """Names under experiments/ that have generation code."""
+    names = (path.parent.name for path in EXPERIMENTS.glob(f"*/{GENERATION_FILE}"))
+    return sorted(name for name in names if NAME.fullmatch(name))
+
+
+def generation_file(name: str | None) -> Path:
+    """The file of an experiment, or the active top-level one for None. Raises UsageError listing those that exist."""
+    if name is None:
+        return ROOT / GENERATION_FILE
+    choices = ", ".join(available()) or "none"
+    if not NAME.fullmatch(str(name)) or not (EXPERIMENTS / str(name)).is_dir():
+        raise UsageError(f"unknown experiment {name!r}; there are: {choices}")
+    path = EXPERIMENTS / name / GENERATION_FILE
+    if not path.is_file():
+        raise UsageError(f"experiment {name!r} has no {GENERATION_FILE}; experiments that have: {choices}")
+    return path
+
+
+def where(path: Path) -> str:
+    return path.name if path.parent == ROOT else f"{path.parent.name}/{path.name}"
+
+
+def load(name: str | None) -> Experiment:
+    """Import experiments/<name>/generation_functions.py (None: the active file) and check that it keeps the contract.
+
+    Raises UsageError for an unknown name, a missing file, or a file without an `Options` of the right kind or a
+    `decode_one(answer, options)`. An exception of the code itself passes through.
+    """
+    path = generation_file(name)
+    text = path.read_bytes()
+    module_name = "fast_dllm_generation_" + ("active" if name is None else re.sub(r"\W", "_", name))
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, f"{path} ends in .py"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up there
+    exec(compile(text, str(path), "exec"), module.__dict__)  # this very text, whoever edits the file meanwhile
+    options_type, decode_one = getattr(module, "Options", None), getattr(module, "decode_one", None)
+    if not (isinstance(options_type, type) and issubclass(options_type, decoding.Options)):
+        raise UsageError(f"{where(path)} has no class Options(decoding.Options) with the experiment's knobs")
+    unset = [each.name for each in fields(options_type) if each.default is MISSING and each.name not in REQUIRED]
+    if unset:
+        raise UsageError(f"Options in {where(path)} gives {', '.join(unset)} no default")
+    if not inspect.isgeneratorfunction(decode_one):
+        raise UsageError(f"{where(path)} has no generator function decode_one(answer, options)")
+    if list(inspect.signature(decode_one).parameters) != ["answer", "options"]:
+        raise UsageError(f"decode_one in {where(path)} must take (answer, options), as fast_dllm.decoding says")
+    return Experiment(name, path, options_type, decode_one, text, getattr(module, "subset_layers", None))

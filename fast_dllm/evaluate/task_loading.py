@@ -1,0 +1,193 @@
+"""lm_eval's task definitions as they are run here: what they need is checked first, equal answers get equal scores."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import lm_eval.tasks
+from lm_eval.api.task import Task
+from lm_eval.config.evaluate_config import EvaluatorConfig
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry
+
+from fast_dllm.errors import DataError, UsageError, line_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def find_tasks(config: EvaluatorConfig) -> TaskManager:
+    """The TaskManager for `config.tasks`, resolved in place: this project's tasks/, --include_path, and lm_eval's own.
+
+    lm_eval reads all of its 13,000 task files to find one, which takes longer than loading a small model. A task that
+    its own folder (lm_eval/tasks/<start of the name>) holds is found there, and a group of the folder's name also in
+    lm_eval/tasks/benchmarks; anything else takes the whole index.
+    """
+    config.include_path = [path for path in (config.include_path, str(ROOT / "tasks")) if path]
+    names = (
+        config.tasks.split(",") if isinstance(config.tasks, str) else [n for t in config.tasks for n in t.split(",")]
+    )
+    if all(name.replace("_", "").isalnum() for name in names):
+        library = Path(lm_eval.tasks.__file__).parent
+        parts = [name.split("_") for name in names]
+        starts = dict.fromkeys("_".join(words[:length]) for words in parts for length in range(1, len(words) + 1))
+        folders = [str(library / start) for start in starts if (library / start).is_dir()]
+        groups = library / "benchmarks"
+        folders += [str(groups)] * any(
+            (groups / f"{name}.yaml").is_file() and (library / name).is_dir() for name in names
+        )
+        manager = lm_eval.tasks.TaskManager(
+            include_path=config.include_path + folders, include_defaults=False, metadata=config.metadata
+        )
+        if all(name in manager.all_tasks for name in names):
+            config.tasks = list(dict.fromkeys(names))
+            return manager
+    return config.process_tasks(config.metadata)
+
+
+def keep_documents(manager: TaskManager) -> TaskManager:
+    """Make `process_docs` of every task that `manager` loads give the same documents each time; returns `manager`.
+
+    lm_eval calls it anew for each look at the documents: for the prompts, and again for the right answers. GPQA's
+    shuffles the four options with a generator that moves on from call to call, so that the answers would be those of
+    another shuffle than the prompts, except where `datasets` has the first one in its cache on disk.
+    """
+    manager._factory = _Factory(meta=manager.metadata)
+    return manager
+
+
+class _Factory(TaskFactory):
+    def _load_full_config(self, entry: Entry, overrides: dict | None = None) -> dict:
+        config = super()._load_full_config(entry, overrides)
+        if callable(config.get("process_docs")):
+            config["process_docs"] = _as_if_first(config["process_docs"])
+        return config
+
+    def _build_task(self, entry: Entry, overrides: dict | None) -> Task:
+        try:
+            return super()._build_task(entry, overrides)
+        except (OSError, ValueError) as error:  # what `datasets` and the hub's client raise, each for its own reasons
+            if "/datasets/" not in (place := traceback.extract_tb(error.__traceback__)[-1].filename) and (
+                "/huggingface_hub/" not in place
+            ):
+                raise
+            raise DataError(
+                f"the data of {entry.name} cannot be had ({type(error).__name__}: {line_of(error)}); where there is a "
+                f"network: bash sbatch/prefetch.sh --task {entry.name} --model tiny"
+            ) from error
+
+
+def _as_if_first(process_docs: Callable) -> Callable:
+    """process_docs with its module's random generators, at each call, in the state in which they were first met."""
+    generators = [value for value in process_docs.__globals__.values() if isinstance(value, random.Random)]
+    states = [(generator, _first_state(generator)) for generator in generators]
+
+    @functools.wraps(process_docs)
+    def process(dataset):
+        for generator, state in states:
+            generator.setstate(state)
+        return process_docs(dataset)
+
+    return process
+
+
+@functools.cache
+def _first_state(generator: random.Random) -> tuple:
+    return generator.getstate()
+
+
+def prepare(
+    manager: TaskManager, tasks: Iterable[str | dict], *, confirm_run_unsafe_code: bool, seed: int | None
+) -> TaskManager:
+    """`manager`, ready to load `tasks`: names of tasks, groups and tags, or configurations.
+
+    Raises UsageError, with what to do about it, for what a task would fail on once a model is loaded. `seed`: for what
+    draws random numbers when it scores.
+    """
+    configs = [config for task in tasks for config in task_configs(manager.task_index, task)]
+    if any("/ifeval/" in str(config.get("process_results")) for config in configs):
+        find_sentence_data()
+        _seed_language_detection(seed)
+    unsafe = [str(config["task"]) for config in configs if config.get("unsafe_code")]
+    if unsafe:
+        _check_code_execution(", ".join(unsafe), confirm_run_unsafe_code)
+    return keep_documents(manager)
+
+
+def task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]:
+    """The configurations (functions as text) of the tasks that `task` stands for. Reads no data."""
+    name = task if isinstance(task, str) else task.get("group", task.get("task"))
+    entry = index.get(name) if isinstance(name, str) else None
+    config = dict(entry.cfg or {"task": sorted(entry.tags)}) if entry else {}
+    if isinstance(task, dict):
+        config |= task
+    if isinstance(config.get("task"), list):
+        for child in config["task"]:
+            yield from task_configs(index, child)
+    elif config:
+        yield config
+
+
+def check_examples(manager: TaskManager, names: list[str], num_fewshot: int) -> None:
+    """Raises UsageError where a task has fewer examples than `num_fewshot` to put before a question.
+
+    lm_eval finds out at the first question, when a model is loaded. What is loaded for it here is what the next
+    `manager.load(names)` gives, so that no data set is read twice.
+    """
+    loaded = manager.load(names)
+    for name, task in loaded["tasks"].items():
+        if task.get_config("num_fewshot") == 0:
+            continue  # lm_eval lets no option change that
+        sampler = getattr(task, "sampler", None)
+        there = len(sampler.fewshot_docs()) if sampler else 0
+        if there and task.fewshot_cfg.split == task.config.test_split:
+            there -= 1  # the question itself is none
+        if num_fewshot > there:
+            raise UsageError(f"--num_fewshot {num_fewshot} is more examples than {name} has, which are {there}")
+    load, kept = manager.load, [loaded]
+    manager.load = lambda asked: kept.pop() if kept and asked == names else load(asked)
+
+
+def find_sentence_data() -> str:
+    """Where nltk has what ifeval counts sentences with. Raises UsageError, which says what to do, where it has not."""
+    import nltk.data
+
+    try:
+        return str(nltk.data.find("tokenizers/punkt_tab/english/"))
+    except LookupError:
+        # lm_eval would try to download it while the GPU waits, on nodes that often reach no network
+        raise UsageError(
+            "ifeval needs nltk's sentence data, which is not there; run: bash sbatch/prefetch.sh --task ifeval"
+            " (in a venv of your own: python sbatch/nltk_data.py)"
+        ) from None
+
+
+def _seed_language_detection(seed: int | None) -> None:
+    """langdetect samples; unseeded, it may call one and the same answer French today and English tomorrow."""
+    import langdetect
+
+    langdetect.DetectorFactory.seed = seed
+
+
+def _check_code_execution(names: str, confirmed: bool) -> None:
+    import evaluate
+
+    if not confirmed:
+        raise UsageError(
+            f"{names} runs code that the model wrote, on this machine and as you; "
+            "--confirm_run_unsafe_code allows it (docs/experiments.md, Code tasks)"
+        )
+    if os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
+        raise UsageError(f"{names} runs code that the model wrote, which evaluate refuses unless HF_ALLOW_CODE_EVAL=1")
+    try:
+        evaluate.load("code_eval")
+    except (OSError, ImportError) as error:
+        raise UsageError(
+            f"{names} needs evaluate's metric code_eval, once, from the hub; where there is a network run: "
+            f"bash sbatch/prefetch.sh --task {names.split(',')[0]} --model tiny ({line_of(error)})"
+        ) from error

@@ -1,0 +1,1 @@
+"""The network: model, cache, kernels, recorded and compiled forwards, tokenizer."""

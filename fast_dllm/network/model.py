@@ -1,0 +1,599 @@
+"""The Fast-dLLM v2 network (arXiv 2509.26328): a Qwen2.5 decoder with block-causal attention and a static cache.
+
+Tensor axes
+    B batch, T query rows, S keys, H query heads, K key/value heads, G = H // K, D head size, C hidden, V vocabulary.
+
+Two conventions set this network apart from a causal one:
+    block-causal attention  a query in block i attends every key whose block is <= i: both ways inside a block of
+                            `bd_size` absolute positions, causally between blocks.
+    token shift             the logits at position p predict the token at p + 1, so the prediction for a masked
+                            position p is read at p - 1.
+
+Decoding uses three moves: `prefill` a prompt's whole blocks, run the current block or a window of its rows
+(`run_block`), and `commit` it. fast_dllm.decode.engine calls them, as an experiment's policy asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import torch
+import torch.nn.functional as F  # noqa: N812 (the customary name)
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.utils.hub import cached_file
+
+from fast_dllm.errors import UsageError
+from fast_dllm.layer_reuse import LayerStore
+from fast_dllm.network.cache import Attend, BlockInputs, BlockShape, Choice, KVCache, block_causal_mask, rope_tables
+from fast_dllm.network.compiled import CompiledLayers
+from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.kernels import gate, rms_norm, rotate
+
+PREFILL_ROWS = 1024  # rows a prefill forward runs at once: bounds its mask and activations
+TINY_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "tiny"
+
+
+class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: random values are the whole network's (`_randomise`), and a checkpoint needs none."""
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """Nothing, as above."""
+
+
+class Fused:
+    """Several linear layers of one input as one product, their weights being views of the fused one.
+
+    So there is no second copy, and the layers keep their names and can be run by themselves. Where one of them has got
+    another weight since (it was moved or replaced), or gradients are wanted, `fits` says no.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]):
+        self.linears = linears
+        self.sizes = [linear.out_features for linear in linears]
+        with torch.no_grad():
+            self.weight = torch.cat([linear.weight for linear in linears])
+            self.bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
+            for linear, part in zip(linears, self.weight.split(self.sizes), strict=True):
+                linear.weight.data = part
+            if self.bias is not None:
+                for linear, part in zip(linears, self.bias.split(self.sizes), strict=True):
+                    linear.bias.data = part
+        self.places = self._places()
+
+    def _places(self) -> list[int]:
+        tensors = [linear.weight for linear in self.linears]
+        if self.bias is not None:
+            tensors += [linear.bias for linear in self.linears]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    def fits(self) -> bool:
+        return not torch.is_grad_enabled() and self._places() == self.places
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: FastDLLMConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.q_proj = Linear(config.hidden_size, self.num_heads * self.head_dim, bias=True)
+        self.k_proj = Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
+        self.v_proj = Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
+        self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.fused: Fused | None = None
+
+    def fuse(self) -> None:
+        self.fused = Fused((self.q_proj, self.k_proj, self.v_proj))
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        B, T, _ = x.shape
+        H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
+        if self.fused is not None and self.fused.fits():
+            queries_keys, values = self.fused(x).view(B, T, H + 2 * K, D).split((H + K, K), dim=2)
+        else:
+            queries_keys = torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1).view(B, T, H + K, D)
+            values = self.v_proj(x).view(B, T, K, D)
+        queries, keys = rotate(queries_keys, attend.cos, attend.sin).split((H, K), dim=2)
+        keys, values = attend.keys_and_values(self.layer, keys, values)
+        # The G query heads that share a key head become more query rows, so keys and values are never repeated.
+        queries = queries.view(B, T, K, H // K, D).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)  # (B, K, G * T, D)
+        out = F.scaled_dot_product_attention(queries, keys.transpose(1, 2), values.transpose(1, 2), attend.mask)
+        out = out.view(B, K, H // K, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H * D)
+        return self.o_proj(out)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: FastDLLMConfig):
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.fused: Fused | None = None
+
+    def fuse(self) -> None:
+        self.fused = Fused((self.gate_proj, self.up_proj))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused is not None and self.fused.fits():
+            gates, up = self.fused(x).chunk(2, dim=-1)
+        else:
+            gates, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(gate(gates, up))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: FastDLLMConfig, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def attention(self, x: Tensor, attend: Attend) -> Tensor:
+        return x + self.self_attn(self.input_layernorm(x), attend)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = self.attention(x, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class FastDLLMModel(nn.Module):
+    def __init__(self, config: FastDLLMConfig):
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.compiled: CompiledLayers | None = None  # what runs the layers where fast_dllm.network.graphs says so
+
+    def forward(self, input_ids: Tensor, attend: Attend) -> Tensor:
+        """Token ids (B, T) -> final hidden states (B, T, C)."""
+        return self.norm(self.run_layers(self.embed_tokens(input_ids), attend, range(len(self.layers))))
+
+    def run_layers(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
+        if self.compiled is not None and self.compiled.takes(x, attend):
+            return self.compiled(x, attend, layers)
+        for index in layers:
+            x = self.layers[index](x, attend)
+        return x
+
+    def forward_reusing(self, inputs: BlockInputs, store: LayerStore, choose: Choice) -> Tensor:
+        """`forward` in three segments: before, in and after the layers of `store`.
+
+        For each sequence by itself `choose` says, once the layers before have run, whether what is stored stands in for
+        the range, or the range runs and is stored.
+        """
+        x = self.run_before(inputs, store.layers)
+        reads = list(choose(x, inputs.cache_rows, inputs.block_rows))
+        if len(set(reads)) == 1:
+            x = self.run_range(x, inputs.attend, inputs.cache_rows, inputs.block_rows, store, reads[0])
+        else:
+            parted = torch.empty_like(x)
+            for read in (False, True):
+                picked = torch.tensor([i for i, each in enumerate(reads) if each == read]).to(
+                    x.device, non_blocking=True
+                )
+                rows = inputs.cache_rows[picked]
+                attend = inputs.attend.of(picked, rows[:, 0])
+                parted[picked] = self.run_range(x[picked], attend, rows, inputs.block_rows[picked], store, read)
+            x = parted
+        return self.run_after(x, inputs, store.layers)
+
+    def run_before(self, inputs: BlockInputs, layers: range) -> Tensor:
+        """Hidden rows (B, T, C) that enter the range of layers."""
+        return self.run_layers(self.embed_tokens(inputs.ids), inputs.attend, range(layers.start))
+
+    def run_after(self, x: Tensor, inputs: BlockInputs, layers: range) -> Tensor:
+        """What left the range (B, T, C) -> final hidden states (B, T, C)."""
+        return self.norm(self.run_layers(x, inputs.attend, range(layers.stop, len(self.layers))))
+
+    def run_range(
+        self, x: Tensor, attend: Attend, rows: Tensor, block_rows: Tensor, store: LayerStore, read: bool
+    ) -> Tensor:
+        """Hidden rows (B, T, C) through the layers of `store`: run and stored, or (`read`) stood in for."""
+        if store.part != "mlp":
+            if read:
+                return store.stand_in(x, rows, block_rows)
+            left = self.run_layers(x, attend, store.layers)
+            store.store(x, left, rows, block_rows)
+            return left
+        if not read:
+            store.store(x, x, rows, block_rows)
+        for index in store.layers:
+            layer = self.layers[index]
+            assert isinstance(layer, DecoderLayer), "ModuleList does not say what it holds"
+            x = layer.attention(x, attend)
+            if read:
+                added = store.mlp(index, rows, block_rows)
+            else:
+                added = layer.mlp(layer.post_attention_layernorm(x))
+                store.store_mlp(index, added, rows, block_rows)
+            x = x + added
+        return x
+
+
+class Logits(NamedTuple):
+    """What a forward without a cache gives: logits (B, R, V)."""
+
+    logits: Tensor
+
+
+class FastDLLMForCausalLM(nn.Module):
+    """The network with its language-model head, and the cached moves that block diffusion is made of.
+
+    A new one has random weights, or with `randomise` False whatever stood in memory. It is no transformers model, whose
+    base class takes four seconds to import; fast_dllm.pretrained has that form.
+    """
+
+    def __init__(self, config: FastDLLMConfig, *, randomise: bool = True):
+        super().__init__()
+        self.config = config
+        self.graphs: Any = None  # where the engine replays forwards: fast_dllm.network.graphs.BlockGraphs
+        self.build(config)
+        if randomise:
+            self.apply(self._randomise)
+
+    def build(self, config: FastDLLMConfig) -> None:
+        """Make the modules, the head's weight being the embedding's where the configuration ties them."""
+        self.model = FastDLLMModel(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def _randomise(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def fuse(self) -> FastDLLMForCausalLM:
+        """Let each layer compute q, k and v in one product and gate and up in one, in the weights' own memory, a layer
+        at a time. Values to within float32's rounding."""
+        for module in self._fusible():
+            module.fuse()
+        return self
+
+    def _fusible(self) -> Iterator[Attention | MLP]:
+        return (module for module in self.modules() if isinstance(module, (Attention, MLP)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastDLLMForCausalLM:
+        """As a module's, for `.to` and the like: what stands on the weights' places is made anew."""
+        was_fused = any(module.fused for module in self._fusible())
+        for module in self._fusible():
+            module.fused = None
+        super()._apply(fn, recurse)
+        if self.graphs is not None:
+            self.graphs.clear()
+        return self.fuse() if was_fused else self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    def save_pretrained(self, folder: str | Path, max_shard_size: str | int = "50GB") -> None:
+        """Write config.json and the weights as `load_model` reads them, in shards of at most `max_shard_size`."""
+        self.config.architectures = [FastDLLMForCausalLM.__name__]
+        self.config.dtype = str(self.dtype).removeprefix("torch.")
+        self.config.save_pretrained(folder)
+        tensors = {name: tensor.clone() for name, tensor in self.state_dict().items() if name not in self._tied_names}
+        huggingface_hub.save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
+
+    @property
+    def _tied_names(self) -> set[str]:
+        """Tensors that a checkpoint need not hold."""
+        return {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        block_size: int | None = None,
+        rows: Tensor | None = None,
+    ) -> Logits:
+        """Logits without a cache.
+
+        input_ids (B, T); position_ids (B, T) or (T,), default 0..T-1; attention_mask (T, T) or (B, T, T) bool,
+        True = may attend, default block-causal with blocks of `block_size` (default `config.bd_size`); `rows` (B, R)
+        picks the rows whose logits are wanted, default all. Returns logits (B, T or R, V).
+        """
+        B, T = input_ids.shape
+        device = input_ids.device
+        if position_ids is None:
+            position_ids = torch.arange(T, device=device)
+        if attention_mask is None:
+            attention_mask = block_causal_mask(T, T, block_size or self.config.bd_size, device)
+        mask = self._mask_for_heads(attention_mask)
+        cos, sin = rope_tables(position_ids, self.config, self.dtype)
+        hidden = self.model(input_ids, Attend(cos.unsqueeze(-2), sin.unsqueeze(-2), mask))
+        if rows is not None:
+            hidden = hidden[torch.arange(B, device=device)[:, None], rows]
+        return Logits(self.lm_head(hidden))
+
+    def new_cache(self, batch_size: int, max_length: int, block_size: int | None = None) -> KVCache:
+        """An empty cache for `batch_size` sequences of at most `max_length` positions."""
+        block_size = block_size or self.config.bd_size
+        if max_length > self.config.max_position_embeddings:
+            raise UsageError(
+                f"prompt and answer need {max_length} positions, the model has {self.config.max_position_embeddings}"
+            )
+        return KVCache(self.config, batch_size, max_length, block_size, like=self.lm_head.weight)
+
+    def prefill(
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        *,
+        read_last: bool = True,
+        read: Sequence[int] | None = None,
+    ) -> Tensor | None:
+        """Append whole blocks of known tokens to each of the cache rows `rows`, which are equally long before.
+
+        Where they are not equally many, the shorter are padded: what is computed for the padding is overwritten before
+        it can be read. Returns logits (B, V): of each one's last position, or of the positions `read` (B,) among those
+        appended; None where they are not wanted (`read_last` False).
+        """
+        counts = [len(ids) for ids in token_ids]
+        for count in counts:
+            if not count or count % cache.block_size:
+                raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {count} tokens")
+        if len({cache.lengths[row] for row in rows}) > 1:
+            raise ValueError("sequences that are prefilled together must be equally long")
+        if read is None:
+            read = [count - 1 for count in counts] if read_last else []
+        device = self.lm_head.weight.device
+        before, longest = cache.lengths[rows[0]], max(counts)
+        found: dict[int, Tensor] = {}  # index into `read` -> hidden row (C,)
+        start = 0
+        while start < longest:
+            live = [index for index, count in enumerate(counts) if count > start]
+            stop = min(start + max(PREFILL_ROWS // (cache.block_size * len(live)), 1) * cache.block_size, longest)
+            padded = [[*token_ids[index][start:stop], *[0] * (stop - counts[index])] for index in live]
+            ids = torch.tensor(padded, device=device)  # (B, T)
+            slots_of = [rows[index] for index in live]
+            row_idx = torch.tensor(slots_of, device=device)
+            begin, end = before + start, before + stop
+            mask = None  # one block sees all that is there
+            if ids.shape[1] > cache.block_size:
+                mask = self._mask_for_heads(block_causal_mask(ids.shape[1], end, cache.block_size, device))
+            positions = torch.arange(begin, end, device=device)
+            cos, sin = cache.cos[begin:end, None], cache.sin[begin:end, None]  # (T, 1, D)
+            slots = (row_idx[:, None] * cache.max_length + positions).flatten()
+            picked_rows = None if slots_of == list(range(len(slots_of))) else row_idx
+            hidden = self.model(ids, Attend(cos, sin, mask, cache, slots, picked_rows, end))
+            for place, index in enumerate(live):
+                cache.lengths[rows[index]] = before + min(stop, counts[index])
+                if index < len(read) and start <= read[index] < stop:
+                    found[index] = hidden[place, read[index] - start]
+            start = stop
+        return self.lm_head(torch.stack([found[index] for index in range(len(read))])) if read else None
+
+    def run_block(
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        read: Sequence[Sequence[int]],
+        *,
+        store: LayerStore | None = None,
+        choose: Choice | None = None,
+    ) -> Tensor:
+        """Run T rows of the current block of each cache row in `rows` and write their keys and values in place.
+
+        token_ids (B, T) are the tokens at rows [offsets[b], offsets[b] + T) of the block; they see the committed
+        prefix and the whole block. `read` (B, R) picks the rows of T whose logits are computed. With `store`, `choose`
+        says for each sequence whether its layers run and are stored, or what is stored stands in for them. Returns
+        logits (B, R, V).
+        """
+        return self.run_packed(self.pack_block(cache, rows, token_ids, offsets, read), store, choose)
+
+    def pack_block(
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        read: Sequence[Sequence[int]],
+    ) -> BlockInputs:
+        """The tensors of one forward of block rows, from Python numbers in one host-to-device copy."""
+        numbers, shape = self.pack_numbers(cache, rows, token_ids, offsets, read)
+        return self.unpack(cache, numbers.to(self.lm_head.weight.device, non_blocking=True), shape)
+
+    def pack_numbers(
+        self,
+        cache: KVCache,
+        rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        read: Sequence[Sequence[int]],
+        num_keys: int | None = None,
+    ) -> tuple[Tensor, BlockShape]:
+        """The host's half of `run_block`: all that differs from forward to forward, (B, 4 + T + R) on the CPU, and its
+        shape. Up to `num_keys` positions are read (default: as many as the longest sequence has)."""
+        starts = [cache.lengths[row] for row in rows]
+        numbers = torch.tensor(
+            [[row, start + offset, start + cache.block_size, offset, *ids, *picked]
+             for row, start, offset, ids, picked in zip(rows, starts, offsets, token_ids, read, strict=True)]
+        )  # fmt: skip
+        longest = max(starts) + cache.block_size
+        is_masked = num_keys is not None or min(starts) != max(starts)
+        return numbers, BlockShape(
+            len(token_ids[0]), num_keys or longest, is_masked, list(rows) == list(range(len(rows)))
+        )
+
+    def unpack(self, cache: KVCache, numbers: Tensor, shape: BlockShape) -> BlockInputs:
+        """The numbers of `pack_numbers`, on the device, as what the layers read. Looks at no value."""
+        row_idx, first_pos, num_keys, first_offset = numbers[:, :4, None].unbind(1)  # (B, 1) each
+        steps = torch.arange(shape.width, device=numbers.device)
+        positions = first_pos + steps  # (B, T)
+        mask = None
+        if shape.is_masked:
+            mask = (torch.arange(shape.num_keys, device=numbers.device) < num_keys)[:, None, None]  # (B, 1, 1, S)
+            if mask.is_cuda:  # its attention would make this of it anew in every layer
+                mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+        attend = Attend(
+            cache.cos[positions].unsqueeze(2),
+            cache.sin[positions].unsqueeze(2),
+            mask,
+            cache,
+            (row_idx * cache.max_length + positions).flatten(),
+            None if shape.first_rows else row_idx[:, 0],
+            shape.num_keys,
+        )
+        ids, read = numbers[:, 4 : 4 + shape.width], numbers[:, 4 + shape.width :]
+        return BlockInputs(ids, attend, row_idx, first_offset + steps, read)
+
+    def run_packed(self, inputs: BlockInputs, store: LayerStore | None = None, choose: Choice | None = None) -> Tensor:
+        """The device's half of `run_block`: tensors of fixed shapes in, logits (B, R, V) out."""
+        if store is None:
+            return self.logits_of(self.model(inputs.ids, inputs.attend), inputs)
+        assert choose is not None, "a store is written or read as `choose` says"
+        return self.logits_of(self.model.forward_reusing(inputs, store, choose), inputs)
+
+    def logits_of(self, hidden: Tensor, inputs: BlockInputs) -> Tensor:
+        """Final hidden states (B, T, C) -> logits (B, R, V) of the rows to be read."""
+        return self.lm_head(hidden.gather(1, inputs.read.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
+
+    def commit(self, cache: KVCache, row: int) -> None:
+        """Count the current block of a cache row, run with its final tokens just before, as part of its prefix."""
+        cache.lengths[row] += cache.block_size
+
+    def _mask_for_heads(self, mask: Tensor) -> Tensor:
+        """(T, S) or (B, T, S) -> (B or 1, 1, G * T, S): one copy of the mask for each query head of a key head."""
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        mask = mask if mask.dim() == 3 else mask[None]
+        return mask.repeat(1, groups, 1)[:, None]
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`auto` is the first CUDA GPU where there is one, else the CPU. Raises UsageError for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"unknown device {device!r}; valid ones: auto, cpu, cuda, cuda:N") from None
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device!r} is not there; this machine has {torch.cuda.device_count()} CUDA GPUs")
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 from compute capability 8.0, float16 on 7.x, float32 otherwise and on the CPU."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type != "cuda":
+        return torch.float32
+    major, _ = torch.cuda.get_device_capability(device)
+    return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+
+
+def model_source(path_or_hub_id: str) -> str:
+    """`tiny` is the embedded model's folder; anything else stays as it is."""
+    return str(TINY_MODEL) if path_or_hub_id == "tiny" else path_or_hub_id
+
+
+def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -> FastDLLMForCausalLM:
+    """Load a checkpoint by its tensor names, tensor by tensor to the device.
+
+    `path_or_hub_id`: a folder, a hub id, or `tiny` (the embedded model). Raises UsageError where there is no such
+    checkpoint, it is of another model type or damaged, or a tensor is missing, extra or of the wrong shape.
+    """
+    source = model_source(path_or_hub_id)
+    target = pick_device(device)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if not isinstance(config, FastDLLMConfig):
+            raise UsageError(f"{path_or_hub_id} is a {config.model_type} model, not {FastDLLMConfig.model_type}")
+        with target, default_dtype(pick_dtype(dtype, target)):
+            model = FastDLLMForCausalLM(config, randomise=False)
+        model.requires_grad_(False)
+        faults = _read_weights(model, source)
+    except (OSError, SafetensorError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"cannot load model {path_or_hub_id!r}: {' '.join(str(error).split())}") from error
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise UsageError(f"cannot load model {path_or_hub_id!r}: it {faults[0]}{more}")
+    model.eval()
+    return model.fuse() if target.type == "cuda" else model  # on a CPU wide layers are slower so (docs/performance.md)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have `dtype` unless another is given."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _read_weights(model: FastDLLMForCausalLM, source: str) -> list[str]:
+    """Fill the model from its checkpoint's files; what is wrong with them, a phrase each. Raises OSError,
+    SafetensorError."""
+    expected = model.state_dict()
+    missing, unexpected, misshapen = set(expected) - model._tied_names, [], []
+    for path in _weight_files(source):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                tensor = file.get_tensor(name)
+                missing.discard(name)
+                if name not in expected:
+                    unexpected.append(f"has an unexpected tensor {name}")
+                elif tensor.shape != expected[name].shape:
+                    found, wanted = list(tensor.shape), list(expected[name].shape)
+                    misshapen.append(f"has {name} of shape {found} instead of {wanted}")
+                else:
+                    expected[name].copy_(tensor)
+    return [f"lacks tensor {name}" for name in sorted(missing)] + sorted(unexpected) + sorted(misshapen)
+
+
+def _weight_files(source: str) -> list[str]:
+    """The safetensors files of a folder or hub id: one, or all that an index names. Raises OSError."""
+    try:
+        index = cached_file(source, "model.safetensors.index.json")
+    except OSError:  # it has none
+        return [_file_of(source, "model.safetensors")]
+    assert index is not None, "what is not there is an OSError"
+    shards = json.loads(Path(index).read_text())["weight_map"].values()
+    return [_file_of(source, name) for name in sorted(set(shards))]
+
+
+def _file_of(source: str, name: str) -> str:
+    path = cached_file(source, name)
+    assert path is not None, "what is not there is an OSError"
+    return path
+
+
+AutoConfig.register(FastDLLMConfig.model_type, FastDLLMConfig)

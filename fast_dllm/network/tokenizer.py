@@ -1,0 +1,63 @@
+"""The checkpoint's tokenizer and the three special ids that decoding needs, read from it and never hard-coded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fast_dllm.errors import UsageError
+from fast_dllm.network.model import model_source
+
+MASK_TOKEN = "|<MASK>|"  # Fast-dLLM v2's name for it; a tokenizer with a mask_token of its own need not have it
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Token ids: what masked positions hold, what ends an answer, what pads."""
+
+    mask: int
+    stop: int
+    pad: int
+
+
+def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, a hub id or `tiny`. Raises UsageError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(model_source(path_or_hub_id), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise UsageError(f"cannot load the tokenizer of {path_or_hub_id!r}: {message}") from error
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
+    """The special ids of a tokenizer. Raises UsageError for one without a mask or an end-of-turn token."""
+    mask = tokenizer.mask_token_id
+    if mask is None:
+        mask = tokenizer.get_vocab().get(MASK_TOKEN)
+    if mask is None:
+        raise UsageError(f"the tokenizer of {tokenizer.name_or_path!r} has no mask token ({MASK_TOKEN})")
+    if tokenizer.eos_token_id is None:
+        raise UsageError(f"the tokenizer of {tokenizer.name_or_path!r} has no eos token")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return SpecialIds(mask=mask, stop=tokenizer.eos_token_id, pad=pad)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    """The chat template's text of a conversation: up to where the model answers, or to be gone on with."""
+    text = tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+    )
+    assert isinstance(text, str), "one conversation, not tokenized"
+    return text
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+    """The text of one sequence of tokens."""
+    text = tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+    assert isinstance(text, str), "one sequence"
+    return text

@@ -1,0 +1,235 @@
+"""What each question of a run got: whether it was right, and a hash of the answer. Stands alone: no torch, no lm_eval.
+
+    questions.json.gz    small; beside summary.json, and copied to artifacts/: correctness, hashes, subtasks
+    texts.jsonl.gz       the answers themselves, one question a line; only under results/
+
+The comparison of two runs is a comparison of the same questions, so the first file is kept as long as the summary is.
+results.json carries the SHA-256 of both, summary.json that of results.json, of questions.json.gz and one over itself: a
+number that is corrected by hand is seen.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fast_dllm.record.results import score
+from fast_dllm.record.summaries import QUESTIONS_FILE
+from fast_dllm.spec.files import write_whole
+from fast_dllm.spec.hashes import file_sha256
+
+SCHEMA_VERSION = 1
+TEXTS_FILE = "texts.jsonl.gz"
+HASH_DIGITS = 12  # 48 bits: two different answers to one question look equal once in 3e14
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of one run.
+
+    key: what tells it from others (a hash of document and target); answer: a hash of the answer's text, or for a
+    scored task the chosen option's number as "#2"; correct: the primary metric's value, 0 to 1.
+    """
+
+    task: str
+    doc_id: int
+    key: str
+    answer: str
+    correct: float
+
+
+class QuestionsError(ValueError):
+    """A questions file that cannot be read, or does not hold what it should; one line."""
+
+
+def short_hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _answer(sample: Mapping) -> tuple[str, str]:
+    """(the answer as it is kept, its text) of one of lm_eval's samples."""
+    responses = sample["resps"]
+    first = responses[0][0] if responses and responses[0] else None
+    if isinstance(first, (list, tuple)):  # (log-likelihood, is greedy) of each option
+        scores = [option[0][0] for option in responses]
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return f"#{best}", " ".join(f"{value:.4f}" for value in scores)
+    # of several processes those with fewer questions are asked their last one again: it has its answer twice then
+    text = "\n".join(str(value) for response in responses for value in dict.fromkeys(response))
+    return short_hash(text), text
+
+
+def _weighting(found: Mapping, group: str, metric: str, sizes: Mapping[str, int]) -> str:
+    """How lm_eval made the group's number out of its subtasks': "size", "equal" or "unknown"."""
+    values = {task: found["results"].get(task, {}).get(metric) for task in sizes}
+    whole = found.get("groups", {}).get(group, {}).get(metric)
+    if whole is None or any(not isinstance(value, (int, float)) for value in values.values()):
+        return "unknown"
+    by_size = sum(values[task] * size for task, size in sizes.items()) / sum(sizes.values())
+    equal = sum(values.values()) / len(values)
+    for name, value in (("size", by_size), ("equal", equal)):
+        if math.isclose(value, whole, rel_tol=0, abs_tol=1e-9):
+            return name
+    return "unknown"
+
+
+def _rows(rows: Iterable[Mapping], metric: str) -> list[Mapping]:
+    """The samples of the metric's filter, by document, each once (processes may repeat the last)."""
+    name, _, chosen = metric.partition(",")
+    found = {row["doc_id"]: row for row in rows if row.get("filter", chosen) == chosen and name in row}
+    return [found[doc_id] for doc_id in sorted(found)]
+
+
+def collect(
+    samples: Mapping[str, Iterable[Mapping]], found: Mapping
+) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """(content of questions.json.gz, lines of texts.jsonl.gz).
+
+    samples: task -> lm_eval's samples; found: its results without them. A task whose primary metric is no number for a
+    single question is left out.
+    """
+    tasks: dict[str, dict[str, Any]] = {}
+    texts: list[dict[str, object]] = []
+    for task, rows in samples.items():
+        value = score(found["results"], task, 0) if task in found["results"] else None
+        if value is None:
+            continue
+        name = value.metric.partition(",")[0]
+        kept = [row for row in _rows(rows, value.metric) if isinstance(row[name], (bool, int, float))]
+        if not kept:
+            continue
+        answers = [_answer(row) for row in kept]
+        tasks[task] = {
+            "metric": value.metric,
+            "version": found.get("versions", {}).get(task),
+            "prompts_sha256": sha256("".join(str(row.get("prompt_hash")) for row in kept).encode()).hexdigest(),
+            "doc_ids": [row["doc_id"] for row in kept],
+            "keys": "".join(short_hash(f"{row.get('doc_hash')} {row.get('target_hash')}") for row in kept),
+            "answers": [answer for answer, _ in answers],
+            "correct": [_number(row[name]) for row in kept],
+        }
+        texts += [_text_line(task, row, name, text) for row, (_, text) in zip(kept, answers, strict=True)]
+    sizes = {task: len(content["doc_ids"]) for task, content in tasks.items()}
+    content = {"schema_version": SCHEMA_VERSION, "groups": _groups(found, tasks, sizes), "tasks": tasks}
+    return content, texts
+
+
+def _number(value: float) -> float:
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _groups(found: Mapping, tasks: Mapping, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Group name -> how its subtasks are weighted."""
+    weights = {}
+    for group in found.get("groups", {}):
+        inside = {task: sizes[task] for task in _leaves(found.get("group_subtasks", {}), group) if task in sizes}
+        if inside:
+            weights[group] = _weighting(found, group, tasks[next(iter(inside))]["metric"], inside)
+    return weights
+
+
+def _leaves(subtasks: Mapping[str, list[str]], name: str) -> list[str]:
+    children = subtasks.get(name)
+    return [leaf for child in children for leaf in _leaves(subtasks, child)] if children else [name]
+
+
+def _text_line(task: str, row: Mapping, metric: str, text: str) -> dict[str, object]:
+    arguments = row.get("arguments") or [[""]]
+    first = arguments[0] if isinstance(arguments, (list, tuple)) else next(iter(arguments.values()))
+    prompt = first[0] if isinstance(first, (list, tuple)) else next(iter(first.values()))
+    return {
+        "task": task,
+        "doc_id": row["doc_id"],
+        "correct": _number(row[metric]),
+        "prompt": str(prompt),
+        "target": str(row.get("target")),
+        "extracted": [str(value) for value in row["filtered_resps"]],
+        "answer": text,
+    }
+
+
+def _compressed(text: str) -> bytes:
+    """Equal content gives equal bytes: no time in the header."""
+    return gzip.compress(text.encode(), 9, mtime=0)
+
+
+def write(folder: Path, content: Mapping, texts: Iterable[Mapping]) -> dict[str, str]:
+    """Write both files; returns file name -> SHA-256, for results.json."""
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts)
+    files = {
+        TEXTS_FILE: _compressed(lines),
+        QUESTIONS_FILE: _compressed(json.dumps(content, separators=(",", ":"))),
+    }
+    for name, data in files.items():
+        write_whole(folder / name, data)
+    return {name: sha256(data).hexdigest() for name, data in files.items()}
+
+
+def seal(summary: Mapping[str, object], folder: Path) -> dict[str, object]:
+    """The summary with the hashes of results.json and questions.json.gz in `folder`, and one over its own content."""
+    names = {"results_sha256": "results.json", "questions_sha256": QUESTIONS_FILE}
+    hashes = {key: file_sha256(folder / name) for key, name in names.items() if (folder / name).is_file()}
+    sealed = {**summary, **hashes}
+    return {**sealed, "summary_sha256": content_sha256(sealed)}
+
+
+def content_sha256(summary: Mapping[str, object]) -> str:
+    """Over everything in a summary but `summary_sha256`, whatever its order and spacing."""
+    rest = {key: value for key, value in summary.items() if key != "summary_sha256"}
+    return sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _load(path: Path) -> str:
+    try:
+        return gzip.decompress(path.read_bytes()).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise QuestionsError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A run's questions in the file's order, how groups weight their subtasks, and each task's version and prompts."""
+
+    questions: tuple[Question, ...]
+    groups: Mapping[str, str]
+    versions: Mapping[str, object]
+    prompts: Mapping[str, str]
+
+
+def read(path: Path) -> Questions:
+    """Raises QuestionsError where the file is not there, torn, or of another form."""
+    try:
+        content = json.loads(_load(path))
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise QuestionsError(f"{path.name} has schema version {content['schema_version']!r}")
+        found: list[Question] = []
+        for task, rows in content["tasks"].items():
+            keys = rows["keys"]
+            parts = [keys[i : i + HASH_DIGITS] for i in range(0, len(keys), HASH_DIGITS)]
+            columns = zip(rows["doc_ids"], parts, rows["answers"], rows["correct"], strict=True)
+            found += [Question(task, i, key, str(answer), float(right)) for i, key, answer, right in columns]
+        versions = {task: rows.get("version") for task, rows in content["tasks"].items()}
+        prompts = {task: rows.get("prompts_sha256") for task, rows in content["tasks"].items()}
+        return Questions(tuple(found), dict(content["groups"]), versions, prompts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, QuestionsError):
+            raise
+        raise QuestionsError(f"{path.name} is not a questions file: {' '.join(str(error).split())}") from None
+
+
+def read_texts(path: Path) -> dict[tuple[str, int], dict[str, object]]:
+    """(task, doc_id) -> line of texts.jsonl.gz; empty where the file is not there. Raises QuestionsError."""
+    if not path.is_file():
+        return {}
+    try:
+        lines = [json.loads(line) for line in _load(path).splitlines() if line]
+        return {(line["task"], line["doc_id"]): line for line in lines}
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise QuestionsError(f"{path.name} is not a texts file: {' '.join(str(error).split())}") from None

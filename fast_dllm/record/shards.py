@@ -1,0 +1,219 @@
+"""Shares of one evaluation: which requests each process answers, laid down once, and who is at work on which.
+
+    <folder>/answers/<key>/plan.0001/plan.json           the number of shares, and of processes for each
+    <folder>/answers/<key>/plan.0001/<call>/shares.json  the requests of one call of the harness, by share
+    <folder>/shards/0-of-4/.lock.0001                    the claim on a share, as sbatch/lock.sh makes it
+    <folder>/shards/0-of-4/done.json                     the share is answered
+
+A plan is published whole, by the rename of a folder: of several that lay one down at once, one succeeds and the others
+read it. The plan with the highest number counts; a new one, of another number of shares, is begun only while nobody is
+at work. None of this guards the result: an answer that two processes gave is the same answer and counts once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from fast_dllm.errors import UsageError
+from fast_dllm.spec.files import read_json, write_json
+from fast_dllm.spec.locks import latest_claim, lock_is_held, lock_owner
+from fast_dllm.spec.shares import SHARES_FOLDER, division, share_folder
+
+LOCK = ".lock"
+BEAT_SECONDS = 2.0
+KEY_DIGITS = 16  # of a request's key, in a plan
+# A forward over this many rows takes a GPU about as long as one over a few: up to there, reading the weights is what
+# takes the time,
+ROWS_PER_FORWARD = 256
+# and a prompt of this many tokens makes each of the answer's forwards about twice as long
+LONG_PROMPT = 8192
+
+
+class ShareAnswered(Exception):  # noqa: N818 (no error: the end of a share)
+    """Everything of a share is answered: what its evaluation ends with."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `count` shares, from 0; `processes` answer it together."""
+
+    index: int
+    count: int
+    processes: int = 1
+
+    @classmethod
+    def parse(cls, text: str, processes: int) -> Share:
+        """Of "0/4". Raises UsageError."""
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
+        if not found or not int(found[1]) < int(found[2]):
+            raise UsageError(f"--shard must be i/N with i from 0 to N - 1, as in 0/4, not {text!r}")
+        return cls(int(found[1]), int(found[2]), processes)
+
+    @property
+    def name(self) -> str:
+        return f"{self.index}-of-{self.division}"
+
+    @property
+    def division(self) -> str:
+        """How the run is divided, like "4", or "4x2" where two processes answer each of the four."""
+        return division(self.count, self.processes)
+
+
+def generation_cost(prompt_tokens: int, answer_tokens: int) -> float:
+    """Of a generated answer, in forwards of one token each; only ratios matter."""
+    return prompt_tokens / ROWS_PER_FORWARD + answer_tokens * (1 + prompt_tokens / LONG_PROMPT)
+
+
+def balanced(costs: Mapping[str, float], count: int) -> list[list[str]]:
+    """`count` lists of the keys with sums as equal as the longest-first rule makes them: at most a third more than the
+    best possible (Graham 1969). Equal input gives equal output."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    sums = [(0.0, 0, index) for index in range(count)]  # of equal sums the one with fewer keys
+    for key in sorted(costs, key=lambda key: (-costs[key], key)):
+        total, number, index = heapq.heappop(sums)
+        shares[index].append(key)
+        heapq.heappush(sums, (total + costs[key], number + 1, index))
+    return shares
+
+
+# -- who is at work ----------------------------------------------------------------------------------------------------
+def shares_at_work(folder: Path) -> list[str]:
+    """Names of the shares of a run that a living process holds."""
+    found = sorted((Path(folder) / SHARES_FOLDER).glob("*-of-*"))
+    return [path.name for path in found if lock_is_held(path / LOCK)]
+
+
+def check_nobody_at_work(folder: Path) -> None:
+    """Before everything of a run is evaluated at once. Raises UsageError."""
+    names = shares_at_work(folder)
+    if names:
+        owner = lock_owner(share_folder(folder, names[0]) / LOCK)
+        raise UsageError(f"share {names[0]} of {folder} is being answered by process {owner}; wait for it, or end it")
+
+
+def check_run_is_free(folder: Path) -> None:
+    """Before a share is answered: nobody evaluates the whole run. Raises UsageError."""
+    if lock_is_held(Path(folder) / LOCK):
+        raise UsageError(f"{folder} is being evaluated by process {lock_owner(Path(folder) / LOCK)}")
+
+
+class Claim:
+    """This process's claim on a share, kept alive by a thread until `release` or the process's end."""
+
+    def __init__(self, base: Path) -> None:
+        """Raises UsageError where a living process has it."""
+        base.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            if lock_is_held(base):
+                raise UsageError(f"share {base.parent.name} is being answered by process {lock_owner(base)}")
+            last = latest_claim(base)
+            self.path = base.with_name(f"{base.name}.{int(last.suffix[1:]) + 1 if last else 1:04d}")
+            try:
+                self.path.mkdir()
+            except FileExistsError:
+                continue
+            (self.path / "owner").write_text(f"{socket.gethostname()} {os.getpid()}\n")
+            if latest_claim(base) == self.path:
+                break
+            shutil.rmtree(self.path)
+        for older in base.parent.glob(f"{base.name}.[0-9][0-9][0-9][0-9]"):
+            if older != self.path:
+                shutil.rmtree(older, ignore_errors=True)
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, name="claim", daemon=True).start()
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._released.wait(BEAT_SECONDS):
+            count += 1
+            try:
+                new = self.path / "heartbeat.new"
+                new.write_text(f"{count}\n")
+                new.replace(self.path / "heartbeat")
+            except OSError:
+                return  # taken over: the store finds the claim gone
+
+    def release(self) -> None:
+        self._released.set()
+        with contextlib.suppress(OSError):
+            (self.path / "released").touch()
+
+
+def discard(folder: Path) -> None:
+    """What is left of a run's shares, once it is complete."""
+    shutil.rmtree(Path(folder) / SHARES_FOLDER, ignore_errors=True)
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Plan:
+    """The plan that counts, and which share of it is this process's."""
+
+    path: Path
+    share: Share
+
+    @classmethod
+    def of(cls, answers: Path, folder: Path, share: Share) -> Plan:
+        """Read, or laid down where there is none, or nobody is at work by another one.
+
+        answers: the folder of the run's answers; folder: the run's. Raises UsageError while others divide it otherwise.
+        """
+        while True:
+            last = max(answers.glob("plan.[0-9][0-9][0-9][0-9]"), default=None)
+            found = read_json(last / "plan.json")[0] if last else None
+            if last and found and found.get("division") == share.division:
+                return cls(last, share)
+            others = [name for name in shares_at_work(folder) if not name.endswith(f"-of-{share.division}")]
+            if others:
+                division = others[0].partition("-of-")[2]
+                raise UsageError(
+                    f"{folder} is being answered in {division} shares ({', '.join(others)} at work), not in "
+                    f"{share.division}: use the same number, or wait for them"
+                )
+            number = int(last.suffix[1:]) + 1 if last else 1
+            _publish(answers / f"plan.{number:04d}", "plan.json", {"schema_version": 1, "division": share.division})
+
+    def own(self, costs: Mapping[str, float]) -> frozenset[str]:
+        """The keys of this share, of those that one call of the harness has, by what each costs."""
+        digest = sha256("\n".join(sorted(costs)).encode()).hexdigest()[:KEY_DIGITS]
+        if not (self.path / digest).is_dir():
+            shares = [[key[:KEY_DIGITS] for key in keys] for keys in balanced(costs, self.share.count)]
+            _publish(self.path / digest, "shares.json", {"schema_version": 1, "shares": shares})
+        content, fault = read_json(self.path / digest / "shares.json")
+        if content is None:
+            raise OSError(f"{self.path / digest}/shares.json cannot be read: {fault or 'no file'}")
+        own = frozenset(content["shares"][self.share.index])
+        return frozenset(key for key in costs if key[:KEY_DIGITS] in own)
+
+
+def _publish(path: Path, name: str, content: dict) -> None:
+    """A folder with one file, whole, unless there is one already."""
+    new = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    write_json(new / name, content)
+    try:
+        new.rename(path)  # fails where a folder stands that is not empty
+    except OSError:
+        if not path.is_dir():
+            raise
+        shutil.rmtree(new)
+        return
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def request_kinds(output_types: Iterable[str]) -> set[str]:
+    """The harness's methods that tasks of these output types ask."""
+    return {"loglikelihood" if kind == "multiple_choice" else kind for kind in output_types}

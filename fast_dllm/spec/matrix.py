@@ -1,0 +1,298 @@
+"""The configurations of an experiment, what each sets, and the folder that a result is kept in.
+
+An experiment's matrix is experiments/<name>/matrix.json,
+
+    {"compare_with": "t1.00", "configurations": {"t0.50": {"threshold": 0.5}, "t1.00": {"threshold": 1}}}
+
+or, without that file, the nine of layer reuse. Beside the matrix, `plain` (no reuse, threshold 1) and `k<k>_<a>-<b>` (a
+range of layers) can be named. A command line beats the configuration, which beats the defaults, and a result's folder
+follows what ran: `k2_middle+threshold=0.8`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Iterable, Mapping, Sequence
+
+from fast_dllm.errors import UsageError
+from fast_dllm.spec.defaults import DEFAULTS, REUSE_ARGUMENTS
+
+MATRIX_FILE = "matrix.json"
+GENERATION_FILE = "generation_functions.py"
+# Of experiments and configurations. No comma, which squeue takes for a list; no plus, which starts what a run changed.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_RANGE = re.compile(r"k([1-9][0-9]*)_([0-9]+)-([0-9]+)")
+_SAFE = re.compile(r"[A-Za-z0-9._-]+")
+_NUMBERS = {"bd_size": int}  # arguments whose default does not tell that they are numbers
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """configurations: name -> model arguments, in the order of every table. compare_with: the one that the others are
+    compared with."""
+
+    configurations: Mapping[str, Mapping[str, object]]
+    compare_with: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.configurations)
+
+
+NINE = Matrix(
+    {
+        f"k{k}_{subset}": {"reuse_k": k, "layer_subset": subset}
+        for k in (1, 2, 3)
+        for subset in ("first", "middle", "last")
+    },
+    "k1_first",
+)
+
+
+def matrix_of(experiment: str | None, root: Path) -> Matrix:
+    """The matrix of an experiment of the project in `root`; None (the active file) has the nine. Raises UsageError."""
+    if experiment is None:
+        return NINE
+    path = Path(root) / "experiments" / experiment / MATRIX_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return NINE
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"experiments/{experiment}/{MATRIX_FILE} cannot be read: {error}") from None
+    defaults = defaults_of(experiment, root)
+    try:
+        return _read_matrix(text, defaults)
+    except ValueError as error:
+        raise UsageError(f"experiments/{experiment}/{MATRIX_FILE}: {error}") from None
+
+
+def _read_matrix(text: str, defaults: Mapping[str, object]) -> Matrix:
+    try:
+        content = json.loads(text, object_pairs_hook=_no_key_twice)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON, {error}") from None
+    if not isinstance(content, dict) or set(content) != {"compare_with", "configurations"}:
+        found = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"it must have the keys compare_with and configurations, not {found or 'nothing'}")
+    configurations, compare_with = content["configurations"], content["compare_with"]
+    if not isinstance(configurations, dict) or not configurations:
+        raise ValueError("configurations must name at least one configuration with its model arguments")
+    for name, arguments in configurations.items():
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is no name for a configuration: letters, digits, '_', '.' and '-', the first one a letter "
+                "or a digit"
+            )
+        if not isinstance(arguments, dict):
+            raise ValueError(f"configuration {name} must have an object of model arguments, not {arguments!r}")
+        configurations[name] = check_arguments(arguments, defaults, f"configuration {name}: ")
+    if not isinstance(compare_with, str) or compare_with not in configurations:
+        raise ValueError(f"compare_with must be one of {', '.join(configurations)}, not {compare_with!r}")
+    return Matrix(configurations, compare_with)
+
+
+def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice")
+        found[key] = value
+    return found
+
+
+# -- an experiment's knobs ---------------------------------------------------------------------------------------------
+def _options_class(path: Path) -> ast.ClassDef | None:
+    """`class Options` of a generation_functions.py, which is parsed and not run: no torch is needed."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{_short(path)} cannot be read: {error}") from None
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{_short(path)} is not Python: {' '.join(str(error).split())}") from None
+    classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options")
+    return next(classes, None)
+
+
+def _short(path: Path) -> str:
+    return "/".join(Path(path).parts[-3:])
+
+
+def knobs_of(path: Path) -> dict[str, object]:
+    """The experiment's own knobs with their defaults: the annotated fields of its Options with a literal default."""
+    options = _options_class(path)
+    knobs: dict[str, object] = {}
+    for node in options.body if options else ():
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+            if value is None or isinstance(value, (bool, int, float, str)):
+                knobs[node.target.id] = value
+    return knobs
+
+
+def defaults_of(experiment: str | None, root: Path) -> dict[str, object]:
+    """Every argument that a token of this experiment depends on, with its default: the shared ones and its knobs.
+
+    Options without a base class are of the time before experiments had knobs: those take reuse_k and layer_subset.
+    """
+    folder = Path(root) / "experiments" / experiment if experiment is not None else Path(root)
+    path = folder / GENERATION_FILE
+    knobs = knobs_of(path)
+    options = _options_class(path)
+    shared = dict(DEFAULTS)
+    if options is not None and options.bases:
+        shared = {name: value for name, value in shared.items() if name not in REUSE_ARGUMENTS}
+    return {**shared, **knobs}
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+def parse_value(text: str) -> object:
+    """A value as `--model_args NAME=VALUE` gives it."""
+    if text.lower() in ("none", "null"):
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse_arguments(text: str) -> dict[str, object]:
+    """`NAME=VALUE[,NAME=VALUE]`. Raises UsageError."""
+    found = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or not name or not value:
+            raise UsageError(f"--model_args takes NAME=VALUE[,NAME=VALUE], not {part!r}")
+        if name in found:
+            raise UsageError(f"--model_args gives {name} twice")
+        found[name] = parse_value(value)
+    return found
+
+
+def check_arguments(
+    arguments: Mapping[str, object],
+    defaults: Mapping[str, object],
+    where: str = "",
+    choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict:
+    """The arguments, each known and of its default's kind, or one of its `choices`. Raises UsageError. Ranges are for
+    the Options to check."""
+    checked = {}
+    for name, value in arguments.items():
+        if name in choices:
+            if value not in choices[name]:
+                raise UsageError(f"{where}{name} must be one of {', '.join(choices[name])}, not {value!r}")
+            checked[name] = value
+            continue
+        if name not in defaults:
+            valid = ", ".join([*defaults, *choices])
+            raise UsageError(f"{where}unknown model argument {name!r}; valid ones: {valid}")
+        checked[name] = _of_kind(name, value, defaults[name], where)
+    return checked
+
+
+def _of_kind(name: str, value: object, default: object, where: str) -> object:
+    kind = _NUMBERS.get(name, type(default))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where}{name} must be a number, not {value!r}")
+    if value is None and default is not None:
+        raise UsageError(f"{where}{name} needs a value")
+    if kind is bool and not isinstance(value, bool):
+        raise UsageError(f"{where}{name} must be True or False, not {value!r}")
+    if value is not None and kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
+            raise UsageError(f"{where}{name} must be a {'whole ' * (kind is int)}number, not {value!r}")
+        value = kind(value)
+        if name == "threshold" and not 0 <= value <= 1:
+            raise UsageError(f"{where}threshold must be a number from 0 to 1, not {canonical(value)}")
+    if isinstance(value, str) and not _SAFE.fullmatch(value):
+        raise UsageError(f"{where}{name}: {value!r} cannot stand in a folder's name; letters, digits, '_', '.' and '-'")
+    if not isinstance(value, (bool, int, float, str, type(None))):
+        raise UsageError(f"{where}{name} must be a single value, not {value!r}")
+    return value
+
+
+def canonical(value: object) -> str:
+    """One way to write each value: 0.80 and .8 are 0.8, 1.0 is 1."""
+    if isinstance(value, float) and not isinstance(value, bool):
+        value = int(value) if value.is_integer() and abs(value) < 1e15 else value
+        return repr(value).replace("+", "")
+    return str(value)
+
+
+# -- one configuration -------------------------------------------------------------------------------------------------
+def _beside_the_matrix(name: str, defaults: Mapping[str, object]) -> dict[str, object] | None:
+    reuse = set(REUSE_ARGUMENTS) <= set(defaults)
+    if name == "plain":
+        return {"reuse_k": 1, "layer_subset": None, "threshold": 1} if reuse else {"threshold": 1}
+    found = _RANGE.fullmatch(name)
+    if found and reuse:
+        k, first, last = map(int, found.groups())
+        if first <= last and name == f"k{k}_{first}-{last}":
+            return {"reuse_k": k, "layer_subset": f"{first}-{last}"}
+    return None
+
+
+def arguments_of(matrix: Matrix, name: str, defaults: Mapping[str, object]) -> dict[str, object]:
+    """The model arguments that configuration `name` sets. Raises UsageError listing the valid names."""
+    if name in matrix.configurations:
+        return dict(matrix.configurations[name])
+    found = _beside_the_matrix(name, defaults)
+    if found is None:
+        further = ["plain"] + ["k<k>_<a>-<b> for a range of layers"] * (set(REUSE_ARGUMENTS) <= set(defaults))
+        raise UsageError(f"no configuration named {name!r}; valid: {' '.join(matrix.names)} {', '.join(further)}")
+    return found
+
+
+def check_names(matrix: Matrix, names: Iterable[str], defaults: Mapping[str, object]) -> list[str]:
+    """The names, each once. Raises UsageError."""
+    for name in names:
+        arguments_of(matrix, name, defaults)
+    return list(dict.fromkeys(names))
+
+
+def effective_arguments(
+    matrix: Matrix, name: str, given: Mapping[str, object], defaults: Mapping[str, object]
+) -> dict[str, object]:
+    """Every argument that a token depends on, as configuration `name` runs with: command line, matrix, defaults."""
+    merged = {**defaults, **arguments_of(matrix, name, defaults)}
+    merged.update((key, value) for key, value in given.items() if key in defaults)
+    return merged
+
+
+def parse_folder(folder: str) -> tuple[str, dict[str, object]]:
+    """(configuration, what a run changed of it), of a folder's name: the inverse of `folder_name`."""
+    name, *changes = folder.split("+")
+    return name, parse_arguments(",".join(changes)) if changes else {}
+
+
+def folder_name(matrix: Matrix, name: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> str:
+    """The folder of a run of configuration `name` with these arguments, all of them or those of the command line.
+
+    defaults: `defaults_of` the experiment, and where the task's own number of examples is known, `num_fewshot`.
+    Arguments that are not among them (the model, the device, the batch) change no token and do not stand in the name.
+    """
+    own = {**defaults, **arguments_of(matrix, name, defaults)}
+    changed = [
+        f"{key}={canonical(arguments[key])}"
+        for key in sorted(arguments)
+        if key in own and canonical(arguments[key]) != canonical(own[key])
+    ]
+    return "+".join([name, *changed])

@@ -1,0 +1,1 @@
+"""The chat and the web page: state and pictures of one conversation."""
