@@ -40,7 +40,6 @@ import torch
 
 from benchmarks.straightforward import Straightforward
 from fast_dllm.decode import experiments
-from fast_dllm.decode.arguments import DTYPES
 from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network.config import FastDLLMConfig
@@ -49,8 +48,9 @@ from fast_dllm.network.model import FastDLLMForCausalLM, default_dtype, load_mod
 from fast_dllm.network.threads import fit_threads
 from fast_dllm.sampling import greedy_with_check
 from fast_dllm.spec.matrix import matrix_of
-from fast_dllm.spec.matrix import parse_arguments as knobs_of
 from fast_dllm.spec.request import resolve_model
+from fast_dllm.spec.values import check_value
+from fast_dllm.spec.values import parse_arguments as knobs_of
 
 
 def check_options(given: argparse.Namespace, *counts: str) -> None:
@@ -59,8 +59,7 @@ def check_options(given: argparse.Namespace, *counts: str) -> None:
         value = getattr(given, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, not {value}")
-    if given.dtype not in DTYPES:
-        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {given.dtype!r}")
+    check_value("dtype", given.dtype, "auto", where="--")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -85,10 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="CPU threads (default: see fast_dllm/network/threads.py)")
     arguments = parser.parse_args()
     check_options(arguments, "batch_size", "small_block_size", "prompt_tokens", "new_tokens", "runs", "threads")
-    try:
-        arguments.set = knobs_of(arguments.set) if arguments.set else {}
-    except UsageError as error:
-        raise UsageError(str(error).replace("--model_args", "--set")) from None
+    arguments.set = knobs_of(arguments.set, "--set") if arguments.set else {}
     if not arguments.random_weights:
         resolve_model(arguments.model, Path.cwd())
     return arguments

@@ -128,7 +128,7 @@ def decode_one(answer, options):
         ({"layer_subset": "top"}, "layer_subset must be one of first, middle, last, not 'top'"),
         ({"threshold": 2}, "threshold must be a number from 0 to 1, not 2"),
         ({"threshold": "high"}, "threshold must be"),
-        ({"use_block_cache": "yes"}, "use_block_cache must be True or False"),
+        ({"use_block_cache": "maybe"}, "use_block_cache must be True or False"),
         ({"experiment_name": "nope"}, "unknown experiment 'nope'; there are: 00_baseline"),
         ({"refresh": "all"}, "refresh must be one of block, rows, not 'all'"),
         ({"reuse_k": 2, "layer_subset": "last", "use_block_cache": False}, "reuse_k 2 needs the block cache"),
@@ -150,8 +150,9 @@ def test_a_bad_model_argument_is_one_line_that_names_fault_and_choices(given, me
 
 def test_model_arguments_have_the_documented_defaults():
     arguments = ModelArguments.parse()
-    assert (arguments.threshold, arguments.use_block_cache, arguments.reuse_k) == (0.9, True, 1)
-    assert (arguments.small_block_size, arguments.max_new_tokens, arguments.refresh) == (8, 2048, "block")
+    knobs = arguments.knobs
+    assert (knobs["threshold"], knobs["use_block_cache"], knobs["reuse_k"]) == (0.9, True, 1)
+    assert (knobs["small_block_size"], knobs["max_new_tokens"], knobs["refresh"]) == (8, 2048, "block")
     # what the scripts take defaults from says the same (runner/defaults.py)
     assert {name: arguments.as_dict()[name] for name in DEFAULTS} == dict(DEFAULTS)
     assert defaults_of(None, ROOT) == {
@@ -161,7 +162,7 @@ def test_model_arguments_have_the_documented_defaults():
     }
 
 
-def test_a_result_is_named_after_the_configuration_it_is_nearest_to_and_what_differs():
+def test_a_result_is_named_after_the_configuration_that_it_has_every_setting_of_and_what_differs():
     assert ModelArguments.parse(threshold=1).config_name == "plain"
     assert ModelArguments.parse().config_name == "plain+threshold=0.9"
     assert ModelArguments.parse(reuse_k=2, layer_subset="last", refresh="rows").config_name == "k2_last+refresh=rows"

@@ -9,6 +9,7 @@ import pytest
 from fast_dllm.errors import UsageError
 from fast_dllm.spec import matrix
 from fast_dllm.spec.defaults import DEFAULTS
+from fast_dllm.spec.values import check_arguments, parse_arguments
 
 OPTIONS = """
 class Options(decoding.Options):
@@ -172,7 +173,7 @@ def test_beside_the_matrix_there_are_plain_and_ranges_of_layers(root):
     ],
 )
 def test_what_model_args_give(root, text, arguments):
-    assert matrix.check_arguments(matrix.parse_arguments(text), matrix.defaults_of("09_mine", root)) == arguments
+    assert check_arguments(parse_arguments(text), matrix.defaults_of("09_mine", root)) == arguments
 
 
 @pytest.mark.parametrize(
@@ -194,5 +195,5 @@ def test_what_model_args_give(root, text, arguments):
 )
 def test_wrong_model_args_are_one_line(root, text, message):
     with pytest.raises(UsageError, match=message) as raised:
-        matrix.check_arguments(matrix.parse_arguments(text), matrix.defaults_of("09_mine", root))
+        check_arguments(parse_arguments(text), matrix.defaults_of("09_mine", root))
     assert "\n" not in str(raised.value)

@@ -49,6 +49,11 @@ class Experiment:
         """Every option that a model argument may set, with its default."""
         return {each.name: each.default for each in fields(self.options_type) if each.name not in REQUIRED}
 
+    @property
+    def model_arguments(self) -> dict[str, object]:
+        """The knobs that a model argument of the same name sets. The block's size is the argument bd_size."""
+        return {name: default for name, default in self.knobs.items() if name != "block_size"}
+
     def subset(self, knobs: Mapping[str, Any], num_layers: int) -> range:
         """The layers that the knob `layer_subset` names by the policy's rule; none where it has none or it is unset.
 

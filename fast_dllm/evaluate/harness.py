@@ -134,7 +134,7 @@ class FastDLLM(ScoringLM):
     @property
     def _budget(self) -> int:
         """New tokens of an answer where its task sets no limit."""
-        return self.arguments.whole("max_new_tokens")
+        return self.arguments.knobs["max_new_tokens"]
 
     # ---- text and tokens -------------------------------------------------------------------------------------
 

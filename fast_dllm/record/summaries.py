@@ -10,8 +10,8 @@ from typing import Mapping
 from fast_dllm.spec.defaults import DEFAULT_MODEL
 from fast_dllm.spec.files import as_object, is_newer, read_json
 from fast_dllm.spec.hashes import decoding_sha256, policy_sha256, replays
-from fast_dllm.spec.matrix import canonical
 from fast_dllm.spec.request import Request, Run
+from fast_dllm.spec.values import canonical
 
 SCHEMA_VERSION = 1
 QUESTIONS_FILE = "questions.json.gz"  # what each question got; see fast_dllm/record/questions.py

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast_dllm.spec import matrix as runner_matrix
+from fast_dllm.spec.values import parse_value
 
 
 @dataclass(frozen=True)
@@ -33,5 +34,5 @@ def expected_arguments(matrix: Matrix, config: str) -> dict[str, object]:
     expected = dict(matrix.configurations.get(name, {}))
     for extra in extras:
         key, _, text = extra.partition("=")
-        expected[key] = runner_matrix.parse_value(text)
+        expected[key] = parse_value(text)
     return expected

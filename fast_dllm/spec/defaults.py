@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Mapping
+from typing import Mapping, Sequence
 
 PUBLISHED_MODELS = (
     "Efficient-Large-Model/Fast_dLLM_v2_7B",
@@ -28,7 +28,15 @@ DEFAULTS: Mapping[str, object] = MappingProxyType(
         "seed": 0,
     }
 )
-# How the model runs. Of what stays out of a folder's name, the one that the scripts' --model_args takes.
+# How the model runs. It changes no token and is no part of a folder's name; the scripts' --model_args takes it too.
 GRAPH_MODES = ("auto", "off", "padded", "compiled")
+# The valid words of the arguments that take only some.
+CHOICES: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "loglikelihood_mode": ("reference", "chain"),
+        "dtype": ("auto", "float32", "float16", "bfloat16"),
+        "graphs": GRAPH_MODES,
+    }
+)
 # Policy: an experiment whose Options declare knobs takes these two only where they are among them.
 REUSE_ARGUMENTS = ("reuse_k", "layer_subset")

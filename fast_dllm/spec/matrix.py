@@ -13,23 +13,20 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Iterable, Mapping, Sequence
+from typing import Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.spec.defaults import DEFAULTS, REUSE_ARGUMENTS
+from fast_dllm.spec.values import canonical, check_arguments, parse_arguments
 
 MATRIX_FILE = "matrix.json"
 GENERATION_FILE = "generation_functions.py"
 # Of experiments and configurations. No comma, which squeue takes for a list; no plus, which starts what a run changed.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RANGE = re.compile(r"k([1-9][0-9]*)_([0-9]+)-([0-9]+)")
-_SAFE = re.compile(r"[A-Za-z0-9._-]+")
-_NUMBERS = {"bd_size": int}  # arguments whose default does not tell that they are numbers
 
 
 @dataclass(frozen=True)
@@ -158,85 +155,6 @@ def defaults_of(experiment: str | None, root: Path) -> dict[str, object]:
     return {**shared, **knobs}
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
-def parse_value(text: str) -> object:
-    """A value as `--model_args NAME=VALUE` gives it."""
-    if text.lower() in ("none", "null"):
-        return None
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def parse_arguments(text: str) -> dict[str, object]:
-    """`NAME=VALUE[,NAME=VALUE]`. Raises UsageError."""
-    found = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        if not equals or not name or not value:
-            raise UsageError(f"--model_args takes NAME=VALUE[,NAME=VALUE], not {part!r}")
-        if name in found:
-            raise UsageError(f"--model_args gives {name} twice")
-        found[name] = parse_value(value)
-    return found
-
-
-def check_arguments(
-    arguments: Mapping[str, object],
-    defaults: Mapping[str, object],
-    where: str = "",
-    choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
-) -> dict:
-    """The arguments, each known and of its default's kind, or one of its `choices`. Raises UsageError. Ranges are for
-    the Options to check."""
-    checked = {}
-    for name, value in arguments.items():
-        if name in choices:
-            if value not in choices[name]:
-                raise UsageError(f"{where}{name} must be one of {', '.join(choices[name])}, not {value!r}")
-            checked[name] = value
-            continue
-        if name not in defaults:
-            valid = ", ".join([*defaults, *choices])
-            raise UsageError(f"{where}unknown model argument {name!r}; valid ones: {valid}")
-        checked[name] = _of_kind(name, value, defaults[name], where)
-    return checked
-
-
-def _of_kind(name: str, value: object, default: object, where: str) -> object:
-    kind = _NUMBERS.get(name, type(default))
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{where}{name} must be a number, not {value!r}")
-    if value is None and default is not None:
-        raise UsageError(f"{where}{name} needs a value")
-    if kind is bool and not isinstance(value, bool):
-        raise UsageError(f"{where}{name} must be True or False, not {value!r}")
-    if value is not None and kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
-            raise UsageError(f"{where}{name} must be a {'whole ' * (kind is int)}number, not {value!r}")
-        value = kind(value)
-        if name == "threshold" and not 0 <= value <= 1:
-            raise UsageError(f"{where}threshold must be a number from 0 to 1, not {canonical(value)}")
-    if isinstance(value, str) and not _SAFE.fullmatch(value):
-        raise UsageError(f"{where}{name}: {value!r} cannot stand in a folder's name; letters, digits, '_', '.' and '-'")
-    if not isinstance(value, (bool, int, float, str, type(None))):
-        raise UsageError(f"{where}{name} must be a single value, not {value!r}")
-    return value
-
-
-def canonical(value: object) -> str:
-    """One way to write each value: 0.80 and .8 are 0.8, 1.0 is 1."""
-    if isinstance(value, float) and not isinstance(value, bool):
-        value = int(value) if value.is_integer() and abs(value) < 1e15 else value
-        return repr(value).replace("+", "")
-    return str(value)
-
-
 # -- one configuration -------------------------------------------------------------------------------------------------
 def _beside_the_matrix(name: str, defaults: Mapping[str, object]) -> dict[str, object] | None:
     reuse = set(REUSE_ARGUMENTS) <= set(defaults)
@@ -296,3 +214,25 @@ def folder_name(matrix: Matrix, name: str, arguments: Mapping[str, object], defa
         if key in own and canonical(arguments[key]) != canonical(own[key])
     ]
     return "+".join([name, *changed])
+
+
+def folder_of(matrix: Matrix, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> str:
+    """The folder of a run for which no configuration was named, from all of its arguments.
+
+    It is named after the configuration that sets the most arguments, of those of which the run has every one; where
+    there is none, after `k<k>_<a>-<b>` if it reuses a range of layers, else after `plain`.
+    """
+    own = {name: value for name, value in arguments.items() if name in defaults}
+    matching = [
+        (len(settings), name)
+        for name, settings in matrix.configurations.items()
+        if all(canonical(own[key]) == canonical(value) for key, value in settings.items())
+    ]
+    if matching:
+        most = max(count for count, _ in matching)
+        name = next(name for count, name in matching if count == most)
+    else:
+        name = f"k{own.get('reuse_k')}_{own.get('layer_subset')}"
+        if _beside_the_matrix(name, defaults) is None:
+            name = "plain"
+    return folder_name(matrix, name, own, defaults)

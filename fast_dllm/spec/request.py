@@ -10,10 +10,11 @@ from typing import Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.spec import matrix as matrices
-from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL, GRAPH_MODES
-from fast_dllm.spec.matrix import GENERATION_FILE, NAME, NINE, Matrix, canonical
+from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
+from fast_dllm.spec.matrix import GENERATION_FILE, NAME, NINE, Matrix
 from fast_dllm.spec.shares import parse_division
 from fast_dllm.spec.tasks import TASKS, Task, check_task, split_tasks, task_folder
+from fast_dllm.spec.values import canonical, check_arguments, parse_arguments
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def read_request(options: argparse.Namespace, root: Path, code_root: Path) -> Re
     names = matrices.check_names(matrix, names, defaults)
     if not names:
         names = list(matrix.names) if options.matrix else ["plain"]
-    given = matrices.parse_arguments(options.model_args) if options.model_args is not None else {}
-    given = matrices.check_arguments(given, defaults, choices={"graphs": GRAPH_MODES})
+    given = parse_arguments(options.model_args) if options.model_args is not None else {}
+    given = check_arguments(given, {**defaults, "graphs": "auto"})
     if options.threshold is not None:
         if "threshold" in given:
             raise UsageError("--threshold and --model_args both give the threshold")

@@ -15,19 +15,20 @@ from typing import Any
 import torch
 
 from fast_dllm.decode import experiments
-from fast_dllm.decode.arguments import HasKnobs, ModelArguments
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
 from fast_dllm.network.graphs import use_graphs
 from fast_dllm.network.model import load_model
 from fast_dllm.network.threads import fit_threads
 from fast_dllm.network.tokenizer import decode, load_tokenizer, render, special_ids
+from fast_dllm.spec.values import check_value, parse_arguments
 
 MAX_NEW_TOKENS = 512  # of an answer in a conversation, unless asked for otherwise
 
 
 @dataclass(frozen=True)
-class Settings(HasKnobs):
+class Settings:
     """How an answer is decoded. `parse` checks; the model arguments' rules hold, and two more for sampling.
 
     knobs: the decoding options of the experiment, by name, as in ModelArguments.
@@ -37,18 +38,15 @@ class Settings(HasKnobs):
     temperature: float = 0.0
     top_p: float = 0.95
     seed: int = 0
-    knobs: Mapping[str, object] = field(default_factory=dict)
+    knobs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, **given: object) -> Settings:
         """Settings from values or their texts (`"0.8"`, `"none"`). Raises UsageError naming fault and choices."""
-        values = {name: _value(text) for name, text in given.items()}
-        sampling: dict[str, float] = {}
-        for name in ("temperature", "top_p"):
-            value = values.pop(name, getattr(cls, name))
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UsageError(f"{name} must be a number, not {value!r}")
-            sampling[name] = value
+        values = dict(given)
+        sampling: dict[str, Any] = {
+            name: check_value(name, values.pop(name, getattr(cls, name)), 0.0) for name in ("temperature", "top_p")
+        }
         if sampling["temperature"] < 0:
             raise UsageError(f"temperature must not be negative, not {sampling['temperature']}")
         if not 0 < sampling["top_p"] <= 1:
@@ -73,25 +71,6 @@ class Settings(HasKnobs):
             taken = experiments.load(None if name in (None, "none") else str(name)).knobs
             current = {key: value for key, value in current.items() if key in taken or key not in self.knobs}
         return Settings.parse(**current | given)
-
-
-def _value(text: object) -> object:
-    """What a typed text means: a number, a truth value, nothing, or itself."""
-    if not isinstance(text, str):
-        return text
-    word = text.strip()
-    if word.lower() in ("", "none"):
-        return None
-    if word.lower() in ("true", "on", "yes"):
-        return True
-    if word.lower() in ("false", "off", "no"):
-        return False
-    for number in (int, float):
-        try:
-            return number(word)
-        except ValueError:
-            continue
-    return word
 
 
 @dataclass(frozen=True)
@@ -199,7 +178,7 @@ class Chatbot:
         """The settings that the model arguments name."""
         arguments = self.arguments
         knobs = dict(arguments.knobs)
-        knobs["max_new_tokens"] = min(arguments.whole("max_new_tokens"), self.max_length // 2)
+        knobs["max_new_tokens"] = min(arguments.knobs["max_new_tokens"], self.max_length // 2)
         return Settings(arguments.experiment_name, seed=arguments.seed, knobs=MappingProxyType(knobs))
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
@@ -219,7 +198,7 @@ class Chatbot:
             messages = messages[-1:]
         system = [message for message in messages[:1] if message["role"] == "system"]
         turns = messages[len(system) :]
-        room = self.max_length - max(settings.whole("max_new_tokens"), self.block_size)
+        room = self.max_length - max(settings.knobs["max_new_tokens"], self.block_size)
         if room < self.block_size:
             budget = settings.knobs["max_new_tokens"]
             raise UsageError(f"max_new_tokens {budget} leaves no room for a prompt in {self.max_length} positions")
@@ -236,7 +215,7 @@ class Chatbot:
         """Frames of the answer to a conversation that fits (see `fit`). Closing the iterator stops within one step."""
         experiment = experiments.load(settings.experiment_name)
         prompt = self.prompt_ids(messages)
-        num_blocks = max(settings.whole("max_new_tokens") // self.block_size, 1)
+        num_blocks = max(settings.knobs["max_new_tokens"] // self.block_size, 1)
         decoding: dict[str, Any] = {
             **settings.knobs,
             "max_new_tokens": num_blocks * self.block_size,
@@ -292,7 +271,7 @@ class Chatbot:
             yield Frame(
                 cells=cells,
                 block_size=self.block_size,
-                small_block_size=settings.whole("small_block_size"),
+                small_block_size=settings.knobs["small_block_size"],
                 sub_block=(event.start, event.end),
                 kind=event.kind,
                 text=decode(self.tokenizer, known, skip_special_tokens=True),
@@ -359,10 +338,4 @@ def with_defaults(given: dict[str, object]) -> ModelArguments:
 
 def parse_model_args(text: str) -> dict[str, object]:
     """`name=value,name=value` as eval.py's --model_args takes it."""
-    given = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UsageError(f"model argument {part!r} is not name=value")
-        given[name.strip()] = _value(value)
-    return given
+    return parse_arguments(text) if text.strip() else {}

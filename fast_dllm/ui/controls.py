@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from fast_dllm.decode import experiments
-from fast_dllm.decode.arguments import knob_defaults
 from fast_dllm.ui.chat import Chatbot, Settings
 
 ACTIVE = "active file"
@@ -31,7 +30,7 @@ def load_policy(shown: str) -> experiments.Experiment:
 
 def own_knobs(shown: str) -> dict[str, object]:
     """The knobs of a policy that have no control of their own kind, with their defaults."""
-    return {name: value for name, value in knob_defaults(load_policy(shown)).items() if name not in COMMON}
+    return {name: value for name, value in load_policy(shown).model_arguments.items() if name not in COMMON}
 
 
 def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, *knobs) -> Settings:
@@ -70,7 +69,7 @@ def controls(chatbot: Chatbot) -> list:
         experiment = gr.Dropdown(
             policies(), value=start.experiment_name or ACTIVE, label="experiment", elem_id="experiment"
         )
-        sub_block = gr.Dropdown(sizes, value=start.small_block_size, label="sub-block size")
+        sub_block = gr.Dropdown(sizes, value=start.knobs["small_block_size"], label="sub-block size")
     knobs, rows = [], []
     for shown in policies():
         chosen = start if shown == (start.experiment_name or ACTIVE) else None
@@ -80,12 +79,17 @@ def controls(chatbot: Chatbot) -> list:
         rows.append(row)
     experiment.change(lambda picked: [gr.Row(visible=shown == picked) for shown in policies()], experiment, rows)
     with gr.Row():
-        threshold = gr.Slider(0, 1, value=start.threshold, step=0.01, label="threshold", elem_id="threshold")
+        threshold = gr.Slider(0, 1, value=start.knobs["threshold"], step=0.01, label="threshold", elem_id="threshold")
         temperature = gr.Slider(0, 2, value=start.temperature, step=0.05, label="temperature")
         top_p = gr.Slider(0.05, 1, value=start.top_p, step=0.05, label="top-p")
         most = chatbot.max_length // 2
         budget = gr.Slider(
-            32, most, value=min(start.max_new_tokens, most), step=32, label="new-token budget", elem_id="budget"
+            32,
+            most,
+            value=min(start.knobs["max_new_tokens"], most),
+            step=32,
+            label="new-token budget",
+            elem_id="budget",
         )
     return [experiment, threshold, sub_block, temperature, top_p, budget, *knobs]
 
