@@ -5,7 +5,7 @@ unmasks the positions it is sure of, sub-block by sub-block from left to right, 
 prefix cache and the next one starts. The kinds of forwards are in fast_dllm.decoding.FORWARD_KINDS.
 
 `decode_one` is the algorithm for one sequence, written as a coroutine: it yields the forwards it wants and is sent what
-they predict. fast_dllm.decode.engine runs many of them side by side, and none learns of its neighbours.
+they predict. fast_dllm.engine runs many of them side by side, and none learns of its neighbours.
 
 An experiment is a frozen copy of this file with its idea edited in: experiments/<name>/generation_functions.py. Its
 knobs are the fields of its `Options`; everything that takes model arguments takes them too.

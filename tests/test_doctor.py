@@ -20,8 +20,8 @@ import pytest
 import torch
 from script_project import NO_WEIGHTS, ROOT, Project, pretend_model, system_tools
 
-from fast_dllm.doctor.__main__ import __main__ as doctor
-from fast_dllm.doctor.__main__ import checks, cluster
+from fast_dllm.doctor import __main__ as doctor
+from fast_dllm.doctor import checks, cluster
 from fast_dllm.doctor.checks import GIB, DataSet, Situation, place_of_data
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner import slurm
@@ -286,7 +286,7 @@ def test_with_a_python_too_old_for_the_check_run_submits_and_says_that_nothing_w
 
 
 def test_a_check_that_breaks_stops_no_submission(cluster_project):
-    (cluster_project.root / "fast_dllm" / "checks.py").write_text("1 / 0\n")
+    (cluster_project.root / "fast_dllm" / "doctor" / "checks.py").write_text("1 / 0\n")
     done = cluster_project.run("k1_first")
     assert done.returncode == 0
     assert "the check before the submission failed" in done.stderr

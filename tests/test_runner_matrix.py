@@ -297,7 +297,7 @@ def test_an_engine_that_is_neither_todays_nor_replayed_is_told(project):
     assert project.statuses()["k1_middle"] == "✓ "
     # what decodes was edited: recorded engines stay, today's of before is none any more
     with (project.root / "fast_dllm" / "sampling.py").open("a") as file:
-        file.write("\n")
+        file.write("EDITED = True\n")
     assert project.statuses()["k1_first"] == told
     assert project.statuses()["k1_middle"] == "✓ "
     replays.write_text("{}")

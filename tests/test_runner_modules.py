@@ -1,4 +1,4 @@
-"""fast_dllm/runner stands on the standard library of Python 3.8, and the scripts stay thin."""
+"""fast_dllm/spec and runner need only the standard library of Python 3.8, and the scripts stay thin."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 import pytest
 from golden_models import ROOT
 
-MODULES = sorted((ROOT / "fast_dllm" / "runner").glob("*.py"))
+MODULES = sorted(path for room in ("spec", "runner") for path in (ROOT / "fast_dllm" / room).glob("*.py"))
 SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))
 # Of the library after 3.8, what is easily taken for granted.
 TOO_NEW = ("removeprefix", "removesuffix", "readlink", "is_relative_to", "pairwise", "tomllib")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_module_is_python_3_8_and_imports_the_standard_library_alone(path):
     text = path.read_text()
     tree = ast.parse(text, feature_version=(3, 8))
@@ -22,7 +22,9 @@ def test_a_module_is_python_3_8_and_imports_the_standard_library_alone(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            own = name == "fast_dllm.errors" or f"{name}.".startswith("fast_dllm.runner.")
+            own = name == "fast_dllm.errors" or name.startswith(
+                ("fast_dllm.spec", "fast_dllm.record", "fast_dllm.runner")
+            )
             assert own or name.split(".")[0] in sys.stdlib_module_names, name
         if isinstance(node, ast.Call):
             assert all(keyword.arg != "strict" for keyword in node.keywords)
