@@ -155,6 +155,23 @@ def test_a_damaged_model_fails_in_one_line(cluster_project, name, content, told)
     assert f"{name} {told}" in starting(lines, "fail model")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("config.json", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling of type 'yarn'"),
+        ("config.json", {"hidden_size": 0}, "hidden_size must be a whole number from 1"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../a.safetensors"}}, "in the same folder"),
+        ("model.safetensors.index.json", {"weight_map": 5}, "weight_map must be an object"),
+    ],
+)
+def test_a_model_of_another_network_or_with_an_index_of_other_files_fails(cluster_project, name, content, named):
+    snapshot = cluster_project.cached_model()
+    (snapshot / name).write_text(json.dumps(content))
+    code, lines = cluster_project.quick("--task", "toy_math", HF_HUB_OFFLINE="1")
+    assert code == 1
+    assert named in starting(lines, "fail model")
+
+
 def test_a_model_that_has_no_room_fails_and_little_room_is_a_warning(monkeypatch, tmp_path):
     situation = Situation(tmp_path, (), MODEL, tmp_path / "venv", None, {"HF_HOME": str(tmp_path)}, {})
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**29))

@@ -102,14 +102,17 @@ def belongs_to(extra: str, marker: Marker) -> bool:
 def weight_count(situation: Situation) -> int | None:
     """How many weights the model has, from its configuration alone; None while that is not here."""
     import torch
-    from transformers import AutoConfig
 
+    from fast_dllm.network.config import read_config
     from fast_dllm.network.model import FastDLLMForCausalLM
 
     folder = situation.model_folder
     if "config.json" in missing_model_files(folder) or damaged_model_files(folder):
         return None  # check_model tells
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    try:
+        config = read_config(str(folder))
+    except UsageError:
+        return None
     with torch.device("meta"):
         return sum(weight.numel() for weight in FastDLLMForCausalLM(config).parameters())
 

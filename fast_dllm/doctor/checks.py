@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast_dllm.errors import UsageError
+from fast_dllm.spec.checkpoint import CONFIG_FILE, INDEX_FILE, config_fault, read_object, weight_files
 from fast_dllm.spec.defaults import DEFAULT_MODEL
 from fast_dllm.spec.files import read_json
 from fast_dllm.spec.matrix import matrix_of
@@ -169,14 +170,14 @@ def check_venv(situation: Situation) -> Iterator[Finding]:
 
 def missing_model_files(folder: Path) -> list[str]:
     """What a checkpoint's folder lacks: configuration, tokenizer, weights (of a sharded one every shard)."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_FILE
     weights = []
     if index.is_file():
         try:
-            weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError):
-            return [f"a readable {index.name}"]
-    names = ["config.json", "tokenizer_config.json", *(weights or ["model.safetensors"])]
+            weights = weight_files(read_object(index))
+        except UsageError as error:
+            return [f"a usable index of its weights ({error})"]
+    names = [CONFIG_FILE, "tokenizer_config.json", *(weights or ["model.safetensors"])]
     missing = [name for name in names if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         missing.append("tokenizer.json or vocab.json")
@@ -187,7 +188,7 @@ def damaged_model_files(folder: Path) -> list[str]:
     """What is there and cannot be what it should be: JSON that is none, weights with fewer or more bytes than their
     header counts."""
     faults = []
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in (CONFIG_FILE, "tokenizer_config.json"):
         path = folder / name
         if path.is_file():
             content, fault = read_json(path)
@@ -221,6 +222,10 @@ def check_model(situation: Situation) -> Iterator[Finding]:
     if damaged := damaged_model_files(folder):
         more = f" (and {len(damaged) - 1} more faults)" if len(damaged) > 1 else ""
         yield Finding("fail", f"model {model}: {damaged[0]}{more}, in {folder}; remove it and fetch it again")
+        return
+    config, _ = read_json(folder / CONFIG_FILE)
+    if config and (fault := config_fault(config)):
+        yield Finding("fail", f"model {model}: {CONFIG_FILE}: {fault}")
         return
     if not missing:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
 from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file
+
+from fast_dllm.errors import UsageError
+from fast_dllm.spec.checkpoint import (
+    CHECKED,
+    CONFIG_FILE,
+    MODEL_TYPE,
+    ROPE_FIELDS,
+    WITHOUT_EFFECT,
+    config_fault,
+    missing_fields,
+    read_object,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class FastDLLMConfig(PreTrainedConfig):
     """Sizes and constants of a Fast-dLLM v2 network (arXiv 2509.26328; Qwen2.5 with block-causal attention).
 
     The field names are the published `config.json`'s. `bd_size` is the block length the model was trained with,
-    in tokens; `single_turn` (ours): each question stands alone, interfaces send no earlier turns. Raises ValueError for
-    sizes that do not fit together or a RoPE scaling that the network lacks.
+    in tokens; `single_turn` (ours): each question stands alone, interfaces send no earlier turns. `rope_theta` is also
+    taken from `rope_parameters`, where transformers 5 writes it. Raises UsageError for a network that is not built,
+    see fast_dllm.spec.checkpoint.
     """
 
-    model_type = "Fast_dLLM_Qwen"
+    model_type = MODEL_TYPE
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -25,7 +47,7 @@ class FastDLLMConfig(PreTrainedConfig):
     max_position_embeddings: int = 32768
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6
+    rope_theta: float = None  # type: ignore[assignment]  # not given: that of rope_parameters, or 1e6
     tie_word_embeddings: bool = False
     bd_size: int = 32
     single_turn: bool = False
@@ -34,21 +56,55 @@ class FastDLLMConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        if kwargs.get("rope_scaling") or kwargs.get("use_sliding_window"):
-            raise ValueError("Fast_dLLM_Qwen has neither RoPE scaling nor sliding-window attention")
-        kwargs.pop("rope_scaling", None)  # null in the published file; transformers 5 warns about the very name
+        names = [field.name for field in dataclasses.fields(self)]
+        given = {name: getattr(self, name) for name in names if name in FastDLLMConfig.__annotations__} | kwargs
+        if self.dtype is not None:
+            given["dtype"] = self.dtype if isinstance(self.dtype, str) else str(self.dtype).removeprefix("torch.")
+        if given["rope_theta"] is None:
+            del given["rope_theta"]
+        if fault := config_fault(given):
+            raise UsageError(fault)
+        # removed from what transformers sees: it warns about the names and does not use the values
+        tables = [kwargs.pop(name, None) or {} for name in ROPE_FIELDS]
+        kwargs.pop("head_dim", None)
+        if self.rope_theta is None:
+            self.rope_theta = next((table["rope_theta"] for table in tables if "rope_theta" in table), 1e6)
         super().__post_init__(**kwargs)
-        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size}, num_attention_heads {self.num_attention_heads} and "
-                f"num_key_value_heads {self.num_key_value_heads} must each divide the one before"
-            )
-        if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not supported; the network uses 'silu'")
-        if self.bd_size < 1:
-            raise ValueError(f"bd_size must be at least 1, not {self.bd_size}")
 
     @property
     def head_dim(self) -> int:
         """Size of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+
+def read_fields(source: str) -> dict[str, Any]:
+    """The fields of a checkpoint's config.json; `source` is a folder or a hub id.
+
+    Raises UsageError where the file is damaged, lacks a field or describes a network that is not built, OSError
+    where there is none.
+    """
+    path = cached_file(source, CONFIG_FILE)
+    assert path is not None, "an absent file is an OSError"
+    fields = read_object(Path(path))
+    fault = config_fault(fields)
+    if not fault and (missing := missing_fields(fields)):
+        fault = f"it lacks {missing[0]}"
+    if fault:
+        raise UsageError(f"{CONFIG_FILE}: {fault}")
+    return fields
+
+
+def read_config(source: str) -> FastDLLMConfig:
+    """The configuration in a checkpoint's config.json. Warns of fields that have no effect. Raises as `read_fields`."""
+    fields = read_fields(source)
+    known = {field.name for field in dataclasses.fields(FastDLLMConfig)} | CHECKED | WITHOUT_EFFECT
+    if unknown := sorted(set(fields) - known):
+        _warn_once(f"{CONFIG_FILE} of {source}: unknown fields have no effect: {', '.join(unknown)}")
+    own = (CHECKED | FastDLLMConfig.__annotations__.keys()) - {"model_type"}
+    return FastDLLMConfig(**{name: value for name, value in fields.items() if name in own})
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Log a warning the first time: the tokenizer's loading and the model's read the same file."""
+    logger.warning(text)

@@ -16,7 +16,6 @@ Decoding uses three moves: `prefill` a prompt's whole blocks, run the current bl
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +28,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import UsageError, line_of
 from fast_dllm.layer_reuse import LayerStore
 from fast_dllm.network.cache import Attend, BlockInputs, BlockShape, Choice, KVCache, block_causal_mask, rope_tables
 from fast_dllm.network.compiled import CompiledLayers
-from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.config import FastDLLMConfig, read_config
 from fast_dllm.network.kernels import gate, rms_norm, rotate
+from fast_dllm.spec.checkpoint import INDEX_FILE, read_object, weight_files
 
+WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # safetensors' names; other kinds need more than a conversion
 PREFILL_ROWS = 1024  # rows a prefill forward runs at once: bounds its mask and activations
 TINY_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "tiny"
 
@@ -525,25 +526,25 @@ def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -
     """Load a checkpoint by its tensor names, tensor by tensor to the device.
 
     `path_or_hub_id`: a folder, a hub id, or `tiny` (the embedded model). Raises UsageError where there is no such
-    checkpoint, it is of another model type or damaged, or a tensor is missing, extra or of the wrong shape.
+    checkpoint, it is of another model type or damaged, or a tensor is missing, extra or of the wrong shape. Memory for
+    the weights is taken only once the configuration and the headers of the weight files agree.
     """
     source = model_source(path_or_hub_id)
     target = pick_device(device)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if not isinstance(config, FastDLLMConfig):
-            raise UsageError(f"{path_or_hub_id} is a {config.model_type} model, not {FastDLLMConfig.model_type}")
+        config = read_config(source)
+        files = _weight_files(source)
+        with torch.device("meta"):
+            faults = _weight_faults(FastDLLMForCausalLM(config, randomise=False), files)
+        if faults:
+            more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+            raise UsageError(f"it {faults[0]}{more}")
         with target, default_dtype(pick_dtype(dtype, target)):
             model = FastDLLMForCausalLM(config, randomise=False)
         model.requires_grad_(False)
-        faults = _read_weights(model, source)
+        _read_weights(model, files)
     except (OSError, SafetensorError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"cannot load model {path_or_hub_id!r}: {' '.join(str(error).split())}") from error
-    if faults:
-        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        raise UsageError(f"cannot load model {path_or_hub_id!r}: it {faults[0]}{more}")
+        raise UsageError(f"cannot load model {path_or_hub_id!r}: {line_of(error)}") from error
     model.eval()
     return model.fuse() if target.type == "cuda" else model  # on a CPU wide layers are slower so (docs/performance.md)
 
@@ -559,35 +560,57 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _read_weights(model: FastDLLMForCausalLM, source: str) -> list[str]:
-    """Fill the model from its checkpoint's files; what is wrong with them, a phrase each. Raises OSError,
-    SafetensorError."""
-    expected = model.state_dict()
-    missing, unexpected, misshapen = set(expected) - model._tied_names, [], []
-    for path in _weight_files(source):
+def _weight_faults(model: FastDLLMForCausalLM, files: Sequence[str]) -> list[str]:
+    """What is wrong with the tensors that these files have for the model, a phrase each, from their headers alone.
+
+    Raises OSError, SafetensorError.
+    """
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing, unexpected, unfit, seen = set(expected) - model._tied_names, [], [], set()
+    for path in files:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dict)
-                tensor = file.get_tensor(name)
+                header = file.get_slice(name)
+                shape, dtype = header.get_shape(), header.get_dtype()
                 missing.discard(name)
                 if name not in expected:
                     unexpected.append(f"has an unexpected tensor {name}")
-                elif tensor.shape != expected[name].shape:
-                    found, wanted = list(tensor.shape), list(expected[name].shape)
-                    misshapen.append(f"has {name} of shape {found} instead of {wanted}")
+                elif shape != expected[name]:
+                    unfit.append(f"has {name} of shape {shape} instead of {expected[name]}")
+                elif dtype not in WEIGHT_DTYPES:
+                    unfit.append(f"has {name} as {dtype}; weights must be one of {', '.join(WEIGHT_DTYPES)}")
+                elif name in seen:
+                    unfit.append(f"has {name} in two files")
+                seen.add(name)
+    return [f"lacks tensor {name}" for name in sorted(missing)] + sorted(unexpected) + sorted(unfit)
+
+
+def _read_weights(model: FastDLLMForCausalLM, files: Sequence[str]) -> None:
+    """Fill the model from files without faults. Raises UsageError where a tied head is not the embedding, OSError,
+    SafetensorError."""
+    tensors = model.state_dict()
+    heads = []
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                if name in model._tied_names:
+                    heads.append(file.get_tensor(name))
                 else:
-                    expected[name].copy_(tensor)
-    return [f"lacks tensor {name}" for name in sorted(missing)] + sorted(unexpected) + sorted(misshapen)
+                    tensors[name].copy_(file.get_tensor(name))
+    embedding = model.model.embed_tokens.weight
+    for head in heads:
+        if not torch.equal(head.to(embedding), embedding):
+            raise UsageError("config.json: tie_word_embeddings is true, but lm_head.weight differs from the embedding")
 
 
 def _weight_files(source: str) -> list[str]:
-    """The safetensors files of a folder or hub id: one, or all that an index names. Raises OSError."""
+    """The safetensors files of a folder or hub id: one, or all that an index names. Raises OSError, UsageError."""
     try:
-        index = cached_file(source, "model.safetensors.index.json")
+        index = cached_file(source, INDEX_FILE)
     except OSError:  # it has none
         return [_file_of(source, "model.safetensors")]
-    assert index is not None, "what is not there is an OSError"
-    shards = json.loads(Path(index).read_text())["weight_map"].values()
-    return [_file_of(source, name) for name in sorted(set(shards))]
+    assert index is not None, "an absent file is an OSError"
+    return [_file_of(source, name) for name in weight_files(read_object(Path(index)))]
 
 
 def _file_of(source: str, name: str) -> str:

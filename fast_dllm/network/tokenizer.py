@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import UsageError, line_of
+from fast_dllm.network.config import read_config
 from fast_dllm.network.model import model_source
 
 MASK_TOKEN = "|<MASK>|"  # Fast-dLLM v2's name for it; a tokenizer with a mask_token of its own need not have it
@@ -23,12 +24,19 @@ class SpecialIds:
 
 
 def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, a hub id or `tiny`. Raises UsageError where there is none."""
+    """The tokenizer of a folder, a hub id or `tiny`.
+
+    Raises UsageError where there is none, and where the model's config.json cannot be used.
+    """
+    source = model_source(path_or_hub_id)
     try:
-        return AutoTokenizer.from_pretrained(model_source(path_or_hub_id), trust_remote_code=False)
+        config = read_config(source)
     except (OSError, ValueError) as error:
-        message = " ".join(str(error).split())
-        raise UsageError(f"cannot load the tokenizer of {path_or_hub_id!r}: {message}") from error
+        raise UsageError(f"cannot load model {path_or_hub_id!r}: {line_of(error)}") from error
+    try:
+        return AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
+    except Exception as error:  # a damaged file gives errors of many kinds, some of them Rust's
+        raise UsageError(f"cannot load the tokenizer of {path_or_hub_id!r}: {line_of(error)}") from error
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:

@@ -1,0 +1,310 @@
+"""Files of a checkpoint that ask for another network, or are damaged: honoured, or refused in one line before memory
+is taken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden_models import ROOT
+from random_model import save_random_model
+from safetensors.torch import load_file, save_file
+from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
+
+from fast_dllm.errors import UsageError
+from fast_dllm.network import model as network
+from fast_dllm.network.config import FastDLLMConfig, read_config
+from fast_dllm.network.model import TINY_MODEL, FastDLLMForCausalLM, load_model
+from fast_dllm.network.tokenizer import load_tokenizer
+from fast_dllm.spec.checkpoint import CONFIG_FILE, INDEX_FILE, MOST_JSON_BYTES
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+GONE = object()  # the value of a field that is taken out
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A random model's folder."""
+    return save_random_model(tmp_path / "model")
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / CONFIG_FILE
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in fields.items() if value is not GONE}))
+
+
+def refusal(folder: Path) -> str:
+    """What the tokenizer's loading and the model's say, which is the same one line."""
+    lines = []
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(UsageError) as raised:
+            load(str(folder))
+        lines.append(str(raised.value))
+    assert lines[0] == lines[1]
+    assert "\n" not in lines[0]
+    assert str(folder) in lines[0]
+    return lines[0]
+
+
+# -- what transformers 5 writes ----------------------------------------------------------------------------------------
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def qwen2(request) -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.3, tie_word_embeddings=request.param,
+        rope_parameters={"rope_theta": 1e4, "rope_type": "default"},
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    return model
+
+
+def as_fast_dllm(qwen2: Qwen2ForCausalLM, folder: Path, **changes: object) -> FastDLLMForCausalLM:
+    """transformers' saved copy under this project's model type. Blocks of one position make attention causal."""
+    qwen2.save_pretrained(folder)
+    change_config(folder, model_type="Fast_dLLM_Qwen", bd_size=1, **changes)
+    return load_model(str(folder), "cpu")
+
+
+def greedy_tokens(model: Qwen2ForCausalLM | FastDLLMForCausalLM, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_a_copy_that_transformers_5_saved_gives_qwen2s_tokens(qwen2, tmp_path):
+    model = as_fast_dllm(qwen2, tmp_path)
+    assert "rope_theta" not in json.loads((tmp_path / CONFIG_FILE).read_text()), "transformers 5 nests it"
+    assert model.config.rope_theta == 1e4
+    ids = torch.arange(3, 103)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids).logits, qwen2(ids).logits, atol=1e-3, rtol=1e-4)
+    prompt = list(range(3, 83))
+    assert greedy_tokens(model, prompt, 48) == greedy_tokens(qwen2, prompt, 48)
+
+
+def test_that_comparison_sees_a_rope_theta_that_is_not_read(qwen2, tmp_path):
+    other = as_fast_dllm(qwen2, tmp_path, rope_parameters={"rope_theta": 1e6, "rope_type": "default"})
+    prompt = list(range(3, 83))
+    assert greedy_tokens(other, prompt, 48) != greedy_tokens(qwen2, prompt, 48)
+
+
+def test_a_model_that_was_loaded_from_it_is_saved_with_its_rope_theta(qwen2, tmp_path):
+    as_fast_dllm(qwen2, tmp_path / "first").save_pretrained(tmp_path / "again")
+    assert load_model(str(tmp_path / "again"), "cpu").config.rope_theta == 1e4
+
+
+# -- config.json: each field is honoured or refused --------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope_theta": GONE, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
+        {"rope_theta": GONE, "rope_parameters": {"rope_theta": 1e6}},
+        {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 1.0}},
+        {"rope_scaling": {"type": "default"}},
+        {"head_dim": 8},
+        {"attention_bias": True, "mlp_bias": False, "attention_dropout": 0.1},
+        {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 21},
+        {"layer_types": ["full_attention"] * 36},
+        {"torch_dtype": "bfloat16"},
+        {"torch_dtype": GONE, "dtype": "float16"},
+        {"quantization_config": None},
+        {"id2label": 5, "self": 1, "sub_configs": 3},
+    ],
+    ids=str,
+)
+def test_a_config_of_the_same_network_loads(folder, changes):
+    change_config(folder, **changes)
+    model = load_model(str(folder), "cpu")
+    assert (model.config.rope_theta, model.config.head_dim) == (1e6, 8)
+    assert load_tokenizer(str(folder)).mask_token_id == 319
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rope_scaling": YARN}, "rope_scaling: RoPE scaling of type 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear' is not supported"),
+        ({"rope_parameters": YARN | {"rope_theta": 1e6}}, "rope_parameters: RoPE scaling of type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 8.0}}, "'factor' is not supported"),
+        ({"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}, "'mrope_section'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "'full_attention' is not supported"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, "they must be equal"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta must be a number"),
+        ({"rope_parameters": [1e6]}, "rope_parameters must be an object"),
+        ({"rope_theta": GONE}, "lacks rope_theta"),
+        ({"rope_theta": None}, "rope_theta must be a number"),
+        ({"rope_theta": -1}, "rope_theta must be a number"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor"),
+        ({"head_dim": 16}, "head_dim 16 is not supported"),
+        ({"attention_bias": False}, "attention_bias False"),
+        ({"mlp_bias": True}, "mlp_bias True"),
+        ({"use_sliding_window": True}, "use_sliding_window True"),
+        ({"layer_types": ["full_attention"] * 35 + ["sliding_attention"]}, "layer_types must be"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for 36 layers"),
+        ({"layer_types": 5}, "layer_types must be a list"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
+        ({"per_layer_config": {"0": {}}}, "per_layer_config"),
+        ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn'"),
+        ({"torch_dtype": 16}, "torch_dtype 16"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings 'yes'"),
+        ({"tie_word_embeddings": GONE}, "lacks tie_word_embeddings"),
+        ({"model_type": "qwen2"}, "model_type 'qwen2'"),
+        ({"model_type": ["Fast_dLLM_Qwen"]}, "model_type ["),
+        ({"num_attention_heads": 5}, "must each divide"),
+        ({"num_key_value_heads": 3}, "must each divide"),
+        ({"num_key_value_heads": GONE}, "lacks num_key_value_heads"),
+        ({"hidden_size": 36}, "it must be even"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps must be a number"),
+        ({"bd_size": "32"}, "bd_size must be a whole number"),
+        *(
+            ({"hidden_size": size}, "hidden_size must be a whole number from 1")
+            for size in (0, -32, "32", 32.0, True, None, [32], 10**12)
+        ),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1000"),
+        ({"vocab_size": 10**15}, "vocab_size must be a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings must be"),
+    ],
+    ids=str,
+)
+def test_a_config_of_another_network_is_refused_before_memory_is_taken(folder, changes, named, monkeypatch):
+    monkeypatch.setattr(network, "FastDLLMForCausalLM", None)  # nothing is built
+    change_config(folder, **changes)
+    assert named in refusal(folder)
+
+
+def test_an_unknown_field_is_named_in_a_warning(folder, caplog):
+    load_model(str(folder), "cpu")
+    load_model(str(TINY_MODEL), "cpu")
+    assert caplog.messages == []
+    change_config(folder, logit_scale=0.5)
+    load_model(str(folder), "cpu")
+    assert caplog.messages == [f"config.json of {folder}: unknown fields have no effect: logit_scale"]
+
+
+def test_the_published_config_loads_without_a_warning(shared, caplog):
+    config = read_config(str(shared / "reference" / "fast_dllm_v2_7b"))
+    assert caplog.messages == []
+    assert (config.rope_theta, config.head_dim, config.bd_size) == (1e6, 128, 32)
+
+
+def test_a_config_that_is_made_in_code_is_checked_too():
+    with pytest.raises(UsageError, match="yarn"):
+        FastDLLMConfig(rope_parameters=YARN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "5", "null", "nope", "[" * 100_000, '{"hidden_size": 1' + "0" * 5000 + "}", '{"rms_norm_eps": NaN}'],
+    ids=lambda text: text[:12],
+)
+def test_a_config_that_is_no_object_is_one_line(folder, text):
+    (folder / CONFIG_FILE).write_text(text)
+    assert "config.json is not a JSON object" in refusal(folder)
+
+
+def test_an_enormous_config_is_not_read(folder):
+    with (folder / CONFIG_FILE).open("r+b") as file:
+        file.truncate(MOST_JSON_BYTES + 1)
+    assert "are not read" in refusal(folder)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+def refused_weights(folder: Path, monkeypatch) -> str:
+    """The line of a refusal that comes before memory is taken on a device."""
+    monkeypatch.setattr(network, "_read_weights", None)
+    with pytest.raises(UsageError) as raised:
+        load_model(str(folder), "cpu")
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "named"),
+    [
+        ([], "is not a JSON object"),
+        ({}, "weight_map must be an object"),
+        ({"weight_map": {}}, "weight_map must be an object"),
+        ({"weight_map": ["model.safetensors"]}, "weight_map must be an object"),
+        ({"weight_map": {"lm_head.weight": "../other/model.safetensors"}}, "in the same folder"),
+        ({"weight_map": {"lm_head.weight": "/etc/model.safetensors"}}, "in the same folder"),
+        ({"weight_map": {"lm_head.weight": "model.bin"}}, "in the same folder"),
+        ({"weight_map": {"lm_head.weight": 7}}, "in the same folder"),
+        ({"weight_map": {"lm_head.weight": "absent.safetensors"}}, "absent.safetensors"),
+    ],
+    ids=str,
+)
+def test_an_index_that_leads_elsewhere_or_is_none_is_refused(folder, index, named, monkeypatch):
+    (folder / "../other").mkdir()
+    shutil.copy(folder / "model.safetensors", folder / "../other")
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    assert named in refused_weights(folder, monkeypatch)
+
+
+def test_sizes_that_the_weights_do_not_have_take_no_memory(folder, monkeypatch):
+    """2**22 tokens of 2**16 numbers would be a terabyte."""
+    change_config(folder, vocab_size=2**22, hidden_size=2**16)
+    assert "of shape [320, 32] instead of [4194304, 65536]" in refused_weights(folder, monkeypatch)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(folder, monkeypatch):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+    assert "has model.norm.weight as I8" in refused_weights(folder, monkeypatch)
+
+
+def test_a_tensor_in_two_files_is_refused(folder, monkeypatch):
+    shutil.copy(folder / "model.safetensors", folder / "second.safetensors")
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "second.safetensors"}}))
+    assert "in two files" in refused_weights(folder, monkeypatch)
+
+
+def test_a_tied_head_may_be_in_the_file_where_it_is_the_embedding(folder):
+    change_config(folder, tie_word_embeddings=True)
+    with pytest.raises(UsageError, match=r"tie_word_embeddings is true, but lm_head\.weight differs"):
+        load_model(str(folder), "cpu")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors")
+    assert torch.equal(load_model(str(folder), "cpu").lm_head.weight, tensors["lm_head.weight"])
+
+
+# -- every program -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run_chatbot.py --model {} --once Hi",
+        "app.py --model {} --port 1",
+        "eval.py --model fast_dllm_v2 --tasks toy_math --limit 1 --model_args model_path={}",
+        "-m fast_dllm.drift --model {} --task toy_math --limit 1",
+        "benchmarks/decode.py --model {}",
+    ],
+    ids=["chat", "page", "eval", "drift", "benchmark"],
+)
+def test_every_program_refuses_another_network_in_one_line(folder, command):
+    change_config(folder, rope_theta=GONE, rope_parameters=YARN | {"rope_theta": 1e6})
+    words = [sys.executable, *(word.format(folder) for word in command.split())]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("config.json: rope_parameters: RoPE scaling of type 'yarn' is not supported; the network has "
+                         "'default'")  # fmt: skip
