@@ -135,7 +135,7 @@ def variants(names: list[str], given: dict, plain, config):
     for folder in names:
         name, changes = parse_folder(folder)
         num_fewshot = {key: changes.pop(key) for key in ("num_fewshot",) if key in changes}  # lm_eval's own option
-        arguments = ModelArguments.parse(**arguments_of(matrix, name, defaults) | own | changes)
+        arguments = ModelArguments.parse(plain.experiment, **arguments_of(matrix, name, defaults) | own | changes)
         runs.append((folder_name(matrix, name, {**num_fewshot, **changed, **changes}, defaults), arguments))
     return runs
 
@@ -276,8 +276,8 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
         lm.keep_answers(folder, claim=claim_on(folder))
     found = evaluate(config, task_manager, lm)
     if folder:
-        lm.store.check_claim()
-    total = lm.total()
+        lm.answers.store.check_claim()
+    total = lm.answers.total()
     if lm.rank != 0:
         return
     if found is None:
@@ -289,7 +289,7 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
     summary = summary_of(name, found, samples, config, lm, total, began, loaded)
     if folder:
         write_results(folder, found, samples, summary, lm.experiment.text, config.log_samples)
-        lm.store.discard()
+        lm.answers.store.discard()
         discard(folder)
         print(f"wrote {folder / 'summary.json'}", flush=True)
 
@@ -313,7 +313,7 @@ def run_share(share, config, task_manager, lm, folder: Path) -> None:
 
     def load(tasks):
         loaded = original(tasks)
-        lm.end_after(request_kinds(task.OUTPUT_TYPE for task in loaded["tasks"].values()))
+        lm.answers.end_after(request_kinds(task.OUTPUT_TYPE for task in loaded["tasks"].values()))
         return loaded
 
     task_manager.load = load
@@ -324,11 +324,11 @@ def run_share(share, config, task_manager, lm, folder: Path) -> None:
         pass
     finally:
         task_manager.load = original
-    lm.store.check_claim()
-    lm.store.close()
+    lm.answers.store.check_claim()
+    lm.answers.store.close()
     lm.barrier()  # the others' answers are on disk too
     if lm.rank == 0:
-        model = {"model_path": lm.arguments.model_path, "answers": lm.store.key}
+        model = {"model_path": lm.arguments.model_path, "answers": lm.answers.store.key}
         write_json(own / DONE_FILE, {"schema_version": 1, **model, **lm.code_hashes(scored=False)})
         print(f"share {share.name} is answered; the same command without --shard finishes the run", flush=True)
     if made:
@@ -351,7 +351,7 @@ def main() -> None:
     setup_logging()
     from fast_dllm.evaluate.harness import FastDLLM
 
-    lm = FastDLLM(**runs[0][1].as_dict())
+    lm = FastDLLM(runs[0][1])
     models = [lm.configured(arguments) for _, arguments in runs]  # all are checked before the first one answers
     loaded = time.time()
     gc.freeze()
@@ -371,7 +371,7 @@ def main() -> None:
             run_share(share, config, task_manager, model, folder)
         else:
             run(name, config, task_manager, model, folder, began, loaded)
-    lm.leave_processes()
+    lm.processes.leave()
 
 
 if __name__ == "__main__":

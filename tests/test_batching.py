@@ -58,8 +58,8 @@ def test_auto_answers_as_any_batch_size_does_and_says_what_it_took(random_model,
 
     texts = [f"{'x' * (index * 7)} {index}" for index in range(5)]
     given = {"model_path": str(random_model), "max_new_tokens": 32, "device": "cpu"}
-    expected = FastDLLM(**given, batch_size=2).generate_until(asks(texts), disable_tqdm=True)
-    lm = FastDLLM(**given, batch_size="auto")
+    expected = FastDLLM(ModelArguments.parse(**given, batch_size=2)).generate_until(asks(texts), disable_tqdm=True)
+    lm = FastDLLM(ModelArguments.parse(**given, batch_size="auto"))
     lm.keep_answers(tmp_path)
     monkeypatch.setattr(batching, "MOST_ROWS", {"cpu": 3})
     said: list[str] = []
@@ -67,7 +67,7 @@ def test_auto_answers_as_any_batch_size_does_and_says_what_it_took(random_model,
     assert lm.generate_until(asks(texts), disable_tqdm=True) == expected
     [line] = said
     assert line.startswith("batch_size auto: 3 sequences of up to")
-    assert lm.total().batch_sizes == {3: 5}
+    assert lm.answers.total().batch_sizes == {3: 5}
 
 
 def test_requests_that_are_given_no_answer_are_an_error():

@@ -22,6 +22,7 @@ from test_scoring import SCORE, few_shot_load, plainly
 
 from fast_dllm import transcripts
 from fast_dllm.decode import experiments
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.network.cache import Attend, KVCache
@@ -169,10 +170,10 @@ def test_every_experiment_answers_as_with_layers_as_written(name, knobs, folder)
 @needs_compiler
 @pytest.mark.parametrize("chain", [False, True], ids=["reference", "chain"])
 def test_scores_are_those_of_whole_forwards_as_written(chain, random_model, folder):
-    lm = FastDLLM(model_path=str(random_model), batch_size=5, device="cpu")
+    lm = FastDLLM(ModelArguments.parse(model_path=str(random_model), batch_size=5, device="cpu"))
     with_compiled_layers(lm.model, folder)
     pairs = few_shot_load(subjects=2, questions=2)
-    got = lm._score([lm._masked_inputs(*pair, chain) for pair in pairs], disable_tqdm=True)
+    got = lm.scorer.score([lm.scorer.masked_inputs(*pair, chain) for pair in pairs], disable_tqdm=True)
     assert lm.model.model.compiled._libraries
     for pair, (value, greedy), (alone, best) in zip(pairs, got, plainly(lm, pairs, chain), strict=True):
         assert value == pytest.approx(alone, abs=(len(pair[1]) if chain else 1) * SCORE)

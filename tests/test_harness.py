@@ -9,6 +9,7 @@ from golden_models import golden_json, oracle
 from lm_eval.api.instance import Instance
 from oracle import assert_float32_of
 
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.evaluate.prompts import cut_at_stop_strings, rewrite_prompt
@@ -22,7 +23,9 @@ ANSWERS = {"until": [], "do_sample": False}
 
 @pytest.fixture(scope="module")
 def lm(random_model) -> FastDLLM:
-    return FastDLLM(model_path=str(random_model), max_new_tokens=64, threshold=0.6, batch_size=3, device="cpu")
+    return FastDLLM(
+        ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, threshold=0.6, batch_size=3, device="cpu")
+    )
 
 
 def asks(texts: list[str], settings: dict | None = None, task: str = "made_up", kind: str = "generate_until"):
@@ -33,17 +36,17 @@ def asks(texts: list[str], settings: dict | None = None, task: str = "made_up", 
 
 
 def scored(lm: FastDLLM, triples, mode: str) -> list[tuple[float, bool]]:
-    parts = [lm._masked_inputs(context, continuation, mode == "chain") for context, continuation in triples]
-    return lm._score(parts, disable_tqdm=True)
+    parts = [lm.scorer.masked_inputs(context, continuation, mode == "chain") for context, continuation in triples]
+    return lm.scorer.score(parts, quiet=True)
 
 
 def test_reference_scores_equal_the_reference(lm):
     cases = golden_json("tiny36.loglikelihood.json")
-    assert {(case["mask_id"], case["eos_token"]) for case in cases} == {(lm.ids.mask, lm.ids.stop)}
+    assert {(case["mask_id"], case["eos_token"]) for case in cases} == {(lm.loaded.ids.mask, lm.loaded.ids.stop)}
     got = scored(lm, [(case["context"], case["continuation"]) for case in cases], "reference")
     truth = []
     for case in cases:
-        ids = [*case["context"], lm.ids.mask, *case["continuation"][1:], lm.ids.stop]
+        ids = [*case["context"], lm.loaded.ids.mask, *case["continuation"][1:], lm.loaded.ids.stop]
         truth.append(log_prob_and_best(lm, ids, len(case["context"]), case["continuation"][0])[0])
     reference = np.array([case["loglikelihood"] for case in cases])
     # a dozen numbers say less about a spread than all the logits do: 20 orders of summation gave 1.5 and 2.6 at most
@@ -63,7 +66,7 @@ def test_the_modes_agree_on_one_token_and_differ_on_more(lm):
 
 def log_prob_and_best(lm: FastDLLM, ids: list[int], position: int, target: int) -> tuple[float, bool]:
     """Of `target` at `position`, in float64: masks fill the block, nothing is cut, nothing is shared."""
-    logits = oracle("tiny36").logits([*ids, *[lm.ids.mask] * (-len(ids) % 32)])[position - 1]
+    logits = oracle("tiny36").logits([*ids, *[lm.loaded.ids.mask] * (-len(ids) % 32)])[position - 1]
     logits -= logits.max()
     return float(logits[target] - np.log(np.exp(logits).sum())), int(logits.argmax()) == target
 
@@ -73,7 +76,7 @@ def test_chain_masks_each_token_and_all_that_follow(lm, context_length):
     context, continuation = list(range(10, 10 + context_length)), [7, 200, 33]
     expected, greedy = 0.0, True
     for index, target in enumerate(continuation):
-        ids = [*context, *continuation[:index], *[lm.ids.mask] * (3 - index), lm.ids.stop]
+        ids = [*context, *continuation[:index], *[lm.loaded.ids.mask] * (3 - index), lm.loaded.ids.stop]
         value, best = log_prob_and_best(lm, ids, context_length + index, target)
         expected, greedy = expected + value, greedy and best
     assert scored(lm, [(context, continuation)], "chain") == [(pytest.approx(expected, abs=3 * SCORE), greedy)]
@@ -81,8 +84,8 @@ def test_chain_masks_each_token_and_all_that_follow(lm, context_length):
 
 def test_a_greedy_continuation_is_called_greedy(lm):
     context = list(range(20, 45))
-    ids = [*context, lm.ids.mask, lm.ids.stop]
-    ids += [lm.ids.mask] * (-len(ids) % 32)
+    ids = [*context, lm.loaded.ids.mask, lm.loaded.ids.stop]
+    ids += [lm.loaded.ids.mask] * (-len(ids) % 32)
     with torch.inference_mode():
         best = lm.model(torch.tensor([ids])).logits[0, len(context) - 1].argmax().item()
     (hit,), (miss,) = scored(lm, [(context, [best])], "reference"), scored(lm, [(context, [best - 1])], "reference")
@@ -119,7 +122,7 @@ def letters_after_a_chat(lm) -> list[tuple[list[int], list[int]]]:
 
 def assert_only_the_letter_is_masked(lm, pairs) -> None:
     assert all(len(continuation) == 1 for _, continuation in pairs)
-    inputs = {lm._masked_inputs(context, continuation, False)[0][0] for context, continuation in pairs}
+    inputs = {lm.scorer.masked_inputs(context, continuation, False)[0][0] for context, continuation in pairs}
     assert len(inputs) == 1, "the four letters of a question need one forward"
 
 
@@ -128,7 +131,7 @@ def test_a_letter_after_a_chat_prompt_is_the_masked_token(lm):
 
 
 def test_so_it_is_with_the_published_tokenizer(lm, shared, monkeypatch):
-    monkeypatch.setattr(lm, "tokenizer", load_tokenizer(str(shared / "reference" / "fast_dllm_v2_7b")))
+    monkeypatch.setattr(lm.loaded, "tokenizer", load_tokenizer(str(shared / "reference" / "fast_dllm_v2_7b")))
     assert_only_the_letter_is_masked(lm, letters_after_a_chat(lm))
     context, continuation = lm._encode_pair("Answer: ", "A")  # here the space belongs to the letter's token
     assert lm.tokenizer.decode(continuation) == " A"
@@ -141,7 +144,7 @@ def test_rolling_is_the_chain_rule_over_the_whole_text(lm):
     assert len(ids) > 32
     expected = 0.0
     for index, target in enumerate(ids):
-        row = [lm.prefix_token_id, *ids[:index], *[lm.ids.mask] * (len(ids) - index)]
+        row = [lm.prefix_token_id, *ids[:index], *[lm.loaded.ids.mask] * (len(ids) - index)]
         expected += log_prob_and_best(lm, row, index + 1, target)[0]
     got = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
     assert got == [pytest.approx(expected, abs=1e-3)]
@@ -168,11 +171,11 @@ def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
     prompt = "p" * 45
     (full,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": 64}), disable_tqdm=True)
     for limit in (1, 5, 20, 33):
-        request = lm._request(asks([prompt], ANSWERS | {"max_gen_toks": limit})[0], 0)
+        request = lm.generator.request(asks([prompt], ANSWERS | {"max_gen_toks": limit})[0], 0)
         (generation,) = lm.experiment.generate(
-            lm.model, [list(request.prompt_ids)], **lm._decoding(request.max_new_tokens, 0.0, 1.0)
+            lm.model, [list(request.prompt_ids)], **lm.generator.decoding(request.max_new_tokens, 0.0, 1.0)
         )
-        assert len(generation.tokens) >= limit or generation.tokens[-1] == lm.ids.stop
+        assert len(generation.tokens) >= limit or generation.tokens[-1] == lm.loaded.ids.stop
         (short,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": limit}), disable_tqdm=True)
         assert short == lm.tokenizer.decode(generation.tokens[:limit], skip_special_tokens=True)
         assert len(short) <= len(full)
@@ -180,7 +183,7 @@ def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
 
 def test_without_a_limit_of_its_own_a_task_gets_max_new_tokens_in_whole_blocks(lm):
     for length in (10, 32, 45):
-        assert lm._request(asks(["p" * length])[0], 0).max_new_tokens == 64
+        assert lm.generator.request(asks(["p" * length])[0], 0).max_new_tokens == 64
 
 
 @pytest.mark.parametrize(
@@ -226,9 +229,9 @@ def test_an_unsupported_generation_setting_is_refused(lm):
 
 def test_a_prompt_longer_than_the_context_is_cut_from_the_left_and_counted(lm):
     long = "y" * 3000 + "the end"
-    request = lm._request(asks([long])[0], 0)
+    request = lm.generator.request(asks([long])[0], 0)
     assert request.truncated
-    assert not lm._request(asks(["short"])[0], 0).truncated
+    assert not lm.generator.request(asks(["short"])[0], 0).truncated
     assert len(request.prompt_ids) + request.max_new_tokens <= lm.model.config.max_position_embeddings
     assert lm.tokenizer.decode(request.prompt_ids).endswith("the end")
 
@@ -243,10 +246,16 @@ def test_prompts_are_rewritten_for_the_tasks_that_were_published_so():
 
 
 def test_the_cost_of_generation_adds_up(random_model):
-    lm = FastDLLM(model_path=str(random_model), max_new_tokens=64, device="cpu", reuse_k=2, layer_subset="last")
+    lm = FastDLLM(
+        ModelArguments.parse(
+            model_path=str(random_model), max_new_tokens=64, device="cpu", reuse_k=2, layer_subset="last"
+        )
+    )
     texts = ["a", "b" * 40]
     lm.generate_until(asks(texts), disable_tqdm=True)
-    direct = lm.experiment.generate(lm.model, [lm.tok_encode(text) for text in texts], **lm._decoding(64, 0.0, 1.0))
+    direct = lm.experiment.generate(
+        lm.model, [lm.tok_encode(text) for text in texts], **lm.generator.decoding(64, 0.0, 1.0)
+    )
     assert lm.cost["new_tokens"] == sum(len(generation.tokens) for generation in direct)
     for kind in ("prefill", "full", "sub", "commit", "reused"):
         assert lm.cost[f"forwards.{kind}"] == sum(generation.forwards[kind] for generation in direct)
@@ -260,7 +269,7 @@ class Killed(BaseException):
 
 def killed_after(lm: FastDLLM, num_answers: int, monkeypatch) -> None:
     """As the next answer would be complete."""
-    original, answers = lm._denoise, iter(range(num_answers))
+    original, answers = lm.generator.denoise, iter(range(num_answers))
 
     def denoise(requests, num_rows):
         for event in original(requests, num_rows):
@@ -268,18 +277,22 @@ def killed_after(lm: FastDLLM, num_answers: int, monkeypatch) -> None:
                 raise Killed
             yield event
 
-    monkeypatch.setattr(lm, "_denoise", denoise)
+    monkeypatch.setattr(lm.generator, "denoise", denoise)
 
 
 def test_an_interrupted_run_answers_only_what_is_missing(random_model, tmp_path, monkeypatch):
     texts = [f"{'x' * index} {index}" for index in range(5)]
 
     def new_lm(**changes) -> FastDLLM:
-        lm = FastDLLM(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu", **changes)
+        lm = FastDLLM(
+            ModelArguments.parse(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu", **changes)
+        )
         lm.keep_answers(tmp_path)
         return lm
 
-    undisturbed = FastDLLM(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu")
+    undisturbed = FastDLLM(
+        ModelArguments.parse(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu")
+    )
     expected = undisturbed.generate_until(asks(texts), disable_tqdm=True)
 
     first = new_lm()
@@ -289,8 +302,8 @@ def test_an_interrupted_run_answers_only_what_is_missing(random_model, tmp_path,
     second = new_lm()
     assert second.generate_until(asks(texts), disable_tqdm=True) == expected
     assert second.cost["requests"] == 1
-    assert len(second.total().segments) == 2
-    total, whole = second.total().cost, undisturbed.total().cost
+    assert len(second.answers.total().segments) == 2
+    total, whole = second.answers.total().cost, undisturbed.answers.total().cost
     assert {name: total[name] for name in whole if "seconds" not in name} == {
         name: whole[name] for name in whole if "seconds" not in name
     }
@@ -308,27 +321,27 @@ def test_an_interrupted_scoring_run_scores_only_what_is_missing(random_model, tm
     ]
 
     def new_lm(folder) -> FastDLLM:
-        lm = FastDLLM(model_path=str(random_model), device="cpu")
+        lm = FastDLLM(ModelArguments.parse(model_path=str(random_model), device="cpu"))
         lm.keep_answers(folder)
         return lm
 
     whole = new_lm(tmp_path / "undisturbed")
     expected = whole.loglikelihood(requests, disable_tqdm=True)
     first = new_lm(tmp_path / "disturbed")
-    calls, original = iter(range(2)), first._target_scores
+    calls, original = iter(range(2)), first.scorer._target_scores
 
     def target_scores(*given):
         if next(calls, None) is None:
             raise Killed
         return original(*given)
 
-    monkeypatch.setattr(first, "_target_scores", target_scores)
+    monkeypatch.setattr(first.scorer, "_target_scores", target_scores)
     with pytest.raises(Killed):
         first.loglikelihood(requests, disable_tqdm=True)
     second = new_lm(tmp_path / "disturbed")
     assert [tuple(score) for score in second.loglikelihood(requests, disable_tqdm=True)] == expected
     assert second.cost["forwards.score"] == 1
     for name in ("scored_requests", "scored_tokens", "forwards.score"):
-        assert second.total().cost[name] == whole.total().cost[name]
-    second.store.discard()
+        assert second.answers.total().cost[name] == whole.answers.total().cost[name]
+    second.answers.store.discard()
     assert not any((tmp_path / "disturbed").iterdir())

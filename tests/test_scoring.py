@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.evaluate import scoring
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.evaluate.scoring import MaskedInput, SharedContext, batches
@@ -37,7 +38,7 @@ def plainly(lm: FastDLLM, pairs, chain: bool) -> list[tuple[float, bool]]:
     scores = []
     for context, continuation in pairs:
         total, greedy = 0.0, True
-        for (row, ids), target in lm._masked_inputs(context, continuation, chain):
+        for (row, ids), target in lm.scorer.masked_inputs(context, continuation, chain):
             with torch.inference_mode():
                 log_probs = lm.model(torch.tensor([ids])).logits[0, row].log_softmax(dim=-1)
             total, greedy = total + float(log_probs[target]), greedy and int(log_probs.argmax()) == target
@@ -47,14 +48,14 @@ def plainly(lm: FastDLLM, pairs, chain: bool) -> list[tuple[float, bool]]:
 
 @pytest.fixture(scope="module", params=[1, 5])
 def lm(request, random_model) -> FastDLLM:
-    return FastDLLM(model_path=str(random_model), batch_size=request.param, device="cpu")
+    return FastDLLM(ModelArguments.parse(model_path=str(random_model), batch_size=request.param, device="cpu"))
 
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("chain", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["reference", "chain"])
 def test_every_score_and_letter_is_what_a_forward_of_its_own_gives(lm, chain):
     pairs = few_shot_load(questions=2 if chain else 4)
-    got = lm._score([lm._masked_inputs(*pair, chain) for pair in pairs], disable_tqdm=True)
+    got = lm.scorer.score([lm.scorer.masked_inputs(*pair, chain) for pair in pairs], quiet=True)
     expected = plainly(lm, pairs, chain)
     for (context, continuation), (value, greedy), (alone, best) in zip(pairs, got, expected, strict=True):
         tokens = len(continuation) if chain else 1
@@ -113,7 +114,7 @@ def test_a_shared_block_is_run_once(lm, monkeypatch):
         return original(cache, rows, ids, **settings)
 
     monkeypatch.setattr(lm.model, "prefill", prefill)
-    lm._score([lm._masked_inputs(*pair, False) for pair in pairs], disable_tqdm=True)
+    lm.scorer.score([lm.scorer.masked_inputs(*pair, False) for pair in pairs], quiet=True)
     inputs = inputs_of(pairs)
     different = {masked.ids[:end] for masked in inputs for end in range(32, len(masked.ids), 32)}
     last = len(inputs)

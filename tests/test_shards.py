@@ -17,6 +17,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from fast_dllm.decode import batching
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.record.shards import LOCK, Claim, Plan, Share, ShareAnswered, balanced, check_nobody_at_work, discard
@@ -113,17 +114,17 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
             tuple(score) for score in lm.loglikelihood(scored(), disable_tqdm=True)
         ]
 
-    whole = FastDLLM(**arguments)
+    whole = FastDLLM(ModelArguments.parse(**arguments))
     expected = ask(whole)
     given = 0
     for index in reversed(range(count)):
         lm = whole.configured(whole.arguments)
         lm.keep_answers(tmp_path, share=Share(index, count))
-        lm.end_after({"generate_until", "loglikelihood"})
+        lm.answers.end_after({"generate_until", "loglikelihood"})
         with pytest.raises(ShareAnswered):
             ask(lm)
         given += int(lm.cost["requests"] + lm.cost["scored_requests"])
-        lm.store.close()
+        lm.answers.store.close()
         progress = json.loads((tmp_path / "shards" / f"{index}-of-{count}" / "progress.rank0.json").read_text())
         assert progress["answered"] == progress["total"] == progress["segment_answered"]
     assert given == 7 + 6, "somebody answered what another one had, or not everything was answered"
@@ -134,9 +135,9 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     # sums in batches of another size round otherwise
     assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected[1]], abs=1e-5)
     assert not last.cost, "something was left over"
-    assert counts(last.total()) == counts(whole.total())
-    assert last.total().num_segments == 1, "nothing was interrupted"
-    last.store.discard()
+    assert counts(last.answers.total()) == counts(whole.answers.total())
+    assert last.answers.total().num_segments == 1, "nothing was interrupted"
+    last.answers.store.discard()
     discard(tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -144,10 +145,10 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
 def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(random_model, tmp_path, monkeypatch):
     arguments = {"model_path": str(random_model), "max_new_tokens": 32, "batch_size": 4, "device": "cpu"}
     texts = [f"{index}" for index in range(6)]
-    expected = FastDLLM(**arguments).generate_until(generated(texts), disable_tqdm=True)
-    lm = FastDLLM(**arguments)
+    expected = FastDLLM(ModelArguments.parse(**arguments)).generate_until(generated(texts), disable_tqdm=True)
+    lm = FastDLLM(ModelArguments.parse(**arguments))
     lm.keep_answers(tmp_path)
-    original, asked = lm._denoise, []
+    original, asked = lm.generator.denoise, []
     said: list[str] = []
     monkeypatch.setattr(batching.logger, "warning", lambda text, *values: said.append(text % values))
 
@@ -158,21 +159,21 @@ def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(rand
             if event.generation is not None and num_rows > 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(lm, "_denoise", denoise)
+    monkeypatch.setattr(lm.generator, "denoise", denoise)
     assert lm.generate_until(generated(texts), disable_tqdm=True) == expected
     assert asked == [(6, 4), (5, 2)], "the answer that was complete is not asked for again"
-    assert lm.total().batch_sizes == {4: 1, 2: 5}
+    assert lm.answers.total().batch_sizes == {4: 1, 2: 5}
     assert said == ["4 rows do not fit the GPU's memory; going on with 2"]
 
 
 def test_a_request_that_does_not_fit_alone_is_an_error(random_model, monkeypatch):
-    lm = FastDLLM(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu")
+    lm = FastDLLM(ModelArguments.parse(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu"))
 
     def denoise(requests, num_rows):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    monkeypatch.setattr(lm, "_denoise", denoise)
+    monkeypatch.setattr(lm.generator, "denoise", denoise)
     with pytest.raises(torch.OutOfMemoryError):
         lm.generate_until(generated(["a", "b"]), disable_tqdm=True)
 

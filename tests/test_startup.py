@@ -51,7 +51,7 @@ def test_an_evaluation_imports_no_part_of_transformers_and_torch_that_it_does_no
     """transformers' models bring in compilers and the code of other networks: as long as all the rest together."""
     program = (
         "import fast_dllm.evaluate.harness, fast_dllm.evaluate.task_loading, lm_eval.evaluator;"
-        "fast_dllm.evaluate.harness.FastDLLM(model_path='tiny')"
+        "fast_dllm.evaluate.harness.FastDLLM.create_from_arg_obj({'model_path': 'tiny'})"
     )
     found = imported(sys.executable, "-c", program, status=0)
     assert {"torch", "transformers", "lm_eval.api.task"} <= found

@@ -170,12 +170,12 @@ def test_sentences_that_training_never_met(tmp_path):
 def test_evaluation_and_chat_send_the_prompt_it_was_trained_with():
     question = math_questions("test", 1)[0].question
     chatbot = Chatbot(ModelArguments.parse(model_path="tiny", device="cpu"))
-    lm = FastDLLM(model_path="tiny", device="cpu")
+    lm = FastDLLM(ModelArguments.parse(model_path="tiny", device="cpu"))
     task = TaskManager(include_path=str(ROOT / "tasks"), include_defaults=False).load(["toy_math"])["tasks"]["toy_math"]
     doc = task.test_docs()[0]
     context = lm.apply_chat_template([{"role": "user", "content": task.doc_to_text(doc)}])
     request = task.construct_requests(doc, context, metadata=("toy_math", 0, 1))
-    ids = lm._request(request, 0).prompt_ids
+    ids = lm.generator.request(request, 0).prompt_ids
     assert list(ids) == chatbot.prompt_ids([{"role": "user", "content": question}])
     text = chatbot.tokenizer.decode(ids)
     assert text == f"<|im_start|>user:Question: {question}\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant:"

@@ -57,27 +57,29 @@ def record(options: argparse.Namespace) -> DriftSums:
     from lm_eval import simple_evaluate  # torch and lm_eval are loaded once the input is known to be good
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
+    from fast_dllm.decode.arguments import ModelArguments
     from fast_dllm.drift.recorder import Recorder
     from fast_dllm.evaluate.harness import FastDLLM
     from fast_dllm.evaluate.task_loading import find_tasks, prepare
 
-    lm = FastDLLM(
+    arguments = ModelArguments.parse(
         model_path=options.model,
         experiment_name=EXPERIMENT,
         threshold=options.threshold,
         small_block_size=options.sub_block,
     )
+    lm = FastDLLM(arguments)
     config = EvaluatorConfig(tasks=[task.name])
     manager = prepare(find_tasks(config), config.tasks, confirm_run_unsafe_code=False, seed=0)
     sums = DriftSums.empty(
         lm.model.config.num_hidden_layers,
-        lm.block_size,
+        lm.loaded.block_size,
         model=options.model,
         task=task.name,
         threshold=options.threshold,
         small_block_size=options.sub_block,
     )
-    with Recorder(lm.model, sums, lm.ids.mask):
+    with Recorder(lm.model, sums, lm.loaded.ids.mask):
         simple_evaluate(
             model=lm,
             tasks=[task.name],

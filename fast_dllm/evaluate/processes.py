@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
-from lm_eval.api.model import TemplateLM
 
 
-class ProcessesLM(TemplateLM):
-    """The part of the harness's model that knows of the other processes. Call `_join_processes` first."""
+class Processes:
+    """The processes that `accelerate launch` or torchrun started for this evaluation; by default this one alone.
 
-    def _join_processes(self, device: str) -> str:
-        """Take a place among the processes of `accelerate launch` or torchrun; returns this process's device."""
+    rank: this process's number, from 0. count: how many there are. device: the name of this process's device.
+    """
+
+    def __init__(self, device: str):
+        """Take a place among the processes; `device` is the one that the user asked for."""
+        self.rank, self.count, self.device = 0, 1, device
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return device
+            return
         from accelerate import Accelerator  # with all that it imports, for several processes only
 
-        # where there is no GPU it has to be told, or takes every process for the only one
-        self.accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
-        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        return str(self.accelerator.device)
+        # Without a GPU accelerate must be told so, or it takes every process for the only one.
+        self._accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+        self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
+        self.device = str(self._accelerator.device)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self.world_size == 1 else self.accelerator.gather(tensor)
+        return tensor if self.count == 1 else self._accelerator.gather(tensor)
 
-    def gather_object(self, obj, dst: int = 0):
-        if self.world_size == 1:
-            return [obj]
-        gathered = [None] * self.world_size if self.rank == dst else None
-        torch.distributed.gather_object(obj, gathered, dst=dst)
+    def gather_object(self, value: Any, destination: int = 0) -> list[Any] | None:
+        """The values of all processes, on the process `destination`; None on the others."""
+        if self.count == 1:
+            return [value]
+        gathered = [None] * self.count if self.rank == destination else None
+        torch.distributed.gather_object(value, gathered, dst=destination)
         return gathered
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            self.accelerator.wait_for_everyone()
+        """Wait until every process is here."""
+        if self.count > 1:
+            self._accelerator.wait_for_everyone()
 
-    def leave_processes(self) -> None:
-        """Wait for the others to be done, then part from them. A process that simply ended could crash on its way out
-        (gloo's threads still run) and take with it those that are still writing results."""
-        if self.world_size > 1:
-            self.accelerator.wait_for_everyone()
-            self.accelerator.end_training()
+    def leave(self) -> None:
+        """Wait until every process is done, then part. A process that simply ended could crash on its way out (gloo's
+        threads still run) and end those that are still writing results."""
+        if self.count > 1:
+            self._accelerator.wait_for_everyone()
+            self._accelerator.end_training()

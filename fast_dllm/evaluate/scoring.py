@@ -1,4 +1,4 @@
-"""What to run to score a continuation, what to read in it, and the part of lm_eval's model that asks for it.
+"""Log-likelihoods: what to run to score a continuation, what to read in it, and the scorer that does so for a run.
 
 Blocks that several inputs begin with are run once (`batches`, `SharedContext`): the examples of a few-shot task once
 for a whole subject, a question's context once for all its continuations, and in chain mode for all their tokens.
@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from fast_dllm.decode.arguments import ModelArguments
+from fast_dllm.decode.loaded import LoadedModel
 from fast_dllm.errors import NonFiniteError, UsageError
-from fast_dllm.evaluate.processes import ProcessesLM
+from fast_dllm.evaluate.run_answers import RunAnswers
 from fast_dllm.network.model import FastDLLMForCausalLM
-from fast_dllm.network.tokenizer import SpecialIds
 from fast_dllm.record.answers import Cost, request_key
 
 
@@ -164,137 +163,147 @@ def target_scores(
     return scores
 
 
-class ScoringLM(ProcessesLM):
-    """The log-likelihood side of the harness's model. Its `_known_answers` and `_keep` make answers durable."""
+@dataclass
+class WantedScores:
+    """Which tokens are scored in which masked inputs: inputs and targets that several requests share stand here once.
 
-    arguments: ModelArguments
-    model: FastDLLMForCausalLM
-    ids: SpecialIds
-    block_size: int
-    max_length: int
-    scoring_sha256: str
+    keys: input -> target token -> key of its answer. num_uses: key -> tokens of the requests that it scores. num_ends:
+    key -> requests whose last token it scores.
+    """
 
-    def _known_answers(self, keys: Iterable[str]) -> dict[str, Any]:
-        raise NotImplementedError
+    keys: dict[MaskedInput, dict[int, str]]
+    num_uses: Counter[str]
+    num_ends: Counter[str]
 
-    def _keep(self, answers: dict[str, Any], new: dict[str, Any], cost: Cost) -> None:
-        raise NotImplementedError
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of context and continuation, split where the text is split if a token boundary is there.
+class Scorer:
+    """Log-likelihoods of continuations, by one loaded model in one mode (`reference` or `chain`).
 
-        lm_eval moves a context's trailing white space into the continuation. A chat prompt ends in a newline of its own
-        token; moved, it would be the one masked token of reference mode, with the answer's letter visible behind it.
-        """
-        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context)
-        if whole[: len(alone)] == alone:
-            return alone, whole[len(alone) :]
-        return super()._encode_pair(context, continuation)
+    code_sha256: of the code that scores; part of an answer's key. rows_of: longest input (positions) -> how many are
+    scored side by side.
+    """
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability, is greedy) of every continuation, in order. The copies that lm_eval pads the shorter
-        processes' lists with are not scored, nor counted, again."""
-        distinct = {id(instance): instance for instance in requests}
-        scores = super().loglikelihood(list(distinct.values()), disable_tqdm=disable_tqdm)
-        by_id = dict(zip(distinct, scores, strict=True))
-        return [by_id[id(instance)] for instance in requests]
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        answers: RunAnswers,
+        *,
+        mode: str,
+        code_sha256: str,
+        rows_of: Callable[[int], int],
+    ):
+        self.loaded, self.answers, self.mode = loaded, answers, mode
+        self.code_sha256, self.rows_of = code_sha256, rows_of
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        """Score (_, context ids, continuation ids) triples in this run's mode; (log-probability, greedy) each."""
-        chain = self.arguments.loglikelihood_mode == "chain"
-        parts = [self._masked_inputs(context, continuation, chain) for _, context, continuation in requests]
-        scores = self._score(parts, disable_tqdm)
-        for (texts, _, _), score in zip(requests, scores, strict=True):
-            self.cache_hook.add_partial("loglikelihood", texts, score)
-        return scores
+    def of_continuations(
+        self, pairs: Iterable[tuple[list[int], list[int]]], quiet: bool = False
+    ) -> list[tuple[float, bool]]:
+        """(log-probability, is greedy) of each (context ids, continuation ids), in order."""
+        chain = self.mode == "chain"
+        return self.score([self.masked_inputs(context, continuation, chain) for context, continuation in pairs], quiet)
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text by the chain rule, each token given all the text before it.
+    def of_texts(self, texts: Iterable[list[int]], quiet: bool = False) -> list[float]:
+        """Log-probability of each whole text (token ids) by the chain rule, each token given all the text before it.
 
         No stop token stands behind the text: the model is not told where it ends.
         """
-        texts = [self.tok_encode(instance.args[0]) for instance in requests]
         windows, counts = [], []
         for ids in texts:
-            rolling = map(
-                make_disjoint_window,
-                get_rolling_token_windows(
-                    token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length - 1, context_len=1
-                ),
+            rolling = get_rolling_token_windows(
+                token_list=ids,
+                prefix_token=self.loaded.start_id,
+                max_seq_len=self.loaded.max_length - 1,
+                context_len=1,
             )
-            own = [self._masked_inputs(context, continuation, True, end=False) for context, continuation in rolling]
-            windows += own
-            counts.append(len(own))
-        scores = iter(self._score(windows, disable_tqdm))
-        totals = [sum(next(scores)[0] for _ in range(count)) for count in counts]
-        for instance, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", instance.args, total)
-        return totals
+            pairs = [make_disjoint_window(window) for window in rolling]
+            windows += [self.masked_inputs(context, continuation, True, end=False) for context, continuation in pairs]
+            counts.append(len(pairs))
+        scores = iter(self.score(windows, quiet))
+        return [sum(next(scores)[0] for _ in range(count)) for count in counts]
 
-    def _masked_inputs(
+    def masked_inputs(
         self, context: list[int], continuation: list[int], chain: bool, end: bool = True
     ) -> list[tuple[MaskedInput, int]]:
+        """What to run for one continuation. end: whether a stop token stands behind it."""
         return masked_inputs(
             context,
             continuation,
             chain=chain,
-            mask_id=self.ids.mask,
-            stop_token=self.ids.stop if end else None,
-            block_size=self.block_size,
-            max_length=self.max_length,
+            mask_id=self.loaded.ids.mask,
+            stop_token=self.loaded.ids.stop if end else None,
+            block_size=self.loaded.block_size,
+            max_length=self.loaded.max_length,
         )
 
-    def _score(self, parts: list[list[tuple[MaskedInput, int]]], disable_tqdm: bool) -> list[tuple[float, bool]]:
-        """Sum the targets' log-probabilities of each part; greedy if every target was the argmax.
+    def score(self, parts: list[list[tuple[MaskedInput, int]]], quiet: bool = False) -> list[tuple[float, bool]]:
+        """(sum of the targets' log-probabilities, whether every target was the argmax) of each part, in order.
 
-        Inputs that are the same get one forward.
+        Inputs that are the same get one forward. What another shard answers has the score (0, True).
         """
-        wanted: dict[MaskedInput, dict[int, str]] = {}  # input -> target -> key of its answer
-        num_uses: Counter[str] = Counter()  # key of an answer -> tokens of the requests that it scores
-        num_ends: Counter[str] = Counter()  # key of an answer -> requests that it completes
+        parts = self._of_this_shard(parts)
+        wanted = self._wanted(parts)
+        inputs = wanted.keys
+        answers = self.answers.known(key for keys in inputs.values() for key in keys.values())
+        done = {masked for masked, keys in inputs.items() if all(key in answers for key in keys.values())}
+        lengths = [len(masked.ids) for masked in inputs if masked not in done]
+        size = self.loaded.block_size
+        batch_size = min(self.rows_of(max(lengths)), len(lengths)) if lengths else 1
+        context = SharedContext(self.loaded.network, batch_size, max(lengths), size) if lengths else None
+        with tqdm(total=len(inputs), desc="scoring", unit="fwd", disable=quiet) as progress:
+            progress.update(len(done))
+            for batch in batches(inputs, block_size=size, batch_size=batch_size, done=done):
+                assert context is not None, "a batch has an input that is not done"
+                began = time.perf_counter()
+                scores = self._target_scores(context, batch, [inputs[masked] for masked in batch.inputs])
+                new: dict[str, tuple[float, bool]] = {}
+                for masked, values in zip(batch.inputs, scores, strict=True):
+                    new |= dict(zip(inputs[masked].values(), values, strict=True))
+                self.answers.keep(new, self._cost(wanted, new, batch, began), batch_size=len(batch.inputs))
+                answers |= new
+                progress.update(len(batch.inputs))
+        totals = []
+        for part in parts:
+            values = [answers[inputs[masked][target]] for masked, target in part]
+            totals.append((sum(value for value, _ in values), all(greedy for _, greedy in values)))
+        return totals
+
+    def _of_this_shard(self, parts: list[list[tuple[MaskedInput, int]]]) -> list[list[tuple[MaskedInput, int]]]:
+        """The parts, those of other shards empty. Parts that begin with the same input, like the letters of one
+        question, stay together: they have forwards in common."""
+        if self.answers.plan is None:
+            return parts
+        keys = [request_key("share", *part[0][0]) if part else "" for part in parts]
+        costs: Counter[str] = Counter()
+        for key, part in zip(keys, parts, strict=True):
+            costs[key] += sum(len(masked.ids) for masked, _ in part)
+        own = self.answers.of_this_shard(costs)
+        return [part if key in own else [] for key, part in zip(keys, parts, strict=True)]
+
+    def _wanted(self, parts: list[list[tuple[MaskedInput, int]]]) -> WantedScores:
+        wanted = WantedScores({}, Counter(), Counter())
         for part in parts:
             for masked, target in part:
-                targets = wanted.setdefault(masked, {})
+                targets = wanted.keys.setdefault(masked, {})
                 if target not in targets:
-                    targets[target] = request_key(
-                        self.scoring_sha256, self.arguments.loglikelihood_mode, *masked, target
-                    )
-                num_uses[targets[target]] += 1
+                    targets[target] = request_key(self.code_sha256, self.mode, *masked, target)
+                wanted.num_uses[targets[target]] += 1
             if part:
-                num_ends[targets[target]] += 1
-        answers = self._known_answers(key for targets in wanted.values() for key in targets.values())
-        done = {masked for masked, targets in wanted.items() if all(key in answers for key in targets.values())}
-        left = [len(masked.ids) for masked in wanted if masked not in done]
-        batch_size = min(self.rows_of(max(left)), len(left)) if left else 1
-        context = None
-        with tqdm(total=len(wanted), desc="scoring", unit="fwd", disable=disable_tqdm or self.rank != 0) as progress:
-            progress.update(len(done))
-            for batch in batches(wanted, block_size=self.block_size, batch_size=batch_size, done=done):
-                if context is None:
-                    longest = max(len(masked.ids) for masked in wanted if masked not in done)
-                    context = SharedContext(self.model, batch_size, longest, self.block_size)
-                began = time.perf_counter()
-                new: dict[str, tuple[float, bool]] = {}
-                found = self._target_scores(context, batch, [wanted[masked] for masked in batch.inputs])
-                for masked, values in zip(batch.inputs, found, strict=True):
-                    new |= dict(zip(wanted[masked].values(), values, strict=True))
-                cost = Cost(
-                    {
-                        "seconds_scoring": time.perf_counter() - began,
-                        "scored_tokens": sum(num_uses[key] for key in new),
-                        "scored_requests": sum(num_ends[key] for key in new),
-                        "forwards.score": len(batch.inputs),
-                    }
-                )
-                self._keep(answers, new, cost)
-                progress.update(len(batch.inputs))
-        scores = []
-        for part in parts:
-            values = [answers[wanted[masked][target]] for masked, target in part]
-            scores.append((sum(value for value, _ in values), all(greedy for _, greedy in values)))
-        return scores
+                wanted.num_ends[targets[target]] += 1
+        return wanted
+
+    def _cost(self, wanted: WantedScores, new: Iterable[str], batch: Batch, began: float) -> Cost:
+        """What a batch that just ended cost; `new` are the keys that it answered."""
+        new = list(new)
+        return Cost(
+            {
+                "seconds_scoring": time.perf_counter() - began,
+                "scored_tokens": sum(wanted.num_uses[key] for key in new),
+                "scored_requests": sum(wanted.num_ends[key] for key in new),
+                "forwards.score": len(batch.inputs),
+            }
+        )
 
     def _target_scores(
         self, context: SharedContext, batch: Batch, targets: list[dict[int, str]]
     ) -> list[list[tuple[float, bool]]]:
-        return target_scores(context, batch, targets, pad_id=self.ids.pad)
+        return target_scores(context, batch, targets, pad_id=self.loaded.ids.pad)

@@ -1,0 +1,99 @@
+"""The answers of one evaluation: what is known already, what this process adds, and which part is its own to answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fast_dllm.evaluate.processes import Processes
+from fast_dllm.record.answers import AnswerStore, Cost, Ledger, batch_record, combined
+from fast_dllm.record.shards import Plan, Share, ShareAnswered
+from fast_dllm.spec.shares import share_folder
+
+logger = logging.getLogger(__name__)
+
+
+class RunAnswers:
+    """Answers by request key. In memory, and after `open_store` also in a folder, where they outlive the process.
+
+    ledger: what this process answered, and its cost without loading the model. store: None without a folder. plan:
+    which requests belong to this process's shard; None where it answers the whole run.
+    """
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+        self.ledger = Ledger()
+        self.store: AnswerStore | None = None
+        self.plan: Plan | None = None
+        self._kinds_left: set[str] = set()
+
+    def open_store(
+        self, folder: Path, identity: Mapping[str, object], claim: Path | None = None, shard: Share | None = None
+    ) -> None:
+        """Keep every further answer in `folder`, and know those that a run of the same identity left there.
+
+        identity: everything that can change an answer. claim: see AnswerStore; once it is gone, `keep` raises
+        TakenOverError. shard: the part of each call's requests that this process answers.
+        """
+        name = None if shard is None else shard.name
+        records = share_folder(folder, name)
+        rank = self.processes.rank
+        self.store = AnswerStore(folder, identity, rank=rank, claim=claim, share=name, records=records)
+        if shard is not None:
+            self.plan = Plan.of(self.store.folder, folder, shard)
+        if self.store.num_recovered:
+            logger.warning("continuing: %d answers of an interrupted run found", self.store.num_recovered)
+
+    def is_answered(self, key: str) -> bool:
+        return self.store is not None and key in self.store
+
+    def known(self, keys: Iterable[str], of_run: int | None = None) -> dict[str, Any]:
+        """The answers to `keys` that an earlier process gave. of_run: requests of the whole run in this call, for the
+        progress of a shard."""
+        if self.store is None:
+            return {}
+        keys = list(keys)
+        self.store.expect(keys, None if self.plan is None else of_run)
+        return {key: self.store[key] for key in keys if key in self.store}
+
+    def of_this_shard(self, costs: Mapping[str, float]) -> Collection[str]:
+        """The keys that this process answers, of those of one call. costs: of each key, in any unit."""
+        return costs.keys() if self.plan is None else self.plan.own(costs)
+
+    def keep(
+        self,
+        new: Mapping[str, Any],
+        cost: Cost,
+        costs: Mapping[str, Cost] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """Add a batch's answers. With a store they outlive the process when this returns.
+
+        cost: of the batch as a whole. costs: of single answers. batch_size: by default the number of answers. Raises
+        TakenOverError, and OSError where the disk takes no more.
+        """
+        if self.store is not None:
+            self.store.append(new, cost, costs, batch_size)
+        self.ledger.add(batch_record(new, cost, costs, batch_size))
+
+    def end_after(self, kinds: Iterable[str]) -> None:
+        """For a shard: raise ShareAnswered once lm_eval has asked for all these kinds of requests. What follows in
+        lm_eval is the scoring, which needs the answers of every shard."""
+        self._kinds_left = set(kinds)
+
+    def call_is_answered(self, kind: str) -> None:
+        """Everything of one call of lm_eval is answered. Raises ShareAnswered as `end_after` says."""
+        if self._kinds_left:
+            self._kinds_left.discard(kind)
+            if not self._kinds_left:
+                raise ShareAnswered
+
+    def total(self) -> Ledger | None:
+        """What all processes and all segments of the run answered and what it cost, an answer that was given twice
+        counted once; None but on the first process."""
+        gathered = self.processes.gather_object(self.ledger)
+        if gathered is None:
+            return None
+        return combined(gathered) if self.store is None else self.store.total(gathered)
