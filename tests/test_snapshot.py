@@ -11,12 +11,14 @@ import time
 import pytest
 from script_project import Project
 
+from fast_dllm.runner import snapshot
+
 ENSURE = """
 import sys
 from pathlib import Path
 from fast_dllm.runner import snapshot
-found = snapshot.describe(Path(sys.argv[1]), "00_baseline", sys.argv[2])
-print(snapshot.ensure(found) if sys.argv[3] == "ensure" else found.folder)
+make = {"ensure": snapshot.ensure, "name": snapshot.name_of}[sys.argv[3]]
+print(make(Path(sys.argv[1]), "00_baseline", sys.argv[2]))
 """
 
 
@@ -25,7 +27,7 @@ def project(tmp_path):
     return Project(tmp_path / "lab's project")
 
 
-def command(project, what="ensure", model="7B"):
+def command(project, model="7B", what="ensure"):
     return [sys.executable, "-c", ENSURE, str(project.root), model, what]
 
 
@@ -35,7 +37,7 @@ def ask(project, *words):
         command(project, *words), cwd=project.root, env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    return project.root / done.stdout.removesuffix("\n")
+    return project.root / ".snapshots" / done.stdout.strip()
 
 
 def git(project, *words):
@@ -56,13 +58,13 @@ def test_a_snapshot_holds_what_a_job_reads_and_nothing_else(project):
     other = [name for name in files if name.startswith(("models", "experiments/01", "results")) or "pycache" in name]
     assert other == []
     assert "sbatch/cluster.env" not in files
-    assert (ask(project, "ensure", "tiny") / "models" / "tiny" / "config.json").is_file()
+    assert (ask(project, "tiny") / "models" / "tiny" / "config.json").is_file()
     assert [path.name for path in (project.root / ".snapshots").iterdir() if path.name.startswith(".")] == []
 
 
 def test_to_ask_for_the_name_writes_nothing(project):
     before = project.written()
-    folder = ask(project, "describe")
+    folder = ask(project, "7B", "name")
     assert project.written() == before
     assert ask(project) == folder
 
@@ -138,16 +140,32 @@ def test_many_at_once_make_one_whole_snapshot(project):
     ask(project)
 
 
-def test_a_file_that_changes_while_it_is_copied_is_noticed(project, monkeypatch):
-    from fast_dllm.runner import snapshot
+@pytest.fixture
+def here(project, monkeypatch):
+    """The module in this process, where every file that is copied is edited at once as often as this list says."""
+    edits, original = [], snapshot.shutil.copymode
 
-    described = snapshot.describe(project.root, "00_baseline", "7B")
-    (project.root / "eval.py").write_text("changed\n")
-    with pytest.raises(snapshot.SnapshotError, match="a file changed while the code was copied"):
-        snapshot.ensure(described)
-    (project.root / "eval.py").unlink()
-    with pytest.raises(snapshot.SnapshotError, match="a file changed while the code was copied"):
-        snapshot.ensure(described)
-    with pytest.raises(snapshot.SnapshotError, match=r"a file is missing, .*eval\.py"):
-        snapshot.describe(project.root, "00_baseline", "7B")
+    def edit(source, target):
+        original(source, target)
+        if edits and source.name == "eval.py":
+            target.write_text(edits.pop())
+
+    monkeypatch.setattr(snapshot.shutil, "copymode", edit)
+    monkeypatch.setattr(snapshot.time, "sleep", lambda seconds: None)
+    return edits
+
+
+def test_a_file_that_changes_while_it_is_copied_is_noticed_and_copied_again(project, here):
+    here.append("another text")
+    name = snapshot.ensure(project.root, "00_baseline", "7B")
+    assert (project.root / ".snapshots" / name / "eval.py").read_text() == (project.root / "eval.py").read_text()
+
+
+def test_where_files_change_all_the_time_nothing_is_left_and_a_line_says_so(project, here):
+    here.extend(["another text"] * snapshot.TRIES)
+    with pytest.raises(snapshot.SnapshotError, match=r"a file changed while the code was copied: .*/eval\.py"):
+        snapshot.ensure(project.root, "00_baseline", "7B")
     assert list((project.root / ".snapshots").iterdir()) == []
+    (project.root / "eval.py").unlink()
+    with pytest.raises(snapshot.SnapshotError, match=r"a file is missing, .*eval\.py"):
+        snapshot.name_of(project.root, "00_baseline", "7B")

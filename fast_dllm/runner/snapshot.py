@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Mapping
@@ -22,55 +23,75 @@ FOLDER, STATE_FILE = ".snapshots", "snapshot.json"
 ALWAYS = ("eval.py", "pyproject.toml", "constraints.txt", "fast_dllm", "tasks", "sbatch")
 WHERE_PRESENT = ("generation_functions.py", "experiments/replays.json")
 NAME_DIGITS = 16
+TRIES = 3
 
 
 class SnapshotError(RuntimeError):
     """The code could not be copied as it was when its name was computed; the message is one line."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The code of one experiment and model as it is now: nothing is written yet."""
+def name_of(root: Path, experiment: str, model: str) -> str:
+    """The name of the snapshot that `ensure` would make; nothing is written. Raises SnapshotError and OSError."""
+    return _describe(Path(root), experiment, model).name
 
-    root: Path  # the project's folder
-    name: str
+
+def ensure(root: Path, experiment: str, model: str) -> str:
+    """The name of the snapshot that a job on `model` with the policy of `experiment` needs, which is whole afterwards.
+
+    Its files get today's times, because a scratch disk is cleared by them. Any number of processes may call this at
+    once. Raises SnapshotError and OSError.
+    """
+    code = _describe(Path(root), experiment, model)
+    for tries_left in reversed(range(TRIES)):
+        try:
+            _make(code)
+            break
+        except SnapshotError:  # somebody edits the code
+            if not tries_left:
+                raise
+        time.sleep(1)
+        code = _describe(Path(root), experiment, model)
+    return code.name
+
+
+@dataclass(frozen=True)
+class _Code:
+    """The code of one experiment and model, as it is now in the project's folder."""
+
+    root: Path
     files: Mapping[str, str]  # path below the root -> SHA-256
     state: Mapping[str, object]  # git's: what snapshot.json holds
+
+    @property
+    def name(self) -> str:
+        text = json.dumps([sorted(self.files.items()), dict(self.state)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:NAME_DIGITS]
 
     @property
     def folder(self) -> Path:
         return self.root / FOLDER / self.name
 
 
-def describe(root: Path, experiment: str, model: str) -> Snapshot:
-    """The snapshot that a job on `model` with the policy of `experiment` needs. Raises SnapshotError and OSError."""
-    root = Path(root)
+def _describe(root: Path, experiment: str, model: str) -> _Code:
     try:
         files = {path: _sha256(root / path) for path in _files(root, experiment, model)}
     except FileNotFoundError as error:
         raise SnapshotError(f"a file is missing, or was removed at this moment: {error.filename}") from error
-    state = code_state()
-    return Snapshot(root, _name(files, state), files, state)
+    return _Code(root, files, code_state())
 
 
-def ensure(snapshot: Snapshot) -> Path:
-    """The snapshot's folder, made where it is missing or not whole.
-
-    Its files get today's times, because a scratch disk is cleared by them. Any number of processes may call this at
-    once. Raises SnapshotError and OSError.
-    """
-    folder = snapshot.folder
-    if is_whole(snapshot):
-        for path in snapshot.files:
+def _make(code: _Code) -> None:
+    """Leaves the snapshot whole, and young."""
+    folder = code.folder
+    if _is_whole(code):
+        for path in code.files:
             with contextlib.suppress(OSError):  # another member of the group may have made it
                 os.utime(folder / path)
-        return folder
+        return
     mark = f"{socket.gethostname()}.{os.getpid()}"
     new, damaged = folder.with_name(f".new.{mark}"), folder.with_name(f".damaged.{mark}")
     try:
-        _copy(snapshot, new)
-        if _contents(new) != {**snapshot.files, STATE_FILE: _sha256(new / STATE_FILE)}:
-            raise SnapshotError(f"a file changed while the code was copied: {snapshot.root}")
+        _copy(code, new)
         with contextlib.suppress(OSError):  # there is none, or another process has just moved it away
             folder.rename(damaged)
         with contextlib.suppress(OSError):  # another process was faster: its folder holds the same
@@ -78,21 +99,20 @@ def ensure(snapshot: Snapshot) -> Path:
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(damaged, ignore_errors=True)
-    if not is_whole(snapshot):
+    if not _is_whole(code):
         raise SnapshotError(f"the copy of the code at {folder} is not whole")
-    return folder
 
 
-def is_whole(snapshot: Snapshot) -> bool:
+def _is_whole(code: _Code) -> bool:
     """Whether the snapshot is there and holds exactly these files with these contents."""
-    if read_json(snapshot.folder / STATE_FILE)[0] != dict(snapshot.state):
+    if read_json(code.folder / STATE_FILE)[0] != dict(code.state):
         return False
     try:
-        contents = _contents(snapshot.folder)
+        contents = _contents(code.folder)
     except OSError:
         return False
     contents.pop(STATE_FILE)
-    return contents == snapshot.files
+    return contents == code.files
 
 
 def _files(root: Path, experiment: str, model: str) -> Iterator[str]:
@@ -129,19 +149,17 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _name(files: Mapping[str, str], state: Mapping[str, object]) -> str:
-    text = json.dumps([sorted(files.items()), dict(state)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:NAME_DIGITS]
-
-
-def _copy(snapshot: Snapshot, new: Path) -> None:
+def _copy(code: _Code, new: Path) -> None:
+    """Copy the code to the folder `new`. Raises SnapshotError where a file is not the one that was hashed."""
     shutil.rmtree(new, ignore_errors=True)
-    for path in snapshot.files:
+    for path, sha256 in code.files.items():
         target = new / path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(snapshot.root / path, target)  # without the old times
-            shutil.copymode(snapshot.root / path, target)
-        except FileNotFoundError as error:
-            raise SnapshotError(f"a file changed while the code was copied: {snapshot.root}") from error
-    write_json(new / STATE_FILE, dict(snapshot.state))
+            shutil.copyfile(code.root / path, target)  # without the old times
+            shutil.copymode(code.root / path, target)
+        except FileNotFoundError:
+            pass
+        if not target.is_file() or _sha256(target) != sha256:
+            raise SnapshotError(f"a file changed while the code was copied: {code.root / path}")
+    write_json(new / STATE_FILE, dict(code.state))
