@@ -47,6 +47,24 @@ def old_pythons() -> list[str]:
     return [program for program in found.values() if program]
 
 
+NODE_PYTHON = """#!{python}
+'''Stands in for python3 on the node $FAKE_NODE: a program that it runs sees that host name.'''
+import os, runpy, socket, sys
+
+words = sys.argv[1:]
+while words and words[0] in ("-B", "-S", "-BS", "-u", "-X"):
+    words = words[2:] if words[0] == "-X" else words[1:]
+if "FAKE_NODE" not in os.environ or not words or words[0].startswith("-"):
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+system = os.uname()
+os.uname = lambda: os.uname_result((system.sysname, os.environ["FAKE_NODE"], *system[2:]))
+socket.gethostname = lambda: os.environ["FAKE_NODE"]
+sys.dont_write_bytecode = True
+sys.argv = words
+runpy.run_path(words[0], run_name="__main__")
+"""
+
+
 def pretend_model(folder: Path) -> Path:
     """The files that a checkpoint must have, without anything in them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +159,13 @@ class Project:
         words = shlex.split(commands[number].read_text())
         start = next(place for place, word in enumerate(words) if word.endswith(".sh"))
         return words[start], words[start + 1 :]
+
+    def pretend_nodes(self) -> None:
+        """From now on the scripts' Python believes that it is on the node $FAKE_NODE, where that is set."""
+        python = shutil.which("python3", path=self.environment["PATH"])
+        program = self.state / "bin" / "python3"
+        program.write_text(NODE_PYTHON.replace("{python}", str(python)))
+        program.chmod(0o755)
 
     # -- the pretended cluster -----------------------------------------------------------------------------------------
     def set_job(

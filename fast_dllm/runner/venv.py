@@ -1,0 +1,277 @@
+"""The venv: built once, however many jobs on however many nodes want it at the same moment.
+
+    <venv>.d/<key>.<number>/    one build. A venv cannot be moved, so each is built where it stays
+        owner, heartbeat        who builds, and whether it lives: the folder is a claim (spec/locks.py)
+        build.log               what the installers wrote
+        complete                the key, written last; or `failed`, an exit status
+    <venv>                      a link to the newest complete one, for people: source .venv/bin/activate
+
+The key is a hash of the requirements and the build of PyTorch, for CPUs or with CUDA. A builder that died keeps its
+folder, and another process makes the next one: the worst that a wrong guess about a slow builder can do is a second,
+equally good venv.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Iterator, Mapping
+
+from fast_dllm.errors import UsageError
+from fast_dllm.runner import venv_build
+from fast_dllm.runner.venv_build import CPU, CUDA, BuildError, say
+from fast_dllm.spec.locks import RELEASED, Claim, claims_of, latest_claim, number_of, owner_of, wait_for_end
+
+KEY_DIGITS = 16
+UNUSED_SECONDS = 14 * 86400.0
+REPORT_SECONDS = 20.0
+COMPLETE, FAILED = "complete", "failed"
+LINES_OF_A_FAILURE = 15
+
+
+def ensure(code_root: Path, project_root: Path) -> Path | None:
+    """The complete venv for the requirements in `code_root`, built where there is none; None after a failed build.
+
+    code_root has pyproject.toml and constraints.txt: in a job it is the snapshot of the code. Progress and the reason
+    of a failure go to stderr.
+    """
+    place = location(project_root)
+    base = _base(code_root, project_root)
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        build = _find_or_build(base, code_root, project_root)
+    except OSError as error:
+        say(f"cannot write to {base.parent}: {error.strerror or error}")
+        return None
+    if build is None:
+        return None
+    with contextlib.suppress(OSError):  # another member of the group may have built it
+        os.utime(build / COMPLETE)
+    try:
+        _publish(place, build)
+    except OSError as error:
+        say(f"{place} does not lead to it: {error.strerror or error}")
+    return build
+
+
+def find_complete(code_root: Path, project_root: Path) -> Path | None:
+    """The complete venv for the requirements in `code_root`, if there is one."""
+    return _complete_build(_base(code_root, project_root))
+
+
+def builds_of(code_root: Path, project_root: Path) -> list[Path]:
+    """The builds for the requirements in `code_root`, complete or not, the latest first."""
+    return claims_of(_base(code_root, project_root))
+
+
+def environment_of(venv: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which the programs of `venv` come first."""
+    environment = dict(environ)
+    environment["VIRTUAL_ENV"] = str(venv)
+    environment["PATH"] = f"{venv / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}"
+    # ~/.local and a caller's PYTHONHOME would put other versions in front of the venv's
+    environment["PYTHONNOUSERSITE"] = "1"
+    environment.pop("PYTHONHOME", None)
+    return environment
+
+
+def python_for_checks(code_root: Path, project_root: Path) -> str | None:
+    """A Python for the doctor's quick part: the venv's, else one from 3.8 on that has the module venv; else None."""
+    build = find_complete(code_root, project_root)
+    return str(build / "bin" / "python") if build else venv_build.find_python(8, "venv")
+
+
+def sentence_data_command(venv: Path) -> list[str]:
+    """Words for a Python that put the data that ifeval needs into `venv`."""
+    return ["-m", "fast_dllm.runner.nltk_data", str(venv)]
+
+
+def main(code_root: Path, project_root: Path) -> int:
+    """`bash sbatch/venv.sh`: prints the venv's folder; returns the exit status."""
+    venv = ensure(code_root, project_root)
+    if venv is None:
+        return 1
+    print(venv)
+    return 0
+
+
+# -- which one ---------------------------------------------------------------------------------------------------------
+def location(project_root: Path) -> Path:
+    """The path that people know: a link to the newest build."""
+    given, home = os.environ.get("FAST_DLLM_VENV"), os.environ.get("HOME")
+    if given:
+        return Path(os.path.abspath(given))  # noqa: PTH100 (without following links)
+    if home and Path(home, "scratch").is_dir():
+        return Path(home, "scratch", "Fast-dLLM", "v2", ".venv")
+    return Path(project_root, ".venv")
+
+
+def requirements_key(code_root: Path, torch_build: str) -> str:
+    """The name of builds with these requirements. A changed lint rule in pyproject.toml is no reason to build again."""
+    wanted, lines = False, []
+    for line in (Path(code_root) / "pyproject.toml").read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.startswith("["):
+            wanted = line.startswith("[project")
+        if wanted:
+            lines.append(line)
+    lines.append((Path(code_root) / "constraints.txt").read_text(encoding="utf-8"))
+    return f"{hashlib.sha256(''.join(lines).encode()).hexdigest()[:KEY_DIGITS]}-{torch_build}"
+
+
+def torch_build_wanted() -> str:
+    """CUDA where an NVIDIA GPU is seen or Slurm has given the job one, else CPU; FAST_DLLM_TORCH decides otherwise.
+
+    Raises UsageError.
+    """
+    given = os.environ.get("FAST_DLLM_TORCH", "")
+    if given:
+        if given not in (CPU, CUDA):
+            raise UsageError(f"FAST_DLLM_TORCH must be {CPU} or {CUDA}, not {given!r}")
+        return given
+    allocated = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if allocated not in ("", "-1", "NoDevFiles") or _nvidia_smi_sees_a_gpu():
+        return CUDA
+    return CPU
+
+
+def _nvidia_smi_sees_a_gpu() -> bool:
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return False
+    try:
+        done = subprocess.run([program, "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return any(line.startswith(b"GPU") for line in done.stdout.splitlines())
+
+
+def _base(code_root: Path, project_root: Path) -> Path:
+    """The builds are <base>.0001, <base>.0002, ..."""
+    return Path(f"{location(project_root)}.d") / requirements_key(code_root, torch_build_wanted())
+
+
+def _complete_build(base: Path) -> Path | None:
+    return next((build for build in reversed(claims_of(base)) if _is_complete(build)), None)
+
+
+def _is_complete(build: Path) -> bool:
+    """Whether it was completed and still has its interpreter, which a purge of scratch or a removed module can take."""
+    try:
+        key = (build / COMPLETE).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return key == build.name.rpartition(".")[0] and os.access(build / "bin" / "python", os.X_OK)
+
+
+# -- building ----------------------------------------------------------------------------------------------------------
+def _find_or_build(base: Path, code_root: Path, project_root: Path) -> Path | None:
+    """Raises OSError where the folder of the builds cannot be written to."""
+    while True:
+        last = latest_claim(base)
+        if not _complete_build(base) and last and not (last / RELEASED).exists():
+            say(f"waiting for {last}, which is being built by {owner_of(base)}")
+            wait_for_end(last, wait=True, report=_Report(last, "waiting"))
+        build = _complete_build(base)
+        if build:
+            return build
+        claim = Claim.after(base, last)
+        if claim is None:  # another process was faster
+            continue
+        try:
+            succeeded = _build(claim.path, base.name, code_root, project_root)
+        finally:
+            claim.release()
+        if succeeded:
+            _tidy(claim.path)
+        elif not _complete_build(base):
+            say(f"the build failed; its log is {claim.path}/build.log")
+            return None
+
+
+def _build(folder: Path, key: str, code_root: Path, project_root: Path) -> bool:
+    builder = venv_build.Builder(folder, key.rpartition("-")[2], code_root, project_root, _Report(folder, "building"))
+    try:
+        builder.build()
+    except BuildError as error:
+        lines = builder.log.read_text(errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
+        print(*lines, *([str(error)] if str(error) else []), sep="\n", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            (folder / FAILED).write_text("1\n")
+        return False
+    new = folder / f"{COMPLETE}.new"
+    new.write_text(f"{key}\n")
+    new.replace(folder / COMPLETE)
+    return True
+
+
+class _Report:
+    """Says every REPORT_SECONDS how far a build is; called with the seconds that have passed."""
+
+    def __init__(self, build: Path, what: str) -> None:
+        self.build, self.what, self.next = build, what, REPORT_SECONDS
+
+    def __call__(self, seconds: float) -> None:
+        if seconds < self.next:
+            return
+        self.next = seconds + REPORT_SECONDS
+        try:
+            lines = (self.build / "build.log").read_text(errors="replace").split("\n")
+        except OSError:
+            lines = []
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        say(f"{self.what}, {seconds:.0f} s: {last[:100]}")
+
+
+# -- what nobody needs -------------------------------------------------------------------------------------------------
+def _tidy(build: Path) -> None:
+    """Remove failed and broken attempts before this build, and builds that nothing has used for two weeks."""
+    for other in _all_builds(build.parent):
+        same_key = other.name.rpartition(".")[0] == build.name.rpartition(".")[0]
+        replaced = same_key and number_of(other) < number_of(build) and not _is_complete(other)
+        if other != build and (replaced or _seconds_unused(other) > UNUSED_SECONDS):
+            _remove(other)
+
+
+def _all_builds(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if re.fullmatch(rf"[0-9a-f]{{{KEY_DIGITS}}}(-[a-z]+)?\.[0-9]{{4,}}", path.name) and path.is_dir():
+            yield path
+
+
+def _seconds_unused(build: Path) -> float:
+    """Since a complete build was last asked for, or another one showed a sign of life."""
+    for mark in (COMPLETE, "heartbeat", "owner"):
+        with contextlib.suppress(OSError):
+            return time.time() - (build / mark).stat().st_mtime
+    return 0.0
+
+
+def _remove(build: Path) -> None:
+    """Away at once, then file by file: a builder that was wrongly taken for dead must complete nothing half removed."""
+    away = build.with_name(f".removed.{build.name}.{socket.gethostname()}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        build.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def _publish(place: Path, build: Path) -> None:
+    """Make the path that people know a link to the build."""
+    if place.is_symlink() and os.readlink(place) == str(build):
+        return
+    if place.is_dir() and not place.is_symlink():
+        with contextlib.suppress(OSError):
+            place.rmdir()  # an empty folder
+    if os.path.lexists(place) and not place.is_symlink():
+        say(f"{place} was not made by these scripts and is left alone; they use {build}")
+        return
+    new = place.with_name(f"{place.name}.{socket.gethostname()}.{os.getpid()}.new")
+    new.symlink_to(build)
+    new.replace(place)
