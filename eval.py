@@ -30,7 +30,6 @@ gc.disable()  # until the first question: looking for garbage among what is bein
 # lm_eval options that would write or send results by another way than results.json and summary.json.
 UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "cache_requests", "predict_only")
 
-SAME = ("model_revision", "generation_code_sha256")  # hashes, of which is told only that they differ
 NO_MATTER = ("show_speed", "batch_size", "device", "graphs")  # change no answer
 
 
@@ -170,49 +169,72 @@ def evaluate(config, task_manager, lm) -> dict | None:
     )
 
 
-def summary_of(name: str, found: dict, samples: dict, config, lm, total, began: float, loaded: float) -> dict:
-    """summary.json's content for a finished run. total: the answers.Ledger of all that answered it."""
-    from fast_dllm.record import results
+def given_to_lm_eval(config, lm) -> dict:
+    """Everything that can change an answer or a score of a run, by the names that a Summary gives it."""
+    from fast_dllm.record.summary import AS_THE_SCRIPTS_RUN
 
-    arguments = lm.arguments
     limit = None if config.limit is None else int(config.limit) if config.limit == int(config.limit) else config.limit
-    samples_scored = {task: len({sample["doc_id"] for sample in rows}) for task, rows in samples.items()}
-    expected = sum(int(count["effective"]) for task, count in found["n-samples"].items() if task in samples_scored)
-    details = {
+    given = {
+        "experiment": lm.arguments.experiment_name or "active",
+        "task": ",".join(task_names(config)),
+        "limit": limit,
+        "model_args": lm.arguments.as_dict(),
         "num_fewshot": config.num_fewshot,
         "chat_template": bool(config.apply_chat_template),
+        "fewshot_as_multiturn": bool(config.fewshot_as_multiturn),
+        "system_instruction": config.system_instruction or None,
+        "gen_kwargs": config.gen_kwargs or None,
+        "samples": config.samples or None,
         "seeds": config.seed,
-        "num_processes": lm.world_size,
-        "num_shares": total.num_shares,
-        "num_segments": total.num_segments,
-        "num_layers": lm.model.config.num_hidden_layers,
         "model_revision": lm.model_revision,
-        "dtype": str(lm.model.dtype).removeprefix("torch."),
-        **lm.device_report(),
-        **results.code_state(),
-        **results.environment(),
-        "seconds_loading": loaded - began,
-        "start_time": results.timestamp(began),
-        "end_time": results.timestamp(time.time()),
+        "generation_code_sha256": lm.experiment.policy_sha256,
     }
-    return results.summarize(
-        tasks=[str(task) for task in config.tasks],
+    assert given.keys() >= AS_THE_SCRIPTS_RUN.keys()
+    return given
+
+
+def task_names(config) -> list[str]:
+    """The tasks' own names, also of one that was given by the path of its YAML file."""
+    return [str(task.get("task", task.get("group"))) if isinstance(task, dict) else str(task) for task in config.tasks]
+
+
+def summary_of(name: str, found: dict, samples: dict, config, lm, total, began: float, loaded: float):
+    """The Summary of a finished run. total: the answers.Ledger of all that answered it."""
+    from fast_dllm.record import provenance
+    from fast_dllm.record.scores import scores
+    from fast_dllm.record.summary import Summary
+    from fast_dllm.record.throughput import throughput
+
+    samples_scored = {task: len({sample["doc_id"] for sample in rows}) for task, rows in samples.items()}
+    expected = sum(int(count["effective"]) for task, count in found["n-samples"].items() if task in samples_scored)
+    given = given_to_lm_eval(config, lm)
+    by_name = scores(found, samples_scored)
+    whole = by_name.pop(given["task"], None)  # None for several tasks at once: they have no accuracy together
+    return Summary(
         config=name,
-        experiment=arguments.experiment_name or "active",
-        limit=limit,
-        found=results.scores(found, samples_scored),
         num_samples=sum(samples_scored.values()),
         num_samples_expected=expected,
-        cost=total.cost,
-        wall_seconds=total.wall_seconds,
-        batch_sizes=total.batch_sizes,
-        code_hashes=lm.code_hashes(scored=bool(total.cost.get("scored_requests"))),
-        model_args=arguments.as_dict(),
-        details=details,
+        accuracy=whole.accuracy if whole else None,
+        accuracy_stderr=whole.stderr if whole else None,
+        metric=whole.metric if whole else None,
+        subtasks=by_name,
+        throughput=throughput(total.cost, total.wall_seconds, total.batch_sizes),
+        num_processes=lm.world_size,
+        num_shares=total.num_shares,
+        num_segments=total.num_segments,
+        num_layers=lm.model.config.num_hidden_layers,
+        dtype=str(lm.model.dtype).removeprefix("torch."),
+        seconds_loading=loaded - began,
+        start_time=provenance.timestamp(began),
+        end_time=provenance.timestamp(time.time()),
+        **given | lm.code_hashes(scored=bool(total.cost.get("scored_requests"))),
+        **lm.device_report(),
+        **provenance.code_state(),
+        **provenance.environment(),
     )
 
 
-def write_results(folder: Path, found: dict, samples: dict, summary: dict, policy: bytes, log_samples: bool) -> None:
+def write_results(folder: Path, found: dict, samples: dict, summary, policy: bytes, log_samples: bool) -> None:
     """results.json, the policy's text, the samples where asked for, and last of all summary.json, which marks the run
     complete."""
     import json
@@ -230,32 +252,28 @@ def write_results(folder: Path, found: dict, samples: dict, summary: dict, polic
         for task, rows in samples.items():
             lines = (json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows)
             write_whole(folder / f"samples_{task}.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    write_json(folder / "summary.json", questions.seal(summary, folder))
+    summary.write(folder)
 
 
 def check_result_there(folder: Path, config, lm) -> None:
     """Raises UsageError where `folder` has a result of something else, which this run would write over."""
     from fast_dllm.errors import UsageError
-    from fast_dllm.spec.files import as_object, read_json
+    from fast_dllm.record.summary import SUMMARY_FILE, SummaryError, read_summary
 
-    there = read_json(folder / "summary.json")[0]
-    if there is None:
-        return
-    ran = {
-        **as_object(there.get("model_args")),
-        **{name: there.get(name) for name in ("task", "limit", "num_fewshot", *SAME)},
-    }
-    asked = {**lm.arguments.as_dict(), "limit": config.limit, "num_fewshot": config.num_fewshot}
-    asked |= {
-        "task": ",".join(map(str, config.tasks)),
-        "model_revision": lm.model_revision,
-        "generation_code_sha256": lm.experiment.policy_sha256,
-    }
-    changed = [name for name, value in asked.items() if name not in NO_MATTER and ran.get(name, value) != value]
-    if changed:
-        told = ", ".join(name if name in SAME else f"{name} {ran[name]}, not {asked[name]}" for name in changed)
+    try:
+        summary = read_summary(folder / SUMMARY_FILE)
+    except SummaryError as error:
         raise UsageError(
-            f"--output_path: {str(folder)!r} holds a result of another run ({told}); name another folder or move it"
+            f"--output_path: {str(folder)!r} holds a summary.json that cannot be read ({error}); name another folder "
+            "or move it"
+        ) from None
+    if summary is None:
+        return
+    changed = summary.other_identity(given_to_lm_eval(config, lm), NO_MATTER)
+    if changed:
+        raise UsageError(
+            f"--output_path: {str(folder)!r} holds a result of another run ({', '.join(changed)}); name another folder "
+            "or move it"
         )
 
 

@@ -62,7 +62,7 @@ class Result:
     @property
     def cost(self) -> float:
         """Full-depth forwards of the denoising steps, a token: layers that they ran / layers of the model."""
-        return layers(self.run, STEP_KINDS) / self.run.summary["num_layers"] / self.run.new_tokens
+        return layers(self.run, STEP_KINDS) / self.run.summary.num_layers / self.run.new_tokens
 
     @property
     def tokens_per_step_forward(self) -> float:
@@ -71,7 +71,7 @@ class Result:
 
 def layers(run: Run, kinds: tuple[str, ...] | None = None, what: str = "layer_forwards") -> float:
     """Layers run in forwards of these kinds (None: all), or rows x layers."""
-    found = run.summary["throughput"][what]
+    found = getattr(run.summary.throughput, what)
     return sum(count for kind, count in found.items() if kinds is None or kind in kinds)
 
 
@@ -80,7 +80,7 @@ def read(root: Path = ROOT) -> list[Result]:
     PLAIN's. Raises UsageError."""
     kept = ("artifacts",)
     names = experiments_with_results(root, kept)
-    tables = [table for name in names for table in read_tables(root, name, TASK, kept) if not table.earlier]
+    tables = [table for name in names for table in read_tables(root, name, TASK, kept) if not table.is_foreign]
     runs = {f"{table.experiment}/{run.config}": run for table in tables for run in table.runs.values()}
     if PLAIN not in runs:
         raise UsageError(f"no result of {PLAIN} on {TASK}; there are: {', '.join(sorted(runs)) or 'none'}")
@@ -135,7 +135,7 @@ def every_result(results: list[Result]) -> str:
                 *difference(result.versus),
                 f"{result.tokens_per_step_forward:.2f}",
                 f"{run.tokens_per_forward:.2f}",
-                f"{layers(run, what='row_layer_forwards') / run.summary['num_layers'] / run.new_tokens:.1f}",
+                f"{layers(run, what='row_layer_forwards') / run.summary.num_layers / run.new_tokens:.1f}",
             ]
         )
     head = [

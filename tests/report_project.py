@@ -7,7 +7,9 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fast_dllm.record import questions, results
+from fast_dllm.record import questions
+from fast_dllm.record.summary import parse_summary
+from fast_dllm.record.throughput import throughput
 from fast_dllm.spec.files import write_json
 from fast_dllm.spec.hashes import file_sha256
 from fast_dllm.spec.tasks import task_folder
@@ -113,28 +115,30 @@ class Project:
                 cost |= {f"forwards.{kind}": count, f"layer_forwards.{kind}": count * depth}
                 cost[f"row_layer_forwards.{kind}"] = count * depth * 32
         code = self.root / "experiments" / experiment / "generation_functions.py"
-        summary = results.summarize(
-            tasks=[task],
-            config=config,
-            experiment=experiment,
-            limit=limit,
-            found={task: results.Score(accuracy, 0.01, metric, total)},
-            num_samples=total,
-            num_samples_expected=total,
-            cost=cost,
-            code_hashes={"generation_code_sha256": file_sha256(code), "fast_dllm_sha256": "f" * 64},
-            model_args=made,
-            details={
-                "num_fewshot": 0, "chat_template": True, "seeds": [0, 1234, 1234, 1234], "num_processes": 1,
-                "num_segments": 1, "num_layers": NUM_LAYERS,
-                "model_revision": "files-sha256:1", "dtype": "float32", "device": "cuda:0",
-                "gpu": "Quadro RTX 6000", "git_commit": "a" * 40, "git_dirty": False, "host": "node1",
-                "python": "3.11.7", "packages": {"torch": "2.13.0", "lm_eval": "0.4.13"},
-                "end_time": "2026-03-01T10:00:00+00:00",
-            },
-        )  # fmt: skip
-        summary |= dict(changes or {})
-        write_json(folder / "summary.json", questions.seal(summary, folder))
+        content = {
+            "schema_version": 1,
+            "experiment": experiment,
+            "task": task,
+            "config": config,
+            "limit": limit,
+            "num_samples": total,
+            "num_samples_expected": total,
+            "accuracy": accuracy,
+            "accuracy_stderr": 0.01,
+            "metric": metric,
+            "generation_code_sha256": file_sha256(code),
+            "fast_dllm_sha256": "f" * 64,
+            "model_args": made,
+            "throughput": throughput(cost).as_json(),
+            "num_fewshot": 0, "chat_template": True, "seeds": [0, 1234, 1234, 1234], "num_processes": 1,
+            "num_segments": 1, "num_layers": NUM_LAYERS,
+            "model_revision": "files-sha256:1", "dtype": "float32", "device": "cuda:0",
+            "gpu": "Quadro RTX 6000", "git_commit": "a" * 40, "git_dirty": False, "host": "node1",
+            "python": "3.11.7", "packages": {"torch": "2.13.0", "lm_eval": "0.4.13"},
+            "end_time": "2026-03-01T10:00:00+00:00",
+            **(changes or {}),
+        }  # fmt: skip
+        parse_summary(content).write(folder)
         return folder
 
     def nine(self, num_questions: int = 300, lost: Sequence[int] = (10, 12, 40), **given) -> None:

@@ -17,6 +17,7 @@ import eval as program
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.record import questions
 from fast_dllm.record.answers import AnswerStore
+from fast_dllm.record.summary import read_summary
 from fast_dllm.report.summaries import read_run
 from fast_dllm.spec.hashes import file_sha256
 
@@ -65,7 +66,7 @@ def test_a_run_leaves_results_summary_and_samples(one_process):
     samples = {"samples_made_up_sums.jsonl"}
     assert {path.name for path in folder.iterdir()} == {"results.json", "summary.json"} | samples | kept
     assert len(questions.read(folder / "questions.json.gz").questions) == 7
-    assert questions.seal(summary, folder) == summary
+    assert read_summary(folder / "summary.json").sealed(folder).as_json() == summary
     assert summary["accuracy"] == results["results"]["made_up_sums"]["exact_match,flexible-extract"]
     assert (summary["experiment"], summary["task"], summary["config"]) == (
         "00_baseline",

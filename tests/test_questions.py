@@ -10,6 +10,7 @@ import pytest
 from report_project import Project, answers, sample
 
 from fast_dllm.record import questions
+from fast_dllm.record.summary import content_sha256, parse_summary
 
 METRIC = "exact_match,flexible-extract"
 
@@ -108,7 +109,7 @@ def test_a_torn_file_is_one_line(tmp_path):
 def test_the_seal_covers_everything_and_not_the_spacing(tmp_path):
     folder = Project(tmp_path).run("k1_first", answers(30))
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["summary_sha256"] == questions.content_sha256(summary)
-    assert questions.content_sha256(dict(reversed(summary.items()))) == summary["summary_sha256"]
-    assert questions.content_sha256(summary | {"host": "x"}) != summary["summary_sha256"]
-    assert questions.seal(summary, folder) == summary
+    assert summary["summary_sha256"] == content_sha256(summary)
+    assert content_sha256(dict(reversed(summary.items()))) == summary["summary_sha256"]
+    assert content_sha256(summary | {"host": "x"}) != summary["summary_sha256"]
+    assert parse_summary(summary).sealed(folder).as_json() == summary

@@ -10,6 +10,7 @@ import pytest
 from report_project import FULL, NINE, SUBSETS, Project, answers, earlier
 
 from fast_dllm.record import questions
+from fast_dllm.record.summary import parse_summary
 from fast_dllm.report.alarms import find_alarms
 from fast_dllm.report.folders import experiments_with_results, read_import, read_tables
 
@@ -63,12 +64,12 @@ def test_a_run_outside_the_matrix_alone_does_not_call_for_the_matrix(project):
     ("damage", "reason"),
     [
         (lambda path: path.write_text(path.read_text()[:200]), "not valid JSON"),
-        (lambda path: path.write_text("[]"), "no JSON object"),
+        (lambda path: path.write_text("[]"), "unexpected ["),
         (lambda path: path.write_text(""), "not valid JSON"),
-        (lambda path: edit(path, accuracy=None), "the accuracy is None"),
-        (lambda path: edit(path, accuracy=1.5), "the accuracy is 1.5"),
-        (lambda path: edit(path, accuracy=float("nan")), "the accuracy is nan"),
-        (lambda path: edit(path, schema_version=7), "schema version 7"),
+        (lambda path: edit(path, accuracy=None), "the accuracy is 'null'"),
+        (lambda path: edit(path, accuracy=1.5), "the accuracy is '1.5'"),
+        (lambda path: edit(path, accuracy=float("nan")), "not valid JSON, unexpected N"),
+        (lambda path: edit(path, schema_version=7), "schema version '7', not 1"),
         (lambda path: edit(path, config="k2_last"), "it is of config 'k2_last', its folder of 'k2_first'"),
         (lambda path: edit(path, task="gsm8k"), "it is of task 'gsm8k'"),
         (lambda path: edit(path, experiment="07_mine"), "it is of experiment '07_mine'"),
@@ -91,7 +92,7 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def reseal(path: Path) -> None:
-    path.write_text(json.dumps(questions.seal(json.loads(path.read_text()), path.parent)))
+    parse_summary(json.loads(path.read_text())).write(path.parent)
 
 
 def test_generation_code_that_changed_since(project):
@@ -395,7 +396,7 @@ def test_of_three_the_experiment_that_is_alone_is_told(project):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"gpu": {"name": "L40S"}},
+        {"gpu": "L40S"},
         {"dtype": "bfloat16"},
         {"model_revision": "files-sha256:2"},
         {"graphs": "compiled"},
@@ -440,9 +441,7 @@ def test_sixteen_bits_round_by_who_shares_the_batch(project, batch_size, differs
 def test_the_same_forwards_on_another_gpu_are_no_outlier_of_their_time(project):
     project.nine()
     project.experiment("01_other", matrix={"configurations": {"plain": {}}, "compare_with": "plain"})
-    project.run(
-        "plain", answers(300, range(10)), experiment="01_other", seconds=30.0, changes={"gpu": {"name": "L40S"}}
-    )
+    project.run("plain", answers(300, range(10)), experiment="01_other", seconds=30.0, changes={"gpu": "L40S"})
     assert kinds(project) == set()
 
 
@@ -676,7 +675,7 @@ def test_earlier_summaries_in_results_are_a_table_of_their_own(project):
     folder = project.root / "results" / "00_baseline" / "gsm8k"
     nine_earlier(folder, tuple(round(1319 * a) / 1319 for a in (0.8, 0.7, 0.6)), limit=None)
     tables = read_tables(project.root, "00_baseline", "gsm8k")
-    assert [(table.label, table.earlier) for table in tables] == [("00_baseline (earlier runner)", True)]
+    assert [(table.label, table.is_foreign) for table in tables] == [("00_baseline (earlier runner)", True)]
     assert {alarm.kind for alarm in find_alarms(tables, project.root)} == {"earlier_form", "dirty_checkout"}
 
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from fast_dllm.record import results
+from fast_dllm.record import provenance
+from fast_dllm.record.scores import Score, score, scores
+from fast_dllm.record.summary import Summary, read_summary
+from fast_dllm.record.throughput import throughput
 from fast_dllm.spec.files import write_json
 
+ROOT = Path(__file__).resolve().parent.parent
+NEW_KEYS = {
+    "fewshot_as_multiturn",
+    "system_instruction",
+    "gen_kwargs",
+    "samples",
+    "num_shares",
+    "graphs",
+    "num_threads",
+}
 KINDS = ("prefill", "full", "sub", "commit", "reused", "score")
 
 
@@ -45,10 +59,10 @@ def test_the_primary_metric_is_the_tasks_own():
         "unheard_of": {"f1,none": 0.4, "f1_stderr,none": "N/A", "alias": "unheard_of"},
         "nothing": {"alias": "nothing"},
     }
-    assert results.score(tables, "gsm8k", 5) == results.Score(0.7, 0.02, "exact_match,flexible-extract", 5)
-    assert results.score(tables, "ifeval", 5).metric == "prompt_level_strict_acc,none"
-    assert results.score(tables, "unheard_of", 5) == results.Score(0.4, None, "f1,none", 5)
-    assert results.score(tables, "nothing", 5) is None
+    assert score(tables, "gsm8k", 5) == Score(0.7, 0.02, "exact_match,flexible-extract", 5)
+    assert score(tables, "ifeval", 5).metric == "prompt_level_strict_acc,none"
+    assert score(tables, "unheard_of", 5) == Score(0.4, None, "f1,none", 5)
+    assert score(tables, "nothing", 5) is None
 
 
 def test_a_group_counts_the_questions_of_all_its_subtasks():
@@ -57,70 +71,55 @@ def test_a_group_counts_the_questions_of_all_its_subtasks():
         "groups": {"all": {"acc,none": 0.2, "acc_stderr,none": 0.1}},
         "group_subtasks": {"all": ["sub", "b"], "sub": ["a"], "a": [], "b": []},
     }
-    scores = results.scores(found, {"a": 3, "b": 7})
-    assert scores["all"] == results.Score(0.2, 0.1, "acc,none", 10)
-    assert scores["sub"].num_samples == 3
+    by_name = scores(found, {"a": 3, "b": 7})
+    assert by_name["all"] == Score(0.2, 0.1, "acc,none", 10)
+    assert by_name["sub"].num_samples == 3
 
 
 def test_throughput_counts_forwards_that_ran_and_steps_that_decided():
     cost = {f"forwards.{kind}": count for kind, count in zip(KINDS, (2, 10, 20, 8, 30, 0), strict=True)}
-    report = results.throughput(cost | {"requests": 2, "new_tokens": 120, "seconds_generating": 4.0})
+    report = throughput(cost | {"requests": 2, "new_tokens": 120, "seconds_generating": 4.0}).as_json()
     assert report["tokens_per_second"] == 30
     assert report["tokens_per_forward"] == 120 / 40
     assert report["tokens_per_step"] == 120 / 60
     assert "scored_requests" not in report
     assert "score" not in report["forwards"]
-    scored = results.throughput({"scored_requests": 8, "scored_tokens": 8, "seconds_scoring": 2.0, "forwards.score": 2})
+    scored = throughput(
+        {"scored_requests": 8, "scored_tokens": 8, "seconds_scoring": 2.0, "forwards.score": 2}
+    ).as_json()
     assert scored["requests_per_second"] == 4
     assert "new_tokens" not in scored
 
 
-def summary(tasks: list[str], found: dict) -> dict:
-    return results.summarize(
-        tasks=tasks,
-        config="plain",
-        experiment="00_baseline",
-        limit=None,
-        found=found,
-        num_samples=4,
-        num_samples_expected=4,
-        cost={},
-        code_hashes={"generation_code_sha256": "0" * 64, "decoding_sha256": "1" * 64},
-        model_args={},
-        details={"host": "n1"},
-    )
-
-
-def test_a_summary_holds_the_groups_accuracy_and_each_subtasks():
-    group, part = results.Score(0.5, 0.1, "acc,none", 4), results.Score(0.25, None, "acc,none", 2)
-    got = summary(["mmlu"], {"mmlu": group, "mmlu_law": part})
-    assert (got["accuracy"], got["accuracy_stderr"], got["metric"]) == (0.5, 0.1, "acc,none")
-    assert got["subtasks"] == {
+def test_a_summary_is_written_as_it_is_read(tmp_path):
+    score = Score(0.25, None, "acc,none", 2)
+    summary = Summary(task="mmlu", accuracy=0.5, subtasks={"mmlu_law": score}, host="n1", gen_kwargs={"until": ["x"]})
+    summary.write(tmp_path)
+    text = (tmp_path / "summary.json").read_text()
+    assert '\n  "schema_version": 1,\n' in text  # top-level scalars are on lines of their own
+    assert '\n  "accuracy": 0.5,\n' in text
+    assert json.loads(text)["subtasks"] == {
         "mmlu_law": {"accuracy": 0.25, "accuracy_stderr": None, "metric": "acc,none", "num_samples": 2}
     }
-    assert got["host"] == "n1"
+    assert read_summary(tmp_path / "summary.json") == summary.sealed(tmp_path)
 
 
-def test_several_tasks_at_once_have_no_single_accuracy():
-    one, two = results.Score(0.5, 0.1, "acc,none", 4), results.Score(0.25, None, "acc,none", 2)
-    got = summary(["a", "b"], {"a": one, "b": two})
-    assert got["accuracy"] is None
-    assert set(got["subtasks"]) == {"a", "b"}
-
-
-def test_top_level_scalars_stand_on_lines_of_their_own():
-    text = json.dumps(summary(["a"], {"a": results.Score(0.5, None, "acc,none", 4)}), indent=2)
-    assert '\n  "schema_version": 1,\n' in text
-    assert '\n  "accuracy": 0.5,\n' in text
+@pytest.mark.parametrize("path", sorted(ROOT.glob("artifacts/*/*/*/summary.json"))[::10], ids=lambda p: p.parent.name)
+def test_a_tracked_summary_is_read_whole_and_fits_its_seal(path):
+    summary, content = read_summary(path), json.loads(path.read_text())
+    assert not summary.is_edited
+    written = summary.as_json()
+    assert {name: written[name] for name in content} == content
+    assert set(written) - set(content) <= NEW_KEYS
 
 
 def test_a_folders_revision_changes_with_its_weights(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    first = results.model_revision(str(tmp_path))
-    assert first == results.model_revision(str(tmp_path))
+    first = provenance.model_revision(str(tmp_path))
+    assert first == provenance.model_revision(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert results.model_revision(str(tmp_path)) != first
+    assert provenance.model_revision(str(tmp_path)) != first
 
 
 def test_the_revision_of_a_hub_model_is_its_cached_commit(tmp_path, monkeypatch):
@@ -133,12 +132,11 @@ def test_the_revision_of_a_hub_model_is_its_cached_commit(tmp_path, monkeypatch)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert results.model_revision("someone/model") == commit
-    assert results.model_revision("someone/else") is None
+    assert provenance.model_revision("someone/model") == commit
+    assert provenance.model_revision("someone/else") is None
 
 
-def test_a_snapshot_tells_the_commit_it_was_taken_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    assert results.code_state() == {"git_commit": None, "git_branch": None, "git_dirty": None}
+def test_a_snapshot_tells_the_commit_it_was_taken_from(tmp_path):
+    assert provenance.code_state(tmp_path) == {"git_commit": None, "git_branch": None, "git_dirty": None}
     (tmp_path / "snapshot.json").write_text('{"git_commit": "abc", "git_branch": "main", "git_dirty": true}')
-    assert results.code_state() == {"git_commit": "abc", "git_branch": "main", "git_dirty": True}
+    assert provenance.code_state(tmp_path) == {"git_commit": "abc", "git_branch": "main", "git_dirty": True}

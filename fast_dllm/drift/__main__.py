@@ -24,9 +24,8 @@ import matplotlib
 
 from fast_dllm.drift.sums import DriftSums
 from fast_dllm.errors import OneLineParser, UsageError, line_of
-from fast_dllm.record.results import ROOT
 from fast_dllm.spec.defaults import DEFAULT_MODEL
-from fast_dllm.spec.tasks import check_task, task_folder
+from fast_dllm.spec.tasks import ROOT, check_task, task_folder
 
 FOLDER = "results/drift"
 EXPERIMENT = "04_threshold"

@@ -21,9 +21,9 @@ from fast_dllm.decoding import DenoisingEvent, Generation
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.prompts import cut_at_stop_strings, rewrite_prompt
 from fast_dllm.evaluate.run_answers import RunAnswers
-from fast_dllm.record import results
 from fast_dllm.record.answers import Cost, request_key
 from fast_dllm.record.shards import generation_cost
+from fast_dllm.record.throughput import speed_line
 from fast_dllm.spec.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class TextGenerator:
                     total = self.answers.ledger.cost
                     progress.set_postfix_str(f"{total['new_tokens'] / total['seconds_generating']:.1f} tok/s")
         if self.arguments.show_speed and self.answers.processes.rank == 0 and pending:
-            print(results.speed_line(self.answers.ledger.cost), flush=True)
+            print(speed_line(self.answers.ledger.cost), flush=True)
         return [answers.get(keys[request], "") for request in requests]
 
     def _of_this_shard(

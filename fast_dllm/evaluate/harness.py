@@ -29,10 +29,11 @@ from fast_dllm.evaluate.run_answers import RunAnswers
 from fast_dllm.evaluate.scoring import Scorer
 from fast_dllm.network.model import FastDLLMForCausalLM, model_source
 from fast_dllm.network.tokenizer import render
-from fast_dllm.record import results
 from fast_dllm.record.answers import Cost
+from fast_dllm.record.provenance import model_revision
 from fast_dllm.record.shards import Share
 from fast_dllm.spec.hashes import decoding_sha256
+from fast_dllm.spec.tasks import ROOT
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class FastDLLM(TemplateLM):
         super().__init__()
         self.arguments = arguments
         # Taken as the code is loaded: whoever edits a file during a long run does not change what ran.
-        self.decoding_sha256, self.scoring_sha256 = (decoding_sha256(results.ROOT, scored) for scored in (False, True))
+        self.decoding_sha256, self.scoring_sha256 = (decoding_sha256(ROOT, scored) for scored in (False, True))
         self.processes = Processes(arguments.device)
         self._rank, self._world_size = self.processes.rank, self.processes.count
         self.loaded = LoadedModel.load(
@@ -58,7 +59,7 @@ class FastDLLM(TemplateLM):
             several=arguments.batch_size != 1,
         )
         self._device = self.model.device
-        self.model_revision = results.model_revision(model_source(arguments.model_path))
+        self.model_revision = model_revision(model_source(arguments.model_path))
         self._begin_run()
 
     @classmethod

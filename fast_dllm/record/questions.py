@@ -20,10 +20,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fast_dllm.record.results import score
-from fast_dllm.record.summaries import QUESTIONS_FILE
+from fast_dllm.record.scores import score
+from fast_dllm.record.summary import QUESTIONS_FILE
 from fast_dllm.spec.files import write_whole
-from fast_dllm.spec.hashes import file_sha256
 
 SCHEMA_VERSION = 1
 TEXTS_FILE = "texts.jsonl.gz"
@@ -170,20 +169,6 @@ def write(folder: Path, content: Mapping, texts: Iterable[Mapping]) -> dict[str,
     for name, data in files.items():
         write_whole(folder / name, data)
     return {name: sha256(data).hexdigest() for name, data in files.items()}
-
-
-def seal(summary: Mapping[str, object], folder: Path) -> dict[str, object]:
-    """The summary with the hashes of results.json and questions.json.gz in `folder`, and one over its own content."""
-    names = {"results_sha256": "results.json", "questions_sha256": QUESTIONS_FILE}
-    hashes = {key: file_sha256(folder / name) for key, name in names.items() if (folder / name).is_file()}
-    sealed = {**summary, **hashes}
-    return {**sealed, "summary_sha256": content_sha256(sealed)}
-
-
-def content_sha256(summary: Mapping[str, object]) -> str:
-    """Over everything in a summary but `summary_sha256`, whatever its order and spacing."""
-    rest = {key: value for key, value in summary.items() if key != "summary_sha256"}
-    return sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _load(path: Path) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from fast_dllm.errors import OneLineParser, UsageError, line_of
 from fast_dllm.guard import one_line
-from fast_dllm.record.results import ROOT
 from fast_dllm.report.folders import (
     experiments_with_results,
     read_import,
@@ -27,7 +26,7 @@ from fast_dllm.report.folders import (
     task_of_folder,
 )
 from fast_dllm.report.summaries import TASK_SIZE, Run, Table
-from fast_dllm.spec.tasks import task_folder
+from fast_dllm.spec.tasks import ROOT, task_folder
 
 FOLDER = Path("results") / "report"
 

@@ -87,7 +87,7 @@ def file_alarms(table: Table) -> list[Alarm]:
     stale = [
         run.config
         for run in table.runs.values()
-        if not run.earlier and table.code_sha256 and run.facts.get("generation_code_sha256") != table.code_sha256
+        if not run.is_foreign and table.code_sha256 and run.facts.get("generation_code_sha256") != table.code_sha256
     ]
     if stale:
         text = f"stale, its generation code is no longer the experiment's: {listed(stale)}"
@@ -95,10 +95,10 @@ def file_alarms(table: Table) -> list[Alarm]:
     return found
 
 
-# ---- notes on the earlier form ----
+# ---- notes on foreign results ----
 
 LACKING = {
-    "the number of questions": lambda run: run.summary.get("num_samples"),
+    "the number of questions": lambda run: run.summary.num_samples,
     "which answer each question got": lambda run: run.questions,
     "forwards": lambda run: run.forwards,
     "a hash of the code": lambda run: run.facts.get("generation_code_sha256"),
@@ -111,10 +111,10 @@ LACKING = {
 }
 
 
-def earlier_notes(table: Table) -> list[Alarm]:
-    """What summaries of the earlier form do not record, and what that means."""
+def foreign_notes(table: Table) -> list[Alarm]:
+    """What imported summaries do not record, and what that means."""
     runs = list(table.runs.values())
-    if not table.earlier or not runs:
+    if not table.is_foreign or not runs:
         return []
     lacking = [name for name, value_of in LACKING.items() if all(value_of(run) is None for run in runs)]
     names = tuple(run.config for run in runs)
@@ -144,7 +144,7 @@ def find_alarms(tables: list[Table], root=None) -> list[Alarm]:
         found += alarms_answers.answer_alarms(table)
         found += alarms_mixed.mixed_alarms(table, replays)
         found += alarms_speed.speed_alarms(table)
-        found += earlier_notes(table)
+        found += foreign_notes(table)
     found += alarms_answers.plain_differs(tables)
     found += alarms_answers.repeated_tables(tables)
     found += alarms_mixed.across_tables(tables)

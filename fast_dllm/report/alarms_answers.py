@@ -239,7 +239,7 @@ def plain_differs(tables: list[Table]) -> list[Alarm]:
     alike: dict[tuple, list[Run]] = {}
     for table in tables:
         for run in table.runs.values():
-            if table.earlier or scored(table) or not is_plain(run, table) or _rounds_by_neighbours(run):
+            if table.is_foreign or scored(table) or not is_plain(run, table) or _rounds_by_neighbours(run):
                 continue
             settings, about = plain_settings(run), tuple(str(run.facts.get(name)) for name in CIRCUMSTANCES)
             if settings is not None:
@@ -286,7 +286,7 @@ def repeated_tables(tables: list[Table]) -> list[Alarm]:
         ]
         if len(common) < FEWEST_CELLS or not changed or any(a.accuracy != b.accuracy for a, b in common):
             continue
-        if first.earlier != second.earlier or any(a.counts is None for a, _ in changed):
+        if first.is_foreign != second.is_foreign or any(a.counts is None for a, _ in changed):
             continue  # two runners may count tokens in two ways
         chance = 1.0
         for run, _ in changed:

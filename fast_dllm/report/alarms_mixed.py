@@ -119,7 +119,7 @@ def mixed_arguments(table: Table) -> list[Alarm]:
     keys = {key for run in table.runs.values() for key in run.arguments if key not in ELSEWHERE}
     for run in table.runs.values():
         announced = expected_arguments(table.matrix, run.config)
-        if run.config.split("+")[0] not in table.matrix.configurations and not table.earlier:
+        if run.config.split("+")[0] not in table.matrix.configurations and not table.is_foreign:
             continue  # `plain` and others outside the matrix stand for themselves
         for key in keys - announced.keys():
             value = run.arguments.get(key, "rows" if key == "refresh" else None)
@@ -136,7 +136,7 @@ def mixed_arguments(table: Table) -> list[Alarm]:
 
 def across_tables(tables: list[Table]) -> list[Alarm]:
     """Experiments that one picture shows must share model, dtype and task; speeds are drawn for one GPU at a time."""
-    runs = [run for table in tables if not table.earlier for run in table.runs.values()]
+    runs = [run for table in tables if not table.is_foreign for run in table.runs.values()]
     if len({run.table for run in runs}) < 2:
         return []
     found = []

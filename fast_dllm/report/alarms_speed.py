@@ -106,7 +106,7 @@ def _speeds(runs: Iterable[Run]) -> list[float]:
 
 def _same_forwards(table: Table, run: Run) -> tuple | None:
     """What makes two timings comparable to the last forward; None where the run does not count them."""
-    if table.earlier or not run.forwards or not run.tokens_per_second or (run.facts.get("num_segments") or 1) > 1:
+    if table.is_foreign or not run.forwards or not run.tokens_per_second or (run.facts.get("num_segments") or 1) > 1:
         return None
     model = tuple(str(run.facts.get(name)) for name in ("model", "model_revision", "dtype"))
     return (*model, *map(str, conditions(run)), run.new_tokens, run.layers_run, *sorted(run.forwards.items()))

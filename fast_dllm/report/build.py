@@ -39,7 +39,7 @@ class Parallelism:
 class Report:
     """Everything that the report tells of one task.
 
-    folder: of the task, as `gsm8k_limit_10`; own: tables of this code, earlier: imported ones; contrasts: of each
+    folder: of the task, as `gsm8k_limit_10`; own: tables of this code; foreign: imported ones; contrasts: of each
     table's label; control: plain decoding's runs, front: those on its Pareto front; equal_speed: results against the
     control at the same speed, or faster.
     """
@@ -59,11 +59,11 @@ class Report:
 
     @property
     def own(self) -> list[Table]:
-        return [table for table in self.tables if not table.earlier]
+        return [table for table in self.tables if not table.is_foreign]
 
     @property
-    def earlier(self) -> list[Table]:
-        return [table for table in self.tables if table.earlier]
+    def foreign(self) -> list[Table]:
+        return [table for table in self.tables if table.is_foreign]
 
     @property
     def num_alarms(self) -> int:
@@ -98,7 +98,7 @@ class Report:
 
     def runs(self, timed: bool = False) -> list[Run]:
         """Of this code; where there is none, of the imported tables."""
-        tables = self.own if any(table.runs for table in self.own) else self.earlier
+        tables = self.own if any(table.runs for table in self.own) else self.foreign
         found = [run for table in tables for run in table.runs.values()]
         return [run for run in found if run.tokens_per_second and hardware(run)] if timed else found
 
@@ -140,7 +140,7 @@ def build(
     against: Run | None = None,
 ) -> Report:
     """The Report of the tables of one task."""
-    own = [table for table in tables if not table.earlier and not scored(table)]
+    own = [table for table in tables if not table.is_foreign and not scored(table)]
     control = control_runs(own)
     front = [control[index] for index in pareto(points(control))]
     groups = [

@@ -132,12 +132,12 @@ def computation(run: Run) -> tuple:
 def rereads(run: Run) -> bool:
     """Stored outputs: reuse reads old logits again, so that the choice of layers cannot matter.
 
-    Seen from the forwards (steps reused and no forward without a layer); the earlier form does not record them, but its
-    00_baseline did just that.
+    Seen from the forwards (steps reused and no forward without a layer); where they are not recorded, the run is
+    the lab's, whose 00_baseline did just that.
     """
     if run.scored or run.reuse_k is None or run.reuse_k < 2:
         return False
-    if run.earlier and run.forwards is None:
+    if run.is_foreign and run.forwards is None:
         return str(run.arguments.get("experiment_name") or "00_baseline").startswith("00_")
     return bool((run.forwards or {}).get("reused")) and not run.skips_layers
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fast_dllm.record.summary import SummaryError
 from fast_dllm.report.matrix import NINE, Matrix, matrix_of
-from fast_dllm.report.summaries import TASK_SIZE, CorruptError, Run, Table, read_run
+from fast_dllm.report.summaries import TASK_SIZE, Run, Table, read_run
 from fast_dllm.spec.hashes import file_sha256
 
 BASES = ("results", "artifacts")  # of a summary that is in both, the first is read
@@ -28,7 +29,7 @@ def _usable(run: Run) -> Run:
     """The run; raises ValueError, one line, where its file cannot be what it says."""
     broken = [text for kind, text in run.faults if kind == "corrupt"]
     if broken:
-        raise CorruptError("; ".join(broken))
+        raise SummaryError("; ".join(broken))
     return run
 
 
@@ -56,7 +57,7 @@ def experiments_with_results(root: Path, bases: Sequence[str] = BASES) -> list[s
 
 
 def read_tables(root: Path, experiment: str, folder: str, bases: Sequence[str] = BASES) -> list[Table]:
-    """The experiment's table on a task, and one of its runs of the earlier form where there are any."""
+    """The experiment's table on a task, and one of its foreign runs where there are any."""
     task, limit = task_of_folder(folder)
     runs: dict[bool, dict[str, Run]] = {False: {}, True: {}}
     problems: dict[str, str] = {}
@@ -70,7 +71,7 @@ def read_tables(root: Path, experiment: str, folder: str, bases: Sequence[str] =
         if len(paths) > 1 and paths[0].read_bytes() != paths[1].read_bytes():
             note = ("copies_differ", f"{paths[0].relative_to(root)} and {paths[1].relative_to(root)} differ")
             run = replace(run, faults=(*run.faults, note))
-        runs[run.earlier][config] = run
+        runs[run.is_foreign][config] = run
     code = root / "experiments" / experiment / "generation_functions.py"
     sha256 = file_sha256(code) if code.is_file() else None
     matrix = matrix_of(experiment, root)
@@ -143,7 +144,7 @@ def _imported_table(folder: Path, parent: Path, paths: list[Path]) -> Table:
         except ValueError as error:
             problems[config] = str(error)
             continue
-        runs[config] = replace(run, earlier=True)
+        runs[config] = replace(run, is_foreign=True)
     known = {(run.task, run.limit) for run in runs.values()}
     if len(known) == 1:
         task, limit = known.pop()

@@ -103,7 +103,7 @@ def points_of(report: Report, speed: Callable[[Run], float | None], only: str | 
     only: the runs of this hardware alone.
     """
     found = []
-    for table in report.own if any(table.runs for table in report.own) else report.earlier:
+    for table in report.own if any(table.runs for table in report.own) else report.foreign:
         odd = {*outliers(table), *report.odd_speeds(table.label)} if only is not None else set()
         for group in distinct(table.runs.values()):
             usual = [run for run in group if run.config not in odd and (only is None or hardware(run) == only)]
@@ -135,7 +135,7 @@ def scatter(report: Report, found: list[Point], label: str) -> Figure | None:
                 capsize=1.5,
                 markeredgecolor="black",
                 markeredgewidth=0.4,
-                markerfacecolor="white" if table.earlier else colour,
+                markerfacecolor="white" if table.is_foreign else colour,
                 label=_short(table.label),
             )
     _names(axes, found)

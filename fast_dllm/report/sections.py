@@ -41,7 +41,7 @@ def _remarks(table: Table, run: Run, odd: set[str]) -> str:
     found = [kind.replace("_", " ") for kind, _ in run.faults]
     if run.config in odd:
         found.append("time of another kind of run")
-    if not run.earlier and table.code_sha256 and run.facts.get("generation_code_sha256") != table.code_sha256:
+    if not run.is_foreign and table.code_sha256 and run.facts.get("generation_code_sha256") != table.code_sha256:
         found.append("stale")
     return ", ".join(dict.fromkeys(found))
 

@@ -50,7 +50,7 @@ def as_json(report: Report, flips: list[Flip], totals: dict[str, int]) -> dict[s
         {
             "label": table.label,
             "experiment": table.experiment,
-            "imported": table.earlier,
+            "imported": table.is_foreign,
             "runs": [_run_facts(report, table, run) for run in table.runs.values()],
             "left_out": dict(table.problems),
             "missing": table.missing,

@@ -13,7 +13,7 @@ import time
 from typing import Mapping
 
 from fast_dllm.errors import UsageError
-from fast_dllm.record.summaries import Judge
+from fast_dllm.record.judgement import Judge, set_aside_foreign
 from fast_dllm.runner import jobs
 from fast_dllm.runner.costs import START_SECONDS, cost_of, questions
 from fast_dllm.runner.failures import own_job, write_failure
@@ -72,7 +72,7 @@ def action(state: State, force: bool) -> tuple[str, str]:
     if state.state in ("running", "queued", "blocked"):
         ids = " ".join(bases(state)) if any(job.shares for job in state.jobs) else state.job
         return (f"cancel {ids}" if force else "skip", state.detail)
-    if state.state in ("complete", "stale", "earlier"):
+    if state.judgement.is_whole and state.state == state.judgement.state:
         if force:
             return "submit", state.detail or "complete, forced"
         detail = state.detail if "--force" in state.detail else f"{state.detail or 'complete'} (--force runs it again)"
@@ -175,7 +175,7 @@ def submit_shares(request: Request, options: argparse.Namespace, words: list[str
         return 0
     (request.root / "logs" / run.path).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and loses the log
     if not waits_for:
-        jobs.keep_what_stood(folder / "summary.json", run)
+        set_aside_foreign(folder / "summary.json", run)
     if options.force or is_forced(request.root, run):
         begin_again(request, run)
     record = {"shards": options.shards, "gpus": options.gpus}

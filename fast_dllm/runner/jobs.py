@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Iterable
 
-from fast_dllm.record.summaries import QUESTIONS_FILE, Judge, Judgement, earlier_fault, fault_of, is_earlier
+from fast_dllm.record.judgement import Judge, Judgement, fault_of_new, set_aside_foreign
+from fast_dllm.record.summary import QUESTIONS_FILE
 from fast_dllm.runner import failures
 from fast_dllm.runner.slurm import ask
 from fast_dllm.runner.states import FORCE_FILE, Records, is_forced
@@ -34,7 +35,7 @@ from fast_dllm.spec.shares import DONE_FILE, share_folder
 
 # How results that are there are met. named: complete ones are made again, as the user asked for them by name. demo:
 # what is of other code is made again, so that the table is of one, and the old one is kept beside. Otherwise a whole
-# result of another model, of other code or arguments, or of an earlier runner, is never replaced without --force.
+# result of another model, of other code or arguments, or of the lab's first runner, is never replaced without --force.
 MODES = ("job", "matrix", "demo", "named")
 
 
@@ -125,7 +126,7 @@ def begin(request: Request, options: argparse.Namespace) -> dict[str, object]:
 
 
 def _runs_again(judged: Judgement, mode: str) -> bool:
-    if judged.other_model or judged.state == "earlier":
+    if judged.other_model:
         return False
     return (mode == "named" and judged.state == "complete") or (mode == "demo" and judged.state == "stale")
 
@@ -139,7 +140,7 @@ def _was_asked_for(judged: Judgement, mode: str) -> bool:
 
 def _tell_kept(run: Run, judged: Judgement, request: Request) -> None:
     if judged.other_model:
-        model = as_object((judged.content or {}).get("model_args")).get("model_path")
+        model = judged.summary and judged.summary.model
         say(f"== {run.path} is complete, but of model {model}, not {request.model}; --force runs it again")
     elif judged.state == "stale":
         say(f"== {run.path} is {judged.detail}; skipped, --force runs it again")
@@ -154,7 +155,7 @@ def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
         remove(folder / DONE_FILE)
         record_job(folder, failures.own_job(), log)
         return
-    keep_what_stood(folder / "summary.json", run)
+    set_aside_foreign(folder / "summary.json", run)
     if forced:
         shutil.rmtree(folder / "answers", ignore_errors=True)
         if (folder / "summary.json").exists():
@@ -206,11 +207,7 @@ def _fault_of_new(request: Request, run: Run) -> str:
     folder = folder_of(request, run)
     if request.share is not None:
         return "" if is_newer(folder / DONE_FILE, folder / "job.json") else "the share is not answered"
-    content, fault = read_json(folder / "summary.json")
-    if content is None:
-        return f"not valid JSON, {fault}" if fault else "no file"
-    is_new = is_newer(folder / "summary.json", folder / "job.json")
-    return fault_of(content, run) or ("" if is_new else "it is of an earlier run")
+    return fault_of_new(folder, run)
 
 
 def _record_failure(run: Run, folder: Path, status: int, reason: str, options: argparse.Namespace) -> tuple[int, str]:
@@ -228,15 +225,6 @@ def _record_failure(run: Run, folder: Path, status: int, reason: str, options: a
     return status, name
 
 
-def keep_what_stood(path: Path, run: Run) -> None:
-    """A summary that this code did not write for this run, be it the lab's or no whole one, is never written over."""
-    content, fault = read_json(path)
-    if content is not None and is_earlier(content) and not earlier_fault(content, run):
-        set_aside(path, "earlier")
-    elif fault or (content is not None and fault_of(content, run)):
-        set_aside(path, "corrupt")
-
-
 def keep(request: Request, run: Run) -> None:
     """The summary and what each question got are small and tracked in artifacts/; results/ may lie on a disk that is
     purged. The questions go first: a summary that stands there has them. A share has none."""
@@ -250,16 +238,16 @@ def keep(request: Request, run: Run) -> None:
             copy_whole(questions, target.with_name(QUESTIONS_FILE))
         keep_policy(request, run, source)
         if not is_same(source, target):
-            keep_what_stood(target, run)
+            set_aside_foreign(target, run)
             write_whole(target, source.read_bytes())
 
 
 def keep_policy(request: Request, run: Run, summary: Path) -> None:
     """The policy that a summary is of, once for all that are of it: artifacts/code/<its SHA-256>.py. The run left the
-    text beside its summary; where an earlier one did not, it is the experiment's while that is unchanged."""
+    text beside its summary; where it did not, it is the experiment's while that is unchanged."""
     sha256 = (read_json(summary)[0] or {}).get("generation_code_sha256")
     if not isinstance(sha256, str):
-        return  # an earlier runner's: it does not say
+        return  # of the lab's first runner: it does not say
     kept = request.root / "artifacts" / "code" / f"{sha256}.py"
     if kept.exists():
         return

@@ -30,7 +30,7 @@ def frame(request: Request, states: list[State]) -> Iterator[str]:
 
 
 def as_json(request: Request, states: list[State]) -> str:
-    """One entry for each configuration. What an earlier runner computed has the state `earlier`, not `complete`."""
+    """One entry for each configuration. A result of the lab's first runner has a state of its own, not `complete`."""
     entries = []
     for state in states:
         entry = {
@@ -38,7 +38,7 @@ def as_json(request: Request, states: list[State]) -> str:
             "state": state.state,
             "detail": state.detail,
             "job": state.job,
-            "accuracy": (state.judgement.content or {}).get("accuracy") if state.is_complete else None,
+            "accuracy": state.judgement.summary.accuracy if state.is_complete and state.judgement.summary else None,
         }
         entries.append(f"\n    {json.dumps(entry, ensure_ascii=False)}")
     head = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional, Tuple
 
-from fast_dllm.record.summaries import Judge, Judgement
+from fast_dllm.record.judgement import Judge, Judgement
 from fast_dllm.runner import reasons
 from fast_dllm.runner.failures import TEXTS, class_of_state
 from fast_dllm.runner.roofline import type_of_card
@@ -24,8 +24,8 @@ FORCE_FILE = "force"  # in a run's folder: --force, until the run begins
 
 @dataclass(frozen=True)
 class State:
-    """state: complete earlier stale running queued blocked corrupt failed pending. detail: for people. job: its id or
-    "". asked_gpu: the type that it asked for, or "". jobs: all that are in the queue for it."""
+    """state: that of a Judgement, or running queued blocked failed. detail: for people. job: its id or "". asked_gpu:
+    the type that it asked for, or "". jobs: all that are in the queue for it."""
 
     run: Run
     state: str
@@ -37,13 +37,13 @@ class State:
 
     @property
     def is_complete(self) -> bool:
-        return self.state in ("complete", "earlier")
+        return self.judgement.is_complete and self.state == self.judgement.state
 
     @property
     def gpu(self) -> str:
         """The type of GPU that it ran, runs or will run on; "" where nothing tells."""
-        name = (self.judgement.content or {}).get("gpu") if self.is_complete else None
-        return type_of_card(str(name)) if name else self.asked_gpu
+        summary = self.judgement.summary
+        return type_of_card(summary.gpu) if self.is_complete and summary and summary.gpu else self.asked_gpu
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Callable, Iterator, Mapping
 
+from fast_dllm.record.summary import Summary
 from fast_dllm.runner.states import State
-from fast_dllm.spec.files import as_object
 from fast_dllm.spec.matrix import NINE
 from fast_dllm.spec.request import Request
 
@@ -28,7 +28,7 @@ class Result:
     """What the table shows of one configuration that is complete; None where it is not told."""
 
     name: str
-    is_earlier: bool
+    is_foreign: bool  # of the lab's first runner
     accuracy: float
     error: float | None
     speed: float | None
@@ -37,27 +37,22 @@ class Result:
 
     @classmethod
     def of(cls, state: State) -> Result:
-        content: Mapping = state.judgement.content or {}
-        told = as_object(content.get("throughput"))
-        work = tuple(str(value) for value in (content.get("accuracy"), told.get("new_tokens"), told.get("forwards")))
+        summary = state.judgement.summary or Summary()
+        cost = summary.throughput
         return cls(
             name=state.run.folder,
-            is_earlier=state.state == "earlier",
-            accuracy=_number(content.get("accuracy")) or 0.0,
-            error=_number(content.get("accuracy_stderr")),
-            speed=_number(told.get("tokens_per_second")),
-            per_forward=_number(told.get("tokens_per_forward")),
-            work=work,
+            is_foreign=summary.is_foreign,
+            accuracy=summary.accuracy or 0.0,
+            error=summary.accuracy_stderr,
+            speed=None if summary.is_foreign else cost.tokens_per_second,  # measured otherwise
+            per_forward=cost.tokens_per_forward,
+            work=tuple(str(value) for value in (summary.accuracy, cost.new_tokens, cost.forwards)),
         )
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def accuracy(result: Result) -> str:
     text = f"{100 * result.accuracy:.1f}" + (f" ± {100 * result.error:.1f}" if result.error is not None else "")
-    return f"{text} (earlier)" if result.is_earlier else text
+    return f"{text} (earlier)" if result.is_foreign else text
 
 
 def speed(result: Result) -> str:
@@ -109,7 +104,7 @@ def table(request: Request, states: list[State]) -> Iterator[str]:
 def columns_are_one_result(found: Mapping[str, Result]) -> bool:
     """Every row that is complete has three times the same accuracy, tokens and forwards, and there is such a row."""
     rows = [[found[name] for name in names] for names in ROWS.values() if all(name in found for name in names)]
-    rows = [row for row in rows if not any(result.is_earlier for result in row)]
+    rows = [row for row in rows if not any(result.is_foreign for result in row)]
     return bool(rows) and all(len({result.work for result in row}) == 1 for row in rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -10,41 +11,124 @@ from typing import Callable
 
 from fast_dllm.errors import line_of
 
+MOST_BYTES = 16 * 2**20  # of a JSON file that these programs write for each other
+MOST_DEPTH = 32
+MOST_DIGITS = 40  # of a whole number
+MOST_NAME = 200  # bytes of a file's name
+TOO_DEEP = f"it is nested deeper than {MOST_DEPTH} levels"
 
-def read_json(path: Path) -> tuple[dict | None, str]:
-    """(the object in a JSON file, "") or (None, why it is not one); (None, "") where there is no file."""
+
+def read_json(path: Path, most_bytes: int = MOST_BYTES, finite: bool = True) -> tuple[dict | None, str]:
+    """(the object in a JSON file, "") or (None, why it is not one); (None, "") where there is no file.
+
+    The file's size, its depth and its numbers are bounded; see `parse_json`.
+    """
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        with Path(path).open("rb") as file:
+            data = file.read(most_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
-    except (OSError, UnicodeDecodeError) as error:
-        return None, line_of(error)
-    if not text.strip():
-        return None, "it is empty"
+    except OSError as error:
+        return None, printable(line_of(error))
+    if len(data) > most_bytes:
+        return None, f"it has more than {most_bytes} bytes"
     try:
-        content = json.loads(text, parse_constant=_no_number, object_pairs_hook=_no_key_twice)
-    except json.JSONDecodeError as error:
-        end = len(text.rstrip())
-        if error.pos >= end or error.msg.startswith("Unterminated string"):
-            return None, "it ends in the middle"
-        return None, f"unexpected {text[error.pos : error.pos + 1]!r} in line {error.lineno}"
-    except (ValueError, RecursionError) as error:
+        return parse_json(data, finite), ""
+    except ValueError as error:
         return None, str(error)
+
+
+def parse_json(data: bytes, finite: bool = True) -> dict:
+    """The object that is written in UTF-8 JSON. Raises ValueError, one printable line, where it is none, where a key
+    repeats, where it is nested deeper than MOST_DEPTH, for a whole number of more than MOST_DIGITS digits, for half a
+    surrogate pair, and with `finite` for a number that is not finite."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(line_of(error)) from None
+    if not text.strip():
+        raise ValueError("it is empty")
+    try:
+        content = (_FINITE if finite else _ANY_NUMBER).decode(text)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+            raise ValueError("it ends in the middle") from None
+        raise ValueError(f"unexpected {text[error.pos : error.pos + 1]!r} in line {error.lineno}") from None
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
     if not isinstance(content, dict):
-        return None, f"unexpected {text.strip()[:1]}"
-    return content, ""
+        raise ValueError(f"unexpected {text.strip()[:1]}")
+    _check_depth_and_texts(content)
+    return content
 
 
-def _no_number(constant: str) -> object:
+def _no_constant(constant: str) -> object:
     raise ValueError(f"unexpected {constant[:1]}")
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
 
 
 def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)} stands twice")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {printable(twice)} stands twice")
     return found
+
+
+_FINITE = json.JSONDecoder(
+    parse_constant=_no_constant,
+    parse_int=_whole_number,
+    parse_float=_finite_number,
+    object_pairs_hook=_no_key_twice,
+)
+_ANY_NUMBER = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=_no_key_twice)
+
+
+def _check_depth_and_texts(content: object) -> None:
+    """Raises ValueError. Without recursion, so that it can be given anything that the parser can read."""
+    left = [(content, 1)]
+    while left:
+        value, depth = left.pop()
+        if depth > MOST_DEPTH:
+            raise ValueError(TOO_DEEP)
+        if isinstance(value, dict):
+            left += [(key, depth) for key in value]
+            left += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list):
+            left += [(item, depth + 1) for item in value]
+        elif isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError("half a surrogate pair in a text") from None
+
+
+def printable(text: str) -> str:
+    """For a screen: control characters, which could move the cursor or colour it, are written as escapes."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text from a file may be one part of a path: no separator, no `..`, not hidden, printable."""
+    return (
+        0 < len(text.encode("utf-8", "replace")) <= MOST_NAME
+        and text[0] != "."
+        and text.isprintable()
+        and ("/" not in text)
+    )
 
 
 def as_object(value: object) -> dict:
