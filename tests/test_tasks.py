@@ -142,7 +142,7 @@ def test_the_hash_is_over_every_module_that_decoding_imports():
 
 def test_what_cannot_does_not(copy):
     before = hashes.decoding_sha256(copy), hashes.decoding_sha256(copy, scored=True)
-    for name in ("doctor/__main__.py", "ui/chat.py", "record/results.py", "record/answers.py"):
+    for name in ("doctor/__main__.py", "ui/chat.py", "record/summary.py", "record/answers.py"):
         assert (copy / "fast_dllm" / name).is_file()
         (copy / "fast_dllm" / name).write_text("edited = True")
     assert (hashes.decoding_sha256(copy), hashes.decoding_sha256(copy, scored=True)) == before

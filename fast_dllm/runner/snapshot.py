@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Mapping
 
-from fast_dllm.record.results import code_state
+from fast_dllm.record.provenance import code_state
 from fast_dllm.spec.files import read_json, write_json
 
 FOLDER, STATE_FILE = ".snapshots", "snapshot.json"
@@ -77,7 +77,7 @@ def _describe(root: Path, experiment: str, model: str) -> _Code:
         files = {path: _sha256(root / path) for path in _files(root, experiment, model)}
     except FileNotFoundError as error:
         raise SnapshotError(f"a file is missing, or was removed at this moment: {error.filename}") from error
-    return _Code(root, files, code_state())
+    return _Code(root, files, code_state(root))
 
 
 def _make(code: _Code) -> None:
