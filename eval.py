@@ -278,7 +278,7 @@ def check_result_there(folder: Path, config, lm) -> None:
 
 
 def claim_on(folder: Path) -> Path | None:
-    """The lock that the calling script holds on `folder` (sbatch/lock.sh); None where no script called."""
+    """The claim that the calling script holds on `folder` (spec/locks.py); None where no script called."""
     claims = map(Path, filter(None, os.environ.get("FAST_DLLM_CLAIMS", "").split(":")))
     return {claim.parent: claim for claim in claims}.get(folder)
 
@@ -315,7 +315,7 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
 def run_share(share, config, task_manager, lm, folder: Path) -> None:
     """Answer one share of a run: its answers are in the store afterwards, and done.json says so."""
     from fast_dllm.errors import UsageError
-    from fast_dllm.record.shards import LOCK, Claim, ShareAnswered, check_run_is_free, request_kinds
+    from fast_dllm.record.shards import ShareAnswered, check_run_is_free, claim_shard, request_kinds
     from fast_dllm.spec.files import write_json
     from fast_dllm.spec.shares import DONE_FILE, share_folder
 
@@ -323,7 +323,7 @@ def run_share(share, config, task_manager, lm, folder: Path) -> None:
     own = share_folder(folder, share.name)
     given, made = claim_on(own), None
     if given is None and lm.rank == 0:
-        made = Claim(own / LOCK)
+        made = claim_shard(own)
         given = made.path
     lm.barrier()  # the claim is there before any process looks who is at work
     lm.keep_answers(folder, claim=given, share=share)

@@ -20,7 +20,7 @@ from fast_dllm.decode import batching
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
-from fast_dllm.record.shards import LOCK, Claim, Plan, Share, ShareAnswered, balanced, check_nobody_at_work, discard
+from fast_dllm.record.shards import Plan, Share, ShareAnswered, balanced, check_nobody_at_work, claim_shard, discard
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -62,28 +62,19 @@ def test_of_several_that_lay_a_plan_down_at_once_all_follow_one(tmp_path):
 
 
 def test_another_number_of_shares_is_refused_while_one_is_at_work_and_taken_afterwards(tmp_path):
-    claim = Claim(tmp_path / "shards" / "0-of-2" / LOCK)
+    claim = claim_shard(tmp_path / "shards" / "0-of-2")
     Plan.of(tmp_path, tmp_path, Share(0, 2))
     for other in (Share(0, 3), Share(0, 2, processes=2)):
         with pytest.raises(UsageError, match=rf"in 2 shares \(0-of-2 at work\), not in {other.division}"):
             Plan.of(tmp_path, tmp_path, other)
-    with pytest.raises(UsageError, match=r"share 0-of-2 of .* is being answered by process"):
+    with pytest.raises(UsageError, match=r"shard 0-of-2 of .* is being answered by process"):
         check_nobody_at_work(tmp_path)
-    with pytest.raises(UsageError, match="share 0-of-2 is being answered by process"):
-        Claim(tmp_path / "shards" / "0-of-2" / LOCK)
+    with pytest.raises(UsageError, match="shard 0-of-2 is being answered by process"):
+        claim_shard(tmp_path / "shards" / "0-of-2")
     claim.release()
     check_nobody_at_work(tmp_path)
     assert Plan.of(tmp_path, tmp_path, Share(0, 3)).path.name == "plan.0002"
     assert Plan.of(tmp_path, tmp_path, Share(2, 3)).path.name == "plan.0002"
-
-
-def test_a_dead_owners_share_is_taken_and_the_dead_one_finds_its_claim_gone(tmp_path):
-    base = tmp_path / "shards" / "0-of-2" / LOCK
-    first = Claim(base)
-    (first.path / "owner").write_text(f"{os.uname().nodename} 999999999\n")
-    second = Claim(base)
-    assert (first.path.name, second.path.name) == (".lock.0001", ".lock.0002")
-    assert not first.path.exists()
 
 
 # -- the adapter -------------------------------------------------------------------------------------------------------

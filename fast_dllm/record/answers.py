@@ -48,6 +48,7 @@ from types import TracebackType
 from typing import Any
 
 from fast_dllm.errors import TakenOverError
+from fast_dllm.spec.locks import read_owner
 
 FORMAT = 1  # part of the key: a store of another format is never read
 PROGRESS_SECONDS = 2.0
@@ -237,7 +238,7 @@ class AnswerStore:
         share: str | None = None,
         records: Path | None = None,
     ) -> None:
-        self._claim = claim
+        self._claim, self._owner = claim, read_owner(claim) if claim else ""
         self.key = hashlib.sha256(_canonical([FORMAT, dict(identity)]).encode()).hexdigest()
         self.run_folder = Path(folder)
         self.folder = self.run_folder / "answers" / self.key[:32]
@@ -340,11 +341,8 @@ class AnswerStore:
 
     def check_claim(self) -> None:
         """Raises TakenOverError when the claim is gone: a process can be cut off, or stopped, and then go on."""
-        if self._claim is not None:
-            try:
-                (self._claim / "owner").read_bytes()  # reading asks the file server; exists() may answer from memory
-            except OSError as error:
-                raise TakenOverError(f"another process has taken over {self._progress.parent}") from error
+        if self._claim is not None and not (self._owner and read_owner(self._claim) == self._owner):
+            raise TakenOverError(f"another process has taken over {self._progress.parent}")
 
     def append(
         self,

@@ -2,7 +2,7 @@
 
     <folder>/answers/<key>/plan.0001/plan.json           the number of shares, and of processes for each
     <folder>/answers/<key>/plan.0001/<call>/shares.json  the requests of one call of the harness, by share
-    <folder>/shards/0-of-4/.lock.0001                    the claim on a share, as sbatch/lock.sh makes it
+    <folder>/shards/0-of-4/.lock.0001                    the claim on a share (spec/locks.py)
     <folder>/shards/0-of-4/done.json                     the share is answered
 
 A plan is published whole, by the rename of a folder: of several that lay one down at once, one succeeds and the others
@@ -12,13 +12,11 @@ at work. None of this guards the result: an answer that two processes gave is th
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import os
 import re
 import shutil
 import socket
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,11 +24,10 @@ from pathlib import Path
 
 from fast_dllm.errors import UsageError
 from fast_dllm.spec.files import read_json, write_json
-from fast_dllm.spec.locks import latest_claim, lock_is_held, lock_owner
+from fast_dllm.spec.locks import Claim, acquire, is_held, owner_of
 from fast_dllm.spec.shares import SHARES_FOLDER, division, share_folder
 
 LOCK = ".lock"
-BEAT_SECONDS = 2.0
 KEY_DIGITS = 16  # of a request's key, in a plan
 # A forward over this many rows takes a GPU about as long as one over a few: up to there, reading the weights is what
 # takes the time,
@@ -90,63 +87,29 @@ def balanced(costs: Mapping[str, float], count: int) -> list[list[str]]:
 def shares_at_work(folder: Path) -> list[str]:
     """Names of the shares of a run that a living process holds."""
     found = sorted((Path(folder) / SHARES_FOLDER).glob("*-of-*"))
-    return [path.name for path in found if lock_is_held(path / LOCK)]
+    return [path.name for path in found if is_held(path / LOCK)]
 
 
 def check_nobody_at_work(folder: Path) -> None:
     """Before everything of a run is evaluated at once. Raises UsageError."""
     names = shares_at_work(folder)
     if names:
-        owner = lock_owner(share_folder(folder, names[0]) / LOCK)
-        raise UsageError(f"share {names[0]} of {folder} is being answered by process {owner}; wait for it, or end it")
+        owner = owner_of(share_folder(folder, names[0]) / LOCK)
+        raise UsageError(f"shard {names[0]} of {folder} is being answered by process {owner}; wait for it, or end it")
 
 
 def check_run_is_free(folder: Path) -> None:
     """Before a share is answered: nobody evaluates the whole run. Raises UsageError."""
-    if lock_is_held(Path(folder) / LOCK):
-        raise UsageError(f"{folder} is being evaluated by process {lock_owner(Path(folder) / LOCK)}")
+    if is_held(Path(folder) / LOCK):
+        raise UsageError(f"{folder} is being evaluated by process {owner_of(Path(folder) / LOCK)}")
 
 
-class Claim:
-    """This process's claim on a share, kept alive by a thread until `release` or the process's end."""
-
-    def __init__(self, base: Path) -> None:
-        """Raises UsageError where a living process has it."""
-        base.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            if lock_is_held(base):
-                raise UsageError(f"share {base.parent.name} is being answered by process {lock_owner(base)}")
-            last = latest_claim(base)
-            self.path = base.with_name(f"{base.name}.{int(last.suffix[1:]) + 1 if last else 1:04d}")
-            try:
-                self.path.mkdir()
-            except FileExistsError:
-                continue
-            (self.path / "owner").write_text(f"{socket.gethostname()} {os.getpid()}\n")
-            if latest_claim(base) == self.path:
-                break
-            shutil.rmtree(self.path)
-        for older in base.parent.glob(f"{base.name}.[0-9][0-9][0-9][0-9]"):
-            if older != self.path:
-                shutil.rmtree(older, ignore_errors=True)
-        self._released = threading.Event()
-        threading.Thread(target=self._beat, name="claim", daemon=True).start()
-
-    def _beat(self) -> None:
-        count = 0
-        while not self._released.wait(BEAT_SECONDS):
-            count += 1
-            try:
-                new = self.path / "heartbeat.new"
-                new.write_text(f"{count}\n")
-                new.replace(self.path / "heartbeat")
-            except OSError:
-                return  # taken over: the store finds the claim gone
-
-    def release(self) -> None:
-        self._released.set()
-        with contextlib.suppress(OSError):
-            (self.path / "released").touch()
+def claim_shard(folder: Path) -> Claim:
+    """This process's claim on the shard whose records lie in `folder`. Raises UsageError while another one has it."""
+    claim = acquire(Path(folder) / LOCK, wait=False)
+    if claim is None:
+        raise UsageError(f"shard {Path(folder).name} is being answered by process {owner_of(Path(folder) / LOCK)}")
+    return claim
 
 
 def discard(folder: Path) -> None:
