@@ -1,6 +1,7 @@
 """What goes wrong with a message for people: `UsageError` becomes one line and exit code 2 in every program."""
 
 import argparse
+import sys
 from typing import NoReturn
 
 
@@ -23,6 +24,14 @@ class TakenOverError(RuntimeError):
 def line_of(error: BaseException) -> str:
     """What an error says, on one line; its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def show_any_character() -> None:
+    """Let stdout and stderr take any text. A character that the terminal's encoding lacks is shown as an escape, such
+    as `\\u2713`; without this, printing it would end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what stands in for a stream in a notebook or a test may lack it
+            stream.reconfigure(errors="backslashreplace")
 
 
 class OneLineParser(argparse.ArgumentParser):

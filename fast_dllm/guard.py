@@ -13,15 +13,19 @@ It is imported before those others, because importing it says what to do where t
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from fast_dllm.errors import DataError, NonFiniteError, TakenOverError, UsageError, line_of
+from fast_dllm.errors import DataError, NonFiniteError, TakenOverError, UsageError, line_of, show_any_character
 
 INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def program() -> str:
@@ -34,7 +38,11 @@ def program() -> str:
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """End with one line: 2 for a UsageError, 1 where the run cannot go on, 130 for Ctrl-C, 0 for a closed pipe."""
+    """End with one line: 2 for a UsageError, 1 where the run cannot go on, 130 for Ctrl-C, 0 for a closed pipe.
+
+    An error that nobody foresaw keeps its traceback, and ends with a line that names the project's file.
+    """
+    show_any_character()
     try:
         yield
     except UsageError as error:
@@ -48,6 +56,27 @@ def one_line() -> Iterator[None]:
     except BrokenPipeError:  # the reader has what it wanted: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains again
         sys.exit(0)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            sys.exit(f"{program()}: {line_of(error)}; free some space and run it again: what was finished is kept")
+        traceback.print_exc()
+        sys.exit(f"{program()}: {place_of(error)}: {type(error).__name__}: {line_of(error)}")
+
+
+def place_of(error: BaseException) -> str:
+    """`file, line` of the project's code that raised an error: an experiment's own line if it was at work."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [each for each in frames if _is_own(Path(each.filename))]
+    policies = [each for each in own if Path(each.filename).name == "generation_functions.py"]
+    for frame in reversed(policies or own or frames):
+        path = Path(frame.filename)
+        return f"{path.relative_to(ROOT) if _is_own(path) else path}, line {frame.lineno}"
+    return "unknown place"
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is the project's own; a venv may lie within the project's folder."""
+    return path.is_relative_to(ROOT) and "site-packages" not in path.parts
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from golden_models import ROOT
 
 from fast_dllm.errors import NonFiniteError, UsageError
 from fast_dllm.guard import check_folder, one_line
+from fast_dllm.runner.failures import classify
 
 PROGRAMS = (
     "app.py",
@@ -90,9 +93,32 @@ def test_what_ends_a_program_is_told_in_one_line(capsys, monkeypatch, error, sta
     assert capsys.readouterr().err.endswith(told)
 
 
-def test_what_nobody_foresaw_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError), one_line():
-        raise ZeroDivisionError
+def test_what_nobody_foresaw_keeps_its_traceback_and_ends_with_its_place(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/a_program.py"])
+    with pytest.raises(SystemExit) as ended, one_line():
+        raise ZeroDivisionError("by nothing")
+    assert re.fullmatch(
+        r"a_program\.py: tests/test_guard\.py, line \d+: ZeroDivisionError: by nothing", ended.value.code
+    )
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_that_the_runner_knows(monkeypatch, number):
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+    with pytest.raises(SystemExit) as ended, one_line():
+        raise OSError(number, os.strerror(number), "/scratch/answers.jsonl")
+    assert ended.value.code.endswith("free some space and run it again: what was finished is kept")
+    assert classify(1, f"{ended.value.code}\n", False) == "disk_quota"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_character_that_the_terminal_lacks_is_shown_as_an_escape(encoding):
+    code = "from fast_dllm.guard import one_line\nwith one_line():\n    print('3 ✓ é')"
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding) == ("3 \\u2713 é\n" if encoding == "latin-1" else "3 \\u2713 \\xe9\n")
 
 
 def test_a_closed_pipe_is_silent():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
+import types
 
 import pytest
 
 from fast_dllm.errors import UsageError
 from fast_dllm.spec import matrix
 from fast_dllm.spec.defaults import DEFAULTS
+from fast_dllm.spec.knobs import read_options
 from fast_dllm.spec.values import check_arguments, parse_arguments
 
 OPTIONS = """
@@ -20,8 +24,6 @@ class Options(decoding.Options):
     warm: bool = False
     shift: int = -1
     no_default: int
-    computed: int = 2 + max(1, 2)
-    _names: tuple = ("a", "b")
     CONSTANT = 3
 """
 SWEEP = {"compare_with": "t1.00", "configurations": {"t0.50": {"threshold": 0.5}, "t1.00": {"threshold": 1}}}
@@ -94,20 +96,92 @@ def test_a_broken_matrix_is_one_line_that_names_the_file_and_the_fault(root, con
     assert "\n" not in str(raised.value)
 
 
-def test_knobs_are_the_fields_with_a_literal_default(root):
+def knobs_of(path, text):
+    path.write_text(text)
+    options = read_options(path)
+    return None if options is None else options.knobs
+
+
+def test_the_defaults_are_the_shared_ones_and_the_knobs(root):
     path = root / "experiments" / "09_mine" / "generation_functions.py"
-    assert matrix.knobs_of(path) == {
+    assert knobs_of(path, OPTIONS) == {
         "reuse_k": 1, "layer_subset": None, "tolerance": 0.2, "refresh": "block", "warm": False, "shift": -1,
     }  # fmt: skip
-    assert matrix.knobs_of(root / "none.py") == {}
-    path.write_text("def generate(): ...\n")
-    assert matrix.knobs_of(path) == {}
+    assert read_options(root / "none.py") is None
+    assert knobs_of(path, "def generate(): ...\n") is None
     assert matrix.defaults_of("09_mine", root) == dict(DEFAULTS)
     path.write_text("class Options(Options):\n    tolerance: float = 0.2\n")
     assert set(DEFAULTS) - set(matrix.defaults_of("09_mine", root)) == {"reuse_k", "layer_subset"}
     path.write_text("def (")
     with pytest.raises(UsageError, match=r"09_mine/generation_functions\.py is not Python"):
         matrix.defaults_of("09_mine", root)
+
+
+def test_a_default_may_be_an_expression_as_python_itself_reads_it(tmp_path, monkeypatch):
+    """What is read without running the file is what a run of it gives."""
+    text = """
+from __future__ import annotations
+import dataclasses
+from dataclasses import dataclass, field
+from typing import ClassVar
+BAR = 0.75
+SIZES = (1, 2)
+STEPS: int = 2 * 3
+
+@dataclass
+class Options:
+    MOST = 64
+    KINDS: ClassVar[tuple] = ("a", "b")
+    half: float = 1 / 2
+    bar: float = BAR
+    low: float = BAR - 0.25
+    less: int = -(STEPS // 4 + 7 % 3)
+    most: int = MOST
+    again: int = most
+    part: float = field(default=0.5)
+    word: str = dataclasses.field(default="block")
+    nothing: str | None = field(default=None)
+"""
+    module = types.ModuleType("options_of_this_test")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look there for ClassVar
+    exec(text, module.__dict__)
+    expected = {each.name: each.default for each in dataclasses.fields(module.Options)}
+    assert knobs_of(tmp_path / "generation_functions.py", text) == expected
+    assert len(expected) == 9
+
+
+@pytest.mark.parametrize(
+    "default",
+    [
+        "2 + max(1, 2)", '("a", "b")', "OTHER", "1 / 0", '"a" * 3', "field(default_factory=list)",
+        "10 ** 10 ** 10", "[1]", "True + 1", "CHANGED",
+    ],
+)  # fmt: skip
+def test_a_default_that_cannot_be_read_is_one_line_that_says_where(root, default):
+    path = root / "experiments" / "09_mine" / "generation_functions.py"
+    path.write_text(f"CHANGED = 1\nCHANGED = max(1, 2)\nclass Options(Options):\n    knob: int = {default}\n")
+    with pytest.raises(UsageError, match=r"09_mine/generation_functions\.py, line 4: the default of the knob knob"):
+        matrix.defaults_of("09_mine", root)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "refused"),
+    [
+        ("plain", {"threshold": 0.9}, True),
+        ("plain", {"tolerance": 0.5, "threshold": 1}, True),
+        ("plain", {"threshold": 1}, False),
+        ("k2_8-19", {"reuse_k": 3, "layer_subset": "8-19"}, True),
+        ("k2_8-19", {"reuse_k": 2, "layer_subset": "8-19"}, False),
+        ("plainer", {"threshold": 0.9}, False),
+    ],
+)
+def test_a_built_in_name_keeps_its_meaning(root, name, arguments, refused):
+    write_matrix(root, {"compare_with": name, "configurations": {name: arguments}})
+    if refused:
+        with pytest.raises(UsageError, match=f"the configuration '{name}' is built in .*; give yours another name"):
+            matrix.matrix_of("09_mine", root)
+    else:
+        assert matrix.matrix_of("09_mine", root).names == (name,)
 
 
 @pytest.mark.parametrize(

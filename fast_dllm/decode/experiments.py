@@ -16,6 +16,7 @@ import torch
 
 from fast_dllm import decoding
 from fast_dllm.decode.engine import DecodeOne, Engine, Request, row_generators
+from fast_dllm.decode.loaded import LoadedModel
 from fast_dllm.decoding import DenoisingEvent, Generation, Options
 from fast_dllm.errors import UsageError
 from fast_dllm.network.model import FastDLLMForCausalLM
@@ -71,41 +72,59 @@ class Experiment:
 
     def denoise(
         self,
-        model: FastDLLMForCausalLM,
-        prompts: Sequence[list[int]],
+        model: FastDLLMForCausalLM | LoadedModel,
+        prompts: Sequence[list[int] | str],
         *,
-        mask_id: int,
-        stop_token: int,
         temperature: float = 0.0,
         top_p: float = 0.95,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_rows: int | None = None,
-        **knobs: Any,
+        **options: Any,
     ) -> Iterator[DenoisingEvent]:
         """The events of `generate` as they happen; closing the iterator stops the work at the next forward."""
-        options = self.options_type(mask_id, stop_token, **self._known(knobs))
-        engine = Engine(model, self.decode_one, options, num_rows=num_rows, temperature=temperature, top_p=top_p)
+        network = model.network if isinstance(model, LoadedModel) else model
+        if isinstance(model, LoadedModel):
+            sizes = {"mask_id": model.ids.mask, "stop_token": model.ids.stop, "block_size": model.block_size}
+            options = sizes | options
+        token_ids = [_token_ids(prompt, model) for prompt in prompts]
+        engine = Engine(
+            network, self.decode_one, self._options(options), num_rows=num_rows, temperature=temperature, top_p=top_p
+        )
         generators = row_generators(generator, len(prompts), temperature)
-        return engine.run([Request(prompt, own) for prompt, own in zip(prompts, generators, strict=True)])
+        return engine.run([Request(ids, own) for ids, own in zip(token_ids, generators, strict=True)])
 
-    def generate(self, model: FastDLLMForCausalLM, prompts: Sequence[list[int]], **settings: Any) -> list[Generation]:
-        """Answer every prompt (lists of token ids, any lengths); one Generation each, in order. Takes what `denoise`
-        takes; knobs that are not given have their defaults.
+    def generate(
+        self, model: FastDLLMForCausalLM | LoadedModel, prompts: Sequence[list[int] | str], **settings: Any
+    ) -> list[Generation]:
+        """Answer every prompt; one Generation each, in order. Knobs that are not given have their defaults.
 
-        The answer runs up to its first stop token, at most through absolute block len(prompt) // block_size +
-        max_new_tokens // block_size (exclusive). temperature 0 is greedy; generator: see engine.row_generators.
-        num_rows: sequences decoded side by side (default: all); the others are admitted as rows become free. Raises
-        ValueError for arguments out of range, NonFiniteError for logits that are no numbers.
+        model: a LoadedModel, or a network alone with mask_id and stop_token. prompts: lists of token ids of any
+        lengths, or texts, which are put into the chat template of a LoadedModel. settings: what `denoise` takes, and
+        the experiment's knobs. The answer runs up to its first stop token, at most through absolute block len(prompt)
+        // block_size + max_new_tokens // block_size (exclusive). temperature 0 is greedy; generator: see
+        engine.row_generators. num_rows: sequences decoded side by side (default: all); the others are admitted as rows
+        become free. Raises ValueError for arguments out of range, NonFiniteError for logits that are no numbers.
         """
         events = self.denoise(model, prompts, **settings)
         finished = {event.row: event.generation for event in events if event.generation is not None}
         return [finished[row] for row in range(len(prompts))]
 
-    def _known(self, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
-        for name in knobs:
-            if name not in self.knobs:
+    def _options(self, given: Mapping[str, Any]) -> Options:
+        for name in given:
+            if name not in self.knobs and name not in REQUIRED:
                 raise UsageError(f"{where(self.path)} takes no {name!r}; it takes: {', '.join(self.knobs)}")
-        return knobs
+        for name in REQUIRED:
+            if name not in given:
+                raise UsageError(f"a network without its tokenizer needs {name}; fast_dllm.load_model gives both")
+        return self.options_type(**given)
+
+
+def _token_ids(prompt: list[int] | str, model: FastDLLMForCausalLM | LoadedModel) -> list[int]:
+    if not isinstance(prompt, str):
+        return prompt
+    if not isinstance(model, LoadedModel):
+        raise UsageError("a text needs a model with its tokenizer, which fast_dllm.load_model gives")
+    return model.encode_message(prompt)
 
 
 def available() -> list[str]:

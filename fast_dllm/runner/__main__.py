@@ -10,10 +10,11 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import UsageError, show_any_character
 from fast_dllm.runner.commands import main
 
 if __name__ == "__main__":
+    show_any_character()
     try:
         sys.exit(main(*sys.argv[1:]))
     except UsageError as error:

@@ -11,7 +11,6 @@ follows what ran: `k2_middle+threshold=0.8`.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.spec.defaults import DEFAULTS, REUSE_ARGUMENTS
+from fast_dllm.spec.knobs import read_options
 from fast_dllm.spec.values import canonical, check_arguments, parse_arguments
 
 MATRIX_FILE = "matrix.json"
@@ -90,9 +90,21 @@ def _read_matrix(text: str, defaults: Mapping[str, object]) -> Matrix:
         if not isinstance(arguments, dict):
             raise ValueError(f"configuration {name} must have an object of model arguments, not {arguments!r}")
         configurations[name] = check_arguments(arguments, defaults, f"configuration {name}: ")
+        _check_own_meaning(name, configurations[name], defaults)
     if not isinstance(compare_with, str) or compare_with not in configurations:
         raise ValueError(f"compare_with must be one of {', '.join(configurations)}, not {compare_with!r}")
     return Matrix(configurations, compare_with)
+
+
+def _check_own_meaning(name: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+    """`plain` and `k<k>_<a>-<b>` mean the same in every experiment. Raises ValueError for another meaning."""
+    built_in = _beside_the_matrix(name, defaults)
+    if built_in is None:
+        return
+    effective, expected = {**defaults, **arguments}, {**defaults, **built_in}
+    if any(canonical(effective[key]) != canonical(value) for key, value in expected.items()):
+        meaning = ", ".join(f"{key}={canonical(value)}" for key, value in built_in.items())
+        raise ValueError(f"the configuration {name!r} is built in ({meaning}); give yours another name")
 
 
 def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -104,55 +116,18 @@ def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-# -- an experiment's knobs ---------------------------------------------------------------------------------------------
-def _options_class(path: Path) -> ast.ClassDef | None:
-    """`class Options` of a generation_functions.py, which is parsed and not run: no torch is needed."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{_short(path)} cannot be read: {error}") from None
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{_short(path)} is not Python: {' '.join(str(error).split())}") from None
-    classes = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options")
-    return next(classes, None)
-
-
-def _short(path: Path) -> str:
-    return "/".join(Path(path).parts[-3:])
-
-
-def knobs_of(path: Path) -> dict[str, object]:
-    """The experiment's own knobs with their defaults: the annotated fields of its Options with a literal default."""
-    options = _options_class(path)
-    knobs: dict[str, object] = {}
-    for node in options.body if options else ():
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                continue
-            if value is None or isinstance(value, (bool, int, float, str)):
-                knobs[node.target.id] = value
-    return knobs
-
-
 def defaults_of(experiment: str | None, root: Path) -> dict[str, object]:
     """Every argument that a token of this experiment depends on, with its default: the shared ones and its knobs.
 
     Options without a base class are of the time before experiments had knobs: those take reuse_k and layer_subset.
+    Raises UsageError as `read_options` does.
     """
     folder = Path(root) / "experiments" / experiment if experiment is not None else Path(root)
-    path = folder / GENERATION_FILE
-    knobs = knobs_of(path)
-    options = _options_class(path)
-    shared = dict(DEFAULTS)
-    if options is not None and options.bases:
-        shared = {name: value for name, value in shared.items() if name not in REUSE_ARGUMENTS}
-    return {**shared, **knobs}
+    options = read_options(folder / GENERATION_FILE)
+    if options is None:
+        return dict(DEFAULTS)
+    own = {name: value for name, value in DEFAULTS.items() if not (options.has_base and name in REUSE_ARGUMENTS)}
+    return {**own, **options.knobs}
 
 
 # -- one configuration -------------------------------------------------------------------------------------------------
