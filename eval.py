@@ -195,7 +195,12 @@ def given_to_lm_eval(config, lm) -> dict:
 
 def task_names(config) -> list[str]:
     """The tasks' own names, also of one that was given by the path of its YAML file."""
-    return [str(task.get("task", task.get("group"))) if isinstance(task, dict) else str(task) for task in config.tasks]
+    names = []
+    for task in config.tasks:
+        if isinstance(task, dict):
+            task = task["task"] if isinstance(task.get("task"), str) else task.get("group")
+        names.append(str(task))
+    return names
 
 
 def summary_of(name: str, found: dict, samples: dict, config, lm, total, began: float, loaded: float):

@@ -290,6 +290,40 @@ def test_a_result_of_another_run_is_not_written_over(one_process, random_model):
     assert (folder / "summary.json").read_bytes() == before
 
 
+def test_other_generation_settings_are_another_run(one_process, random_model):
+    """What lm_eval is given beside the model arguments changes the answers too."""
+    _, folder = one_process
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    arguments = model_args(
+        random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle", show_speed=True
+    )
+    given = ["--tasks", "made_up_sums", "--model_args", arguments, "--output_path", f"{folder}/"]
+    done = run_eval(*given, "--gen_kwargs", "max_gen_toks=4", "--system_instruction", "Be brief.")
+    assert done.returncode == 2, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("eval.py: error: ")]
+    assert "(system_instruction None, not Be brief., gen_kwargs None, not max_gen_toks=4); name another folder" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_task_given_by_the_path_of_its_yaml_has_its_own_name_and_can_be_repeated(random_model, tmp_path):
+    given = ["--tasks", f"{TASKS}/made_up_sums.yaml", "--limit", "1", "--output_path", f"{tmp_path}/"]
+    for _ in range(2):
+        done = run_eval(*given, "--model_args", model_args(random_model), tasks=None)
+        assert done.returncode == 0, done.stderr
+    _, summary = load(tmp_path)
+    assert summary["task"] == "made_up_sums"
+    assert isinstance(summary["accuracy"], float)
+
+
+def test_a_damaged_summary_is_not_written_over(random_model, tmp_path):
+    (tmp_path / "summary.json").write_text('{"schema_version": 1, "num_samples": -1}')
+    given = ["--tasks", "made_up_sums", "--limit", "1", "--output_path", f"{tmp_path}/"]
+    done = run_eval(*given, "--model_args", model_args(random_model))
+    assert done.returncode == 2, done.stderr
+    assert "cannot be read (num_samples is -1, not a whole number of at least 0); name another folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
 def test_data_that_cannot_be_had_are_one_line(random_model, tmp_path):
     done = run_eval("--tasks", "gsm8k", "--model_args", model_args(random_model), cwd=tmp_path)
     assert done.returncode == 1

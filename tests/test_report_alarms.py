@@ -561,6 +561,24 @@ def test_other_prompts_in_one_table(project):
     assert "mixed_task_version" in kinds(project)
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"gen_kwargs": {"max_gen_toks": 12}}, "mixed_generation"),
+        ({"samples": {"toy_math": [0, 2]}}, "mixed_samples"),
+        ({"system_instruction": "Be brief."}, "mixed_prompting"),
+        ({"fewshot_as_multiturn": False}, "mixed_prompting"),
+    ],
+)
+def test_what_lm_eval_was_given_beside_the_model_arguments_is_one_in_a_table(project, changes, kind):
+    """Also where the other summaries are old and do not record it: those ran as the scripts run."""
+    project.nine()
+    for subset in SUBSETS:
+        given = json.loads((project.folder(f"k3_{subset}") / "summary.json").read_text())
+        parse_summary(given | changes).write(project.folder(f"k3_{subset}"))
+    assert the(found(project), kind).spoils == "accuracy"
+
+
 # ---- the earlier form, made up ----
 
 

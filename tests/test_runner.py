@@ -191,6 +191,54 @@ def test_what_is_no_summary_at_all_is_corrupt(project, content):
     assert project.statuses()["k1_first"].startswith("corrupt: ")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gen_kwargs": {"max_gen_toks": 12}}, "gen_kwargs max_gen_toks=12, not None"),
+        ({"system_instruction": "Be\x1b[31m brief."}, "system_instruction Be\\x1b[31m brief., not None"),
+        ({"chat_template": False}, "chat_template False, not True"),
+        ({"fewshot_as_multiturn": False}, "fewshot_as_multiturn False, not True"),
+        ({"samples": {"gsm8k": [0, 5]}}, "samples gsm8k=[0, 5], not None"),
+        ({"seeds": [1, 1234, 1234, 1234]}, "seeds [1, 1234, 1234, 1234], not [0, 1234, 1234, 1234]"),
+    ],
+)
+def test_a_result_that_lm_eval_was_given_other_settings_for_is_stale(project, changes, reason):
+    project.summary("k1_first", **changes)
+    project.summary("k1_middle", gen_kwargs=None, samples=None, chat_template=True, fewshot_as_multiturn=True)
+    statuses = project.statuses()
+    assert statuses["k1_first"] == f"stale: it ran with {reason}"
+    assert statuses["k1_middle"] == "✓ "
+
+
+DAMAGED = {
+    "deep": ("[" * 100_000, "not valid JSON, it is nested deeper than 32 levels"),
+    "deep_within": ('{"a": ' + "[" * 100 + "]" * 100 + "}", "not valid JSON, it is nested deeper than 32 levels"),
+    "long_number": ('{"num_samples": ' + "9" * 400 + "}", "not valid JSON, a number of 400 digits"),
+    "huge_number": ('{"accuracy": 1e999}', "not valid JSON, the number 1e999 is too large"),
+    "surrogate": ('{"task": "\\ud800"}', "not valid JSON, half a surrogate pair in a text"),
+    "negative": ('{"schema_version": 1, "num_samples": -3}', "num_samples is -3, not a whole number of at least 0"),
+    "path": (
+        '{"schema_version": 1, "task": "../../../victim"}',
+        'task is "../../../victim", not a name that a file can have',
+    ),
+    "huge_file": ("{" + " " * (5 * 2**20) + "}", "not valid JSON, it has more than 4194304 bytes"),
+    "escape": ('{"schema_version": 1, "gpu": ["\x1b[31m"]}', "not valid JSON, unexpected '\\x1b' in line 1"),
+    "escape_in_json": ('{"schema_version": "\\u001b[31m"}', "schema version '\\x1b[31m', not 1"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_one_damaged_summary_is_named_and_takes_nothing_else_away(project, name):
+    text, reason = DAMAGED[name]
+    project.summary("k1_first")
+    (project.folder("k1_middle") / "summary.json").write_text(text)
+    statuses = project.statuses()
+    assert statuses["k1_middle"].startswith(f"corrupt: {reason}")
+    assert "\x1b" not in "".join(statuses.values())
+    assert statuses["k1_first"] == "✓ "
+    assert project.run("k1_first", "k1_middle", "--dry-run").returncode == 0
+
+
 def test_a_limited_summary_is_complete_only_under_its_own_limit(project):
     project.summary("k1_first", limit=10, num_samples=10, num_samples_expected=10)
     assert project.statuses()["k1_first"] == "corrupt: it has limit '10'"

@@ -20,12 +20,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fast_dllm.errors import line_of
 from fast_dllm.record.scores import score
 from fast_dllm.record.summary import QUESTIONS_FILE
-from fast_dllm.spec.files import write_whole
+from fast_dllm.spec.files import parse_json, printable, write_whole
 
 SCHEMA_VERSION = 1
 TEXTS_FILE = "texts.jsonl.gz"
+MOST_QUESTIONS_BYTES = 64 * 2**20  # inflated; MMLU's 14,042 questions take about 0.6 MB
+MOST_LINE_BYTES, MOST_TEXTS_BYTES = 16 * 2**20, 2**30
+MOST_ANSWER_HASH = 100  # characters
+MOST_METRIC = 1e15  # a metric is a number of any size, most often 0 or 1
 HASH_DIGITS = 12  # 48 bits: two different answers to one question look equal once in 3e14
 
 
@@ -171,11 +176,8 @@ def write(folder: Path, content: Mapping, texts: Iterable[Mapping]) -> dict[str,
     return {name: sha256(data).hexdigest() for name, data in files.items()}
 
 
-def _load(path: Path) -> str:
-    try:
-        return gzip.decompress(path.read_bytes()).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise QuestionsError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from None
+def _fault(path: Path, error: BaseException) -> QuestionsError:
+    return QuestionsError(f"{path.name} cannot be read: {printable(line_of(error))}")
 
 
 @dataclass(frozen=True)
@@ -189,32 +191,67 @@ class Questions:
 
 
 def read(path: Path) -> Questions:
-    """Raises QuestionsError where the file is not there, torn, or of another form."""
+    """Raises QuestionsError where the file is not there, torn, of another form, or larger than MOST_QUESTIONS_BYTES."""
     try:
-        content = json.loads(_load(path))
+        with gzip.open(path) as file:
+            data = file.read(MOST_QUESTIONS_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _fault(path, error) from None
+    if len(data) > MOST_QUESTIONS_BYTES:
+        raise QuestionsError(f"{path.name} cannot be read: it inflates to more than {MOST_QUESTIONS_BYTES} bytes")
+    try:
+        content = parse_json(data)
         if content["schema_version"] != SCHEMA_VERSION:
-            raise QuestionsError(f"{path.name} has schema version {content['schema_version']!r}")
-        found: list[Question] = []
+            raise ValueError(f"schema version {content['schema_version']!r}, not {SCHEMA_VERSION}")
+        questions: list[Question] = []
         for task, rows in content["tasks"].items():
-            keys = rows["keys"]
-            parts = [keys[i : i + HASH_DIGITS] for i in range(0, len(keys), HASH_DIGITS)]
-            columns = zip(rows["doc_ids"], parts, rows["answers"], rows["correct"], strict=True)
-            found += [Question(task, i, key, str(answer), float(right)) for i, key, answer, right in columns]
+            questions += _questions_of(task, rows)
         versions = {task: rows.get("version") for task, rows in content["tasks"].items()}
         prompts = {task: rows.get("prompts_sha256") for task, rows in content["tasks"].items()}
-        return Questions(tuple(found), dict(content["groups"]), versions, prompts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, QuestionsError):
-            raise
-        raise QuestionsError(f"{path.name} is not a questions file: {' '.join(str(error).split())}") from None
+        groups = {group: str(weights) for group, weights in content["groups"].items()}
+        return Questions(tuple(questions), groups, versions, prompts)
+    except KeyError as error:
+        raise QuestionsError(f"{path.name} is not a questions file: it has no {printable(str(error))}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise QuestionsError(f"{path.name} is not a questions file: {printable(line_of(error))}") from None
+
+
+def _questions_of(task: str, rows: Mapping[str, Any]) -> list[Question]:
+    """Raises KeyError, TypeError and ValueError."""
+    keys, doc_ids, answers, correct = (rows[name] for name in ("keys", "doc_ids", "answers", "correct"))
+    count = len(doc_ids)
+    if not len(keys) == HASH_DIGITS * count == HASH_DIGITS * len(answers) == HASH_DIGITS * len(correct):
+        raise ValueError(f"the columns of {task} have different lengths")
+    questions = []
+    for row, (doc_id, answer, right) in enumerate(zip(doc_ids, answers, correct)):
+        if not isinstance(doc_id, int) or not isinstance(answer, str) or len(answer) > MOST_ANSWER_HASH:
+            raise ValueError(f"question {row} of {task} has no number or no hash of its answer")
+        if not isinstance(right, (int, float)) or not -MOST_METRIC <= right <= MOST_METRIC:
+            raise ValueError(f"question {row} of {task} has {right!r} as its metric")
+        key = keys[row * HASH_DIGITS : (row + 1) * HASH_DIGITS]
+        questions.append(Question(task, doc_id, key, answer, float(right)))
+    return questions
 
 
 def read_texts(path: Path) -> dict[tuple[str, int], dict[str, object]]:
     """(task, doc_id) -> line of texts.jsonl.gz; empty where the file is not there. Raises QuestionsError."""
-    if not path.is_file():
-        return {}
+    texts: dict[tuple[str, int], dict[str, object]] = {}
+    num_bytes = 0
     try:
-        lines = [json.loads(line) for line in _load(path).splitlines() if line]
-        return {(line["task"], line["doc_id"]): line for line in lines}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise QuestionsError(f"{path.name} is not a texts file: {' '.join(str(error).split())}") from None
+        with gzip.open(path) as file:
+            while line := file.readline(MOST_LINE_BYTES + 1):
+                num_bytes += len(line)
+                if len(line) > MOST_LINE_BYTES or num_bytes > MOST_TEXTS_BYTES:
+                    raise ValueError("it is too large")
+                text = parse_json(line)
+                task, doc_id = text["task"], text["doc_id"]
+                if not isinstance(task, str) or not isinstance(doc_id, int):
+                    raise ValueError("a line names no question")
+                texts[task, doc_id] = text
+    except FileNotFoundError:
+        return {}
+    except (OSError, EOFError, zlib.error) as error:
+        raise _fault(path, error) from None
+    except (KeyError, ValueError) as error:
+        raise QuestionsError(f"{path.name} is not a texts file: {printable(line_of(error))}") from None
+    return texts

@@ -18,7 +18,14 @@ ONE_OF = (
     ("mixed_device", "accuracy", "devices", ("device",)),
     ("mixed_seeds", "accuracy", "seeds", ("seeds",)),
     ("mixed_task_version", "accuracy", "versions of the task", ("task_version", "prompts", "metric")),
-    ("mixed_prompting", "accuracy", "ways to prompt", ("num_fewshot", "chat_template")),
+    (
+        "mixed_prompting",
+        "accuracy",
+        "ways to prompt",
+        ("num_fewshot", "chat_template", "fewshot_as_multiturn", "system_instruction"),
+    ),
+    ("mixed_generation", "accuracy", "generation settings", ("gen_kwargs",)),
+    ("mixed_samples", "accuracy", "choices of questions", ("samples",)),
 )
 
 
@@ -141,7 +148,7 @@ def across_tables(tables: list[Table]) -> list[Alarm]:
         return []
     found = []
     for kind, spoils, what, facts in ONE_OF:
-        if kind not in ("mixed_model", "mixed_dtype", "mixed_device", "mixed_task_version", "mixed_prompting"):
+        if kind == "mixed_seeds":
             continue
         for fact in facts:
             values: dict[object, list[str]] = {}
