@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from report_project import Project, answers, sample
@@ -12,6 +15,7 @@ from report_project import Project, answers, sample
 from fast_dllm.record import questions
 from fast_dllm.record.summary import content_sha256, parse_summary
 
+ROOT = Path(__file__).resolve().parent.parent
 METRIC = "exact_match,flexible-extract"
 
 
@@ -86,6 +90,17 @@ DAMAGES = {
     "no_object": gzip.compress(b"[]"),
     "another_schema": gzip.compress(b'{"schema_version": 9}'),
     "nothing_in_it": gzip.compress(b'{"schema_version": 1}'),
+    "deep": gzip.compress(b'{"schema_version": ' + b"[" * 100_000),
+    "gigabytes": gzip.compress(b'{"schema_version": 1, "x": "' + b"x" * 100_000_000 + b'"}'),
+    "escape": gzip.compress(b'{"schema_version": "\\u001b[31m"}'),
+    "huge_number": gzip.compress(
+        b'{"schema_version": 1, "groups": {}, "tasks": {"a": {"keys": "0123456789ab", "doc_ids": [0], "answers": ["x"],'
+        b' "correct": [' + b"9" * 400 + b"]}}}"
+    ),
+    "no_text": gzip.compress(
+        b'{"schema_version": 1, "groups": {}, "tasks": {"a": {"keys": "0123456789ab", "doc_ids": [[]], "answers": [{}],'
+        b' "correct": [1]}}}'
+    ),
 }
 
 
@@ -95,7 +110,24 @@ def test_a_damaged_file_is_one_line(tmp_path, damage):
     path.write_bytes(damage)
     with pytest.raises(questions.QuestionsError) as raised:
         questions.read(path)
-    assert "\n" not in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
+def test_a_small_file_that_inflates_to_gigabytes_takes_little_memory(tmp_path):
+    path = tmp_path / questions.QUESTIONS_FILE
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        for _ in range(200):
+            file.write(b" " * 10_000_000)
+    program = (
+        "import resource, sys\nfrom pathlib import Path\nfrom fast_dllm.record import questions\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    questions.read(Path(sys.argv[1]))\nexcept questions.QuestionsError as error:\n    print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    fault, kilobytes = done.stdout.splitlines()
+    assert "inflates to more than" in fault
+    assert int(kilobytes) < 400_000
 
 
 def test_a_torn_file_is_one_line(tmp_path):

@@ -429,6 +429,45 @@ def test_html_and_markdown_in_names_and_answers_stay_text(project, tmp_path):
     assert "**y**" not in markdown.replace("\\*\\*y\\*\\*", "")
 
 
+def test_an_imported_summary_never_names_a_folder_outside_results(project, tmp_path):
+    project.nine()
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "holiday.png").write_bytes(b"mine")
+    theirs = tmp_path / "theirs" / "runs"
+    climbing = f"{'../' * 12}{victim.relative_to('/')}"
+    for number, name in enumerate((climbing, str(victim), "..", ".hidden", "a\\..\\b\x1b")):
+        earlier(theirs, f"k{number}_first", 0.5, task=name, limit=None)
+    earlier(theirs, "k9_first", 0.5, task="toy_math", limit=None)
+    content = made(project, "--import", str(tmp_path / "theirs"), "--experiment", "00_baseline")
+    [table] = [table for table in content["tables"] if table["imported"]]
+    assert [run["config"] for run in table["runs"]] == ["k9_first"]
+    assert set(table["left_out"]) == {f"k{number}_first" for number in range(5)}
+    assert all("not a name that a file can have" in reason for reason in table["left_out"].values())
+    assert [path.name for path in victim.iterdir()] == ["holiday.png"]
+    assert [path.name for path in (project.root / "results" / "report").iterdir()] == ["toy_math"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"schema_version": 1, "accuracy": 0.5, "num_samples": -1}',
+        '{"schema_version": 1, "accuracy": 0.5, "num_samples": ' + "9" * 400 + "}",
+        '{"schema_version": 1, "accuracy": 0.5, "gpu": "\\udfff"}',
+        '{"accuracy": 0.5, "git": [], "throughput": {"tokens_generated": "many"}, "model_args": 7}',
+        '{"accuracy": 0.5, "gpu_info": {"gpu_total_vram_gb": [1]}, "group_results": [3], "task": {}}',
+    ],
+    ids=["deep", "negative", "long number", "surrogate", "texts for numbers", "foreign types"],
+)
+def test_one_damaged_summary_is_left_out_and_the_report_is_made(project, text):
+    project.nine()
+    (project.folder("k2_first") / "summary.json").write_text(text)
+    [table] = made(project)["tables"]
+    assert list(table["left_out"]) == ["k2_first"]
+    assert len(table["runs"]) == 8
+
+
 def test_escaping():
     assert escape("a|b\n<i>*c*") == r"a\|b \<i\>\*c\*"
     assert fence("a ``` b").startswith("````")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,47 @@ def test_a_snapshot_tells_the_commit_it_was_taken_from(tmp_path):
     assert provenance.code_state(tmp_path) == {"git_commit": None, "git_branch": None, "git_dirty": None}
     (tmp_path / "snapshot.json").write_text('{"git_commit": "abc", "git_branch": "main", "git_dirty": true}')
     assert provenance.code_state(tmp_path) == {"git_commit": "abc", "git_branch": "main", "git_dirty": True}
+
+
+def git(folder, *words):
+    command = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@example.org", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    (folder / "code.py").write_text("x = 1\n")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "x")
+    return folder
+
+
+def test_the_commit_of_another_users_repository_is_recorded(repository, monkeypatch, capsys):
+    """One of a group runs the code of another one's folder."""
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(subprocess.CalledProcessError):  # git itself refuses: this is the fault that is meant
+        git(repository, "rev-parse", "HEAD")
+    state = provenance.code_state(repository)
+    assert len(state["git_commit"]) == 40
+    assert (state["git_branch"], state["git_dirty"]) == ("main", False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_repository_that_git_does_not_read_is_told(repository, capsys):
+    (repository / ".git" / "HEAD").write_text("nothing\n")
+    assert provenance.code_state(repository) == {"git_commit": None, "git_branch": None, "git_dirty": None}
+    assert "warning: the commit of the code is not recorded: fatal: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("leftover", ["nothing", "an empty .git", "GIT_DIR"])
+def test_a_copy_within_another_repository_does_not_get_its_commit(repository, monkeypatch, leftover):
+    copy = repository / "copies" / "code"
+    copy.mkdir(parents=True)
+    if leftover == "an empty .git":
+        (copy / ".git").mkdir()
+    if leftover == "GIT_DIR":
+        monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
+    assert provenance.code_state(copy) == {"git_commit": None, "git_branch": None, "git_dirty": None}
