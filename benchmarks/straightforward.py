@@ -34,7 +34,8 @@ class Straightforward:
     def _norm(self, name: str, x: Tensor) -> Tensor:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
-        return self.weights[f"{name}.weight"] * wide.to(x.dtype)
+        weight = self.weights[f"{name}.weight"]
+        return weight * wide.to(weight.dtype)
 
     def _rotated(self, x: Tensor, positions: Tensor) -> Tensor:
         size = x.shape[-1]
@@ -49,6 +50,8 @@ class Straightforward:
         config, device = self.config, self.head.device
         positions = torch.arange(start, start + len(ids), device=device)
         x = F.embedding(torch.tensor([ids], device=device), self.weights["model.embed_tokens.weight"])
+        if x.dtype == torch.float16:
+            x = x.float()  # as the engine's model: the sum of the layers needs float32's range
         repeats = config.num_attention_heads // config.num_key_value_heads
         given: KeysAndValues = []
         for layer in range(config.num_hidden_layers):

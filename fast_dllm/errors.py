@@ -13,6 +13,16 @@ class NonFiniteError(RuntimeError):
     """The model's logits are infinite or not a number: its weights or its precision are at fault, and no answer is."""
 
 
+def non_finite(where: str, dtype: object) -> NonFiniteError:
+    """The error for logits that are no numbers in `where` (a kind of forward); dtype: torch's, of the logits."""
+    message = f"the model's logits are not finite in {where}"
+    if str(dtype) == "torch.float16":
+        message += (
+            "; float16 has no numbers above 65504: try the model argument dtype=bfloat16, which is slower on older GPUs"
+        )
+    return NonFiniteError(message)
+
+
 class DataError(RuntimeError):
     """A task's data set cannot be had: the hub does not answer, refuses it, or it is not in the cache."""
 

@@ -26,7 +26,7 @@ from fast_dllm.decoding import (
     Prediction,
     Reuse,
 )
-from fast_dllm.errors import NonFiniteError
+from fast_dllm.errors import non_finite
 from fast_dllm.layer_reuse import LayerStore
 from fast_dllm.network.graphs import Arena
 from fast_dllm.network.model import DecoderLayer, FastDLLMForCausalLM
@@ -341,7 +341,7 @@ class Engine:
         if key not in self._stores:
             if not 0 <= reuse.layers.start < reuse.layers.stop <= self.num_layers:
                 raise ValueError(f"layers {reuse.layers} are not within the model's {self.num_layers}")
-            like = self.model.model.embed_tokens.weight
+            like = self.model.model.hidden_like()
             rows, size = self._cache.batch_size, self.options.block_size
             self._stores[key] = LayerStore(reuse.layers, reuse.part, rows, size, like, reuse.order)
         return self._stores[key]
@@ -384,7 +384,7 @@ class Engine:
             found[2] = is_finite(flat)
         tokens, confidences, finite = found.tolist()  # the forward's one transfer
         if not all(finite):
-            raise NonFiniteError(f"the model's logits are not finite in a {forwards[0].kind} forward")
+            raise non_finite(f"a {forwards[0].kind} forward", flat.dtype)
         results = []
         for index, (sequence, forward) in enumerate(zip(group, forwards, strict=True)):
             held = forward.held

@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from fast_dllm.decode.loaded import LoadedModel
-from fast_dllm.errors import NonFiniteError, UsageError
+from fast_dllm.errors import UsageError, non_finite
 from fast_dllm.evaluate.run_answers import RunAnswers
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.record.answers import Cost, request_key
@@ -154,7 +154,7 @@ def target_scores(
     assert logits is not None, "rows are read"
     log_probs = logits.float().log_softmax(dim=-1)
     if not log_probs.sum(dim=-1).isfinite().all():
-        raise NonFiniteError("the model's logits are not finite in a forward that scores")
+        raise non_finite("a forward that scores", logits.dtype)
     best = log_probs.argmax(dim=-1).tolist()
     scores = []
     for place, wanted in enumerate(map(list, targets)):

@@ -129,7 +129,7 @@ class Frame:
         like = model.lm_head.weight
         self.key = (batch_size, width, num_read)
         self.numbers = torch.zeros(batch_size, 4 + width + num_read, dtype=torch.long, device=like.device)
-        self.hidden = like.new_zeros(batch_size, width, model.config.hidden_size)
+        self.hidden = model.model.hidden_like().new_zeros(batch_size, width, model.config.hidden_size)
         self.logits = logits[: batch_size * num_read].view(batch_size, num_read, model.config.vocab_size)
         self.found = torch.zeros(3, batch_size * num_read, dtype=torch.float64, device=like.device)
 

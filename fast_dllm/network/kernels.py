@@ -69,8 +69,8 @@ compiled_on_cuda = Compiling()
 
 @compiled_on_cuda
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last axis, computed in float32 and scaled in the weight's dtype."""
-    return weight * F.rms_norm(x.float(), (x.shape[-1],), eps=eps).to(x.dtype)
+    """RMSNorm over the last axis, computed in float32; scaled in the weight's dtype, which is the result's."""
+    return weight * F.rms_norm(x.float(), (x.shape[-1],), eps=eps).to(weight.dtype)
 
 
 @compiled_on_cuda

@@ -171,7 +171,26 @@ class FastDLLMModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attend: Attend) -> Tensor:
         """Token ids (B, T) -> final hidden states (B, T, C)."""
-        return self.norm(self.run_layers(self.embed_tokens(input_ids), attend, range(len(self.layers))))
+        return self.norm(self.run_layers(self.embed(input_ids), attend, range(len(self.layers))))
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids (B, T) -> hidden rows (B, T, C) that enter the first layer, in `hidden_dtype`."""
+        return self.embed_tokens(input_ids).to(self.hidden_dtype)
+
+    @property
+    def hidden_dtype(self) -> torch.dtype:
+        """dtype of the hidden rows between layers, the sum of what all layers before have added.
+
+        That of the weights, but float32 for float16 weights: a few channels of Qwen2-like models reach 2e4 and more,
+        and float16 ends at 65504. Projections and keys and values stay in float16.
+        """
+        dtype = self.embed_tokens.weight.dtype
+        return torch.float32 if dtype == torch.float16 else dtype
+
+    def hidden_like(self) -> Tensor:
+        """An empty tensor (0, C) with the dtype and device of hidden rows."""
+        weight = self.embed_tokens.weight
+        return weight.new_empty((0, weight.shape[1]), dtype=self.hidden_dtype)
 
     def run_layers(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
         if self.compiled is not None and self.compiled.takes(x, attend):
@@ -204,7 +223,7 @@ class FastDLLMModel(nn.Module):
 
     def run_before(self, inputs: BlockInputs, layers: range) -> Tensor:
         """Hidden rows (B, T, C) that enter the range of layers."""
-        return self.run_layers(self.embed_tokens(inputs.ids), inputs.attend, range(layers.start))
+        return self.run_layers(self.embed(inputs.ids), inputs.attend, range(layers.start))
 
     def run_after(self, x: Tensor, inputs: BlockInputs, layers: range) -> Tensor:
         """What left the range (B, T, C) -> final hidden states (B, T, C)."""
@@ -229,7 +248,7 @@ class FastDLLMModel(nn.Module):
             if read:
                 added = store.mlp(index, rows, block_rows)
             else:
-                added = layer.mlp(layer.post_attention_layernorm(x))
+                added = layer.mlp(layer.post_attention_layernorm(x)).to(x.dtype)
                 store.store_mlp(index, added, rows, block_rows)
             x = x + added
         return x
