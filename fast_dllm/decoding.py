@@ -8,9 +8,9 @@ neither knows the other. Needs nothing but the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Generator
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class DenoisingEvent:
     generation: Generation | None = None
 
 
-# What decode_one returns when it is called. (`X | Y` of types is evaluated here, which Python 3.8 cannot.)
-Policy = Generator[Forward | DenoisingEvent, Prediction, None]
+# What decode_one returns when it is called. In quotes, because the runner reads this file with Python 3.8.
+Policy = Generator["Forward | DenoisingEvent", Prediction, None]
 
 
 class Answer:
@@ -212,7 +212,7 @@ class Answer:
         if self.options.mask_id in tokens:  # which is never a candidate
             raise ValueError(f"nothing predicts the first position of a window, and {list(filled)} would fill it")
         confidences = [prediction.confidences[index] for index in filled.values()]
-        for position, token in zip(filled, tokens):  # noqa: B905 (Python 3.8 reads this file, whose zip has no `strict`)
+        for position, token in zip(filled, tokens):
             self.tokens[position : position + 1] = [token]  # the first position of a next block is appended
         while self.generation is None and self.num_settled < len(self.tokens) and not self.is_masked(self.num_settled):
             self.num_settled += 1
