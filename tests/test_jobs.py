@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from hashlib import sha256
 
 import pytest
 from script_project import CODE, CONFIGS, Project
+
+from fast_dllm.spec.locks import process_is_gone
 
 CODE_SHA256 = sha256(CODE.encode()).hexdigest()
 JOB = ["--config", "k2_middle", "--limit", "5", "--model", "tiny", "--continue", "2"]
@@ -323,15 +326,14 @@ def test_a_job_that_was_cut_off_and_comes_back_leaves_the_run_to_the_one_that_to
     first = project.start_job("10", *JOB, FAKE_EVAL="wait")
     wait_until(lambda: project.evaluations())
     os.killpg(first.pid, signal.SIGSTOP)
-    (project.state / "bin" / "uname").write_text("#!/usr/bin/env bash\necho another_node\n")
-    (project.state / "bin" / "uname").chmod(0o755)
+    (output(project) / ".lock.0001" / "owner").write_text(f"another_node {first.pid}\n")  # as if on another node
     second = project.start_job("11", *JOB, DEAD_SECONDS="3", FAKE_EVAL="wait")
     wait_until(lambda: len(project.evaluations()) == 2)
     (project.state / "go").touch()
     os.killpg(first.pid, signal.SIGCONT)
     assert first.wait(20) == 75
     assert "another process has taken over" in log_of(project, "10")
-    assert "was taken over by another_node" in log_of(project, "10")
+    assert f"was taken over by {socket.gethostname()} {second.pid}" in log_of(project, "10")
     assert second.wait(20) == 0
     record = json.loads((output(project) / "job.json").read_text())
     assert record["job_id"] == "11"
@@ -485,7 +487,7 @@ def test_a_baseline_by_hand_is_no_job_even_within_an_allocation(project, extra):
 def test_a_baseline_job_runs_to_its_end_with_the_code_that_it_started_with(project):
     process = start_baseline(project, "10", *BASELINE, FAKE_EVAL_toy_math="wait")
     wait_until(lambda: project.evaluations())
-    scripts = ("baseline.sh", "evaluate.sh", "common.sh", "continue.sh", "lock.sh")
+    scripts = ("baseline.sh", "python.sh")
     runner = [str(path.relative_to(project.root)) for path in (project.root / "fast_dllm" / "runner").glob("*.py")]
     for file in ("eval.py", *(f"sbatch/{name}" for name in scripts), *runner):
         (project.root / file).write_text("edited while it ran )(")
@@ -540,7 +542,7 @@ def test_a_baseline_that_could_write_nothing_is_continued_by_what_the_accounting
     wait_until(lambda: len(project.evaluations()) == 3)
     process.kill()
     process.wait()
-    wait_until(lambda: not project.bash("-c", "source sbatch/common.sh; process_gone $0", str(process.pid)).returncode)
+    wait_until(lambda: process_is_gone(process.pid))
     project.set_job("10", state)
     # the error of its first task says nothing about its end; that task is not repeated, and the exit status tells of it
     assert continued(project, "11") == (1 if goes_on else 0)

@@ -517,7 +517,7 @@ def test_the_snapshot_is_the_code_at_submission(project):
     first, second = [project.root / ".snapshots" / name for name in snapshots]
     assert "edited" not in (first / "experiments/00_baseline/generation_functions.py").read_text()
     assert "edited" in (second / "experiments/00_baseline/generation_functions.py").read_text()
-    assert (first / "sbatch" / "common.sh").exists()
+    assert (first / "fast_dllm" / "runner" / "job.py").exists()
     assert not list((project.root / ".snapshots").glob(".new*"))
 
 

@@ -29,10 +29,10 @@ class Cost:
     source: str
 
     def wall(self, processes: int = 1) -> float:
-        """Seconds to ask Slurm for where so many, in one job or several, share the questions."""
+        """Seconds to ask Slurm for where so many, in one job or several, divide the questions."""
         return math.ceil((START_SECONDS + self.margin * self.seconds / processes) / STEP_SECONDS) * STEP_SECONDS
 
-    def shares(self, wall: float, processes: int = 1) -> int:
+    def shards(self, wall: float, processes: int = 1) -> int:
         """Of as many each is answered in a job of `wall` seconds (more than START_SECONDS) by so many processes."""
         return max(1, math.ceil(self.margin * self.seconds / processes / (wall - START_SECONDS)))
 

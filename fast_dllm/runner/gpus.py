@@ -44,15 +44,18 @@ def why_not(model: str, code_root: Path, gpu: str) -> str:
 
 
 def choose_gpu(
-    request: Request, text: str, there: Iterable[str], settings: Callable[[str], Mapping[str, str]]
+    request: Request, text: str, present: Iterable[str], settings: Callable[[str], Mapping[str, str]]
 ) -> tuple[str, list[str]]:
-    """(a type, lines about the choice). One that the table's other results and jobs have goes before the first start:
-    a table is of one kind. settings: what sbatch is told for a type. Raises UsageError where none is to be had."""
-    wanted, there = check_gpu(request, text), sorted(set(there))
+    """(a GPU type, lines about the choice).
+
+    The type of the table's other results and jobs (present) goes before the first start, because a table is of one
+    kind. settings: what sbatch is told for a type. Raises UsageError where Slurm would start none of them.
+    """
+    wanted, present = check_gpu(request, text), sorted(set(present))
     if len(wanted) == 1:
         return wanted[0], []
-    if len(there) == 1 and there[0] in wanted:
-        return there[0], [f"GPU {there[0]}, as the table's other configurations have"]
+    if len(present) == 1 and present[0] in wanted:
+        return present[0], [f"GPU {present[0]}, as the table's other configurations have"]
     if not shutil.which("sbatch"):
         return wanted[0], [f"GPU {wanted[0]}: no sbatch here that could say which one starts soonest"]
     starts, told = {}, []

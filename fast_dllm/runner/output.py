@@ -1,13 +1,16 @@
-"""What a user sees: the frame, the same as JSON, and one result. The table is in table.py."""
+"""What --status prints: the frame of states, the same as JSON, the table; and the fields of one result."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Iterator
 
-from fast_dllm.runner.states import State
+from fast_dllm.runner.messages import say
+from fast_dllm.runner.states import State, examine
+from fast_dllm.runner.table import table
 from fast_dllm.spec.files import as_object, read_json
 from fast_dllm.spec.request import Request, Run
 from fast_dllm.spec.tasks import task_folder
@@ -53,6 +56,21 @@ def as_json(request: Request, states: list[State]) -> str:
     return json.dumps(head, indent=2)[:-2] + ',\n  "configurations": [' + ",".join(entries) + "\n  ]\n}"
 
 
+def print_status(request: Request, as_json_text: bool = False, check: bool = False, with_table: bool = False) -> int:
+    """Print the frame (or JSON) and the table; returns 3 for `check` while anything is incomplete, else 0."""
+    states, fault = examine(request)
+    if fault and not with_table:
+        say(f"run.sh: squeue failed, so jobs are not known: {fault}")
+    if as_json_text:
+        print(as_json(request, states))
+    else:
+        print(*frame(request, states), sep="\n")
+    if with_table:
+        print(*table(request, states), sep="\n")
+    sys.stdout.flush()  # what follows may come from another process
+    return 3 if check and not all(state.is_complete for state in states) else 0
+
+
 # -- one result --------------------------------------------------------------------------------------------------------
 FIELDS = ("task", "limit", "config", "experiment", "metric", "accuracy", "accuracy_stderr", "num_samples")
 THROUGHPUT_FIELDS = (
@@ -60,7 +78,12 @@ THROUGHPUT_FIELDS = (
 )  # fmt: skip
 
 
-def summary(root: Path, run: Run) -> Iterator[str]:
+def print_summary(root: Path, run: Run) -> None:
+    """Print the fields of a run's summary that a person wants to see first."""
+    print(*_fields(root, run), sep="\n", flush=True)
+
+
+def _fields(root: Path, run: Run) -> Iterator[str]:
     path = Path("results") / run.path / "summary.json"
     content = read_json(root / path)[0] or {}
     speed = as_object(content.get("throughput"))

@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Mapping
 
 from fast_dllm.errors import UsageError
-from fast_dllm.runner import failures
+from fast_dllm.runner import failures, venv
+from fast_dllm.runner.environment import evaluation_environment
+from fast_dllm.runner.messages import say
 from fast_dllm.runner.slurm import ask
 from fast_dllm.spec.request import Request
 
@@ -27,10 +30,6 @@ TASK_CODE = f"""{ONE_LINE}
 from lm_eval.tasks import TaskManager
 found = TaskManager(include_path=sys.argv[2]).load([sys.argv[1]])
 print("data of", len(found["tasks"]), "task(s) is here")"""
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def is_on_hub(model: str) -> bool:
@@ -54,27 +53,39 @@ def check_space(request: Request) -> None:
         raise UsageError(f"{need}; set HF_HOME to a larger disk, such as ~/scratch/hf")
 
 
-def fetch_all(request: Request, venv: str) -> int:
-    """With the Python of the active venv; the exit status."""
+def keep(request: Request) -> int:
+    """Touch the files of model, data and venv, so that no purge takes them; the doctor knows where they are."""
+    words = ["--task", ",".join(request.tasks), *(["--model", request.model] if request.model else [])]
+    command = [sys.executable, "-m", "fast_dllm.doctor", "--keep", *words]
+    return subprocess.run(command, cwd=str(request.root)).returncode
+
+
+def fetch(request: Request) -> int:
+    """Fetch the model and the data of the request's tasks; returns 1 if anything could not be fetched."""
+    check_space(request)
+    folder = venv.ensure(request.code_root, request.root)
+    if folder is None:
+        return 1
+    environment = evaluation_environment(venv.environment_of(folder, os.environ), request.code_root)
     wanted = {}
     if is_on_hub(request.model_or_default):
         wanted[f"model {request.model_or_default}"] = ["-c", MODEL_CODE, request.model_or_default]
     runs = request.runs()
     if any(run.task.sentence_data for run in runs):
-        wanted["sentence data"] = [str(request.code_root / "sbatch" / "nltk_data.py"), venv]
+        wanted["sentence data"] = venv.sentence_data_command(folder)
     for run in runs:
         wanted[f"task {run.task.name}"] = ["-c", TASK_CODE, run.task.name, str(request.code_root / "tasks")]
-    missing = [what for what, words in wanted.items() if not fetch(what, ["python", *words])]
+    missing = [what for what, words in wanted.items() if not _fetch(what, ["python", *words], environment)]
     for what in missing:
         say(f"prefetch.sh: not fetched: {what}")
     return 1 if missing else 0
 
 
-def fetch(what: str, command: list[str]) -> bool:
+def _fetch(what: str, command: list[str], environment: Mapping[str, str]) -> bool:
     """Run it, its output shown as it comes; says why it failed."""
     say(f"== {what}")
     lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(environment)) as process:
         assert process.stdout is not None, "it is a pipe"
         for line in process.stdout:
             sys.stderr.buffer.write(line)

@@ -6,7 +6,6 @@ What is decided here goes to sbatch as SBATCH_ variables, so that the job that c
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import re
@@ -27,7 +26,7 @@ WHERE = "SBATCH_ACCOUNT in sbatch/cluster.env"
 @dataclass(frozen=True)
 class Resources:
     """account, qos: with their limits, as far as Slurm tells or they are known. gpu: its type, or "". wall: seconds of
-    a job. settings: variables for sbatch beside those that are set. told: what was decided, a line each."""
+    a job. settings: variables for sbatch beside those that are set. notes: what was decided, a line each."""
 
     account: Association | None
     qos: Qos
@@ -35,7 +34,20 @@ class Resources:
     gpus: int
     wall: float
     settings: dict[str, str]
-    told: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ResourceOptions:
+    """What the command line asks for.
+
+    hours: a number, `auto` or None. gpu: types, or None. gpus: of each job. shards: into how many a run is divided.
+    """
+
+    hours: str | None = None
+    gpu: str | None = None
+    gpus: int = 1
+    shards: int = 1
 
 
 def script_option(code_root: Path, name: str) -> str:
@@ -55,15 +67,18 @@ def check_hours(text: str) -> float | None:
     return float(text) * 3600
 
 
-def decide(request: Request, runs: list[Run], options: argparse.Namespace, there: Iterable[str] = ()) -> Resources:
-    """For these runs, which are to be submitted. there: GPU types of the table's other results and jobs. Raises
-    UsageError for what Slurm would refuse, or would accept and never start."""
-    told: list[str] = []
+def decide(request: Request, runs: list[Run], options: ResourceOptions, present: Iterable[str] = ()) -> Resources:
+    """The resources of the jobs of these runs. present: GPU types of the table's other results and jobs.
+
+    Raises UsageError for what Slurm would refuse, or would accept and never start.
+    """
+    notes: list[str] = []
     settings: dict[str, str] = {}
     account, qos = account_and_qos(request.code_root, os.environ)
     if account and not os.environ.get("SBATCH_ACCOUNT"):
         settings["SBATCH_ACCOUNT"] = account.account
-        told.append(f"account {account.account}, the only one you have")
+        which = "the only one you have" if len(slurm.associations() or ()) == 1 else "your default one"
+        notes.append(f"account {account.account}, {which}")
     longest, limiter = qos.wall, qos.name
     if account and account.wall < longest:
         longest, limiter = account.wall, f"account {account.account}"
@@ -74,8 +89,8 @@ def decide(request: Request, runs: list[Run], options: argparse.Namespace, there
 
     if options.gpu:
         wanted = {**settings, "SBATCH_QOS": qos.name}
-        gpu, lines = choose_gpu(request, options.gpu, there, lambda one: {**wanted, **_time(wall_on(one))})
-        told += lines
+        gpu, lines = choose_gpu(request, options.gpu, present, lambda one: {**wanted, **_time(wall_on(one))})
+        notes += lines
         gres = settings["SBATCH_GRES"] = f"gpu:{gpu}:1"
         settings.update(memory_for(gpu, script_option(request.code_root, "mem")))
     gpu = slurm.gpu_type(gres)
@@ -83,10 +98,10 @@ def decide(request: Request, runs: list[Run], options: argparse.Namespace, there
         gres = settings["SBATCH_GRES"] = ":".join(["gpu", *([gpu] if gpu else []), str(options.gpus)])
         settings.update(memory_of(options.gpus, settings, script_option(request.code_root, "mem")))
     wall, line = _wall(request, runs, options, gpu, limiter, longest)
-    told += [line] if line else []
+    notes += [line] if line else []
     if line or options.hours:
         settings.update(_time(wall))
-    return Resources(account, qos, gpu, count_of(gres), wall, settings, tuple(told))
+    return Resources(account, qos, gpu, count_of(gres), wall, settings, tuple(notes))
 
 
 def memory_of(gpus: int, settings: Mapping[str, str], asked: str) -> dict[str, str]:
@@ -110,17 +125,19 @@ def account_and_qos(code_root: Path, environment: Mapping[str, str]) -> tuple[As
 
 
 def _account(qos: str, given: str | None) -> Association | None:
-    found = slurm.associations()
-    if found is None:
+    """The account that is named, the only one, or the default one; None where Slurm does not say or needs none."""
+    known = slurm.associations()
+    if known is None or (not given and not slurm.needs_account()):
         return None
-    names = ", ".join(one.account for one in found)
-    if not found:
+    names = ", ".join(one.account for one in known)
+    if not known:
         raise UsageError(f"Slurm knows no account of {slurm.user()}; its owner (a PI) has to add you")
-    if not given and len(found) > 1:
+    wanted = given or (known[0].account if len(known) == 1 else slurm.default_account())
+    if not wanted:
         raise UsageError(f"no account is named; write one of yours as {WHERE}: {names}")
-    account = next((one for one in found if one.account == (given or one.account).lower()), None)
+    account = next((one for one in known if one.account == wanted.lower()), None)
     if account is None:
-        raise UsageError(f"account {given} is none of yours, which are {names} ({WHERE})")
+        raise UsageError(f"account {wanted} is none of yours, which are {names} ({WHERE})")
     if account.qos and qos not in account.qos:
         raise UsageError(f"account {account.account} may not use QOS {qos}, only {', '.join(account.qos)} (SBATCH_QOS)")
     return account
@@ -143,14 +160,14 @@ def source_of_limits() -> str:
 
 # -- wall time ---------------------------------------------------------------------------------------------------------
 def _wall(
-    request: Request, runs: list[Run], options: argparse.Namespace, gpu: str, limiter: str, longest: float
+    request: Request, runs: list[Run], options: ResourceOptions, gpu: str, limiter: str, longest: float
 ) -> tuple[float, str]:
     """(seconds of a job's wall time, a line where that is not what the script or the user says). limiter: the QOS or
     account that allows no longer ones. Raises UsageError."""
     limit = f"{limiter} ends jobs after {as_hours(longest)}{source_of_limits()}"
     if options.hours == "auto":
         costs = [cost_of(request, run, gpu) for run in runs]
-        known = [cost.wall((options.shards or 1) * options.gpus) for cost in costs if cost]
+        known = [cost.wall(options.shards * options.gpus) for cost in costs if cost]
         if len(known) < len(costs):
             what = f"{runs[0].task.name} with {request.model_or_default} on {gpu or 'this GPU'}"
             raise UsageError(f"--hours auto: nothing here tells how long {what} takes; --hours H")

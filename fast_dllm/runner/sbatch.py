@@ -1,14 +1,13 @@
-"""sbatch: its command for the jobs of a run, and what it answers."""
+"""sbatch: the command that submits a job of this project, and what sbatch answers."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import shlex
-from typing import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Mapping, Sequence
 
-from fast_dllm.runner import jobs
+from fast_dllm.runner.messages import say
 from fast_dllm.runner.resources import script_option
 from fast_dllm.runner.slurm import ask
 from fast_dllm.spec.tasks import ROOT
@@ -18,29 +17,45 @@ NO_PLACE = ("QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "QOSMaxSubm
 NO_PLACE_STATUS = 75
 
 
-def quoted(words: list[str]) -> str:
-    return " ".join(map(shlex.quote, words))
+@dataclass(frozen=True)
+class JobScript:
+    """A script of sbatch/ as a job. words: the script's options. snapshot: the code that runs; None: the project's.
+
+    log: for --output, with Slurm's %j; "": what the script says itself. array: its numbers, like 0-3,7; "": one job.
+    gpus: of one node, with as many times the script's CPUs. keep_resources: ask for what this job was given by hand.
+    """
+
+    name: str
+    script: str
+    words: tuple[str, ...] = ()
+    snapshot: str | None = None
+    log: str = ""
+    array: str = ""
+    gpus: int = 1
+    keep_resources: bool = False
+
+    def with_words(self, words: Sequence[str]) -> JobScript:
+        return replace(self, words=(*self.words, *words))
+
+    def command(self, dependency: str = "") -> list[str]:
+        """The words of the sbatch command."""
+        log = self.log.replace("%j", "%A_%a") if self.array else self.log
+        command = ["sbatch", "--parsable", f"--job-name={self.name}"]
+        command += [f"--output={log}"] if log else []
+        command += [f"--array={self.array}"] if self.array else []
+        if self.gpus > 1:  # sbatch has no variable for this one
+            command.append(f"--cpus-per-task={int(script_option(ROOT, 'cpus-per-task')) * self.gpus}")
+        if dependency:
+            command += [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"]
+            command += _resources_of_this_job() if self.keep_resources else []
+        if self.snapshot:
+            command += [f".snapshots/{self.snapshot}/sbatch/{self.script}", "--snapshot", self.snapshot]
+        else:
+            command.append(f"sbatch/{self.script}")
+        return [*command, *self.words]
 
 
-def sbatch_command(options: argparse.Namespace, words: list[str], **changes: str) -> list[str]:
-    """options, unless changed: array, text (the job's name), log ("": the script's own), dependency, resources, gpus,
-    snapshot, script."""
-    told = {**vars(options), **changes}
-    log = told["log"].replace("%j", "%A_%a") if told["array"] else told["log"]
-    command = ["sbatch", "--parsable", f"--job-name={told['text']}"]
-    command += [f"--output={log}"] if log else []
-    command += [f"--array={told['array']}"] if told["array"] else []
-    if told["gpus"] > 1:  # sbatch has no variable for this one
-        command.append(f"--cpus-per-task={int(script_option(ROOT, 'cpus-per-task')) * told['gpus']}")
-    if told["dependency"]:
-        command += [f"--dependency={told['dependency']}", "--kill-on-invalid-dep=yes"]
-        command += resources_of_job() if told["resources"] else []
-    folder = f".snapshots/{told['snapshot']}/" if told["snapshot"] else ""
-    command += [f"{folder}sbatch/{told['script']}"] + (["--snapshot", told["snapshot"]] if folder else [])
-    return command + words
-
-
-def resources_of_job() -> list[str]:
+def _resources_of_this_job() -> list[str]:
     """sbatch's options for a job like this one: what was given by hand for it has to be given again."""
     environment, words = os.environ, []
     worked, text = ask("squeue", "--noheader", f"--jobs={environment['SLURM_JOB_ID']}", "--format=%a|%q|%P|%l|%b")
@@ -64,24 +79,15 @@ def submit(command: list[str], settings: Mapping[str, str]) -> tuple[str, str]:
     return (text.split()[-1].split(";")[0], text) if worked and text else ("", text)
 
 
-def has_no_place(said: str) -> bool:
-    """sbatch refused for this alone, that the user has as many jobs as allowed."""
-    return any(words in said for words in NO_PLACE)
+def has_no_place(reply: str) -> bool:
+    """Whether sbatch refused only because the user has as many jobs as allowed."""
+    return any(words in reply for words in NO_PLACE)
 
 
-def tell_refused(what: str, said: str) -> int:
-    """The exit status of a submission that failed."""
-    if has_no_place(said):
+def say_refused(what: str, reply: str) -> int:
+    """Report a submission that failed; returns its exit status."""
+    if has_no_place(reply):
         print(f"  {what}: not submitted, no place for it in the queue")
         return NO_PLACE_STATUS
-    jobs.say(f"  {what}: sbatch failed: {said}")
+    say(f"  {what}: sbatch failed: {reply}")
     return 1
-
-
-def submit_successor(options: argparse.Namespace, words: list[str]) -> Iterator[tuple[str, str]]:
-    """SUCCESSOR and REFUSED, for continue.sh."""
-    job, said = submit(sbatch_command(options, words), {})
-    yield "SUCCESSOR", job
-    hint = " (you have as many jobs as your QOS allows; run.sh submits it once there is a place)"
-    hint = hint if has_no_place(said) else ""
-    yield "REFUSED", "" if job else f"{said}{hint}"

@@ -131,6 +131,22 @@ def associations() -> tuple[Association, ...] | None:
     return tuple(found.values())
 
 
+def default_account() -> str:
+    """The account that Slurm takes for this user's jobs where none is named; "" where it does not say."""
+    lines = lines_of("sacctmgr", "-nP", "show", "user", user(), "format=DefaultAccount") or []
+    return next((line[0].strip() for line in lines if line[0].strip()), "")
+
+
+@functools.lru_cache(maxsize=None)
+def needs_account() -> bool:
+    """Whether Slurm refuses jobs without an account of the user; True where it does not say."""
+    for line in lines_of("scontrol", "show", "config") or ():
+        name, _, value = line[0].partition("=")
+        if name.strip() == "AccountingStorageEnforce":
+            return "associations" in value or "limits" in value or "qos" in value
+    return True
+
+
 def _limit(text: str) -> float:
     seconds = read_time(text)
     return math.inf if seconds is None else seconds
@@ -155,8 +171,8 @@ class Job:
     folder: str = ""
 
     @property
-    def shares(self) -> set[int]:
-        """The shares that it answers: its numbers in an array."""
+    def shards(self) -> set[int]:
+        """The shards that it answers: its numbers in an array."""
         return array_numbers(self.job_id)
 
     @property

@@ -11,15 +11,15 @@ from typing import Mapping, Optional, Tuple
 from fast_dllm.record.judgement import Judge, Judgement
 from fast_dllm.runner import reasons
 from fast_dllm.runner.failures import TEXTS, class_of_state
+from fast_dllm.runner.records import Records, is_forced
 from fast_dllm.runner.roofline import type_of_card
 from fast_dllm.runner.slurm import Job, read_ended, read_queue
 from fast_dllm.spec.files import read_json
-from fast_dllm.spec.locks import lock_is_held, lock_owner
+from fast_dllm.spec.locks import is_held, owner_of
 from fast_dllm.spec.request import Request, Run
 from fast_dllm.spec.shares import DONE_FILE, division, job_words, names_of, share_folder
 
 Progress = Optional[Tuple[float, ...]]  # see read_progress
-FORCE_FILE = "force"  # in a run's folder: --force, until the run begins
 
 
 @dataclass(frozen=True)
@@ -59,46 +59,12 @@ def examine(request: Request) -> tuple[list[State], str]:
         if run.path not in queued and records[run.path].ended_silently and not judged[run.path].is_whole
     ]
     for run in runs:
-        parts = ended_shares(root / "results" / run.path, queued.get(run.path, []))
+        parts = ended_shards(root / "results" / run.path, queued.get(run.path, []))
         unknown += [part.job for part in parts.values() if not part.failure]
     ended = read_ended([job for job in unknown if job])
     return [
         state_of(root, run, judged[run.path], queued.get(run.path, []), records[run.path], ended) for run in runs
     ], fault
-
-
-def is_forced(root: Path, run: Run) -> bool:
-    return (root / "results" / run.path / FORCE_FILE).exists()
-
-
-@dataclass(frozen=True)
-class Records:
-    """job.json (the last job, as it was submitted or began) and failure.json (why it ended)."""
-
-    folder: Path
-    begun: bool
-    job: str
-    log: str
-    failure: Mapping[str, object]
-
-    @classmethod
-    def of(cls, folder: Path) -> Records:
-        job, failure = read_json(folder / "job.json")[0], read_json(folder / "failure.json")[0]
-        told = job or {}
-        return cls(folder, job is not None, str(told.get("job_id", "")), str(told.get("log", "")), failure or {})
-
-    @property
-    def tells_why(self) -> bool:
-        """The failure is that job's."""
-        return bool(self.failure.get("class")) and str(self.failure.get("job_id", "")) == self.job
-
-    @property
-    def ended_silently(self) -> bool:
-        return self.begun and not self.tells_why
-
-    @property
-    def has_answered(self) -> bool:
-        return (self.folder / "answers").is_dir() or any(self.folder.glob("progress.rank*.json"))
 
 
 def state_of(root: Path, run: Run, judged: Judgement, jobs: list[Job], records: Records, ended: Mapping) -> State:
@@ -108,16 +74,16 @@ def state_of(root: Path, run: Run, judged: Judgement, jobs: list[Job], records: 
         detail = "pending: to be run again (--force)" if is_forced(root, run) else "pending"
     # a job that waits to continue one that needs no continuation is about to be removed
     jobs = [job for job in jobs if not (judged.is_complete and job.waits)]
-    shares = [job for job in jobs if job.shares]
+    shard_jobs = [job for job in jobs if job.shards]
     # a running job hides the one that waits to continue it, and one that waits for shares is hidden by these
-    job = next((job for job in reversed(jobs) if job.state != "PENDING" and not job.shares), None)
-    if job is None and not shares:
+    job = next((job for job in reversed(jobs) if job.state != "PENDING" and not job.shards), None)
+    if job is None and not shard_jobs:
         job = next(iter(jobs), None)
-    if job or shares:
-        now, ids = (state_of_job(job, folder), job.job_id) if job else state_of_shares(shares, folder, ended)
-        return State(run, *now, ids, judged, (job or shares[0]).gpu, tuple(jobs))
-    if lock_is_held(folder / ".lock"):
-        process = lock_owner(folder / ".lock")
+    if job or shard_jobs:
+        now, ids = (state_of_job(job, folder), job.job_id) if job else state_of_shards(shard_jobs, folder, ended)
+        return State(run, *now, ids, judged, (job or shard_jobs[0]).gpu, tuple(jobs))
+    if is_held(folder / ".lock"):
+        process = owner_of(folder / ".lock")
         return State(run, "running", f"running, no job: process {process}{progress(read_progress(folder))}", "", judged)
     if state != "pending":
         return State(run, state, detail, "", judged)
@@ -145,7 +111,7 @@ def state_of_job(job: Job, folder: Path) -> tuple[str, str]:
     return "running", f"running, job {job.job_id}{progress(now)}{parts(folder, job, now)}"
 
 
-def state_of_shares(jobs: list[Job], folder: Path, ended: Mapping) -> tuple[tuple[str, str], str]:
+def state_of_shards(jobs: list[Job], folder: Path, ended: Mapping) -> tuple[tuple[str, str], str]:
     """((state, detail), the jobs' ids) of a run that is answered in shares."""
     for job in jobs:
         never = reasons.blocked(job)
@@ -153,31 +119,31 @@ def state_of_shares(jobs: list[Job], folder: Path, ended: Mapping) -> tuple[tupl
             return ("blocked", f"blocked: {never[0]} ({job.reason}), job {job.job_id}; {never[1]}"), job.job_id
     running = [job for job in jobs if job.state != "PENDING"]
     ids = job_words([job.job_id for job in running or jobs])
-    if running and lock_is_held(folder / ".lock"):  # the last of them finishes the run
+    if running and is_held(folder / ".lock"):  # the last of them finishes the run
         return ("running", f"running, job {ids}{progress(read_progress(folder))}"), ids
     count, text = division_of(folder, jobs)
     failed = ""
-    for number, part in ended_shares(folder, jobs).items():
+    for number, part in ended_shards(folder, jobs).items():
         why = str(part.failure.get("class") or class_of_state(ended.get(part.job, "")) or "no_result")
         failed += f"; shard {number} failed: {failure_detail(why, part.job, part.log)}"
     if not running:
         waits = min(jobs, key=lambda job: job.waits)
         return ("queued", f"queued, job {ids}, {reasons.waiting(waits)}, {count} shards{failed}"), ids
-    at_work: set[int] = set().union(*(job.shares for job in running))
-    return ("running", f"running, job {ids}{progress_of_shares(folder, text, len(at_work), count)}{failed}"), ids
+    at_work: set[int] = set().union(*(job.shards for job in running))
+    return ("running", f"running, job {ids}{progress_of_shards(folder, text, len(at_work), count)}{failed}"), ids
 
 
 def division_of(folder: Path, jobs: list[Job]) -> tuple[int, str]:
     """(shares, their division) of a run, as it was submitted."""
     told = read_json(folder / "job.json")[0] or {}
-    count = told.get("shards") or len(set().union(*(job.shares for job in jobs)))
+    count = told.get("shards") or len(set().union(*(job.shards for job in jobs)))
     return count, division(count, told.get("gpus") or 1)
 
 
-def ended_shares(folder: Path, jobs: list[Job]) -> dict[int, Records]:
+def ended_shards(folder: Path, jobs: list[Job]) -> dict[int, Records]:
     """Of a run whose shares are at work: those that are not answered, and whose chain of jobs has ended. A failure that
     is recorded is of the last one: what begins removes it."""
-    alive: set[int] = set().union(*(job.shares for job in jobs))
+    alive: set[int] = set().union(*(job.shards for job in jobs))
     parts = (Records.of(share_folder(folder, name)) for name in names_of(division_of(folder, jobs)[1])) if alive else ()
     return {
         number: part
@@ -186,14 +152,14 @@ def ended_shares(folder: Path, jobs: list[Job]) -> dict[int, Records]:
     }
 
 
-def progress_of_shares(folder: Path, text: str, at_work: int, count: int) -> str:
+def progress_of_shards(folder: Path, text: str, at_work: int, count: int) -> str:
     """Like ", 412/1319, 3 of 4 shards, 180.2 tok/s, ~6 min left": of all shares of a division; speed and time of
     those at work."""
     answered = total = 0
     speed = rate = 0.0
     for name in names_of(text):
         part = share_folder(folder, name)
-        at_it = not (part / DONE_FILE).exists() and lock_is_held(part / ".lock")
+        at_it = not (part / DONE_FILE).exists() and is_held(part / ".lock")
         for path in part.glob("progress.rank*.json"):
             now = read_progress(part, path.name)
             if now is None:

@@ -1,204 +1,332 @@
-"""What run.sh submits: for each configuration whether, with what, and whether there is a place for it; and sbatch."""
+"""What run.sh submits: for each configuration whether, with what, and whether there is a place for it; then sbatch."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
+import shutil
+import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Iterator
 
-from fast_dllm.runner import arrays, jobs, slurm
-from fast_dllm.runner.arrays import Part, as_words
+from fast_dllm.runner import shard_jobs, slurm, snapshot, venv
 from fast_dllm.runner.costs import cost_of
-from fast_dllm.runner.resources import Resources, decide, source_of_limits
-from fast_dllm.runner.sbatch import quoted, sbatch_command, submit, tell_refused
+from fast_dllm.runner.messages import quoted, say
+from fast_dllm.runner.records import force, record_job
+from fast_dllm.runner.resources import ResourceOptions, Resources, decide, source_of_limits
+from fast_dllm.runner.sbatch import NO_PLACE_STATUS, JobScript, say_refused, submit
+from fast_dllm.runner.shard_jobs import AUTO, RunPlan, ShardOptions, as_words
 from fast_dllm.runner.slurm import as_hours
 from fast_dllm.runner.states import State, examine
+from fast_dllm.spec.locks import Claim, acquire
 from fast_dllm.spec.request import Request
-from fast_dllm.spec.tasks import TASKS
+from fast_dllm.spec.tasks import TASKS, task_folder
 
 
-def say(text: str) -> None:
-    jobs.say(f"run.sh: {text}")
+@dataclass(frozen=True)
+class SubmitOptions:
+    """How run.sh submits. further_jobs: how many may continue one that Slurm ended. hours, gpu: as given, or None.
+
+    shards: a number, AUTO or None; gpus: of each job.
+    """
+
+    force: bool = False
+    dry_run: bool = False
+    further_jobs: int = 3
+    hours: str | None = None
+    gpu: str | None = None
+    gpus: int = 1
+    shards: int | str | None = None
+
+    @property
+    def division(self) -> ShardOptions:
+        return ShardOptions(self.shards, self.gpus, self.force)
+
+    @property
+    def resources(self) -> ResourceOptions:
+        count = self.shards if isinstance(self.shards, int) else 1
+        return ResourceOptions(self.hours, self.gpu, self.gpus, count)
 
 
-# -- the plan ----------------------------------------------------------------------------------------------------------
-def plan(request: Request, options: argparse.Namespace) -> int:
-    """For each configuration a line: name, folder, submit, wait (for a place), skip, or the job to cancel first; why;
-    the settings for sbatch, quoted. Separated by tabs."""
-    task = TASKS[request.task]
-    if task.is_scored and len(request.names) > 1:
-        jobs.say(
-            f"{request.task} is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. "
-            f"One configuration suffices: {request.matrix.compare_with}"
-        )
-    asked, request = request, dataclasses.replace(request, model=request.model_or_default)
-    states, fault = examine(request)
-    if fault:
-        say(f"squeue failed, so nothing is submitted: {fault}")
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done with each configuration. request: with the model that the jobs load."""
+
+    request: Request
+    planned: list[tuple[State, RunPlan]]
+    resources: Resources | None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return self.resources.settings if self.resources else {}
+
+    @property
+    def wall(self) -> float:
+        return self.resources.wall if self.resources else math.inf
+
+
+def say_run(text: str) -> None:
+    say(f"run.sh: {text}")
+
+
+def run_submission(request: Request, options: SubmitOptions) -> int:
+    """Submit what is missing, under a lock, so that two users at once submit nothing twice; returns the exit status."""
+    if options.dry_run:
+        return submit_missing(request, options, None)
+    if not shutil.which("sbatch"):
+        say_run("no sbatch here, so this is no Slurm cluster; sbatch/local.sh evaluates on this machine")
         return 1
-    parts, resources = [arrays.part_of(request, state, options) for state in states], None
-    if any(part.action[0] == "submit" for part in parts):
-        there = types_there(request, states)
-        runs = [state.run for state, part in zip(states, parts) if part.action[0] == "submit"]
-        resources = decide(request, runs, options, there)
-        for line in resources.told:
+    folder = request.root / "logs" / request.experiment / task_folder(request.task, request.limit)
+    claim = acquire(folder / ".submit", wait=True)
+    try:
+        return submit_missing(request, options, claim)
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def submit_missing(request: Request, options: SubmitOptions, claim: Claim | None) -> int:
+    """Plan under the lock, where what another run.sh has just submitted is seen, and submit. claim: None: dry run."""
+    plan = make_plan(request, options)
+    if plan is None:
+        return 1
+    status = submitted = waiting = 0
+    code: str | None = None
+    for state, run_plan in plan.planned:
+        folder = state.run.folder
+        if run_plan.action != "submit":
+            print(f"  {folder}: not submitted, {run_plan.why}")
+            waiting += run_plan.action == "wait"
+            if run_plan.action.startswith("cancel"):
+                say(f"  {folder}: --force does not run it twice; first: s{run_plan.action}")
+                status = 1
+            continue
+        if code is None:
+            code = snapshot.name_of(request.root, request.experiment, request.model_or_default)
+            if claim is not None:
+                if not passes_quick_check(request):
+                    return 1
+                code = snapshot.ensure(request.root, request.experiment, request.model_or_default)
+        if claim is None:
+            print(f"  {folder}: would be submitted ({run_plan.why})")
+        elif not claim.is_ours():
+            say_run("another run.sh took this one for dead and goes on")
+            return 1
+        result = submit_run(plan, state, run_plan, options, code)
+        submitted += result == 0
+        waiting += result == NO_PLACE_STATUS  # others had taken the place meanwhile
+        status = status if result in (0, NO_PLACE_STATUS) else 1
+    if waiting:
+        how = "would be " if options.dry_run else ""
+        say_run(f"{submitted} of {submitted + waiting} {how}submitted, {waiting} wait for a place: run it again")
+    return status
+
+
+def passes_quick_check(request: Request) -> bool:
+    """What would make the jobs fail is said before they wait in a queue; warnings are shown and stop nothing."""
+    python = venv.python_for_checks(request.code_root, request.root)
+    if python is None:
+        say_run("no Python >= 3.8 with the venv module here, so nothing is checked before the submission")
+        return True
+    words = ["--task", request.task, "--model", request.model_or_default]
+    command = [python, "-B", "-m", "fast_dllm.doctor", "--quick", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=str(request.root))
+    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    for line in lines:
+        if not line.startswith("ok "):
             say(line)
-        others = sorted(there - {resources.gpu}) if resources.gpu else []
-        if others:
-            say(f"the table will be mixed: other configurations are on {', '.join(others)}, these on {resources.gpu}")
-        parts = wait_for_places(request, divided(request, states, parts, options, resources), options, resources)
-        tell_costs(request, list(zip(states, parts)), resources, options)
-    for state, part in zip(states, parts):
-        settings = [f"--set={name}={value}" for name, value in resources.settings.items()] if resources else []
-        settings += part.settings(resources.wall) if resources else []
-        fields = [state.run.name, state.run.path, *part.action, quoted(settings)]
-        print("\t".join(field.replace("\t", " ").replace("\n", " ") for field in fields))
-    tell_blocked(asked, states)
+    if any(line.startswith("fail ") for line in lines):
+        say_run(f"nothing is submitted; python -m fast_dllm.doctor {' '.join(words)} says more")
+        return False
+    if done.returncode:
+        say_run("the check before the submission failed; submitting all the same")
+    return True
+
+
+def submit_run(plan: Plan, state: State, run_plan: RunPlan, options: SubmitOptions, code: str) -> int:
+    """Submit one configuration as planned; returns the exit status, 75 where the user has as many jobs as allowed."""
+    request, run = plan.request, state.run
+    words = [*request.words(run.task.name, run.name), "--continue", str(options.further_jobs)]
+    words += ["--gpus", str(options.gpus)] if options.gpus > 1 else []
+    words += ["--shards", str(run_plan.shards)] if run_plan.shards else []
+    script = JobScript(
+        run.path, "_job.sh", tuple(words), snapshot=code, log=f"logs/{run.path}/slurm_%j.log", gpus=options.gpus
+    )
+    if options.dry_run:
+        if run_plan.shards:
+            shard_jobs.print_commands(run_plan, script, plan.settings, plan.wall)
+        else:
+            print(f"    {quoted([*as_words(plan.settings), *script.command()])}")
+        return 0
+    (request.root / "logs" / run.path).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and loses the log
+    if run_plan.shards:
+        return shard_jobs.submit_shards(request, run, run_plan, script, options.division, plan.settings, plan.wall)
+    if options.force:
+        force(request.only(run.task.name, [run.name]))
+    job, reply = submit(script.command(), plan.settings)
+    if not job:
+        return say_refused(run.folder, reply)
+    record_job(request.root / "results" / run.path, job, f"logs/{run.path}/slurm_{job}.log")
+    print(f"  {run.folder}: job {job}")
     return 0
 
 
-def divided(
-    request: Request, states: list[State], parts: list[Part], options: argparse.Namespace, resources: Resources
-) -> list[Part]:
-    """The parts with the shares that `--shards auto` chooses for them."""
-    if options.shards != arrays.AUTO:
-        return parts
-    new = [part.action[0] == "submit" and not part.shards for part in parts]
-    continued = bool(int(vars(options)["continue"]))
-    # of those that are free an equal part for each, a place for the job that finishes it, and for what continues them
-    free = [max(free - to_come, 0) for *_, free, to_come in free_places(request, resources, continued)]
-    most = min((max(1, places // (1 + continued) // sum(new) - 1) for places in free), default=sys.maxsize)
-    found = []
-    for state, part, is_new in zip(states, parts, new):
-        if is_new:
-            count, told = arrays.choose_count(request, state.run, resources, options.gpus, most)
-            say(told)
-            part = arrays.divide(request, state, options, count)
-        found.append(part)
-    return found
+# -- the plan ----------------------------------------------------------------------------------------------------------
+def make_plan(request: Request, options: SubmitOptions) -> Plan | None:
+    """What to do with each configuration; None where the queue cannot be known. Raises UsageError."""
+    if TASKS[request.task].is_scored and len(request.names) > 1:
+        say(
+            f"{request.task} is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. "
+            f"One configuration suffices: {request.matrix.compare_with}"
+        )
+    as_given, request = request, dataclasses.replace(request, model=request.model_or_default)
+    states, fault = examine(request)
+    if fault:
+        say_run(f"squeue failed, so nothing is submitted: {fault}")
+        return None
+    plans, resources = [shard_jobs.plan_of(request, state, options.division) for state in states], None
+    if any(run_plan.action == "submit" for run_plan in plans):
+        present = gpu_types_of_table(request, states)
+        runs = [state.run for state, run_plan in zip(states, plans) if run_plan.action == "submit"]
+        resources = decide(request, runs, options.resources, present)
+        for line in resources.notes:
+            say_run(line)
+        others = sorted(present - {resources.gpu}) if resources.gpu else []
+        if others:
+            say_run(
+                f"the table will be mixed: other configurations are on {', '.join(others)}, these on {resources.gpu}"
+            )
+        plans = divide_automatically(request, states, plans, options, resources)
+        plans = wait_for_places(request, plans, options, resources)
+        say_costs(request, list(zip(states, plans)), resources, options)
+    say_blocked(as_given, states)
+    return Plan(request, list(zip(states, plans)), resources)
 
 
-def types_there(request: Request, states: list[State]) -> set[str]:
-    """GPU types of what is complete, queued or running of the whole table, whatever part of it was asked for."""
+def divide_automatically(
+    request: Request, states: list[State], plans: list[RunPlan], options: SubmitOptions, resources: Resources
+) -> list[RunPlan]:
+    """The plans with the shards that `--shards auto` chooses for them."""
+    if options.shards != AUTO:
+        return plans
+    is_new = [run_plan.action == "submit" and not run_plan.shards for run_plan in plans]
+    continued = options.further_jobs > 0
+    # an equal number of the free places for each, less one for the job that finishes it, and half for continuations
+    free = [max(free - reserved, 0) for *_, free, reserved in free_places(request, resources, continued)]
+    most = min((max(1, places // (1 + continued) // sum(is_new) - 1) for places in free), default=sys.maxsize)
+    divided = []
+    for state, run_plan, new in zip(states, plans, is_new):
+        if new:
+            count, reason = shard_jobs.choose_count(request, state.run, resources, options.gpus, most)
+            say_run(reason)
+            run_plan = shard_jobs.divide(request, state, options.division, count)
+        divided.append(run_plan)
+    return divided
+
+
+def gpu_types_of_table(request: Request, states: list[State]) -> set[str]:
+    """GPU types of what is complete, queued or running of the whole table, however few of it were asked for."""
     if set(request.names) != set(request.matrix.names):
-        whole = dataclasses.replace(request, names=request.matrix.names)
-        states = examine(whole)[0]
+        states = examine(dataclasses.replace(request, names=request.matrix.names))[0]
     return {state.gpu for state in states if state.gpu}
 
 
+# -- places in the queue -----------------------------------------------------------------------------------------------
 def limits(resources: Resources) -> list[tuple[str, int]]:
     """(name of a QOS or account, jobs of a user that it takes)."""
-    found = [(resources.qos.name, resources.qos.submitted)]
-    found += [(resources.account.account, resources.account.submitted)] if resources.account else []
-    return [(name, limit) for name, limit in found if limit is not None]
+    known = [(resources.qos.name, resources.qos.submitted)]
+    known += [(resources.account.account, resources.account.submitted)] if resources.account else []
+    return [(name, limit) for name, limit in known if limit is not None]
 
 
 def free_places(request: Request, resources: Resources, continued: bool) -> Iterator[tuple[str, int, int, int, int]]:
-    """(QOS or account, jobs of a user that it takes, those that the user has, how many more are free, how many of these
-    are to be kept): all of them counted, those of an array one by one. A job submits at its start the one that
-    continues it: places are kept for those of the jobs of this project that have not started yet. Nothing where Slurm
-    does not say."""
+    """(QOS or account, jobs of a user that it takes, jobs that the user has, free places, reserved ones of these).
+
+    All jobs are counted, those of an array one by one. A job submits at its start the one that continues it: a place is
+    reserved for each job of this project that has not started yet. Yields nothing where Slurm does not say.
+    """
     known = limits(resources)
-    own = slurm.own_jobs() if known else None
-    for name, limit in known if own is not None else ():
-        counted = [one for one in own or () if name in (one.qos, one.account)]
-        to_come = [one for one in counted if one.pending and not one.waits and one.folder == str(request.root)]
-        yield name, limit, len(counted), max(0, limit - len(counted)), len(to_come) if continued else 0
+    jobs = slurm.own_jobs() if known else None
+    if jobs is None:
+        return
+    for name, limit in known:
+        counted = [job for job in jobs if name in (job.qos, job.account)]
+        not_started = [job for job in counted if job.pending and not job.waits and job.folder == str(request.root)]
+        yield name, limit, len(counted), max(0, limit - len(counted)), len(not_started) if continued else 0
 
 
 def wait_for_places(
-    request: Request, parts: list[Part], options: argparse.Namespace, resources: Resources
-) -> list[Part]:
-    """The parts, of which those wait that have no place in the queue beside what is there; each job needs another one
-    for the job that continues it. The first that is to be submitted is content without."""
-    continued = bool(int(vars(options)["continue"]))
-    submitted = [number for number, part in enumerate(parts) if part.action[0] == "submit"]
+    request: Request, plans: list[RunPlan], options: SubmitOptions, resources: Resources
+) -> list[RunPlan]:
+    """The plans; those for which the queue has no place wait. Each job needs another place for the one that continues
+    it; the first that is to be submitted does without."""
+    continued = options.further_jobs > 0
+    numbers = [number for number, run_plan in enumerate(plans) if run_plan.action == "submit"]
     waiting: set[int] = set()
-    for name, limit, taken, free, to_come in free_places(request, resources, continued):
-        left, lacking = max(free - to_come, 0), []
-        for number in submitted:
-            needed = parts[number].num_jobs
+    for name, limit, taken, free, reserved in free_places(request, resources, continued):
+        left, without_place = max(free - reserved, 0), []
+        for number in numbers:
+            needed = plans[number].num_jobs
             if needed * (1 + continued) <= left:
                 left -= needed * (1 + continued)
-            elif number == submitted[0] and needed <= free:
+            elif number == numbers[0] and needed <= free:
                 left = 0
             else:
-                lacking.append(number)
-        if lacking:
-            kept = ", and each keeps a place for the job that continues it" if continued else ""
-            largest = max(parts[number].num_jobs for number in lacking)
-            kept += f"; {largest} at once never fit: fewer --shards" if largest > limit else ""
-            say(f"{name} takes {limit} jobs of a user, queued and running{source_of_limits()}; you have {taken}{kept}")
-        waiting.update(lacking)
-    wait = ("wait", "no place for it in the queue")
-    return [dataclasses.replace(part, action=wait) if n in waiting else part for n, part in enumerate(parts)]
+                without_place.append(number)
+        if without_place:
+            text = ", and each keeps a place for the job that continues it" if continued else ""
+            largest = max(plans[number].num_jobs for number in without_place)
+            text += f"; {largest} at once never fit: fewer --shards" if largest > limit else ""
+            say_run(
+                f"{name} takes {limit} jobs of a user, queued and running{source_of_limits()}; you have {taken}{text}"
+            )
+        waiting.update(without_place)
+    return [
+        dataclasses.replace(run_plan, action="wait", why="no place for it in the queue") if n in waiting else run_plan
+        for n, run_plan in enumerate(plans)
+    ]
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------
-def tell_costs(
-    request: Request, planned: list[tuple[State, Part]], resources: Resources, options: argparse.Namespace
+def say_costs(
+    request: Request, planned: list[tuple[State, RunPlan]], resources: Resources, options: SubmitOptions
 ) -> None:
-    planned = [(state, part) for state, part in planned if part.action[0] == "submit"]
+    """One line: how many GPU hours the jobs may take at most, and what is known of how long they will take."""
+    planned = [(state, run_plan) for state, run_plan in planned if run_plan.action == "submit"]
     if not planned or math.isinf(resources.wall):
         return
-    wall, count = resources.wall, sum(len(part.missing) if part.shards else 1 for _, part in planned)
-    finishing = sum(part.finishes for _, part in planned)
+    wall, count = resources.wall, sum(len(run_plan.missing) if run_plan.shards else 1 for _, run_plan in planned)
+    finishing = sum(run_plan.finishes for _, run_plan in planned)
     many = f"{count} job{'s' * (count > 1)}" if count else ""
     if finishing:
         many += f"{' and ' if count else ''}{finishing} short one{'s' * (finishing > 1)}"
     kind = f"{resources.gpus} {resources.gpu or 'GPU'}" + (" each" if count + finishing > 1 else "")
-    hours = (count * wall + finishing * min(wall, arrays.FINISHING_SECONDS)) / 3600 * resources.gpus
+    hours = (count * wall + finishing * min(wall, shard_jobs.FINISHING_SECONDS)) / 3600 * resources.gpus
     text = f"{many}, {kind}, {as_hours(wall)} of wall time: {hours:.4g} GPU hours at most"
     text += "" if resources.qos.name == "embers" else " (the account must cover all of them before the jobs start)"
-    known = [(cost_of(request, state.run, resources.gpu), part) for state, part in planned]
-    costs = [(cost, part) for cost, part in known if cost]
+    known = [(cost_of(request, state.run, resources.gpu), run_plan) for state, run_plan in planned]
+    costs = [(cost, run_plan) for cost, run_plan in known if cost]
     if len(costs) == len(planned):
-        fractions = (len(part.missing) / part.shards if part.shards else 1.0 for _, part in costs)
+        fractions = (len(plan.missing) / plan.shards if plan.shards else 1.0 for _, plan in costs)
         spent = sum(cost.seconds * fraction for (cost, _), fraction in zip(costs, fractions))
         spent *= resources.gpus / options.gpus / 3600
-        told = f"{costs[0][0].about} {spent:.2g}" if spent >= 0.1 else "less than 0.1"
-        text += f"; {told}, {', '.join(dict.fromkeys(cost.source for cost, _ in costs))}"
-        longest = max(cost.wall((part.shards or 1) * options.gpus) for cost, part in costs)
+        expected = f"{costs[0][0].about} {spent:.2g}" if spent >= 0.1 else "less than 0.1"
+        text += f"; {expected}, {', '.join(dict.fromkeys(cost.source for cost, _ in costs))}"
+        longest = max(cost.wall((plan.shards or 1) * options.gpus) for cost, plan in costs)
         if longest > wall:
-            jobs_each, continued = math.ceil(longest / wall), int(vars(options)["continue"])
+            jobs_each = math.ceil(longest / wall)
             text += f". One may take {as_hours(longest)}, that is {jobs_each} jobs"
-            text += f": --continue {jobs_each - 1}" if jobs_each > continued + 1 else ", each continuing the one before"
-    say(text)
+            enough = jobs_each <= options.further_jobs + 1
+            text += ", each continuing the one before" if enough else f": --continue {jobs_each - 1}"
+    say_run(text)
 
 
 # -- what blocks -------------------------------------------------------------------------------------------------------
-def tell_blocked(request: Request, states: list[State]) -> None:
+def say_blocked(request: Request, states: list[State]) -> None:
     """The submission that puts right what waits in vain."""
-    found = [state for state in states if state.state == "blocked" and "scancel" in state.detail]
-    if found:
-        words = ["bash", "sbatch/run.sh", *request.words_of_all([state.run.name for state in found])]
-        ids = " ".join(state.job for state in found)
-        say(f"what is blocked never starts; submitted anew: scancel {ids}; {quoted(words)}")
-
-
-# -- sbatch ------------------------------------------------------------------------------------------------------------
-def submit_run(request: Request, options: argparse.Namespace) -> int:
-    """One configuration, as the plan says. Exit status 75 where the user has as many jobs as allowed."""
-    [run] = request.runs()
-    settings = dict(text.split("=", 1) for text in options.set)
-    options.text, options.log, options.script = run.path, f"logs/{run.path}/slurm_%j.log", "_job.sh"
-    request = dataclasses.replace(request, model=request.model_or_default)
-    words = [*request.words(run.task.name, run.name), "--continue", vars(options)["continue"]]
-    words += ["--gpus", str(options.gpus)] if options.gpus > 1 else []
-    if options.missing or options.finishes:
-        return arrays.submit_shares(request, options, words, settings)
-    command = sbatch_command(options, words)
-    if options.dry_run:
-        print(f"    {quoted([*as_words(settings), *command])}")
-        return 0
-    (request.root / "logs" / run.path).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and loses the log
-    if options.force:
-        jobs.force(request)
-    job, said = submit(command, settings)
-    if not job:
-        return tell_refused(run.folder, said)
-    jobs.record_job(request.root / "results" / run.path, job, f"logs/{run.path}/slurm_{job}.log")
-    print(f"  {run.folder}: job {job}")
-    return 0
+    blocked = [state for state in states if state.state == "blocked" and "scancel" in state.detail]
+    if blocked:
+        words = ["bash", "sbatch/run.sh", *request.words_of_all([state.run.name for state in blocked])]
+        ids = " ".join(state.job for state in blocked)
+        say_run(f"what is blocked never starts; submitted anew: scancel {ids}; {quoted(words)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import signal
@@ -10,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Mapping, Sequence
 
 from fast_dllm.runner.failures import INTERRUPTED, end_of
 from fast_dllm.runner.states import Progress, read_progress, seconds_left
 from fast_dllm.spec.files import as_object, is_newer, read_json
-from fast_dllm.spec.request import Request, Run
+from fast_dllm.spec.request import Run
 
 BAR = 20  # columns
 LOOK_SECONDS = 0.2
@@ -22,24 +22,31 @@ PLAIN_SECONDS = 60  # between two lines about one configuration where there is n
 PATIENCE = 20  # seconds that an interrupted evaluation has for its end
 
 
-def watch(request: Request, options: argparse.Namespace) -> int:
-    """Runs the command after `--` with all that it says appended to --log; returns its exit status, 130 for Ctrl-C.
+def run_and_watch(
+    command: Sequence[str], environment: Mapping[str, str], root: Path, runs: Sequence[Run], log: Path
+) -> int:
+    """Run an evaluation with all that it says appended to `log`, and show how far its runs are.
 
-    Ctrl-C reaches the whole process group, so the evaluation has it already and is only waited for.
+    Returns its exit status; 130 after Ctrl-C, which reaches the whole process group, so that the evaluation has it
+    already and is only waited for.
     """
-    log = Path(options.log)
     start = log.stat().st_size if log.exists() else 0
-    display = Display(request)
+    display = Display(root, runs)
     interrupted = []  # a handler, not KeyboardInterrupt: that may be raised where it is lost
-    signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-    with log.open("ab") as file:
-        process = subprocess.Popen(options.words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        while process.poll() is None and not interrupted:
-            display.look()
-            time.sleep(LOOK_SECONDS)
-        if interrupted:
-            _wait_or_kill(process)
-    display.end()
+    former = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    try:
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                command, env=dict(environment), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+            while process.poll() is None and not interrupted:
+                display.look()
+                time.sleep(LOOK_SECONDS)
+            if interrupted:
+                _wait_or_kill(process)
+        display.end()
+    finally:
+        signal.signal(signal.SIGINT, former)
     if interrupted:
         return INTERRUPTED
     status = process.returncode if process.returncode >= 0 else 128 - process.returncode
@@ -65,8 +72,8 @@ def faults(text: str) -> list[str]:
 class Display:
     """A bar that moves on a terminal; elsewhere one line when a configuration is done, and one a minute meanwhile."""
 
-    def __init__(self, request: Request) -> None:
-        self.root, self.left = request.root, request.runs()
+    def __init__(self, root: Path, runs: Sequence[Run]) -> None:
+        self.root, self.left = root, list(runs)
         self.width = min(max((len(run.folder) for run in self.left), default=0), 30)
         self.is_terminal = sys.stderr.isatty()
         self.began = self.told = time.monotonic()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterable, Mapping
 
@@ -39,8 +38,8 @@ class Run:
 class Request:
     """root: the project's folder, which has the results. code_root: the code that runs; in a job its snapshot.
 
-    model: None where none was named. given: the model arguments of the command line, and num_fewshot. share: the name
-    of the one share of the runs that is meant, or None.
+    model: None where none was named. given: the model arguments of the command line, and num_fewshot. shard: the name
+    of the one shard of the runs that is meant, or None.
     """
 
     root: Path
@@ -53,7 +52,7 @@ class Request:
     defaults: Mapping[str, object]
     model: str | None
     given: Mapping[str, object]
-    share: str | None = None
+    shard: str | None = None
 
     @property
     def task(self) -> str:
@@ -62,6 +61,14 @@ class Request:
     @property
     def model_or_default(self) -> str:
         return self.model or DEFAULT_MODEL
+
+    def only(self, task: str, names: Iterable[str]) -> Request:
+        """The same request for these configurations of one task."""
+        return replace(self, tasks=(task,), names=tuple(names))
+
+    def with_model(self, shard: str | None = None) -> Request:
+        """The same request with the default model named where none is, for one shard."""
+        return replace(self, model=self.model_or_default, shard=shard)
 
     def runs(self) -> list[Run]:
         return [self.run(task, name) for task in self.tasks for name in self.names]
@@ -98,40 +105,57 @@ def join_arguments(arguments: Mapping[str, object]) -> str:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those that name the runs; `read_request` checks what they say."""
-    for option in ("--experiment", "--task", "--limit", "--model", "--threshold", "--model_args", "--num_fewshot"):
-        parser.add_argument(option)
-    parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--matrix", action="store_true", help="all configurations where none is named")
-    parser.add_argument("--several", action="store_true", help="tasks, by commas")
-    parser.add_argument("--code_tasks", action="store_true", help="offer them too")
+def read_request(
+    root: Path,
+    code_root: Path,
+    *,
+    task: str | None = None,
+    experiment: str | None = None,
+    limit: str | None = None,
+    model: str | None = None,
+    threshold: str | None = None,
+    model_args: str | None = None,
+    num_fewshot: str | None = None,
+    config: Iterable[str] = (),
+    whole_matrix: bool = False,
+    several_tasks: bool = False,
+    code_tasks: bool = False,
+) -> Request:
+    """Check the values of a command line and return what they ask for.
 
-
-def read_request(options: argparse.Namespace, root: Path, code_root: Path) -> Request:
-    """Raises UsageError: one line naming the fault and the valid choices."""
-    task = "gsm8k" if options.task is None else options.task
-    tasks = split_tasks(task, options.code_tasks) if options.several else [check_task(task, options.code_tasks).name]
-    experiment = check_experiment(
-        options.experiment if options.experiment is not None else DEFAULT_EXPERIMENT, code_root
-    )
-    limit = None if options.limit is None else check_count("--limit", options.limit)
-    model = None if options.model is None else resolve_model(options.model, Path.cwd())
+    config: names, several in one separated by commas; without any, all of the experiment's for `whole_matrix`, else
+    `plain`. several_tasks: `task` may name several, separated by commas. code_tasks: tasks that run code which the
+    model wrote are offered too. Raises UsageError: one line that names the fault and the valid choices.
+    """
+    task = "gsm8k" if task is None else task
+    tasks = split_tasks(task, code_tasks) if several_tasks else [check_task(task, code_tasks).name]
+    experiment = check_experiment(DEFAULT_EXPERIMENT if experiment is None else experiment, code_root)
     matrix = matrices.matrix_of(experiment, code_root)
     defaults = matrices.defaults_of(experiment, code_root)
-    names = [name for text in options.config for name in text.split(",")]
+    names = [name for text in config for name in text.split(",")]
     names = matrices.check_names(matrix, names, defaults)
     if not names:
-        names = list(matrix.names) if options.matrix else ["plain"]
-    given = parse_arguments(options.model_args) if options.model_args is not None else {}
+        names = list(matrix.names) if whole_matrix else ["plain"]
+    given = parse_arguments(model_args) if model_args is not None else {}
     given = check_arguments(given, {**defaults, "graphs": "auto"})
-    if options.threshold is not None:
+    if threshold is not None:
         if "threshold" in given:
             raise UsageError("--threshold and --model_args both give the threshold")
-        given["threshold"] = check_threshold(options.threshold)
-    if options.num_fewshot is not None:
-        given["num_fewshot"] = check_count("--num_fewshot", options.num_fewshot, least=0)
-    return Request(root, code_root, experiment, tuple(tasks), limit, tuple(names), matrix, defaults, model, given)
+        given["threshold"] = check_threshold(threshold)
+    if num_fewshot is not None:
+        given["num_fewshot"] = check_count("--num_fewshot", num_fewshot, least=0)
+    return Request(
+        root=root,
+        code_root=code_root,
+        experiment=experiment,
+        tasks=tuple(tasks),
+        limit=None if limit is None else check_count("--limit", limit),
+        names=tuple(names),
+        matrix=matrix,
+        defaults=defaults,
+        model=None if model is None else resolve_model(model, Path.cwd()),
+        given=given,
+    )
 
 
 def experiments(code_root: Path) -> list[str]:
@@ -183,17 +207,17 @@ def resolve_model(text: str, folder: Path, option: str = "--model") -> str:
 
 
 # -- the evaluation's command ------------------------------------------------------------------------------------------
-def evaluation_words(request: Request, runs: list[Run], batch_size: int, confirmed: bool) -> list[str]:
+def evaluation_words(request: Request, runs: list[Run], batch_size: str, confirmed: bool) -> list[str]:
     """eval.py's words for these runs of one task. Several, and those whose folder reuse_k and layer_subset alone do not
     tell, are named (`--configurations`); a folder's name says what it changes of a configuration."""
     first = runs[0]
-    words = ["--tasks", first.task.name, "--batch_size", str(batch_size)]
+    words = ["--tasks", first.task.name, "--batch_size", batch_size]
     words += ["--num_fewshot", str(first.arguments["num_fewshot"])]
     words += ["--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn"]
     words += ["--limit", str(request.limit)] if request.limit is not None else []
     words += ["--confirm_run_unsafe_code"] if confirmed else []
-    if request.share:
-        words += ["--shard", f"{request.share.partition('-')[0]}/{parse_division(request.share)[0]}"]
+    if request.shard:
+        words += ["--shard", f"{request.shard.partition('-')[0]}/{parse_division(request.shard)[0]}"]
     arguments: dict[str, object] = {"model_path": request.model_or_default}
     folder = f"results/{request.experiment}/{task_folder(first.task.name, request.limit)}/"
     common = {"show_speed": True, "experiment_name": request.experiment}

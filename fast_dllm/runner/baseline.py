@@ -1,0 +1,166 @@
+"""sbatch/baseline.sh: the plain model on several tasks, one after the other, as one job or by hand.
+
+As a job it first copies the code and goes on from the copy, so that what is edited or pulled during the next hours
+changes nothing; and it is continued as a configuration's job is (job.py has a job's life, chain.py the continuation).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass, field
+from typing import Mapping
+
+from fast_dllm.errors import UsageError
+from fast_dllm.runner import snapshot, submission, venv
+from fast_dllm.runner.chain import Chain, cancel, decide, submit_successor
+from fast_dllm.runner.environment import evaluation_environment, log_of_this_process
+from fast_dllm.runner.evaluation import BUSY, TOLD_TO_STOP, Outcome, Settings, StopSignal, evaluate
+from fast_dllm.runner.job import activate, gpu_is_lost
+from fast_dllm.runner.messages import say
+from fast_dllm.runner.output import print_summary
+from fast_dllm.runner.records import force, missing_runs
+from fast_dllm.runner.sbatch import JobScript
+from fast_dllm.spec.request import Request
+
+CONFIGURATION = "plain"
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """request: `plain` on one or several tasks. submission: how each task is submitted as run.sh does it, or None.
+
+    words: the command line, for the copy of the code that a job goes on from.
+    """
+
+    request: Request
+    chain: Chain
+    force: bool = False
+    snapshot: str | None = None
+    submission: submission.SubmitOptions | None = None
+    words: tuple[str, ...] = ()
+
+
+@dataclass
+class _Tasks:
+    """How the tasks ended: those that failed, and those that another process was at work on."""
+
+    failed: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+
+
+def is_batch_job() -> bool:
+    """Whether this is the script of a batch job, and not one that somebody starts by hand within an allocation."""
+    return bool(os.environ.get("SLURM_JOB_ID")) and os.environ.get("SLURM_TASK_PID") == str(os.getpid())
+
+
+def run_baseline(options: BaselineOptions) -> int:
+    """Evaluate every task that is missing; returns the exit status."""
+    request, in_job = options.request, is_batch_job()
+    if options.submission is not None:
+        if in_job:
+            raise UsageError("--shards, --gpus, --gpu and --hours submit jobs: bash sbatch/baseline.sh, not sbatch")
+        return _submit_each(options, options.submission)
+    if in_job and options.snapshot is None:
+        _go_on_from_snapshot(options)
+    if options.force:
+        force(request)
+    if not missing_runs(request, options.chain.after):
+        return _run_tasks(options, {}, in_job=False, successor="")
+    if not in_job:
+        folder = venv.ensure(request.code_root, request.root)
+        if folder is None:
+            return 1
+        environment = evaluation_environment(venv.environment_of(folder, os.environ), request.code_root)
+        return _run_tasks(options, environment, in_job=False, successor="")
+    return _run_as_job(options)
+
+
+def _run_as_job(options: BaselineOptions) -> int:
+    request, chain = options.request, options.chain
+    job = os.environ["SLURM_JOB_ID"]
+    say(f"job {job} on {socket.gethostname()}: {' '.join(request.tasks)}, code {options.snapshot}")
+    log = log_of_this_process(request.root)
+    decision = decide(request, chain, log)
+    if not decision.goes_on:
+        return decision.exit_status
+    successor = submit_successor(request, chain, decision.stalled, _script(options))
+    if gpu_is_lost(request, chain, log):
+        return 1
+    environment = activate(request, chain, log)
+    if environment is None:
+        cancel([successor] if successor else [])
+        return 1
+    return _run_tasks(options, environment, in_job=True, successor=successor)
+
+
+def _script(options: BaselineOptions) -> JobScript:
+    """A job for the same work, with what was given to sbatch by hand."""
+    request = options.request
+    words = ["--task", ",".join(request.tasks)]
+    words += ["--limit", str(request.limit)] if request.limit is not None else []
+    words += ["--model", request.model_or_default]
+    name = os.environ.get("SLURM_JOB_NAME") or "baseline"
+    return JobScript(name, "baseline.sh", tuple(words), options.snapshot, keep_resources=True)
+
+
+def _run_tasks(options: BaselineOptions, environment: Mapping[str, str], in_job: bool, successor: str) -> int:
+    """Evaluate the tasks in their order, and once more those that another process was at work on."""
+    request = options.request
+    settings = Settings(environment, keep=True, after=options.chain.after, in_job=in_job)
+    result, goes_on = _Tasks(), False
+    with StopSignal() as stop:
+        for task in request.tasks:
+            outcome = _run_task(request, task, settings, stop)
+            goes_on = outcome.may_be_continued
+            if stop.received:
+                # a task that ended well in that moment is not the last one
+                return _end(successor, TOLD_TO_STOP, goes_on or not outcome.failure_class)
+            if outcome.status == BUSY:
+                result.busy.append(task)
+            elif outcome.status:
+                result.failed.append(task)
+        for task in result.busy:  # by now the other process may be done, or dead
+            outcome = _run_task(request, task, settings, stop)
+            goes_on = outcome.may_be_continued
+            if stop.received:
+                return _end(successor, TOLD_TO_STOP, goes_on or not outcome.failure_class)
+            if outcome.status:
+                result.failed.append(task)
+    if result.failed:
+        say(f"baseline.sh: failed: {' '.join(result.failed)}")
+        return _end(successor, 1, goes_on)
+    return _end(successor, 0, False)
+
+
+def _run_task(request: Request, task: str, settings: Settings, stop: StopSignal) -> Outcome:
+    outcome = evaluate(request, task, [CONFIGURATION], settings, stop)
+    for name in outcome.done:
+        print_summary(request.root, request.run(task, name))
+    return outcome
+
+
+def _end(successor: str, status: int, goes_on: bool) -> int:
+    """The exit status; the job that waits is cancelled unless another one should go on."""
+    if successor and (status == 0 or not goes_on):
+        cancel([successor])
+    return status
+
+
+def _go_on_from_snapshot(options: BaselineOptions) -> None:
+    """Copy the code and replace this process by the copy's; does not return."""
+    request = options.request
+    code = snapshot.ensure(request.root, request.experiment, request.model_or_default)
+    script = f".snapshots/{code}/sbatch/baseline.sh"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvp("bash", ["bash", script, "--snapshot", code, *options.words])
+
+
+def _submit_each(options: BaselineOptions, how: submission.SubmitOptions) -> int:
+    """Submit each task's plain configuration as run.sh does it; returns the last exit status that is no success."""
+    status = 0
+    for task in options.request.tasks:
+        status = submission.run_submission(options.request.only(task, [CONFIGURATION]), how) or status
+    return status

@@ -1,0 +1,134 @@
+"""The life of one job: `sbatch/_job.sh`, which answers one configuration of one task, or one shard of it.
+
+A job's life, in order:
+  1. is there anything to do? A complete run is kept in artifacts/ and the job ends
+  2. may it go on where the job before it ended? (chain.py)
+  3. submit the job that continues this one, should Slurm end it
+  4. is the GPU there?
+  5. find or make the venv
+  6. evaluate, under the run's lock: accelerate launch eval.py; SIGTERM is passed on (evaluation.py)
+  7. classify the end, keep the summary
+  8. cancel the job of step 3, unless the end is one that it should continue
+Of a run in shards, the job that ends last also evaluates the whole (shard_jobs.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from typing import Mapping
+
+from fast_dllm.runner import artifacts, shard_jobs, venv
+from fast_dllm.runner.chain import Chain, cancel, decide, record_failure, submit_successor
+from fast_dllm.runner.environment import evaluation_environment, has_gpu, log_of_this_process
+from fast_dllm.runner.evaluation import Outcome, Settings, StopSignal, evaluate
+from fast_dllm.runner.failures import own_job
+from fast_dllm.runner.messages import say
+from fast_dllm.runner.records import missing_runs
+from fast_dllm.runner.sbatch import JobScript
+from fast_dllm.spec.request import Request, Run
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """request: one run, or one shard of it. snapshot: the code's name, None for the project's own. shards: into how
+    many the run is divided; None: not divided. gpus: of this job."""
+
+    request: Request
+    chain: Chain
+    snapshot: str | None = None
+    shards: int | None = None
+    gpus: int = 1
+
+    @property
+    def run(self) -> Run:
+        [run] = self.request.runs()
+        return run
+
+    @property
+    def finishes_shards(self) -> bool:
+        """Whether this job answers no shard of a divided run, but finishes it."""
+        return self.shards is not None and self.request.shard is None
+
+    def script(self) -> JobScript:
+        """A job for the same work."""
+        run = self.run
+        words = self.request.words(run.task.name, run.name)
+        words += ["--gpus", str(self.gpus)] if self.gpus > 1 else []
+        words += ["--shards", str(self.shards)] if self.shards is not None else []
+        return JobScript(
+            name=run.path,
+            script="_job.sh",
+            words=tuple(words),
+            snapshot=self.snapshot,
+            log=f"logs/{run.path}/slurm_%j.log",
+            array=os.environ["SLURM_ARRAY_TASK_ID"] if self.request.shard else "",
+            gpus=self.gpus,
+        )
+
+
+def run_job(options: JobOptions) -> int:
+    """Live the life of a job; returns its exit status."""
+    request, run, chain = options.request, options.run, options.chain
+    say(f"job {own_job()} on {socket.gethostname()}: {run.path}, code {options.snapshot or 'of the project folder'}")
+    if not missing_runs(request):
+        say(f"{run.path} is complete, nothing to do")
+        artifacts.keep(request, run)  # the job before may have ended between its last answer and this
+        return 0
+    (request.root / "logs" / run.path).mkdir(parents=True, exist_ok=True)  # of the job that continues this one
+    log = log_of_this_process(request.root)
+    decision = decide(request, chain, log)
+    if not decision.goes_on:
+        return decision.exit_status
+    successor = submit_successor(request, chain, decision.stalled, options.script())
+    if gpu_is_lost(request, chain, log):
+        return 1  # the successor goes on, perhaps on another node
+    if options.finishes_shards:
+        script = options.script().with_words(["--continue", str(chain.further_jobs)])
+        if shard_jobs.wait_for_shards(request, script):
+            cancel([successor] if successor else [])
+            return 0
+    environment = activate(request, chain, log)
+    if environment is None:
+        cancel([successor] if successor else [])
+        return 1
+    with StopSignal() as stop:
+        settings = Settings(environment, keep=True, gpus=options.gpus, after=(), in_job=True)
+        outcome = evaluate(request, run.task.name, [run.name], settings, stop)
+        if outcome.status == 0 and request.shard is not None:
+            outcome = _finish_if_last(request, run, settings, stop, outcome)
+    if successor and (outcome.status == 0 or not outcome.may_be_continued):
+        cancel([successor])  # it would start only to see that there is nothing to continue
+    return outcome.status
+
+
+def _finish_if_last(request: Request, run: Run, settings: Settings, stop: StopSignal, outcome: Outcome) -> Outcome:
+    """Evaluate the whole run where all of its shards are answered; if that fails, the job that waits does it."""
+    if not shard_jobs.is_last(request):
+        return outcome
+    whole = dataclasses.replace(request, shard=None)
+    if evaluate(whole, run.task.name, [run.name], settings, stop).status == 0:
+        cancel(shard_jobs.waiting_jobs(whole))
+    return outcome
+
+
+def gpu_is_lost(request: Request, chain: Chain, log: str) -> bool:
+    """Whether Slurm gave this job a GPU that nvidia-smi does not see; failure.json says so then."""
+    if not os.environ.get("SLURM_JOB_GPUS") or not shutil.which("nvidia-smi") or has_gpu():
+        return False
+    host = socket.gethostname()
+    record_failure(request, chain, "node_failure", f"nvidia-smi sees no GPU on {host}", log)
+    say(f"Slurm gave this job a GPU, but nvidia-smi sees none on {host}")
+    return True
+
+
+def activate(request: Request, chain: Chain, log: str) -> Mapping[str, str] | None:
+    """Find or make the venv; returns the environment of an evaluation, or None, with failure.json written."""
+    folder = venv.ensure(request.code_root, request.root)
+    if folder is None:
+        record_failure(request, chain, "venv", "", log)
+        return None
+    return evaluation_environment(venv.environment_of(folder, os.environ), request.code_root)

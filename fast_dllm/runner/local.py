@@ -1,0 +1,95 @@
+"""sbatch/local.sh: evaluate on this machine, without Slurm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+
+from fast_dllm.record.judgement import Judge
+from fast_dllm.runner import venv
+from fast_dllm.runner.environment import evaluation_environment
+from fast_dllm.runner.evaluation import Settings, StopSignal, evaluate
+from fast_dllm.runner.failures import INTERRUPTED
+from fast_dllm.runner.messages import quoted, say
+from fast_dllm.runner.output import print_status, print_summary
+from fast_dllm.runner.records import answers_on_disk, folder_of, is_done
+from fast_dllm.spec.request import Request
+
+WRONG_INPUT = 2  # eval.py's exit status for it
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """mode: named, matrix or demo (evaluation.MODES). words: the command line, to name it again after Ctrl-C."""
+
+    request: Request
+    mode: str
+    force: bool
+    batch_size: str
+    confirm_run_unsafe_code: bool
+    words: list[str]
+
+
+def run_local(options: LocalOptions) -> int:
+    """Evaluate the request's configurations, as many as possible in one process; returns the exit status.
+
+    One that fails does not stop the others: they go on in another process. What was wrong with the input of one is
+    wrong for all.
+    """
+    request = options.request
+    folder = venv.ensure(request.code_root, request.root)
+    if folder is None:
+        return 1
+    environment = evaluation_environment(venv.environment_of(folder, os.environ), request.code_root)
+    settings = Settings(
+        environment=environment,
+        mode=options.mode,
+        # a matrix on all questions is a result, as a job's is, and belongs into artifacts/; the rest are trials
+        keep=options.mode == "matrix" and request.limit is None,
+        force=options.force,
+        batch_size=options.batch_size,
+        confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+    )
+    pending, failed, status = list(request.names), [], 0
+    while pending:
+        outcome = evaluate(request, request.task, pending, settings, StopSignal())
+        if options.mode == "named":
+            for name in outcome.done:
+                print_summary(request.root, request.run(request.task, name))
+        failed += outcome.failed
+        status = outcome.status or status
+        if outcome.status == INTERRUPTED:
+            say_interrupted(request, options.words)
+            return INTERRUPTED
+        pending = outcome.left
+        if outcome.status == WRONG_INPUT:
+            failed += pending
+            break
+    if failed:
+        say(f"local.sh: failed: {' '.join(failed)}")
+    if options.mode != "named":
+        print_status(request, with_table=True)
+    if options.mode == "demo" and report(request, environment) != 0:
+        return 1
+    return status
+
+
+def report(request: Request, environment: dict) -> int:
+    """Make the report of the request's table; returns its exit status."""
+    command = ["python", "-m", "fast_dllm.report", "--brief", "--experiment", request.experiment]
+    command += ["--task", request.task, *(["--limit", str(request.limit)] if request.limit is not None else [])]
+    return subprocess.run(command, env=environment).returncode
+
+
+def say_interrupted(request: Request, words: list[str]) -> None:
+    """After Ctrl-C: what is on disk, and the command that goes on with it."""
+    judge, runs = Judge(request), request.runs()
+    done = [run for run in runs if is_done(request, run, judge)]
+    kept = f"{len(done)} of {len(runs)} configurations" if len(runs) > 1 else ""
+    for run in runs:
+        answers = 0 if run in done else answers_on_disk(folder_of(request, run))
+        if answers:
+            kept += f"{' and ' if kept else ''}{answers} answers of {run.folder}"
+    again = quoted(["bash", "sbatch/local.sh", *(word for word in words if word != "--force")])
+    say(f"interrupted; kept: {kept or 'nothing yet'}. To go on: {again}")
