@@ -2,14 +2,14 @@
 # Lint and tests: bash tests/run.sh [pytest arguments]. Makes the venv if it is missing. Leaves out what takes minutes
 # (-m slow) or drives a real Slurm (-m slurm).
 set -euo pipefail
-# shellcheck source=sbatch/common.sh
-source "$(dirname -- "${BASH_SOURCE[0]}")/../sbatch/common.sh"
+PROJECT_ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 shell_scripts() { # nul-terminated
   if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
     git ls-files -z --cached --others --exclude-standard -- '*.sh' .ci/run
   else
-    find . \( -name '.venv*' -o -name results -o -name .snapshots \) -prune -o \( -name '*.sh' -o -path ./.ci/run \) -type f -print0
+    find . \( -name '.venv*' -o -name results -o -name .snapshots \) -prune \
+      -o \( -name '*.sh' -o -path ./.ci/run \) -type f -print0
   fi
 }
 
@@ -27,6 +27,13 @@ lint_shell() {
   while IFS= read -r -d '' script; do
     if [[ -f $script ]]; then scripts+=("$script"); fi
   done < <(shell_scripts)
+  if command -v shfmt >/dev/null 2>&1; then
+    echo "== shfmt"
+    for script in "${scripts[@]}"; do
+      # it is sourced by zsh too, whose words shfmt cannot read
+      [[ $script == *setup_tmpdir_venv.sh ]] || shfmt -i 2 -ci -d -- "$script"
+    done
+  fi
   if command -v shellcheck >/dev/null 2>&1; then
     echo "== shellcheck (${#scripts[@]} scripts)"
     shellcheck -x -- "${scripts[@]}"
@@ -37,8 +44,11 @@ lint_shell() {
 }
 
 main() {
+  local venv
   cd -- "$PROJECT_ROOT"
-  venv_activate || exit 1
+  venv=$(bash sbatch/venv.sh)
+  export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH PYTHONNOUSERSITE=1
+  unset PYTHONHOME
   # the suite's models are tiny: more threads than one only get in each other's way
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   echo "== ruff"
@@ -51,4 +61,7 @@ main() {
   python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm" "$@"
 }
 
-main "$@"; exit # read to here before it starts: a pull may change this file meanwhile
+{ # read as a whole before it starts: a pull may change this file meanwhile
+  main "$@"
+  exit
+}

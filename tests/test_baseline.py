@@ -96,10 +96,12 @@ def test_what_it_cost_is_told_of_both_kinds_of_task(summaries):
 
 def test_without_access_to_gpqa_it_says_how_to_get_it_and_does_the_rest(project, summaries, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(GATED)
-    common = project.root / "sbatch" / "common.sh"
-    text = common.read_text()
-    assert text.count("PYTHONPATH=$CODE_ROOT ") == 1
-    common.write_text(text.replace("PYTHONPATH=$CODE_ROOT ", f"PYTHONPATH={tmp_path}:$CODE_ROOT "))
+    module = project.root / "fast_dllm" / "runner" / "environment.py"
+    text = module.read_text()
+    assert text.count('["PYTHONPATH"] = str(code_root)') == 1
+    module.write_text(
+        text.replace('["PYTHONPATH"] = str(code_root)', f'["PYTHONPATH"] = "{tmp_path}:" + str(code_root)')
+    )
     done = baseline(project, "--force", "--task", "gpqa_main_n_shot,gsm8k")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "no access to the data set" in line]

@@ -25,6 +25,7 @@ from fast_dllm.doctor import checks, cluster
 from fast_dllm.doctor.checks import GIB, DataSet, Situation, place_of_data
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner import slurm
+from fast_dllm.runner.venv import CPU, requirements_key
 
 MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
 DAY = 86400
@@ -70,12 +71,12 @@ class Cluster(Project):
 
     def venv(self) -> Path:
         """A complete venv for these requirements, whose packages are this Python's."""
-        builds = self.bash("-c", "source sbatch/common.sh; echo $(venv_location).d/$(venv_hash)").stdout.strip()
-        build = Path(f"{builds}.0001")
+        key = requirements_key(self.root, CPU)
+        build = Path(f"{self.environment['FAST_DLLM_VENV']}.d", f"{key}.0001")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", build], check=True)
         packages = next(build.glob("lib/python3.*/site-packages"))
         (packages / "these.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        (build / "complete").write_text(Path(builds).name + "\n")
+        (build / "complete").write_text(f"{key}\n")
         return build
 
 

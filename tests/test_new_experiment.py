@@ -13,6 +13,7 @@ from golden_models import ROOT
 from random_model import save_random_model
 
 from fast_dllm.decoding import STEP_KINDS
+from fast_dllm.runner import venv
 from fast_dllm.spec.hashes import file_sha256
 
 COPIED = ("sbatch", "fast_dllm", "tasks", "experiments")
@@ -45,11 +46,9 @@ def project(tmp_path_factory):
 
 def venv_of_this_run() -> str:
     """Where this checkout's scripts keep their venv: the copy's requirements are the same, so it is not built again."""
-    script = 'source sbatch/common.sh; venv_complete "$(venv_location).d" "$(venv_hash)" >/dev/null && venv_location'
-    found = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
-    if found.returncode:
+    if venv.find_complete(ROOT, ROOT) is None:
         pytest.skip("the scripts' venv is not built yet: bash sbatch/venv.sh")
-    return found.stdout.strip()
+    return str(venv.location(ROOT))
 
 
 def local(root: Path, *words: str) -> subprocess.CompletedProcess:

@@ -1,4 +1,4 @@
-"""fast_dllm/spec and runner need only the standard library of Python 3.8, and the scripts stay thin."""
+"""fast_dllm/spec and runner need only the standard library of Python 3.8."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from golden_models import ROOT
 
 MODULES = sorted(path for room in ("spec", "runner") for path in (ROOT / "fast_dllm" / room).glob("*.py"))
-SCRIPTS = sorted((ROOT / "sbatch").glob("*.sh"))
 # Of the library after 3.8, what is easily taken for granted.
 TOO_NEW = ("removeprefix", "removesuffix", "readlink", "is_relative_to", "pairwise", "tomllib")
 
@@ -29,20 +28,6 @@ def test_a_module_is_python_3_8_and_imports_the_standard_library_alone(path):
         if isinstance(node, ast.Call):
             assert all(keyword.arg != "strict" for keyword in node.keywords)
         if isinstance(node, ast.Attribute):
-            assert node.attr not in TOO_NEW
+            is_os = isinstance(node.value, ast.Name) and node.value.id == "os"  # os.readlink is old, Path.readlink not
+            assert is_os or node.attr not in TOO_NEW
     assert "from __future__ import annotations" in text or path.name in ("__init__.py", "__main__.py")
-
-
-def test_the_scripts_are_thin():
-    lines = {path.name: len(path.read_text().splitlines()) for path in SCRIPTS}
-    assert sum(lines.values()) < 1000
-    assert max(lines.values()) <= 150, lines
-
-
-def test_modules_and_functions_have_a_readable_size():
-    for path in MODULES:
-        text = path.read_text()
-        assert len(text.splitlines()) <= 400, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, (path.name, node.name)

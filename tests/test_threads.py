@@ -12,6 +12,7 @@ from golden_models import ROOT, golden_model
 
 from fast_dllm.network import threads
 from fast_dllm.network.threads import fit_threads, free_cores
+from fast_dllm.runner.environment import evaluation_environment
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +67,10 @@ def test_free_cores(monkeypatch, environment, cores, load, expected):
 
 @pytest.mark.parametrize("given", [None, "2"])
 def test_the_scripts_hand_on_what_the_user_has_set(given, tmp_path):
-    """As common.sh exports it; accelerate writes the other variable over."""
-    environment = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
-    if given:
-        environment["OMP_NUM_THREADS"] = given
-    text = f'CODE_ROOT={ROOT}; . "$CODE_ROOT/sbatch/common.sh"; export_environment; echo "$FAST_DLLM_NUM_THREADS"'
-    done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split()[-1:] == [given or "auto"], done.stderr
+    """accelerate replaces OMP_NUM_THREADS, so the runner hands its value on under another name."""
+    given_environment = {"OMP_NUM_THREADS": given} if given else {}
+    environment = evaluation_environment(given_environment, tmp_path)
+    assert environment["FAST_DLLM_NUM_THREADS"] == (given or "auto")
 
 
 @pytest.mark.parametrize("program", ["fast_dllm/evaluate/harness.py", "fast_dllm/ui/chat.py", "benchmarks/decode.py"])

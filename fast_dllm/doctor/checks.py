@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fast_dllm.errors import UsageError
+from fast_dllm.runner import venv
+from fast_dllm.runner.environment import evaluation_environment, load_cluster_settings
 from fast_dllm.spec.checkpoint import CONFIG_FILE, INDEX_FILE, config_fault, read_object, weight_files
 from fast_dllm.spec.defaults import DEFAULT_MODEL
 from fast_dllm.spec.files import read_json
@@ -31,19 +31,6 @@ LOW_SPACE = 1 * GIB
 # The data sets whose authors let nobody in without a token.
 GATED = frozenset(task.gated for task in TASKS.values() if task.gated)
 DATA_SETS_FILE = "data_sets.json"  # in the venv, whose lm_eval it describes; written by fast_dllm.doctor
-
-# The scripts' own functions answer, so that there is one reading of cluster.env and of the venv.
-SETTINGS = r"""
-set -euo pipefail
-source "$1/sbatch/common.sh"
-cd -- "$PROJECT_ROOT"
-load_cluster_settings
-MODEL=$2
-export_environment
-place=$(venv_location) hash=$(venv_hash)
-printf '%s\0' "$PROJECT_ROOT" "$place.d/$hash" "$(venv_complete "$place.d" "$hash" || true)"
-env -0
-"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,8 @@ class DataSet:
 class Situation:
     """What the checks look at.
 
-    `attempts`: the venv's builds are the folders <attempts>.0001, ...; `venv`: the complete one for the requirements.
+    `venv`: the complete one for the requirements; `builds`: all builds for them, the latest first; `builds_folder`:
+    where the builds of all requirements are.
     `environment`: what an evaluation would see, with sbatch/cluster.env. `data_sets`: by task, where they are known.
     `reach`: asks the hub whether it gives out a "model" or "dataset"; None: ask nobody.
     """
@@ -77,11 +65,12 @@ class Situation:
     root: Path
     tasks: tuple[str, ...]
     model: str
-    attempts: Path
+    builds_folder: Path
     venv: Path | None
     environment: Mapping[str, str]
     data_sets: Mapping[str, frozenset[DataSet]]
     reach: Callable[[str, str], Finding] | None = None
+    builds: tuple[Path, ...] = ()
 
     @property
     def offline(self) -> bool:
@@ -128,14 +117,10 @@ def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation
     for task in tasks:
         check_task(task)
     model = resolve_model(model or DEFAULT_MODEL, root)
-    command = ["bash", "-c", SETTINGS, "doctor", str(root), model]
-    done = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape")
-    if done.returncode:
-        message = re.sub(r"^doctor: ", "", done.stderr.strip())
-        raise UsageError(message or f"sbatch/common.sh ended with status {done.returncode}")
-    project, attempts, venv, *settings = done.stdout.split("\0")
+    load_cluster_settings(root)
+    folder = venv.find_complete(root, root)
     known = {}
-    if venv and (record := Path(venv) / DATA_SETS_FILE).is_file():
+    if folder and (record := folder / DATA_SETS_FILE).is_file():
         known = {
             task: frozenset(DataSet(*one) for one in found) for task, found in json.loads(record.read_text()).items()
         }
@@ -144,12 +129,13 @@ def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation
         if task not in known and described and described.gated:
             known[task] = frozenset({DataSet(described.gated)})
     return Situation(
-        root=Path(project),
+        root=root,
         tasks=tuple(dict.fromkeys(tasks)),
         model=model,
-        attempts=Path(attempts),
-        venv=Path(venv) if venv else None,
-        environment=dict(setting.split("=", 1) for setting in settings if "=" in setting),
+        builds=tuple(venv.builds_of(root, root)),
+        builds_folder=Path(f"{venv.location(root)}.d"),
+        venv=folder,
+        environment=evaluation_environment(os.environ, root),
         data_sets={task: known[task] for task in tasks if task in known},
     )
 
@@ -158,8 +144,7 @@ def check_venv(situation: Situation) -> Iterator[Finding]:
     if situation.venv:
         yield Finding("ok", f"venv: {situation.venv}")
         return
-    builds = sorted(situation.attempts.parent.glob(f"{situation.attempts.name}.[0-9]*"))
-    last = builds[-1] if builds else None
+    last = situation.builds[0] if situation.builds else None
     if last and (last / "failed").exists():
         yield Finding("warn", f"venv: its last build failed, see {last}/build.log; bash sbatch/venv.sh tries again")
     elif last and (last / "complete").exists():
@@ -306,7 +291,7 @@ def check_disk(situation: Situation) -> Iterator[Finding]:
         "results": situation.root / "results",
         "logs": situation.root / "logs",
         "data cache": situation.data_cache,
-        "venv": situation.attempts.parent,
+        "venv": situation.builds_folder,
     }
     for name, path in places.items():
         if path.is_symlink() and not path.exists():

@@ -132,7 +132,7 @@ def places_to_keep(situation: Situation) -> dict[str, Path]:
         model = model.parent.parent  # with the name of the revision, and the files that the snapshot's links lead to
     places = {} if situation.model == "tiny" else {"model": model}
     places["data"] = situation.data_cache
-    places["venv"] = situation.attempts.parent  # with the uv and the Python that it may have been built with
+    places["venv"] = situation.builds_folder  # with the uv and the Python that it may have been built with
     return {name: path for name, path in places.items() if path.is_dir()}
 
 

@@ -151,7 +151,11 @@ def _end(successor: str, status: int, goes_on: bool) -> int:
 def _go_on_from_snapshot(options: BaselineOptions) -> None:
     """Copy the code and replace this process by the copy's; does not return."""
     request = options.request
-    code = snapshot.ensure(request.root, request.experiment, request.model_or_default)
+    try:
+        code = snapshot.ensure(request.root, request.experiment, request.model_or_default)
+    except snapshot.SnapshotError as error:
+        say(f"baseline.sh: {error}")
+        sys.exit(1)
     script = f".snapshots/{code}/sbatch/baseline.sh"
     sys.stdout.flush()
     sys.stderr.flush()

@@ -181,7 +181,7 @@ def run_parser() -> ScriptParser:
     other.add_argument(
         "--report",
         action="store_true",
-        help="what the results say: verdict, alarms, tables, pictures; takes the options of python -m fast_dllm.report, "
+        help="what the results say: verdict, alarms, tables, pictures; the options of python -m fast_dllm.report, "
         "such as --experiment E[,E], --task T, --limit N, --against E/CONFIG",
     )
     _add_help(other)

@@ -81,6 +81,9 @@ def run_submission(request: Request, options: SubmitOptions) -> int:
     claim = acquire(folder / ".submit", wait=True)
     try:
         return submit_missing(request, options, claim)
+    except snapshot.SnapshotError as error:
+        say_run(f"{error}; nothing more is submitted; run it again")
+        return 1
     finally:
         if claim is not None:
             claim.release()

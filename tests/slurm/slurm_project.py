@@ -12,6 +12,8 @@ from pathlib import Path
 
 from cluster import Cluster, wait_for
 
+from fast_dllm.runner.venv import location
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("sbatch", "fast_dllm", "experiments", "tasks", "models")
 FILES = ("eval.py", "generation_functions.py", "pyproject.toml", "constraints.txt")
@@ -20,8 +22,7 @@ TASK = "toy_math"
 
 def venv_of_this_run() -> str:
     """Where this checkout's scripts keep their venv: the copy's requirements are the same, so it is not built again."""
-    script = "source sbatch/common.sh; venv_location"
-    return subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return str(location(ROOT))
 
 
 class SlurmProject:
