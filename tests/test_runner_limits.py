@@ -154,6 +154,26 @@ def test_an_account_that_slurm_would_refuse_is_refused_before_nine_submissions_f
     assert project.calls("sbatch") == []
 
 
+TWO_ACCOUNTS = "phoenix|gts-lab|||\nphoenix|gts-two|||\n"
+
+
+def test_of_several_accounts_the_default_one_is_taken_and_named(project):
+    (project.state / "sacctmgr.assoc").write_text(TWO_ACCOUNTS)
+    (project.state / "sacctmgr.user").write_text("gts-two\n")
+    result = project.run("k1_first")
+    assert result.returncode == 0, result.stderr
+    assert "run.sh: account gts-two, your default one\n" in result.stderr
+    assert "SBATCH_ACCOUNT=gts-two" in (project.state / "ids" / "1" / "settings").read_text()
+
+
+@pytest.mark.parametrize(("enforced", "status"), [("none", 0), ("safe", 2), ("associations,qos,limits", 2)])
+def test_where_slurm_needs_no_account_none_is_asked_for(project, enforced, status):
+    (project.state / "bin" / "scontrol").symlink_to(FAKES / "slurm")
+    (project.state / "scontrol.config").write_text(f"AccountingStorageEnforce = {enforced}\n")
+    (project.state / "sacctmgr.assoc").write_text(TWO_ACCOUNTS)
+    assert project.run("k1_first").returncode == status
+
+
 def test_accounts_of_other_clusters_with_the_same_accounting_do_not_count(project):
     (project.state / "bin" / "scontrol").write_text("#!/bin/sh\necho 'ClusterName             = phoenix'\n")
     (project.state / "bin" / "scontrol").chmod(0o755)

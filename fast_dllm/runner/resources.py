@@ -127,12 +127,14 @@ def account_and_qos(code_root: Path, environment: Mapping[str, str]) -> tuple[As
 def _account(qos: str, given: str | None) -> Association | None:
     """The account that is named, the only one, or the default one; None where Slurm does not say or needs none."""
     known = slurm.associations()
-    if known is None or (not given and not slurm.needs_account()):
+    if known is None:
         return None
     names = ", ".join(one.account for one in known)
+    wanted = given or (known[0].account if len(known) == 1 else slurm.default_account())
+    if not wanted and not slurm.needs_account():
+        return None
     if not known:
         raise UsageError(f"Slurm knows no account of {slurm.user()}; its owner (a PI) has to add you")
-    wanted = given or (known[0].account if len(known) == 1 else slurm.default_account())
     if not wanted:
         raise UsageError(f"no account is named; write one of yours as {WHERE}: {names}")
     account = next((one for one in known if one.account == wanted.lower()), None)

@@ -143,7 +143,7 @@ def needs_account() -> bool:
     for line in lines_of("scontrol", "show", "config") or ():
         name, _, value = line[0].partition("=")
         if name.strip() == "AccountingStorageEnforce":
-            return "associations" in value or "limits" in value or "qos" in value
+            return not {word.strip() for word in value.split(",")} <= {"none", "nojobs", "nosteps", ""}
     return True
 
 
