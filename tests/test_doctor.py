@@ -614,7 +614,7 @@ def slurm_that_answers(project, accounts):
     (project.state / "accounts").write_text(accounts)
     (project.state / "qos").write_text("inferno|3-00:00:00|500\nembers|08:00:00|50\n")
     state = project.state
-    project.script("sacctmgr", f'case $* in *assoc*) cat "{state}/accounts" ;; *) cat "{state}/qos" ;; esac')
+    project.script("sacctmgr", f'case $* in *assoc*) cat "{state}/accounts" ;; *qos*) cat "{state}/qos" ;; esac')
 
 
 @pytest.mark.parametrize(

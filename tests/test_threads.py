@@ -73,7 +73,7 @@ def test_the_scripts_hand_on_what_the_user_has_set(given, tmp_path):
     assert environment["FAST_DLLM_NUM_THREADS"] == (given or "auto")
 
 
-@pytest.mark.parametrize("program", ["fast_dllm/evaluate/harness.py", "fast_dllm/ui/chat.py", "benchmarks/decode.py"])
+@pytest.mark.parametrize("program", ["fast_dllm/decode/loaded.py", "fast_dllm/ui/chat.py", "benchmarks/decode.py"])
 def test_every_program_decides_here(program):
     text = (ROOT / program).read_text()
     assert "fit_threads(" in text
@@ -83,7 +83,7 @@ def test_every_program_decides_here(program):
 def test_one_thread_for_the_embedded_model_in_a_program_of_its_own():
     """Whatever torch would take by itself."""
     environment = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
-    code = "import torch; from fast_dllm.evaluate.harness import FastDLLM as F; F(model_path='tiny', device='cpu'); "
+    code = "import torch; from fast_dllm.decode.loaded import LoadedModel; LoadedModel.load('tiny', 'cpu', 'auto'); "
     code += "print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split()[-1:] == ["1"], done.stderr

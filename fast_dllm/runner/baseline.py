@@ -60,7 +60,8 @@ def run_baseline(options: BaselineOptions) -> int:
     request, in_job = options.request, is_batch_job()
     if options.submission is not None:
         if in_job:
-            raise UsageError("--shards, --gpus, --gpu and --hours submit jobs: bash sbatch/baseline.sh, not sbatch")
+            option = next(word for word in options.words if word.startswith(("--shards", "--gpu", "--hours")))
+            raise UsageError(f"{option} submits jobs of its own: bash sbatch/baseline.sh, not sbatch")
         return _submit_each(options, options.submission)
     if in_job and options.snapshot is None:
         _go_on_from_snapshot(options)
