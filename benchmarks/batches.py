@@ -39,8 +39,9 @@ from benchmarks.decode import check_options
 from benchmarks.questions import toy_prompts
 from fast_dllm.decode import experiments
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.network.graphs import as_written, use_graphs
+from fast_dllm.network.compiled import CompiledExecution
 from fast_dllm.network.model import FastDLLMForCausalLM, load_model, model_source, pick_device
+from fast_dllm.network.modes import as_written, use_graphs
 from fast_dllm.network.tokenizer import load_tokenizer, special_ids
 
 OTHER = "other commit"
@@ -173,7 +174,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Measured]:
         "batch by batch": lambda: timed(batch_by_batch),
         "continuous": lambda: timed(continuous),
     }
-    if model.model.compiled is not None:
+    if isinstance(model.execution, CompiledExecution):
         ways["as written"] = lambda: timed(by_written_layers)
     with ExitStack() as stack:
         if arguments.commit:

@@ -28,9 +28,10 @@ import torch
 
 from benchmarks.decode import check_options, median_seconds, model_of
 from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.network.eager import EagerExecutor
 from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.packing import BlockRows
 from fast_dllm.network.threads import fit_threads
-from fast_dllm.sampling import greedy_with_check
 
 KINDS = {"full": 32, "sub": 8}
 
@@ -63,7 +64,8 @@ def seconds_of(model: FastDLLMForCausalLM, context: int, batch: int, runs: int) 
     """Of a step of each kind: the forward, and what eight of its rows predict."""
     block = model.config.bd_size
     length = max(context // block, 1) * block
-    cache = model.new_cache(batch, length + block, block)
+    executor = EagerExecutor(model, model.new_cache(batch, length + block, block))
+    cache = executor.cache
     cache.keys.normal_(std=0.1)
     cache.values.normal_(std=0.1)
     cache.lengths = [length] * batch
@@ -72,8 +74,8 @@ def seconds_of(model: FastDLLMForCausalLM, context: int, batch: int, runs: int) 
     for kind, width in KINDS.items():
 
         def step(width: int = width) -> None:
-            logits = model.run_block(cache, rows, [list(range(3, 3 + width))] * batch, [0] * batch, read)
-            greedy_with_check(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
+            logits = executor.run_block(BlockRows(rows, [list(range(3, 3 + width))] * batch, [0] * batch, read))
+            executor.greedy(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
 
         found[kind] = median_seconds(step, runs, model.device)
     return found

@@ -42,11 +42,13 @@ from benchmarks.straightforward import Straightforward
 from fast_dllm.decode import experiments
 from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser, UsageError
+from fast_dllm.network.compiled import CompiledExecution
 from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.network.graphs import as_written, use_graphs
+from fast_dllm.network.eager import EagerExecutor
 from fast_dllm.network.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
+from fast_dllm.network.modes import as_written, open_executor, use_graphs
+from fast_dllm.network.packing import BlockRows
 from fast_dllm.network.threads import fit_threads
-from fast_dllm.sampling import greedy_with_check
 from fast_dllm.spec.matrix import matrix_of
 from fast_dllm.spec.request import resolve_model
 from fast_dllm.spec.values import check_value
@@ -175,16 +177,16 @@ def time_forwards(model: FastDLLMForCausalLM, arguments: argparse.Namespace, blo
     """Seconds of one forward of each kind over the whole batch."""
     batch, sub = arguments.batch_size, arguments.small_block_size
     prefix = max(arguments.prompt_tokens // block, 1) * block
-    cache = model.new_cache(batch, prefix + block, block)
+    executor = open_executor(model, batch, prefix + block, block, shared=False)
     prompt = torch.randint(3, 300, (prefix,)).tolist()
     rows = list(range(batch))
 
     def prefill() -> None:
-        cache.lengths = [0] * batch
-        model.prefill(cache, rows, [prompt] * batch)
+        executor.cache.lengths = [0] * batch
+        executor.prefill(rows, [prompt] * batch)
 
     def run(offset: int, width: int, read: list[int]) -> None:
-        model.run_block(cache, rows, [prompt[:width]] * batch, [offset] * batch, [read] * batch)
+        executor.run_block(BlockRows(rows, [prompt[:width]] * batch, [offset] * batch, [read] * batch))
 
     work = {
         "prefill": prefill,
@@ -237,7 +239,7 @@ def time_against_straightforward(
             return by_engine()
 
     ways = {"engine": by_engine, "straightforward": by_straightforward}
-    if model.model.compiled is not None:
+    if isinstance(model.execution, CompiledExecution):
         ways["as written"] = by_written_layers
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(arguments.runs + 1):  # the first does not count
@@ -299,21 +301,21 @@ def where_time_goes(
 
     batch, sub = arguments.batch_size, arguments.small_block_size
     prefix = max(arguments.prompt_tokens // block, 1) * block
-    cache = model.new_cache(batch, prefix + block, block)
-    cache.lengths = [prefix] * batch
+    executor = EagerExecutor(model, model.new_cache(batch, prefix + block, block))
+    executor.cache.lengths = [prefix] * batch
     on_gpu = model.device.type == "cuda"
     found: dict[str, dict[str, float]] = {}
     for kind, width in (("full", block), ("sub", sub)):
 
         def step(width: int = width) -> None:
             ids = [list(range(3, 3 + width))] * batch
-            logits = model.run_block(cache, list(range(batch)), ids, [0] * batch, [list(range(sub))] * batch)
-            greedy_with_check(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
+            rows = BlockRows(list(range(batch)), ids, [0] * batch, [list(range(sub))] * batch)
+            logits = executor.run_block(rows)
+            executor.greedy(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
 
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with as_written(model):
-            step()
-        with as_written(model), profile(activities=activities) as profiled:
+        step()
+        with profile(activities=activities) as profiled:
             for _ in range(arguments.runs):
                 step()
         times: dict[str, float] = {name: 0.0 for name, _ in PARTS} | {"views, indices, other": 0.0}

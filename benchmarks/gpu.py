@@ -35,9 +35,9 @@ from benchmarks.questions import toy_prompts
 from fast_dllm.decode import experiments
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network import kernels
-from fast_dllm.network.graphs import use_graphs
 from fast_dllm.network.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
-from fast_dllm.sampling import greedy_with_check
+from fast_dllm.network.modes import open_executor, use_graphs, use_padded_shapes
+from fast_dllm.network.packing import BlockRows
 
 SECTIONS = ("forwards", "tokens", "batch", "experiments", "context", "where")
 BLOCK, SUB = 32, 8
@@ -129,35 +129,25 @@ class Bench:
         return seconds, given
 
     def _recorded(self) -> int:
-        return self.model.graphs.counts.get("recorded", 0) if self.model.graphs else 0
+        return self.model.execution.counts.get("recorded", 0) if self.model.execution else 0
 
     @torch.inference_mode()
     def step_seconds(self, context: int, batch: int, width: int, read: int, runs: int = 20) -> float:
         """Median seconds of one step as the engine takes it: a forward of `width` rows, `read` of them put through the
         head, what they predict, and its transfer."""
-        model, graphs = self.model, self.model.graphs
         length = max(context // BLOCK, 1) * BLOCK
-        arena = graphs.lease(batch, length, BLOCK) if graphs else None
-        cache = arena.cache if arena else model.new_cache(batch, length, BLOCK)
-        cache.lengths[:batch] = [length - BLOCK] * batch
-        rows, ids = list(range(batch)), [list(range(3, 3 + width))] * batch
-        mask_id = model.config.vocab_size - 1
+        ids = [list(range(3, 3 + width))] * batch
+        block = BlockRows(list(range(batch)), ids, [0] * batch, [list(range(read))] * batch)
+        mask_id = self.model.config.vocab_size - 1
         seconds = []
-        try:
+        with open_executor(self.model, batch, length, BLOCK) as executor:
+            executor.cache.lengths[:batch] = [length - BLOCK] * batch
             for run in range(runs + 5):
                 self.synchronize()
                 began = time.perf_counter()
-                if arena:
-                    arena.run_block(rows, ids, [0] * batch, [list(range(read))] * batch)
-                    arena.greedy(mask_id).tolist()
-                else:
-                    logits = model.run_block(cache, rows, ids, [0] * batch, [list(range(read))] * batch)
-                    greedy_with_check(logits.flatten(0, 1), mask_id).tolist()
+                executor.greedy(executor.run_block(block).flatten(0, 1), mask_id).tolist()
                 if run >= 5:
                     seconds.append(time.perf_counter() - began)
-        finally:
-            if arena:
-                graphs.release()
         return statistics.median(seconds)
 
     def kinds(self, context: int, batch: int = 1) -> dict[str, float]:
@@ -201,10 +191,13 @@ class Bench:
         for name, model, prompts, knobs in cases:
             given = {}
             for mode in ("auto", "off", "padded"):
-                use_graphs(model, mode)
+                if mode == "padded":
+                    use_padded_shapes(model)
+                else:
+                    use_graphs(model, mode)
                 given[mode] = [answer.tokens for prompt in prompts for answer in self.answers(model, [prompt], **knobs)]
-                if mode == "auto" and model.graphs:
-                    found[f"{name}: parts"] = model.graphs.counts
+                if mode == "auto" and model.execution:
+                    found[f"{name}: parts"] = model.execution.counts
             same = sum(a == b for a, b in zip(given["auto"], given["padded"], strict=True))
             plain = sum(a == b for a, b in zip(given["auto"], given["off"], strict=True))
             found[name] = {"answers": len(prompts), "as padded": same, "as off": plain}
@@ -221,7 +214,7 @@ class Bench:
                 seconds, given = self.timed_answers(self.prompts(batch, context - BLOCK), refresh=refresh)
                 tokens = sum(len(answer.tokens) for answer in given)
                 found[f"{refresh} {batch}"] = {"seconds": seconds, "tokens_per_second": tokens / seconds}
-                counts = self.model.graphs.counts if self.model.graphs else {}
+                counts = self.model.execution.counts if self.model.execution else {}
                 yield f"refresh={refresh}, batch {batch}: {tokens / seconds:.1f} tokens/s {counts}"
         for batch in sorted({each for each in (1, 2, 4, 8, 16) if each < size} | {size}):
             kinds = self.kinds(context, batch)

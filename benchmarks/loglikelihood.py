@@ -27,8 +27,8 @@ import torch
 from benchmarks.decode import check_options, model_of
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.evaluate.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
-from fast_dllm.network.graphs import use_graphs
 from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.threads import fit_threads
 
 Wanted = dict[MaskedInput, dict[int, None]]  # input -> the tokens whose score is asked for

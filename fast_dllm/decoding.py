@@ -88,6 +88,11 @@ class Reuse:
     order: int = 0
     ahead: float = 0.0
 
+    @property
+    def store_key(self) -> tuple[range, str, int]:
+        """Forwards with equal keys write and read the same store."""
+        return self.layers, self.part, self.order
+
 
 @dataclass(frozen=True)
 class Forward:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fast_dllm.decode import experiments
+from fast_dllm.network.eager import EagerExecutor
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.transcripts import GOLDEN
 from fast_dllm.transcripts import GOLDEN_MODELS as GOLDEN_MODELS
 from fast_dllm.transcripts import golden_model as golden_model
@@ -26,6 +28,11 @@ SUBSETS = ("first", "middle", "last")
 
 def golden_json(name: str) -> list[dict]:
     return json.loads((GOLDEN / name).read_text())
+
+
+def eager(model: FastDLLMForCausalLM, num_rows: int, max_length: int, block_size: int = 32) -> EagerExecutor:
+    """Forwards module by module over an empty cache."""
+    return EagerExecutor(model, model.new_cache(num_rows, max_length, block_size))
 
 
 def generate(model, prompts, **settings):

@@ -7,34 +7,31 @@ from typing import Any
 
 import torch
 
-from fast_dllm.decode import engine
-from fast_dllm.decoding import Generation
+from fast_dllm.decode.decoding_run import DecodingRun, Prompt
+from fast_dllm.decode.engine import Engine
+from fast_dllm.decoding import Answer, Generation
+from fast_dllm.network.eager import EagerExecutor
 
 BOUND = 1e-3  # of logits that reach some tens: what another batch shape may move them by, with room
 
 
-class _Watched(engine.Engine):
-    """Notes for every prediction the gap of its top two logits, and of its confidence to the threshold."""
+class _Watched(EagerExecutor):
+    """Notes for every prediction the gap of its top two logits, and of its confidence to each bar."""
 
-    def __init__(self, *given: Any, **named: Any):
-        super().__init__(*given, **named)
-        self.margins: list[float] = []
+    def __init__(self, model, cache, bars: list[float]):
+        super().__init__(model, cache)
+        self.bars, self.margins = bars, []
 
-    def _predict(self, group, forwards, logits, *given: Any):
-        flat = logits.flatten(0, 1).float().clone()
-        flat[:, self.options.mask_id] = -torch.inf
+    def greedy(self, logits, mask_id):
+        flat = logits.float().clone()
+        flat[:, mask_id] = -torch.inf
         if len(flat):
             top = flat.topk(2, dim=-1).values
             self.margins += (top[:, 0] - top[:, 1]).tolist()
             confidences = flat.softmax(-1).amax(-1)
-            for bar in self._bars():
+            for bar in self.bars:
                 self.margins += (confidences - bar).abs().tolist()
-        return super()._predict(group, forwards, logits, *given)
-
-    def _bars(self) -> list[float]:
-        """Every knob that a probability is compared with."""
-        values = {name: getattr(self.options, name) for name in vars(self.options)}
-        return [value for value in values.values() if isinstance(value, float) and 0 < value < 1]
+        return super().greedy(logits, mask_id)
 
 
 def smallest_margin(model, experiment, prompt: list[int], settings: Mapping[str, Any]) -> float:
@@ -43,9 +40,12 @@ def smallest_margin(model, experiment, prompt: list[int], settings: Mapping[str,
     options = experiment.options_type(
         **{name: settings[name] for name in (*ids, *experiment.knobs) if name in settings}
     )
-    watched = _Watched(model, experiment.decode_one, options)
-    list(watched.run([engine.Request(prompt)]))
-    return min(watched.margins)
+    bars = [value for value in vars(options).values() if isinstance(value, float) and 0 < value < 1]
+    length = Answer(0, prompt, options, model.config.num_hidden_layers).limit
+    executor = _Watched(model, model.new_cache(1, length, options.block_size), bars)
+    settings_of_run = Engine(model, experiment.decode_one, options)._settings
+    list(DecodingRun(executor, settings_of_run, [Prompt(prompt)], 1).events())
+    return min(executor.margins)
 
 
 def assert_same_but_for_rounding(

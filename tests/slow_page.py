@@ -7,11 +7,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import app
-from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.eager import EagerExecutor
 
 SECONDS = 0.15  # a forward
 
-run_block = FastDLLMForCausalLM.run_block
+run_block = EagerExecutor.run_block
 
 
 def slowly(*arguments, **options):
@@ -20,5 +20,5 @@ def slowly(*arguments, **options):
 
 
 if __name__ == "__main__":
-    FastDLLMForCausalLM.run_block = slowly
+    EagerExecutor.run_block = slowly
     app.main()

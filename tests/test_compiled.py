@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_models import generate, golden_model
+from golden_models import eager, generate, golden_model
 from margins import assert_same_but_for_rounding
 from test_eval import load, model_args, run_eval
 from test_graphs import COMMON, cases, prompts
@@ -26,10 +26,18 @@ from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.network.cache import Attend, KVCache
-from fast_dllm.network.compiled import CompiledLayers, Variant, decoding_variants
+from fast_dllm.network.compiled import (
+    CompiledExecution,
+    CompiledExecutor,
+    LayerLibraries,
+    Variant,
+    decoding_variants,
+)
 from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.network.graphs import use_graphs
+from fast_dllm.network.eager import EagerExecutor
 from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.modes import use_graphs
+from fast_dllm.network.packing import BlockRows, pack_block
 
 NO_COMPILER = not any(map(shutil.which, ("g++", "clang++", os.environ.get("CXX", "g++"))))
 needs_compiler = pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler (g++ or clang++)")
@@ -48,8 +56,13 @@ def folder(tmp_path_factory) -> Path:
 
 def with_compiled_layers(model: FastDLLMForCausalLM, folder: Path) -> FastDLLMForCausalLM:
     model.requires_grad_(False)
-    model.model.compiled = CompiledLayers(model.config, model.model.layers, folder)
+    model.execution = CompiledExecution(model, folder)
     return model
+
+
+def loaded(model: FastDLLMForCausalLM) -> set[Variant]:
+    """The variants whose libraries it has used."""
+    return set(model.execution.libraries.loaded)
 
 
 @pytest.fixture
@@ -69,16 +82,13 @@ def random_cache(model: FastDLLMForCausalLM, num_rows: int, length: int) -> KVCa
 @torch.inference_mode()
 def assert_same_layers(model: FastDLLMForCausalLM, attend: Attend, x: torch.Tensor) -> None:
     """Hidden rows and the cache after all layers as written, and compiled, from the same cache."""
-    cache, network = attend.cache, model.model
+    cache = attend.cache
     before = cache.keys.clone(), cache.values.clone()
-    layers, results = range(len(network.layers)), []
-    assert network.compiled.takes(x, attend)
-    for run in (network.compiled, None):
+    layers, results = range(len(model.model.layers)), []
+    for executor in (CompiledExecutor(model, cache, model.execution.libraries), EagerExecutor(model, cache)):
         cache.keys.copy_(before[0])
         cache.values.copy_(before[1])
-        kept, network.compiled = network.compiled, run
-        hidden = network.run_layers(x, attend, layers)
-        network.compiled = kept
+        hidden = executor.run_layers(x, attend, layers)
         results.append((hidden, cache.keys.clone(), cache.values.clone()))
     for got, expected in zip(*results, strict=True):
         scale = expected.abs().max()
@@ -92,7 +102,7 @@ def block_inputs(model, cache, rows, lengths, width, offset) -> tuple[Attend, to
     for row, length in zip(rows, lengths, strict=True):
         cache.lengths[row] = length
     ids = [[random.Random(row).randrange(3, 300) for _ in range(width)] for row in rows]
-    inputs = model.pack_block(cache, rows, ids, [offset] * len(rows), [[0]] * len(rows))
+    inputs = pack_block(cache, BlockRows(rows, ids, [offset] * len(rows), [[0]] * len(rows)))
     return inputs.attend, model.model.embed_tokens(inputs.ids)
 
 
@@ -103,7 +113,7 @@ def test_a_compiled_layer_gives_what_it_gives_as_written(model):
     for length, width, offset, num_positions in ((0, 32, 0, 64), (64, 8, 24, 96), (320, 2, 7, 352), (96, 17, 3, 2048)):
         cache = random_cache(model, 1, num_positions)
         assert_same_layers(model, *block_inputs(model, cache, [0], [length], width, offset))
-    assert len(model.model.compiled._libraries) == 1
+    assert len(loaded(model)) == 1
 
 
 @pytest.mark.slow
@@ -121,7 +131,7 @@ def test_so_it_does_for_any_sequences_of_the_cache(model):
     ):
         for width, offset in ((32, 0), (8, 16), (3, 1)):
             assert_same_layers(model, *block_inputs(model, random_cache(model, 6, 320), rows, lengths, width, offset))
-    assert len(model.model.compiled._libraries) == 6
+    assert len(loaded(model)) == 6
 
 
 @pytest.mark.slow
@@ -138,11 +148,9 @@ def test_so_it_does_for_other_shapes_of_a_layer(heads, folder):
     ids = [[random.Random(i).randrange(64) for _ in range(64 + 32 * i)] for i in range(2)]
     found = []
     with torch.inference_mode():
-        for run in (model.model.compiled, None):
-            model.model.compiled = run
-            cache = model.new_cache(2, 128, 32)
-            logits = model.prefill(cache, [0, 1], ids, read_last=True)
-            found.append((logits, cache.keys, cache.values))
+        for executor in (model.execution.executor(2, 128, 32), eager(model, 2, 128)):
+            logits = executor.prefill([0, 1], ids)
+            found.append((logits, executor.cache.keys, executor.cache.values))
     for got, expected in zip(*found, strict=True):
         assert torch.allclose(got, expected, rtol=0, atol=1e-5)
     assert found[0][1].abs().sum() > 0
@@ -161,7 +169,7 @@ def test_every_experiment_answers_as_with_layers_as_written(name, knobs, folder)
         got = experiment.generate(model, batch, num_rows=num_rows, **settings)
         for prompt, one, other in zip(batch, expected, got, strict=True):
             assert_same_but_for_rounding(plain, experiment, prompt, settings, one, other)
-    used = set(model.model.compiled._libraries)
+    used = loaded(model)
     assert used <= set(decoding_variants(several=True)), "each is compiled before the first answer"
     assert used & set(decoding_variants(several=False))
 
@@ -174,7 +182,7 @@ def test_scores_are_those_of_whole_forwards_as_written(chain, random_model, fold
     with_compiled_layers(lm.model, folder)
     pairs = few_shot_load(subjects=2, questions=2)
     got = lm.scorer.score([lm.scorer.masked_inputs(*pair, chain) for pair in pairs], disable_tqdm=True)
-    assert lm.model.model.compiled._libraries
+    assert loaded(lm.model)
     for pair, (value, greedy), (alone, best) in zip(pairs, got, plainly(lm, pairs, chain), strict=True):
         assert value == pytest.approx(alone, abs=(len(pair[1]) if chain else 1) * SCORE)
         assert greedy == best
@@ -231,29 +239,29 @@ def test_two_threads_answer_beside_each_other(model):
 def test_a_library_that_was_cut_short_is_compiled_anew(tmp_path):
     model = with_compiled_layers(golden_model("tiny28"), tmp_path)
     (variant, _) = decoding_variants(several=False)
-    model.model.compiled._library(variant)
+    model.execution.libraries.library(variant)
     (path,) = tmp_path.iterdir()
     for text in (path.read_bytes()[:100_000], b""):
         path.write_bytes(text)
-        with_compiled_layers(model, tmp_path).model.compiled._library(variant)
+        with_compiled_layers(model, tmp_path).execution.libraries.library(variant)
         assert path.stat().st_size > 100_000
         assert_same_layers(model, *block_inputs(model, random_cache(model, 1, 96), [0], [64], 8, 0))
 
 
 # -- what is run as written, and what is refused -----------------------------------------------------------------------
 def test_a_forward_that_no_library_is_for_runs_as_written(model, monkeypatch):
-    monkeypatch.setattr(CompiledLayers, "__call__", lambda *_: pytest.fail("it is for the layers as written"))
-    cache = model.new_cache(1, 64, 32)
+    monkeypatch.setattr(LayerLibraries, "library", lambda *_: pytest.fail("it is for the layers as written"))
+    executor, two_rows = model.execution.executor(1, 64, 32), BlockRows([0], [[5, 6]], [0], [[0]])
     with torch.inference_mode():
-        model.run_block(cache, [0], [[5]], [0], [[0]])  # one row
+        executor.run_block(BlockRows([0], [[5]], [0], [[0]]))  # one row
         model(torch.tensor([[5, 6, 7]]))  # no cache
     with torch.enable_grad():
-        model.run_block(cache, [0], [[5, 6]], [0], [[0]])
+        executor.run_block(two_rows)
     with torch.inference_mode(), pytest.raises(pytest.fail.Exception):
-        model.run_block(cache, [0], [[5, 6]], [0], [[0]])
+        executor.run_block(two_rows)
     model.bfloat16()
     with torch.inference_mode():
-        model.run_block(model.new_cache(1, 64, 32), [0], [[5, 6]], [0], [[0]])
+        model.execution.executor(1, 64, 32).run_block(two_rows)
 
 
 def test_there_are_two_libraries_for_one_sequence_and_thirteen_more_for_several():
@@ -264,21 +272,27 @@ def test_there_are_two_libraries_for_one_sequence_and_thirteen_more_for_several(
 
 
 def test_a_library_is_for_one_layer_one_torch_one_cpu_and_one_variant(model, monkeypatch):
-    kept = model.model.compiled
+    libraries = model.execution.libraries
     variant = Variant(False, False, None, False, False, 1)
     others = [
         variant._replace(**{name: value})
-        for name, value in {"several": True, "roomy": True, "apart": True, "picked": True, "num_threads": 2}.items()
+        for name, value in {
+            "several": True,
+            "many_cache_rows": True,
+            "apart": True,
+            "picked": True,
+            "num_threads": 2,
+        }.items()
     ]
     others += [variant._replace(mask=mask) for mask in itertools.product((False, True), repeat=2)]
-    names = [kept._name(each) for each in (variant, *others)]
-    names.append(CompiledLayers(golden_model("tiny28").config, golden_model("tiny28").model.layers)._name(variant))
+    names = [libraries._name(each) for each in (variant, *others)]
+    names.append(CompiledExecution(golden_model("tiny28")).libraries._name(variant))
     model.config.rms_norm_eps = 1e-3
-    names.append(kept._name(variant))
+    names.append(libraries._name(variant))
     for target, value in (("fast_dllm.network.compiled._cpu", lambda: ("another",)), ("torch.__version__", "0")):
         with monkeypatch.context() as patch:
             patch.setattr(target, value)
-            names.append(kept._name(variant))
+            names.append(libraries._name(variant))
     assert len(set(names)) == len(names)
 
 
@@ -299,7 +313,7 @@ def test_a_machine_that_cannot_compile_is_one_line_and_leaves_nothing(tmp_path, 
     ) as raised:
         use_graphs(model, "compiled")
     assert "\n" not in str(raised.value)
-    assert model.model.compiled is None
+    assert model.execution is None
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
-from golden_models import GOLDEN_MODELS, denoise, generate, golden_json, in_each_subset
+from golden_models import GOLDEN_MODELS, denoise, eager, generate, golden_json, in_each_subset
 
 from fast_dllm.decode import experiments
+from fast_dllm.network.packing import BlockRows, pack_block
 from fast_dllm.sampling import predict, rows_to_unmask, top_p_sample
 
 MASK, STOP = 319, 2
@@ -197,7 +198,7 @@ class LiteralLayers:
 
     def run(self, cache, tokens: list[int], offset: int, read: list[int], reading: bool) -> torch.Tensor:
         self.reading, self.window = reading, slice(offset, offset + len(tokens))
-        inputs = self.model.pack_block(cache, [0], [tokens], [offset], [read])
+        inputs = pack_block(cache, BlockRows([0], [tokens], [offset], [read]))
         x = self.model.model.embed_tokens(inputs.ids)
         for index, layer in enumerate(self.model.model.layers):
             x = self.layer(index, layer, x, inputs.attend)
@@ -223,10 +224,11 @@ def literal_reuse(model, case: dict, layer_subset: str, *, mode: str = "output",
     start_block = len(prompt) // size
     end_block = start_block + case["max_new_tokens"] // size
     tokens, widths = list(prompt), {"full": 0, "sub": 0}
-    cache = model.new_cache(1, end_block * size)
+    executor = eager(model, 1, end_block * size)
+    cache = executor.cache
     literal = LiteralLayers(model, subset_layers(layer_subset, model.config.num_hidden_layers), mode)
     if start_block:
-        logits = model.prefill(cache, [0], [prompt[: start_block * size]])
+        logits = executor.prefill([0], [prompt[: start_block * size]])
         if len(prompt) % size == 0:
             tokens.append(logits.argmax().item())
     for block in range(start_block, end_block):
@@ -249,8 +251,8 @@ def literal_reuse(model, case: dict, layer_subset: str, *, mode: str = "output",
                 for row in rows_to_unmask(confidences[0].tolist(), masked, case["threshold"]):
                     tokens[start + row] = candidates[0, row].item()
                 counter += 1
-        logits = model.run_block(cache, [0], [tokens[first : first + size]], [0], [[size - 1]])
-        model.commit(cache, 0)
+        logits = executor.run_block(BlockRows([0], [tokens[first : first + size]], [0], [[size - 1]]))
+        executor.commit(0)
         if block + 1 < end_block:
             tokens.append(logits.argmax().item())
         answer = tokens[len(prompt) :]

@@ -18,9 +18,9 @@ from fast_dllm.drift import recorder
 from fast_dllm.drift.recorder import Recorder
 from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
 from fast_dllm.errors import UsageError
-from fast_dllm.network.cache import Attend, block_causal_mask, rope_tables
-from fast_dllm.network.compiled import CompiledLayers
-from fast_dllm.network.graphs import use_graphs
+from fast_dllm.network.cache import Attend, block_causal_mask, mask_for_heads, rope_tables
+from fast_dllm.network.compiled import CompiledExecution
+from fast_dllm.network.modes import use_padded_shapes
 from fast_dllm.report.pictures import drift_maps
 
 MASK, STOP, SIZE, SUB = 319, 2, 32, 8
@@ -46,18 +46,20 @@ def recorded(model, batch: list[list[int]]) -> DriftSums:
     return sums
 
 
-def test_forwards_are_not_replayed_while_they_are_recorded():
+@pytest.mark.parametrize("mode", ["graphs", "compiled"])
+def test_forwards_run_module_by_module_while_they_are_recorded(mode):
     """No hook sees a replayed forward, nor what compiled layers do."""
     model = golden_model("tiny36")
     expected = recorded(model, prompts(40))
-    use_graphs(model, "padded")
-    graphs = model.graphs
-    compiled = model.model.compiled = CompiledLayers(model.config, model.model.layers, Path("/none/is/compiled"))
+    if mode == "graphs":
+        use_padded_shapes(model)
+    else:
+        model.execution = CompiledExecution(model, Path("/none/is/compiled"))
+    execution = model.execution
     got = recorded(model, prompts(40))
     assert got.steps == expected.steps > 0
-    assert not graphs.counts
-    assert model.graphs is graphs
-    assert model.model.compiled is compiled
+    assert not execution.counts
+    assert model.execution is execution
 
 
 class Watching(Attend):
@@ -72,7 +74,7 @@ def literal_step(model, tokens: list[int]) -> dict[str, np.ndarray]:
     """What every layer gives for the last block of `tokens`, by one forward of everything, no cache. (L, 32, C)."""
     length = len(tokens)
     cos, sin = rope_tables(torch.arange(length), model.config, torch.float32)
-    mask = model._mask_for_heads(block_causal_mask(length, length, SIZE, torch.device("cpu")))
+    mask = mask_for_heads(block_causal_mask(length, length, SIZE, torch.device("cpu")), model.config)
     attend = Watching(cos[:, None], sin[:, None], mask)
     object.__setattr__(attend, "seen", {})
     x, found = model.model.embed_tokens(torch.tensor([tokens])), {name: [] for name in QUANTITIES}

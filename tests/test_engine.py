@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from transfers import FakeDevice
 
 from fast_dllm.decode import experiments
+from fast_dllm.decode.decoding_run import DecodingRun, Prompt
 from fast_dllm.decode.engine import Engine
 from fast_dllm.errors import NonFiniteError
-from fast_dllm.network.graphs import use_graphs
+from fast_dllm.network import graphs, packing
+from fast_dllm.network.eager import EagerExecutor
+from fast_dllm.network.modes import use_graphs, use_padded_shapes
 from fast_dllm.spec.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 32, "threshold": 0.5}
@@ -85,16 +89,15 @@ def test_logits_that_are_no_numbers_are_an_error_at_every_step(tiny36, value, te
         assert set(kinds) == {"prefill", "full", "sub", "commit"}
 
 
-def spied(monkeypatch, model, name: str) -> list[tuple]:
-    """The cache rows of every call of a model's method, and its other arguments."""
-    calls, method = [], getattr(model, name)
-    monkeypatch.setattr(
-        model,
-        name,
-        lambda cache, rows, *rest, **named: (
-            calls.append((list(rows), rest, named)) or method(cache, rows, *rest, **named)
-        ),
-    )
+def spied(monkeypatch, name: str) -> list[tuple]:
+    """The arguments of every call of an executor's method from here on."""
+    calls, method = [], getattr(EagerExecutor, name)
+
+    def call(executor, *given, **named):
+        calls.append((*given, named))
+        return method(executor, *given, **named)
+
+    monkeypatch.setattr(EagerExecutor, name, call)
     return calls
 
 
@@ -105,25 +108,25 @@ def test_requests_beyond_the_rows_are_admitted_as_rows_become_free(tiny36, monke
     prompts = [prompt(length) for length in (70, 5, 33, 64, 12)]
     alone = [generate(tiny36, [each], **COMMON)[0] for each in prompts]
     caches, begun = [], []
-    admit = Engine._admit
+    admit = DecodingRun._admit
 
-    def admitted(engine, index, request, slot):
+    def admitted(run, index, request):
         begun.append(index)
         assert len([row for row in begun if got[row] is None]) <= num_rows
-        return admit(engine, index, request, slot)
+        return admit(run, index, request)
 
-    monkeypatch.setattr(Engine, "_admit", admitted)
+    monkeypatch.setattr(DecodingRun, "_admit", admitted)
     make = tiny36.new_cache
     monkeypatch.setattr(tiny36, "new_cache", lambda *given: caches.append(make(*given)) or caches[-1])
-    blocks = spied(monkeypatch, tiny36, "run_block")
+    blocks = spied(monkeypatch, "run_block")
     got = [None] * len(prompts)
     for event in denoise(tiny36, prompts, num_rows=num_rows, **COMMON):
         got[event.row] = event.generation
     assert got == alone
     assert begun == sorted(begun)
     assert [cache.batch_size for cache in caches] == [num_rows]
-    assert max(len(rows) for rows, _, _ in blocks) == num_rows, "rows that are there are used together"
-    assert {row for rows, _, _ in blocks for row in rows} == set(range(num_rows))
+    assert max(len(block.cache_rows) for block, _ in blocks) == num_rows, "rows that are there are used together"
+    assert {row for block, _ in blocks for row in block.cache_rows} == set(range(num_rows))
 
 
 def test_prompts_of_like_length_are_prefilled_together(tiny36, monkeypatch):
@@ -132,36 +135,39 @@ def test_prompts_of_like_length_are_prefilled_together(tiny36, monkeypatch):
     lengths = (40, 64, 41, 70, 63, 96, 127, 128)
     prompts = [prompt(length) for length in lengths]
     alone = [generate(tiny36, [each], **COMMON)[0] for each in prompts]
-    calls = spied(monkeypatch, tiny36, "prefill")
+    calls = spied(monkeypatch, "prefill")
     assert generate(tiny36, prompts, **COMMON) == alone
-    found = [([lengths[row] for row in rows], named["read_last"]) for rows, (ids,), named in calls]
+    found = [([lengths[row] for row in rows], named["read_last"]) for rows, _, named in calls]
     assert found == [([128, 96, 127, 64, 70], True), ([40, 41, 63], False)]
 
 
 @pytest.mark.parametrize(
-    ("graphs", "wanted"),
+    ("mode", "wanted"),
     [
         # eight of one length are 256 rows; the three of 100 are too few to run by themselves, so the next length joins
         ("auto", [(32,) * 8, (64,) * 9, (96,) * 3 + (128,)]),
         ("padded", [(32,) * 8 + (64,) * 9 + (96,) * 3 + (128,)]),  # as on a GPU: one forward
     ],
 )
-def test_on_a_cpu_large_forwards_are_of_one_length(tiny36, monkeypatch, graphs, wanted):
+def test_on_a_cpu_large_forwards_are_of_one_length(tiny36, monkeypatch, mode, wanted):
     lengths = [40] * 8 + [70] * 9 + [100] * 3 + [150]
     random.Random(3).shuffle(lengths)
     prompts = [prompt(length) for length in lengths]
     alone = {length: generate(tiny36, [prompt(length)], **COMMON)[0] for length in set(lengths)}
     ran: list[tuple[int, ...]] = []
-    network = tiny36.pack_numbers
+    pack = packing.pack_numbers
 
-    def packed(cache, rows, ids, *rest):
-        assert list(rows) == sorted(rows), "first rows stay first, so that none is copied"
-        if len(ids[0]) == cache.block_size:
+    def packed(cache, block, *rest):
+        rows = list(block.cache_rows)
+        assert rows == sorted(rows), "first rows stay first, so that none is copied"
+        if len(block.token_ids[0]) == cache.block_size:
             ran.append(tuple(sorted(cache.lengths[row] for row in rows)))
-        return network(cache, rows, ids, *rest)
+        return pack(cache, block, *rest)
 
-    monkeypatch.setattr(tiny36, "pack_numbers", packed)
-    use_graphs(tiny36, graphs)
+    monkeypatch.setattr(packing, "pack_numbers", packed)
+    monkeypatch.setattr(graphs, "pack_numbers", packed)
+    if mode == "padded":
+        use_padded_shapes(tiny36)
     try:
         together = generate(tiny36, prompts, **COMMON)
     finally:
@@ -172,19 +178,6 @@ def test_on_a_cpu_large_forwards_are_of_one_length(tiny36, monkeypatch, graphs, 
     assert max(map(len, ran)) == max(map(len, wanted))
 
 
-def forwards_run(monkeypatch, model) -> list[str]:
-    """Names of the model's moves from here on: each is a forward."""
-    ran: list[str] = []
-    for name in ("prefill", "run_block"):
-        method = getattr(model, name)
-        monkeypatch.setattr(
-            model,
-            name,
-            lambda *given, _name=name, _method=method, **named: (ran.append(_name), _method(*given, **named))[1],
-        )
-    return ran
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("refresh", ["block", pytest.param("rows", marks=pytest.mark.slow)])
 def test_a_request_that_joins_is_prefilled_beside_the_others_blocks(tiny36, monkeypatch, refresh):
@@ -192,12 +185,33 @@ def test_a_request_that_joins_is_prefilled_beside_the_others_blocks(tiny36, monk
     settings = COMMON | {"refresh": refresh, "max_new_tokens": 96, "threshold": 0.9}
     prompts = [prompt(length) for length in (5, 6, 7, 100, 64, 200)]
     alone = [generate(tiny36, [each], **settings)[0] for each in prompts]
-    ran = forwards_run(monkeypatch, tiny36)
+    prefills, blocks = (spied(monkeypatch, name) for name in ("prefill", "run_block"))
     assert generate(tiny36, prompts, num_rows=3, **settings) == alone
     assert [each.forwards["prefill"] for each in alone] == [0, 0, 0, 1, 1, 1]
     if refresh == "block":
-        assert ran.count("prefill") == 1, "the one of 200 tokens is too long to join"
-    assert ran.count("run_block") < sum(sum(each.forwards.values()) - each.forwards["prefill"] for each in alone)
+        assert len(prefills) == 1, "the one of 200 tokens is too long to join"
+    assert len(blocks) < sum(sum(each.forwards.values()) - each.forwards["prefill"] for each in alone)
+
+
+def engine_of(model, **settings) -> Engine:
+    experiment = experiments.load(None)
+    return Engine(model, experiment.decode_one, experiment.options_type(**COMMON | settings))
+
+
+@pytest.mark.parametrize("in_threads", [False, True])
+def test_two_runs_of_one_engine_do_not_meet(tiny36, in_threads):
+    """Two iterators advanced in turns, or two threads: each run answers its own prompts as it does alone."""
+    engine = engine_of(tiny36)
+    batches = [[prompt(70), prompt(5)], [prompt(33), prompt(64), prompt(12)]]
+    alone = [list(engine.run([Prompt(each) for each in batch])) for batch in batches]
+    runs = [engine.run([Prompt(each) for each in batch]) for batch in batches]
+    if in_threads:
+        with ThreadPoolExecutor(2) as threads:
+            together = list(threads.map(list, runs))
+    else:
+        events = list(itertools.zip_longest(*runs))
+        together = [[event for event in column if event is not None] for column in zip(*events, strict=True)]
+    assert together == alone
 
 
 QUICK = ("00_baseline", "02_residual_reuse")  # plain and parting rows; the others are slow

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fast_dllm.decode import experiments
 from fast_dllm.errors import NonFiniteError, UsageError, non_finite
 from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.network.graphs import use_graphs
+from fast_dllm.network.modes import use_graphs, use_padded_shapes
 from fast_dllm.network.model import FastDLLMForCausalLM, FastDLLMModel
 
 CHANNELS = (3, 17)  # they hold +level and -level
@@ -128,7 +128,7 @@ def test_recorded_parts_and_stores_hold_the_same_rows(growing, part, tolerance):
     model = copy_in(growing, torch.float16)
     assert model.model.hidden_like().dtype == torch.float32
     expected = answers(use_graphs(model, "off"), **knobs)
-    assert answers(use_graphs(model, "padded"), **knobs) == expected
+    assert answers(use_padded_shapes(model), **knobs) == expected
 
 
 @pytest.mark.parametrize("mode", ["off", "padded"])

@@ -17,8 +17,10 @@ from golden_models import ROOT, generate, golden_model
 from fast_dllm.decode import experiments
 from fast_dllm.errors import NonFiniteError, UsageError
 from fast_dllm.network import graphs
-from fast_dllm.network.graphs import BlockGraphs, Replays, bucket, use_graphs
+from fast_dllm.network.graphs import GraphExecution, GraphExecutor, Replays, bucket
 from fast_dllm.network.kernels import Compiling
+from fast_dllm.network.modes import use_graphs, use_padded_shapes
+from fast_dllm.network.packing import BlockRows
 from fast_dllm.spec.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 64, "threshold": 0.6}
@@ -36,7 +38,7 @@ def model():
 
 @pytest.fixture
 def taped(model):
-    model.graphs = BlockGraphs(model, lambda: tape.record)
+    model.execution = GraphExecution(model, lambda: tape.record)
     return model
 
 
@@ -167,10 +169,10 @@ def test_replayed_forwards_give_the_tokens_of_plain_ones(name, knobs, model, mon
     experiment = experiments.load(name)
     batch, settings = prompts(5, 90, 33, 130), COMMON | knobs | {"num_rows": 3}
     expected = experiment.generate(model, batch, **settings)
-    model.graphs = BlockGraphs(model, lambda: tape.record)
+    model.execution = GraphExecution(model, lambda: tape.record)
     assert experiment.generate(model, batch, **settings) == expected
     assert experiment.generate(model, batch, **settings) == expected, "a second run, over what the first left"
-    counts = model.graphs.counts
+    counts = model.execution.counts
     assert counts["replayed"] > 5 < counts["recorded"]
 
 
@@ -182,14 +184,14 @@ def test_rows_that_part_in_mid_forward_are_replayed_in_parts(model, monkeypatch,
     knobs = {"reuse_k": 3, "layer_subset": "middle", "tolerance": 0.05, "part": part}
     expected = experiment.generate(model, batch, **COMMON | knobs)
     parted: Counter[bool] = Counter()
-    original = graphs.Arena._range_of_some
+    original = GraphExecutor._run_range_of_some
 
-    def counted(self, frame, shape, store, read, picked):
+    def counted(self, frame, shape, store, read, members):
         parted[read] += 1
-        original(self, frame, shape, store, read, picked)
+        original(self, frame, shape, store, read, members)
 
-    monkeypatch.setattr(graphs.Arena, "_range_of_some", counted)
-    model.graphs = BlockGraphs(model, lambda: tape.record)
+    monkeypatch.setattr(GraphExecutor, "_run_range_of_some", counted)
+    model.execution = GraphExecution(model, lambda: tape.record)
     assert experiment.generate(model, batch, **COMMON | knobs) == expected
     assert parted[True] == parted[False] > 3
 
@@ -198,8 +200,8 @@ def test_sampled_tokens_are_those_of_plain_forwards(taped):
     settings = COMMON | {"temperature": 1.0, "reuse_k": 2, "layer_subset": "last"}
     batch = prompts(5, 90, 33)
     graphed = generate(taped, batch, generator=torch.Generator().manual_seed(1), **settings)
-    assert taped.graphs.counts["replayed"]
-    taped.graphs = None
+    assert taped.execution.counts["replayed"]
+    taped.execution = None
     assert generate(taped, batch, generator=torch.Generator().manual_seed(1), **settings) == graphed
 
 
@@ -219,34 +221,34 @@ def test_what_a_recording_leaves_out_shows_in_the_tokens(fault, model, monkeypat
 
         monkeypatch.setattr(Replays, "__call__", without)
     elif fault == "first_rows":
-        pack = type(model).pack_numbers
+        pack = graphs.pack_numbers
 
-        def always_first(self, *given):
-            numbers, shape = pack(self, *given)
+        def always_first(*given):
+            numbers, shape = pack(*given)
             return numbers, graphs.replace(shape, first_rows=True)
 
-        monkeypatch.setattr(type(model), "pack_numbers", always_first)
+        monkeypatch.setattr(graphs, "pack_numbers", always_first)
     else:
         # the offset of a window taken for a number of the step instead of a value
-        unpack, first = type(model).unpack, {}
+        unpack, first = graphs.unpack, {}
 
-        def frozen(self, cache, numbers, shape):
-            return unpack(self, cache, first.setdefault((tuple(numbers.shape), shape), numbers.clone()), shape)
+        def frozen(cache, numbers, shape):
+            return unpack(cache, first.setdefault((tuple(numbers.shape), shape), numbers.clone()), shape)
 
-        monkeypatch.setattr(type(model), "unpack", frozen)
-    model.graphs = BlockGraphs(model, lambda: tape.record)
+        monkeypatch.setattr(graphs, "unpack", frozen)
+    model.execution = GraphExecution(model, lambda: tape.record)
     with contextlib.suppress(RuntimeError, IndexError, ValueError):  # seen, too
         assert generate(model, batch, **settings) != expected
 
 
-# -- the arena ---------------------------------------------------------------------------------------------------------
-def test_the_arena_grows_when_it_must_and_stays_otherwise(taped):
+# -- the executor that stays from run to run ---------------------------------------------------------------------------
+def test_the_cache_grows_when_it_must_and_stays_otherwise(taped):
     lengths = []
     for wanted in ((1, 200), (1, 250), (3, 100), (2, 600), (1, 64), (32, 100), (1, 64), (1, 600)):
-        arena = taped.graphs.lease(*wanted, 32)
-        lengths.append((arena.cache.batch_size, arena.cache.max_length))
-        assert arena.cache.lengths == [0] * arena.cache.batch_size
-        taped.graphs.release()
+        with taped.execution.executor(*wanted, 32) as executor:
+            cache = executor.cache
+            lengths.append((cache.batch_size, cache.max_length))
+            assert cache.lengths == [0] * cache.batch_size
     assert lengths == [(1, 256), (1, 256), (3, 256), (3, 640), (3, 640), (32, 128), (32, 128), (1, 640)]
 
 
@@ -268,37 +270,36 @@ def test_only_the_forwards_that_are_recorded_ask_for_compiled_kernels(taped, mon
     assert set(used) == {32}
 
 
-def test_the_arena_is_no_longer_than_the_model(taped):
+def test_the_cache_is_no_longer_than_the_model(taped):
     limit = taped.config.max_position_embeddings
-    arena = taped.graphs.lease(1, limit, 32)
-    assert arena.cache.max_length == limit
-    taped.graphs.release()
+    with taped.execution.executor(1, limit, 32) as executor:
+        assert executor.cache.max_length == limit
     with pytest.raises(UsageError, match="positions"):
-        taped.graphs.lease(1, limit + 1, 32)
-    assert taped.graphs.lease(1, 64, 32) is not None, "the refusal gave it back"
+        taped.execution.executor(1, limit + 1, 32)
+    assert isinstance(taped.execution.executor(1, 64, 32), GraphExecutor), "the refusal gave it back"
 
 
 def test_a_second_run_beside_the_first_decodes_without_graphs(taped):
     (alone,) = generate(taped, prompts(40), **COMMON)
     first = experiments.load(None).denoise(taped, prompts(40), **COMMON)
     events = [next(first)]
-    before = Counter(taped.graphs.counts)
+    before = Counter(taped.execution.counts)
     assert generate(taped, prompts(40), **COMMON) == [alone]
-    assert Counter(taped.graphs.counts) == before, "it used no part of the arena"
+    assert Counter(taped.execution.counts) == before, "it replayed nothing"
     assert [*events, *first][-1].generation == alone
     first = experiments.load(None).denoise(taped, prompts(40), **COMMON)
     next(first)
     first.close()
-    assert taped.graphs.lease(1, 64, 32) is not None, "a run that is closed gives the arena back"
+    assert isinstance(taped.execution.executor(1, 64, 32), GraphExecutor), "a run that is closed gives it back"
 
 
-def test_numbers_that_are_none_do_not_stay_in_the_arena(taped):
+def test_nan_does_not_stay_in_the_buffers(taped):
     """What lies behind a sequence's end is masked, and a NaN there would come through the mask."""
     expected = generate(taped, prompts(70), **COMMON)
     layer = taped.model.layers[3].self_attn.v_proj
     kept = layer.bias.data.clone()
     layer.bias.data[:] = float("nan")
-    taped.graphs.clear()
+    taped.execution.forget()
     with pytest.raises(NonFiniteError):
         generate(taped, prompts(130), **COMMON)
     layer.bias.data[:] = kept
@@ -307,20 +308,21 @@ def test_numbers_that_are_none_do_not_stay_in_the_arena(taped):
 
 def test_a_model_that_moves_is_recorded_anew(taped):
     expected = generate(taped, prompts(70), **COMMON)
-    assert taped.graphs.counts
+    assert taped.execution.counts
     taped.to(torch.float64).to(torch.float32)
-    assert not taped.graphs.counts
+    assert not taped.execution.counts
     assert generate(taped, prompts(70), **COMMON) == expected
 
 
 def test_the_modes(model):
-    assert use_graphs(model, "auto").graphs is None, "there is no CUDA GPU under this model"
-    assert use_graphs(model, "off").graphs is None
+    assert use_graphs(model, "auto").execution is None, "there is no CUDA GPU under this model"
+    assert use_graphs(model, "off").execution is None
     expected = generate(model, prompts(70, 5), **COMMON)
-    assert generate(use_graphs(model, "padded"), prompts(70, 5), **COMMON) == expected
-    assert set(model.graphs.counts) == {"plain"}
-    with pytest.raises(UsageError, match="graphs must be one of auto, off, padded, compiled, not 'on'"):
-        use_graphs(model, "on")
+    assert generate(use_padded_shapes(model), prompts(70, 5), **COMMON) == expected
+    assert set(model.execution.counts) == {"plain"}
+    for word in ("on", "padded"):
+        with pytest.raises(UsageError, match=f"graphs must be one of auto, off, compiled, not '{word}'"):
+            use_graphs(model, word)
 
 
 # -- fused products ----------------------------------------------------------------------------------------------------
@@ -363,9 +365,9 @@ def test_gradients_reach_every_weight_of_a_fused_model(model):
 
 
 def test_a_forward_of_which_nothing_is_read_is_replayed_too(taped):
-    arena = taped.graphs.lease(2, 64, 32)
-    with torch.inference_mode():
+    with torch.inference_mode(), taped.execution.executor(2, 64, 32) as executor:
         for _ in range(4):
-            assert arena.run_block([0, 1], [[5] * 32] * 2, [0, 0], [[], []]).shape == (2, 0, 320)
-            assert arena.greedy(319).shape == (3, 0)
-    assert arena.replays.counts["replayed"]
+            logits = executor.run_block(BlockRows([0, 1], [[5] * 32] * 2, [0, 0], [[], []]))
+            assert logits.shape == (2, 0, 320)
+            assert executor.greedy(logits.flatten(0, 1), 319).shape == (3, 0)
+    assert taped.execution.counts["replayed"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_models import golden_json
+from golden_models import eager, golden_json
 from random_model import save_random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
@@ -150,14 +150,14 @@ def test_the_block_causal_mask_is_two_way_inside_a_block_and_causal_between():
 def test_a_long_prompt_is_prefilled_in_chunks_with_equal_logits(tiny36):
     ids = torch.randint(3, 318, (1, 1536), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        cache = tiny36.new_cache(1, 1536)
-        (logits,) = tiny36.prefill(cache, [0], ids.tolist())
+        executor = eager(tiny36, 1, 1536)
+        (logits,) = executor.prefill([0], ids.tolist())
         torch.testing.assert_close(logits, tiny36(ids).logits[0, -1], atol=1e-3, rtol=0)
-    assert cache.lengths == [1536]
+    assert executor.cache.lengths == [1536]
 
 
 def test_more_positions_than_the_model_has_are_refused(tiny36):
     with pytest.raises(UsageError, match="4096 positions, the model has 2048"):
         tiny36.new_cache(1, 4096)
     with pytest.raises(ValueError, match="whole blocks of 32"):
-        tiny36.prefill(tiny36.new_cache(1, 64), [0], [[5] * 40])
+        eager(tiny36, 1, 64).prefill([0], [[5] * 40])

@@ -158,6 +158,7 @@ def test_a_control_changes_the_next_answer(page):
 def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, monkeypatch):
     import app
     from fast_dllm.decode.arguments import ModelArguments
+    from fast_dllm.network.eager import EagerExecutor
     from fast_dllm.ui import controls as widgets
     from fast_dllm.ui.chat import Chatbot
 
@@ -167,7 +168,7 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
     controls = (widgets.ACTIVE, 0.5, 8, 0.0, 0.95, 64, *own)
     with monkeypatch.context() as broken:
         broken.setattr(
-            chatbot.model, "run_block", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
+            EagerExecutor, "run_block", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
         )
         *_, last = page.answer("Hello", [], None, *controls)
         assert "out of &lt;memory&gt;" in last.told

@@ -8,10 +8,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from golden_models import eager
 
 from fast_dllm.decode import experiments
-from fast_dllm.decode.engine import Engine, Request
+from fast_dllm.decode.decoding_run import Prompt
+from fast_dllm.decode.engine import Engine
 from fast_dllm.decoding import Forward
+from fast_dllm.network.packing import BlockRows
 from fast_dllm.sampling import predict
 
 MASK, STOP, SIZE, SUB = 319, 2, 32, 8
@@ -36,9 +39,9 @@ class Literal:
 def literal(model, ids: list[int], threshold: float, bar: float, most: int, carry: bool | None) -> Literal:
     """carry None: every computing step runs the whole block; else windows as 03_carry_rows says them."""
     first = len(ids) // SIZE * SIZE
-    cache = model.new_cache(1, first + SIZE)
+    executor = eager(model, 1, first + SIZE)
     if first:
-        model.prefill(cache, [0], [ids[:first]])
+        executor.prefill([0], [ids[:first]])
     tokens = ids[first:] + [MASK] * (first + SIZE - len(ids))
     as_run = [None] * SIZE  # every row's token when it last ran
     found, shared, reach = Literal([], []), most, 0
@@ -64,7 +67,7 @@ def literal(model, ids: list[int], threshold: float, bar: float, most: int, carr
             for row in window:
                 as_run[row] = tokens[row]
             read = [max(row - 1, window.start) - window.start for row in window]
-            logits = model.run_block(cache, [0], [[tokens[row] for row in window]], [window.start], [read])
+            logits = executor.run_block(BlockRows([0], [[tokens[row] for row in window]], [window.start], [read]))
             candidates, given = predict(logits, MASK)
             confidences = dict(zip(window, given[0].tolist(), strict=True))
             best_tokens = dict(zip(window, candidates[0].tolist(), strict=True))
@@ -103,7 +106,7 @@ def windows_of(experiment, model, ids: list[int], **knobs) -> tuple[list[int], l
                 return
 
     options = experiment.options_type(**COMMON, **knobs)
-    events = list(Engine(model, watched, options).run([Request(ids)]))
+    events = list(Engine(model, watched, options).run([Prompt(ids)]))
     return events[-1].generation.tokens, steps
 
 
@@ -159,13 +162,13 @@ def test_with_the_whole_block_it_is_adaptive_skip(tiny36):
 def literal_two_bars(model, ids: list[int], near: float, far: float, sub: int) -> tuple[list[int], list[list[int]]]:
     """New tokens of the first block, and the rows that each step unmasked."""
     first = len(ids) // SIZE * SIZE
-    cache = model.new_cache(1, first + SIZE)
+    executor = eager(model, 1, first + SIZE)
     if first:
-        model.prefill(cache, [0], [ids[:first]])
+        executor.prefill([0], [ids[:first]])
     tokens = ids[first:] + [MASK] * (first + SIZE - len(ids))
     steps: list[list[int]] = []
     while MASK in tokens and not (STOP in tokens and MASK not in tokens[: tokens.index(STOP)]):
-        logits = model.run_block(cache, [0], [tokens], [0], [[max(row - 1, 0) for row in range(SIZE)]])
+        logits = executor.run_block(BlockRows([0], [tokens], [0], [[max(row - 1, 0) for row in range(SIZE)]]))
         candidates, given = (each[0].tolist() for each in predict(logits, MASK))
         masked = [row for row in range(SIZE) if tokens[row] == MASK]
         here = [row for row in masked if row < (masked[0] // sub + 1) * sub]

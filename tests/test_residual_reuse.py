@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from golden_models import golden_model
+from golden_models import eager, golden_model
 from transfers import FakeDevice
 
 from fast_dllm.decode import experiments
-from fast_dllm.decode.engine import Engine, Request
+from fast_dllm.decode.decoding_run import Prompt
+from fast_dllm.decode.engine import Engine
 from fast_dllm.decoding import Forward, Options, Reuse
 from fast_dllm.layer_reuse import LayerStore
+from fast_dllm.network.packing import BlockRows, pack_block
 from fast_dllm.sampling import predict, rows_to_unmask
 
 MASK, STOP, SIZE = 319, 2, 32
@@ -38,7 +40,7 @@ class Literal:
 
     def step(self, cache, tokens: list[int], counter: int, rests: bool) -> tuple[torch.Tensor, bool]:
         """Hidden rows (32, C) after the last layer, and whether the layers rested."""
-        inputs = self.model.pack_block(cache, [0], [tokens], [0], [list(range(SIZE))])
+        inputs = pack_block(cache, BlockRows([0], [tokens], [0], [list(range(SIZE))]))
         x, added = self.model.model.embed_tokens(inputs.ids), {}
         for index, layer in enumerate(self.model.model.layers):
             if index == self.layers.start:
@@ -75,9 +77,10 @@ class Literal:
     def decode(self, ids: list[int], reuse_k: int) -> tuple[list[int], int, int]:
         """(new tokens, full forwards, partial forwards) of one block; sub-blocks of 8."""
         model, first = self.model, len(ids) // SIZE * SIZE
-        cache = model.new_cache(1, first + SIZE)
+        executor = eager(model, 1, first + SIZE)
+        cache = executor.cache
         if first:
-            model.prefill(cache, [0], [ids[:first]])
+            executor.prefill([0], [ids[:first]])
         tokens = ids[first:] + [MASK] * (first + SIZE - len(ids))
         counter, counts = 0, [0, 0]
         for start in range(0, SIZE, 8):
@@ -126,12 +129,13 @@ def test_knobs_make_a_difference(tiny36):
 def test_layers_that_rest_keep_their_keys_and_values_and_the_others_write_theirs(tiny36, part):
     layers, block = range(12, 24), slice(0, SIZE)
     store = LayerStore(layers, part, 1, SIZE, tiny36.lm_head.weight)
-    cache = tiny36.new_cache(1, SIZE)
+    executor = eager(tiny36, 1, SIZE)
+    cache = executor.cache
     with torch.inference_mode():
-        tiny36.run_block(cache, [0], [prompt(SIZE)], [0], [[0]], store=store, choose=lambda *_: [False])
+        executor.run_block(BlockRows([0], [prompt(SIZE)], [0], [[0]]), store=store, choose=lambda *_: [False])
         keys, values = cache.keys[:, 0, block].clone(), cache.values[:, 0, block].clone()
         other = [token + 1 for token in prompt(SIZE)]
-        tiny36.run_block(cache, [0], [other], [0], [[0]], store=store, choose=lambda *_: [True])
+        executor.run_block(BlockRows([0], [other], [0], [[0]]), store=store, choose=lambda *_: [True])
     for layer in range(36):
         rests = layer in layers and part == "residual"
         assert torch.equal(cache.keys[layer, 0, block], keys[layer]) == rests, layer
@@ -176,7 +180,7 @@ def run_forwards(model, *made: Callable[[list[int]], Forward]) -> None:
             yield make(answer.tokens[:SIZE])
         yield Forward("nothing")
 
-    list(Engine(model, decode_one, Options(MASK, STOP, 32)).run([Request(prompt(5))]))
+    list(Engine(model, decode_one, Options(MASK, STOP, 32)).run([Prompt(prompt(5))]))
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import random
 
 import pytest
 import torch
+from golden_models import eager
 
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.evaluate import scoring
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.evaluate.scoring import MaskedInput, SharedContext, batches
+from fast_dllm.network.eager import EagerExecutor
 
 SCORE = 1e-4  # see test_harness.py
 
@@ -107,13 +109,13 @@ def test_what_is_done_is_left_out_and_changes_nothing_else():
 def test_a_shared_block_is_run_once(lm, monkeypatch):
     pairs = few_shot_load(subjects=2, questions=5)
     blocks: list[int] = []
-    original = lm.model.prefill
+    original = EagerExecutor.prefill
 
-    def prefill(cache, rows, ids, **settings):
-        blocks.append(len(rows) * len(ids[0]) // 32)
-        return original(cache, rows, ids, **settings)
+    def prefill(executor, cache_rows, ids, **settings):
+        blocks.append(len(cache_rows) * len(ids[0]) // 32)
+        return original(executor, cache_rows, ids, **settings)
 
-    monkeypatch.setattr(lm.model, "prefill", prefill)
+    monkeypatch.setattr(EagerExecutor, "prefill", prefill)
     lm.scorer.score([lm.scorer.masked_inputs(*pair, False) for pair in pairs], quiet=True)
     inputs = inputs_of(pairs)
     different = {masked.ids[:end] for masked in inputs for end in range(32, len(masked.ids), 32)}
@@ -133,11 +135,12 @@ def test_the_context_that_is_held_is_what_was_asked_for(tiny36):
         for blocks, rows in (((0, 1), 3), ((0,), 1), ((0, 2, 3), 2), ((0, 2), 3), ((4,), 1), ((0, 2, 1), 3), ((), 2)):
             tokens = tuple(token for block in blocks for token in ids[block])
             context.hold(tokens, rows)
-            tiny36.prefill(context.cache, range(rows), [ids[3]] * rows)  # a batch's own, behind the context
-            expected = tiny36.new_cache(1, 160)
+            context.executor.prefill(range(rows), [ids[3]] * rows)  # a batch's own, behind the context
+            alone = eager(tiny36, 1, 160)
             if tokens:
-                tiny36.prefill(expected, [0], [tokens])
+                alone.prefill([0], [tokens])
+            cache, expected = context.executor.cache, alone.cache
             for row in range(rows):
-                for mine, right in ((context.cache.keys, expected.keys), (context.cache.values, expected.values)):
+                for mine, right in ((cache.keys, expected.keys), (cache.values, expected.values)):
                     held = mine[:, row, : len(tokens)], right[:, 0, : len(tokens)]
                     torch.testing.assert_close(*held, atol=1e-4, rtol=0)

@@ -14,7 +14,8 @@ import torch
 
 from fast_dllm.decoding import DenoisingEvent, Generation
 from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.network.model import PREFILL_ROWS, FastDLLMForCausalLM
+from fast_dllm.network.eager import PREFILL_ROWS
+from fast_dllm.network.model import FastDLLMForCausalLM
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from fast_dllm import decoding
-from fast_dllm.decode.engine import DecodeOne, Engine, Request, row_generators
+from fast_dllm.decode.decoding_run import DecodeOne, Prompt
+from fast_dllm.decode.engine import Engine, row_generators
 from fast_dllm.decode.loaded import LoadedModel
 from fast_dllm.decoding import DenoisingEvent, Generation, Options
 from fast_dllm.errors import UsageError
@@ -91,7 +92,7 @@ class Experiment:
             network, self.decode_one, self._options(options), num_rows=num_rows, temperature=temperature, top_p=top_p
         )
         generators = row_generators(generator, len(prompts), temperature)
-        return engine.run([Request(ids, own) for ids, own in zip(token_ids, generators, strict=True)])
+        return engine.run([Prompt(*each) for each in zip(token_ids, generators, strict=True)])
 
     def generate(
         self, model: FastDLLMForCausalLM | LoadedModel, prompts: Sequence[list[int] | str], **settings: Any

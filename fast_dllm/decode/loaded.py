@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from fast_dllm.errors import UsageError
-from fast_dllm.network.graphs import use_graphs
 from fast_dllm.network.model import FastDLLMForCausalLM, load_model
+from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.threads import fit_threads
 from fast_dllm.network.tokenizer import SpecialIds, decode, load_tokenizer, render, special_ids
 
@@ -38,7 +38,7 @@ class LoadedModel:
     ) -> LoadedModel:
         """Load a folder, a hub id, or `tiny` (the embedded model).
 
-        graphs: see `network.graphs.use_graphs`. block_size: by default the model's own. several: whether sequences
+        graphs: see `network.modes.use_graphs`. block_size: by default the model's own. several: whether sequences
         will be decoded side by side. Raises UsageError for a checkpoint or a tokenizer that is missing, damaged or not
         supported, and for an unknown device or dtype.
         """

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fast_dllm.drift.sums import CLASSES, DISTANCES, LAGS, QUANTITIES, DriftSums
 from fast_dllm.network.cache import Attend
-from fast_dllm.network.graphs import as_written
 from fast_dllm.network.model import DecoderLayer, FastDLLMForCausalLM
+from fast_dllm.network.modes import as_written
 
 
 class Recorder:
@@ -93,7 +93,7 @@ class Recorder:
             return  # a prefill, a commit, or scoring
         if ids.shape != (1, self.size):
             raise ValueError(f"drift is recorded for one whole block at a time, not for ids of {tuple(ids.shape)}")
-        row = 0 if attend.rows is None else int(attend.rows[0])
+        row = 0 if attend.cache_rows is None else int(attend.cache_rows[0])
         place = (row, attend.num_keys)
         known = [token for token in self._tokens if token != self.mask_id]
         goes_on = place == self._place and len(known) < self.size - tokens.count(self.mask_id)

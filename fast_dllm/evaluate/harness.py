@@ -221,6 +221,6 @@ class FastDLLM(TemplateLM):
             gpu, peak = torch.cuda.get_device_name(self.device), torch.cuda.max_memory_allocated(self.device)
         else:
             gpu, peak = None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        graphs = self.arguments.graphs if self.model.graphs or self.model.model.compiled else "off"
+        graphs = self.arguments.graphs if self.model.execution else "off"
         about = {"gpu": gpu, "graphs": graphs, "num_threads": self.loaded.num_threads, "peak_memory_bytes": peak}
         return {"device": str(self.device), **about}

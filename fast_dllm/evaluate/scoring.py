@@ -25,6 +25,7 @@ from fast_dllm.decode.loaded import LoadedModel
 from fast_dllm.errors import UsageError, non_finite
 from fast_dllm.evaluate.run_answers import RunAnswers
 from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.modes import open_executor
 from fast_dllm.record.answers import Cost, request_key
 
 
@@ -116,19 +117,20 @@ class SharedContext:
 
     def __init__(self, model: FastDLLMForCausalLM, num_rows: int, longest: int, block_size: int):
         """num_rows: of the largest batch. longest: the longest input's tokens."""
-        self.model, self.cache = model, model.new_cache(num_rows, longest, block_size)
+        self.executor = open_executor(model, num_rows, longest, block_size, shared=False)
         self.tokens: tuple[int, ...] = ()
         self.copied = [0] * num_rows  # how many of `tokens` each row holds
 
     def hold(self, tokens: tuple[int, ...], num_rows: int) -> None:
         """Make the first `num_rows` cache rows hold `tokens`, whole blocks, and nothing behind them."""
-        cache, end, size = self.cache, len(tokens), self.cache.block_size
+        cache, end = self.executor.cache, len(tokens)
+        size = cache.block_size
         same = 0
         while same < min(end, len(self.tokens)) and tokens[same : same + size] == self.tokens[same : same + size]:
             same += size
         if same < end:
             cache.lengths[0] = same
-            self.model.prefill(cache, [0], [tokens[same:]], read_last=False)
+            self.executor.prefill([0], [tokens[same:]], read_last=False)
         self.tokens = tokens
         self.copied = [min(held, same) for held in self.copied]
         begin = min(self.copied[1:num_rows], default=end)
@@ -150,7 +152,7 @@ def target_scores(
     # Blocks never see later blocks, so padding at the end changes nothing.
     ids = [[*masked.ids[shared:], *[pad_id] * (longest - len(masked.ids))] for masked in inputs]
     read = [masked.row - shared for masked in inputs]
-    logits = context.model.prefill(context.cache, range(len(inputs)), ids, read=read)
+    logits = context.executor.prefill(range(len(inputs)), ids, read=read)
     assert logits is not None, "rows are read"
     log_probs = logits.float().log_softmax(dim=-1)
     if not log_probs.sum(dim=-1).isfinite().all():

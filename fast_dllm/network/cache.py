@@ -5,7 +5,6 @@ Tensor axes: see fast_dllm.network.model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,19 +41,19 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Attend:
-    """What every layer of one forward shares: where its rows stand and what they may see.
+    """What every layer of one forward shares: the places of its rows and the keys that they may see.
 
     cos, sin: (B, T, 1, D). mask: None (every key) or bool, True = may attend, broadcast to (B, K, G * T, S).
-    Without a cache the keys are the rows themselves; with one, rows are written to `slots` (B * T,), flat indices
-    into (cache rows * max_length), and cache rows `rows` (None = the first B) are read up to `num_keys`.
+    Without a cache the keys are the rows themselves. With one, new keys are written to `flat_positions` (B * T,), which
+    index the cache as (cache rows * max_length); `cache_rows` (B,) (None: the first B) are read up to `num_keys`.
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None = None
     cache: KVCache | None = None
-    slots: Tensor | None = None
-    rows: Tensor | None = None
+    flat_positions: Tensor | None = None
+    cache_rows: Tensor | None = None
     num_keys: int = 0
 
     def of(self, picked: Tensor, cache_rows: Tensor) -> Attend:
@@ -65,7 +64,7 @@ class Attend:
             self.sin[picked],
             self.mask if self.mask is None else self.mask[picked],
             self.cache,
-            None if self.slots is None else self.slots.view(batch_size, -1)[picked].flatten(),
+            None if self.flat_positions is None else self.flat_positions.view(batch_size, -1)[picked].flatten(),
             cache_rows,
             self.num_keys,
         )
@@ -74,48 +73,16 @@ class Attend:
         """Store this layer's new keys and values (B, T, K, D); return all that may be read, each (B, S, K, D)."""
         if self.cache is None:
             return keys, values
-        assert self.slots is not None, "a forward over a cache says where its rows go"
-        seen = []
+        assert self.flat_positions is not None, "a forward over a cache says where its rows are written"
+        readable = []
         for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
-            buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self.slots, new.flatten(0, 1))
+            buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self.flat_positions, new.flatten(0, 1))
             held = buffer.narrow(1, 0, self.num_keys)
-            seen.append(held.narrow(0, 0, new.shape[0]) if self.rows is None else held.index_select(0, self.rows))
-        return seen[0], seen[1]
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """What of one forward of block rows is no tensor. Two forwards of one shape and batch size are the same work on
-    other numbers, which is what a CUDA graph can repeat.
-
-    width: T, the rows of each sequence. num_keys: how many positions of the cache are read. is_masked: whether some of
-    them are beyond a sequence's own end. first_rows: the sequences are those of the cache's first rows, in order.
-    """
-
-    width: int
-    num_keys: int
-    is_masked: bool
-    first_rows: bool
-
-
-@dataclass(frozen=True)
-class BlockInputs:
-    """The tensors of one forward of block rows: everything that `run_packed` reads, and no Python number of the step.
-
-    ids (B, T) token ids; cache_rows (B, 1) and block_rows (B, T): where the rows stand; read (B, R): which rows of T
-    are put through the head.
-    """
-
-    ids: Tensor
-    attend: Attend
-    cache_rows: Tensor
-    block_rows: Tensor
-    read: Tensor
-
-
-# Who reads what is stored, decided in mid-forward: the hidden rows that enter the range (B, T, C), their cache rows
-# (B, 1) and their rows of the block (B, T) -> a truth value for each sequence
-Choice = Callable[[Tensor, Tensor, Tensor], Sequence[bool]]
+            if self.cache_rows is None:
+                readable.append(held.narrow(0, 0, new.shape[0]))
+            else:
+                readable.append(held.index_select(0, self.cache_rows))
+        return readable[0], readable[1]
 
 
 def rope_tables(positions: Tensor, config: FastDLLMConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -133,3 +100,10 @@ def block_causal_mask(num_queries: int, num_keys: int, block_size: int, device: 
     """(T, S) bool, True = may attend, for the last `num_queries` of `num_keys` consecutive positions from 0."""
     blocks = torch.arange(num_keys, device=device) // block_size
     return blocks[num_keys - num_queries :, None] >= blocks[None, :]
+
+
+def mask_for_heads(mask: Tensor, config: FastDLLMConfig) -> Tensor:
+    """(T, S) or (B, T, S) -> (B or 1, 1, G * T, S): one copy of the mask for each query head of a key head."""
+    groups = config.num_attention_heads // config.num_key_value_heads
+    mask = mask if mask.dim() == 3 else mask[None]
+    return mask.repeat(1, groups, 1)[:, None]

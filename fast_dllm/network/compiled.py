@@ -1,10 +1,10 @@
-"""A decoder layer as one native library: torch's AOTInductor compiles what model.DecoderLayer does for this CPU.
+"""Decoder layers compiled for this CPU: torch's AOTInductor makes one native library of what model.DecoderLayer does.
 
-As written a layer of a small model is some thirty operations of a few microseconds each, and calling them takes longer
-than what they compute. Compiled it is one call. All layers of a model share the library, since their weights are inputs
-of it, and so do all models of one shape: it is compiled once, in some ten seconds, and kept on the disk.
+A layer of a small model is about thirty operations of a few microseconds each, and calling them takes longer than what
+they compute. A compiled layer is one call. All layers of a model share a library, since their weights are its inputs,
+and so do all models of one shape. It is compiled once, in about ten seconds, and kept on the disk.
 
-Its values are those of the layer as written but for float32's rounding, as with another kind of CPU.
+Its values equal those of the layer as written within float32's rounding, as on another kind of CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import platform
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,25 +26,29 @@ import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor, nn
 
 from fast_dllm.errors import UsageError
-from fast_dllm.network.cache import Attend
+from fast_dllm.network.cache import Attend, KVCache
 from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.eager import EagerExecutor
+from fast_dllm.network.executor import Execution, Executor
+from fast_dllm.network.model import FastDLLMForCausalLM
 
 logger = logging.getLogger(__name__)
+Library = Callable[..., Tensor]
 
-MOST = 2**20  # rows, positions, sequences: a bound that the compiler is told, beyond any use
+MAX_SIZE = 2**20  # upper bound of rows, positions and sequences that the compiler assumes; far beyond any use
 
 
 class Variant(NamedTuple):
-    """What of a call is fixed in a library. The numbers of rows, keys and positions are not, nor those of sequences and
-    cache rows where there are several.
+    """What is fixed in one library. The numbers of rows, keys and positions are open, and those of sequences and cache
+    rows where there are several.
 
-    several: more than one sequence. roomy: the cache has more than one row. mask: whether it differs from sequence to
-    sequence and from row to row, or None. apart: the sequences stand at different positions. picked: they are not those
-    of the cache's first rows.
+    several: there is more than one sequence. many_cache_rows: the cache has more than one row. mask: None without one;
+    else whether it differs (from sequence to sequence, from row to row). apart: the sequences are at different
+    positions. picked: they are not those of the cache's first rows.
     """
 
     several: bool
-    roomy: bool
+    many_cache_rows: bool
     mask: tuple[bool, bool] | None
     apart: bool
     picked: bool
@@ -52,14 +56,15 @@ class Variant(NamedTuple):
 
 
 class Layer(nn.Module):
-    """What model.DecoderLayer does over a cache, as a function of tensors alone that compiles well: no Python number of
-    a forward, no index that is computed in an inner loop, and the cache written in place (which the compiler does for
-    an input itself, not for a view of it)."""
+    """model.DecoderLayer over a cache as a function of tensors alone, in a form that compiles well: no Python number of
+    a forward, no computed index in an inner loop, and the cache written in place (the compiler does this for an input
+    itself, not for a view of one)."""
 
-    def __init__(self, config: FastDLLMConfig):
+    def __init__(self, config: FastDLLMConfig, weight_names: Sequence[str]):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.eps = config.head_dim, config.rms_norm_eps
+        self.weight_names = tuple(weight_names)
 
     def forward(
         self,
@@ -73,14 +78,15 @@ class Layer(nn.Module):
         positions: Tensor,
         picked: Tensor | None,
         seen: Tensor,
-        weights: Mapping[str, Tensor],
+        layer_weights: list[Tensor],
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
-        cos, sin (B or 1, T, 1, D); keys, values (R, P, K, D) of this layer, written at cache_rows (B, T) and
-        positions (B, T) and read up to seen's size (S, D), in the first B rows or those of picked (B,); mask bool (B or
-        1, 1, T or 1, S), True = may attend; weights by their names in model.DecoderLayer.
+        cos, sin (B or 1, T, 1, D). keys, values (R, P, K, D) of this layer: written at cache_rows (B, T) and positions
+        (B, T); read up to seen's size (S, D), in the first B rows or those of picked (B,). mask bool (B or 1, 1, T or
+        1, S), True = may attend. layer_weights: in the order of `weight_names`, which are model.DecoderLayer's.
         """
+        weights = dict(zip(self.weight_names, layer_weights, strict=True))
         B, T, _ = x.shape
         H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
         G = H // K
@@ -117,58 +123,81 @@ class Layer(nn.Module):
         return x + linear(F.silu(linear(normed, "mlp.gate_proj")) * linear(normed, "mlp.up_proj"), "mlp.down_proj")
 
 
-class CompiledLayers:
-    """Runs a model's decoder layers by their compiled library. A forward without a cache, of one row a sequence, in
-    another dtype than float32 or where gradients are wanted is for the layers as written: `takes` says no."""
+class CompiledExecutor(EagerExecutor):
+    """Runs decoder layers by their library. Layers run as written without a cache, for one row a sequence, in another
+    dtype than float32, and where gradients are wanted."""
 
-    def __init__(self, config: FastDLLMConfig, layers: Iterable[nn.Module], folder: Path | None = None):
-        """`folder`: where libraries are kept (default: `library_folder`)."""
-        self._config, self._layers = config, list(layers)
-        self._folder = library_folder() if folder is None else folder
-        # where a layer's weights stand: what stands there is read at each call
-        self._places = [[_place(layer, name) for name, _ in layer.named_parameters()] for layer in self._layers]
-        self._libraries: dict[Variant, Any] = {}
-        self._lock, self._running = threading.Lock(), threading.Lock()
+    def __init__(self, model: FastDLLMForCausalLM, cache: KVCache, libraries: LayerLibraries):
+        super().__init__(model, cache)
+        self._libraries = libraries
+        self._weights = [list(layer.parameters()) for layer in model.model.layers]
 
-    def takes(self, x: Tensor, attend: Attend) -> bool:
-        return attend.cache is not None and x.shape[1] > 1 and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    def run_network(self, ids: Tensor, attend: Attend) -> Tensor:
+        network = self.model.model
+        return network.norm(self.run_layers(network.embed(ids), attend, range(len(network.layers))))
 
-    def __call__(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
-        """Hidden rows (B, T, C) through `layers`, whose keys and values are written to the cache.
-
-        Raises UsageError where a library that is wanted cannot be compiled.
-        """
-        cache, mask = attend.cache, attend.mask
-        assert cache is not None, "`takes` was asked"
-        assert attend.slots is not None, "a forward over a cache says where its rows go"
+    def run_layers(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
+        """Raises UsageError where a library that is wanted cannot be compiled."""
+        if x.shape[1] == 1 or self.model.dtype != torch.float32 or torch.is_grad_enabled():
+            return super().run_layers(x, attend, layers)
+        cache, mask = self.cache, attend.mask
+        assert attend.flat_positions is not None, "a forward over a cache says where its rows are written"
         B, T, _ = x.shape
         cos, sin = (each if each.dim() == 4 else each.unsqueeze(0) for each in (attend.cos, attend.sin))
         if mask is not None:
-            mask = mask[:, :, :T]  # the rest repeats it for the other heads
-        variant = Variant(
-            B > 1,
-            cache.batch_size > 1,
-            None if mask is None else (mask.shape[0] > 1, mask.shape[2] > 1),
-            cos.shape[0] > 1,
-            attend.rows is not None,
-            torch.get_num_threads(),
+            mask = mask[:, :, :T].contiguous()  # the other rows repeat it for the other heads
+        library = self._libraries.library(
+            Variant(
+                B > 1,
+                cache.batch_size > 1,
+                None if mask is None else (mask.shape[0] > 1, mask.shape[2] > 1),
+                cos.shape[0] > 1,
+                attend.cache_rows is not None,
+                torch.get_num_threads(),
+            )
         )
-        library = self._libraries.get(variant) or self._library(variant)
-        # The library trusts that what it is given is contiguous, in this order. What is None is no input of it.
-        slots = attend.slots.view(B, T)
-        rows = None if attend.rows is None else attend.rows.clone(memory_format=torch.contiguous_format)
-        x, *before = (each.contiguous() for each in (x, cos, sin, mask) if each is not None)
-        at = slots // cache.max_length, slots % cache.max_length
-        after = [each for each in (*at, rows, cache.cos[: attend.num_keys]) if each is not None]
-        with self._running:  # a lock of the library's own comes to a standstill with the interpreter's
+        # The library takes it for granted that its inputs are contiguous.
+        flat_positions = attend.flat_positions.view(B, T)
+        cache_rows, positions = flat_positions // cache.max_length, flat_positions % cache.max_length
+        picked = None if attend.cache_rows is None else attend.cache_rows.clone(memory_format=torch.contiguous_format)
+        x, cos, sin, seen = x.contiguous(), cos.contiguous(), sin.contiguous(), cache.cos[: attend.num_keys]
+        with self._libraries.running:
             for index in layers:
-                weights = [held[name] for held, name in self._places[index]]
-                x = library.boxed_run([x, *before, cache.keys[index], cache.values[index], *after, *weights])[0]
+                keys, values, weights = cache.keys[index], cache.values[index], self._weights[index]
+                x = library(x, cos, sin, mask, keys, values, cache_rows, positions, picked, seen, weights)
         return x
 
+
+class CompiledExecution(Execution):
+    """Runs a model's layers by the libraries of their shape."""
+
+    def __init__(self, model: FastDLLMForCausalLM, folder: Path | None = None):
+        """folder: where libraries are kept (default: `library_folder`)."""
+        self._model = model
+        self.libraries = LayerLibraries(model.config, model.layer(0), folder or library_folder())
+
+    def executor(self, num_rows: int, max_length: int, block_size: int) -> Executor:
+        cache = self._model.new_cache(num_rows, max_length, block_size)
+        return CompiledExecutor(self._model, cache, self.libraries)
+
     def prepare(self, several: bool = False) -> None:
-        """Have the libraries that decoding needs for one sequence at a time, or also for `several` side by side:
-        compiling is no part of an answer's time. Raises UsageError where one cannot be compiled."""
+        """Compile what decoding needs, before the first answer: for one sequence, or also for `several` side by side.
+        Raises UsageError where that is impossible."""
+        self.libraries.prepare(several)
+
+
+class LayerLibraries:
+    """The libraries of one layer's shape, compiled when they are first wanted and kept in a folder."""
+
+    def __init__(self, config: FastDLLMConfig, layer: nn.Module, folder: Path):
+        self._config, self._layer, self._folder = config, layer, folder
+        self.loaded: dict[Variant, Library] = {}
+        self._loading = threading.Lock()
+        # One thread at a time: a library's own lock blocks together with Python's interpreter lock.
+        self.running = threading.Lock()
+
+    def prepare(self, several: bool = False) -> None:
+        """Compile the libraries of `decoding_variants`. Raises UsageError where one cannot be compiled."""
         wanted = decoding_variants(several)
         missing = sum(not self._path(variant).exists() for variant in wanted)
         if missing:
@@ -178,27 +207,33 @@ class CompiledLayers:
                 self._folder,
             )
         for variant in wanted:
-            self._library(variant)
+            self.library(variant)
 
-    def _library(self, variant: Variant) -> Any:
-        with self._lock:
-            if variant not in self._libraries:
-                path = self._path(variant)
-                if not path.exists():
-                    self._compile(variant, path)
-                try:
-                    self._libraries[variant] = _load(path)
-                except RuntimeError:  # a file that was cut short, or is no library
-                    self._compile(variant, path)
-                    self._libraries[variant] = _load(path)
-        return self._libraries[variant]
+    def library(self, variant: Variant) -> Library:
+        """Takes what Layer.forward takes. Raises UsageError where it cannot be compiled."""
+        if variant in self.loaded:
+            return self.loaded[variant]
+        with self._loading:
+            if variant not in self.loaded:
+                self.loaded[variant] = self._load(variant)
+        return self.loaded[variant]
+
+    def _load(self, variant: Variant) -> Library:
+        path = self._path(variant)
+        if not path.exists():
+            self._compile(variant, path)
+        try:
+            return torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+        except RuntimeError:  # the file was cut short, or is no library
+            self._compile(variant, path)
+            return torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
 
     def _path(self, variant: Variant) -> Path:
         return self._folder / f"{self._name(variant)}.pt2"
 
     def _name(self, variant: Variant) -> str:
         """A hash of all that a library depends on: this file, the layer's shape, torch, the CPU and the variant."""
-        shapes = [(name, tuple(parameter.shape)) for name, parameter in self._layers[0].named_parameters()]
+        shapes = [(name, tuple(parameter.shape)) for name, parameter in self._layer.named_parameters()]
         about = (shapes, self._config.num_attention_heads, self._config.rms_norm_eps, torch.__version__, _cpu())
         return hashlib.sha256(repr((_this_file(), *about, *variant)).encode()).hexdigest()[:32]
 
@@ -209,15 +244,18 @@ class CompiledLayers:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                made = Path(folder) / path.name
+                package = Path(folder) / path.name
+                names = [name for name, _ in self._layer.named_parameters()]
                 with torch.inference_mode(False), torch.no_grad():
                     inputs, sizes = self._example(variant)
-                    traced = torch.export.export(Layer(self._config), inputs, dynamic_shapes=sizes)
-                    # compiled headers are 140 MB of a cache that nobody empties, and save nothing here
+                    traced = torch.export.export(Layer(self._config, names), inputs, dynamic_shapes=sizes)
+                    # Precompiled headers would leave 140 MB in a cache that nobody empties, and save nothing here.
                     settings = {"aot_inductor.precompile_headers": False}
-                    torch._inductor.aoti_compile_and_package(traced, package_path=str(made), inductor_configs=settings)
-                made.replace(path)
-        except Exception as error:  # no compiler, no room on the disk, a torch that cannot
+                    torch._inductor.aoti_compile_and_package(
+                        traced, package_path=str(package), inductor_configs=settings
+                    )
+                package.replace(path)
+        except Exception as error:  # no compiler, a full disk, a torch that cannot compile the layer
             first_line = str(error).strip().split("\n")[0]
             raise UsageError(
                 "graphs=compiled: the layers cannot be compiled here, which takes a C++ compiler such as g++ and room "
@@ -225,68 +263,70 @@ class CompiledLayers:
             ) from error
 
     def _example(self, variant: Variant) -> tuple[tuple, tuple]:
-        """Inputs of `Layer` as this variant has them, and names of their sizes that are not fixed."""
+        """Inputs of `Layer` as this variant has them, and the names of their open sizes."""
         config, Dim = self._config, torch.export.Dim
-        T, S, P = (Dim(name, min=2, max=MOST) for name in ("rows", "keys", "positions"))
-        B: Any = Dim("sequences", min=2, max=MOST) if variant.several else 1
-        R: Any = Dim("cache_rows", min=2, max=MOST) if variant.roomy else 1
-        size = {T: 8, S: 160, P: 352, B: 3 if variant.several else 1, R: 5 if variant.roomy else 1}
+        T, S, P = (Dim(name, min=2, max=MAX_SIZE) for name in ("rows", "keys", "positions"))
+        B: Any = Dim("sequences", min=2, max=MAX_SIZE) if variant.several else 1
+        R: Any = Dim("cache_rows", min=2, max=MAX_SIZE) if variant.many_cache_rows else 1
+        size = {T: 8, S: 160, P: 352, B: 3 if variant.several else 1, R: 5 if variant.many_cache_rows else 1}
         heads, D = config.num_key_value_heads, config.head_dim
 
-        def given(*sizes: Any, dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[int, Any]]:
-            """A tensor of these sizes, and those of them that have names."""
+        def example(*sizes: Any, dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[int, Any]]:
+            """A tensor of these sizes, and the names of its open sizes by axis."""
             named = {axis: each for axis, each in enumerate(sizes) if not isinstance(each, int)}
             return torch.zeros([size.get(each, each) for each in sizes], dtype=dtype), named
 
-        angles = given(B if variant.apart else 1, T, 1, D)
-        held, indices = given(R, P, heads, D), given(B, T, dtype=torch.long)
+        angles = example(B if variant.apart else 1, T, 1, D)
+        held, indices = example(R, P, heads, D), example(B, T, dtype=torch.long)
         mask: tuple[Any, Any] = (None, None)
         rows = mask
         if variant.mask is not None:
             by_sequence, by_row = variant.mask
-            mask = given(B if by_sequence else 1, 1, T if by_row else 1, S, dtype=torch.bool)
+            mask = example(B if by_sequence else 1, 1, T if by_row else 1, S, dtype=torch.bool)
         if variant.picked:
-            rows = given(B, dtype=torch.long)
-        weights = {name: parameter.detach() for name, parameter in self._layers[0].named_parameters()}
-        pairs = (given(B, T, config.hidden_size), angles, angles, mask, held, held, indices, indices, rows, given(S, D))
-        # a copy of each, since two inputs that are one tensor are traced as one
+            rows = example(B, dtype=torch.long)
+        weights = [parameter.detach() for parameter in self._layer.parameters()]
+        pairs = (
+            example(B, T, config.hidden_size),
+            angles,
+            angles,
+            mask,
+            held,
+            held,
+            indices,
+            indices,
+            rows,
+            example(S, D),
+        )
+        # A copy of each, because one tensor that is given twice is traced as one input.
         inputs = tuple(None if tensor is None else tensor.clone() for tensor, _ in pairs)
-        return (*inputs, weights), (*(sizes for _, sizes in pairs), {name: {} for name in weights})
+        return (*inputs, weights), (*(sizes for _, sizes in pairs), [{} for _ in weights])
 
 
 def decoding_variants(several: bool) -> list[Variant]:
-    """What forwards of decoding are, for the threads that are set: prefills, which stand at the same positions and have
-    a mask by rows from their second block on, and block rows, which have one where sequences are unlike."""
+    """The variants of the forwards of decoding, for the number of threads that is set.
+
+    Prefills have equal positions, and a mask by rows from their second block on. Block rows have a mask by sequences
+    where the sequences have unlike lengths.
+    """
     num_threads = torch.get_num_threads()
-    found = [Variant(False, False, mask, False, False, num_threads) for mask in (None, (False, True))]
+    variants = [Variant(False, False, mask, False, False, num_threads) for mask in (None, (False, True))]
     if several:
-        kinds = [(each.several, each.mask, each.apart) for each in found]
+        kinds = [(each.several, each.mask, each.apart) for each in variants]
         kinds += [(True, None, False), (True, (False, True), False), (True, None, True), (True, (True, False), True)]
-        found += [
+        variants += [
             Variant(of_several, True, mask, apart, picked, num_threads)
             for of_several, mask, apart in kinds
             for picked in (False, True)
         ]
-        # one that parts from others in mid-forward keeps what their mask says of it
-        found.append(Variant(False, True, (False, False), False, True, num_threads))
-    return found
+        # One sequence that a decision in mid-forward separates from the others keeps its row of their mask.
+        variants.append(Variant(False, True, (False, False), False, True, num_threads))
+    return variants
 
 
 def library_folder() -> Path:
     """Where libraries are kept: under XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast_dllm" / "layers"
-
-
-def _load(path: Path) -> Any:
-    """A library, for one thread at a time. Raises RuntimeError for a file that is none."""
-    # the loader itself: torch._inductor.aoti_load_package takes two seconds to import
-    return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
-
-
-def _place(layer: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The mapping that holds a parameter, and its name there."""
-    module, _, last = name.rpartition(".")
-    return layer.get_submodule(module)._parameters, last
 
 
 @functools.cache

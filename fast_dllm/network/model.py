@@ -9,8 +9,7 @@ Two conventions set this network apart from a causal one:
     token shift             the logits at position p predict the token at p + 1, so the prediction for a masked
                             position p is read at p - 1.
 
-Decoding uses three moves: `prefill` a prompt's whole blocks, run the current block or a window of its rows
-(`run_block`), and `commit` it. fast_dllm.decode.engine calls them, as an experiment's policy asks.
+Decoding runs it over a cache: fast_dllm.network.executor has the moves, and eager.py runs them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import huggingface_hub
 import torch
@@ -29,15 +28,13 @@ from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
 from fast_dllm.errors import UsageError, line_of
-from fast_dllm.layer_reuse import LayerStore
-from fast_dllm.network.cache import Attend, BlockInputs, BlockShape, Choice, KVCache, block_causal_mask, rope_tables
-from fast_dllm.network.compiled import CompiledLayers
+from fast_dllm.network.cache import Attend, KVCache, block_causal_mask, mask_for_heads, rope_tables
 from fast_dllm.network.config import FastDLLMConfig, read_config
+from fast_dllm.network.executor import Execution
 from fast_dllm.network.kernels import gate, rms_norm, rotate
 from fast_dllm.spec.checkpoint import INDEX_FILE, read_object, weight_files
 
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # safetensors' names; other kinds need more than a conversion
-PREFILL_ROWS = 1024  # rows a prefill forward runs at once: bounds its mask and activations
 TINY_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "tiny"
 
 
@@ -153,6 +150,12 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    @property
+    def mlp_share(self) -> float:
+        """The share of the layer's weights that its MLP has."""
+        of_mlp, of_layer = (sum(each.numel() for each in module.parameters()) for module in (self.mlp, self))
+        return of_mlp / of_layer
+
     def attention(self, x: Tensor, attend: Attend) -> Tensor:
         return x + self.self_attn(self.input_layernorm(x), attend)
 
@@ -167,7 +170,6 @@ class FastDLLMModel(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.compiled: CompiledLayers | None = None  # what runs the layers where fast_dllm.network.graphs says so
 
     def forward(self, input_ids: Tensor, attend: Attend) -> Tensor:
         """Token ids (B, T) -> final hidden states (B, T, C)."""
@@ -193,64 +195,9 @@ class FastDLLMModel(nn.Module):
         return weight.new_empty((0, weight.shape[1]), dtype=self.hidden_dtype)
 
     def run_layers(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
-        if self.compiled is not None and self.compiled.takes(x, attend):
-            return self.compiled(x, attend, layers)
+        """Hidden rows (B, T, C) through some of the layers."""
         for index in layers:
             x = self.layers[index](x, attend)
-        return x
-
-    def forward_reusing(self, inputs: BlockInputs, store: LayerStore, choose: Choice) -> Tensor:
-        """`forward` in three segments: before, in and after the layers of `store`.
-
-        For each sequence by itself `choose` says, once the layers before have run, whether what is stored stands in for
-        the range, or the range runs and is stored.
-        """
-        x = self.run_before(inputs, store.layers)
-        reads = list(choose(x, inputs.cache_rows, inputs.block_rows))
-        if len(set(reads)) == 1:
-            x = self.run_range(x, inputs.attend, inputs.cache_rows, inputs.block_rows, store, reads[0])
-        else:
-            parted = torch.empty_like(x)
-            for read in (False, True):
-                picked = torch.tensor([i for i, each in enumerate(reads) if each == read]).to(
-                    x.device, non_blocking=True
-                )
-                rows = inputs.cache_rows[picked]
-                attend = inputs.attend.of(picked, rows[:, 0])
-                parted[picked] = self.run_range(x[picked], attend, rows, inputs.block_rows[picked], store, read)
-            x = parted
-        return self.run_after(x, inputs, store.layers)
-
-    def run_before(self, inputs: BlockInputs, layers: range) -> Tensor:
-        """Hidden rows (B, T, C) that enter the range of layers."""
-        return self.run_layers(self.embed(inputs.ids), inputs.attend, range(layers.start))
-
-    def run_after(self, x: Tensor, inputs: BlockInputs, layers: range) -> Tensor:
-        """What left the range (B, T, C) -> final hidden states (B, T, C)."""
-        return self.norm(self.run_layers(x, inputs.attend, range(layers.stop, len(self.layers))))
-
-    def run_range(
-        self, x: Tensor, attend: Attend, rows: Tensor, block_rows: Tensor, store: LayerStore, read: bool
-    ) -> Tensor:
-        """Hidden rows (B, T, C) through the layers of `store`: run and stored, or (`read`) stood in for."""
-        if store.part != "mlp":
-            if read:
-                return store.stand_in(x, rows, block_rows)
-            left = self.run_layers(x, attend, store.layers)
-            store.store(x, left, rows, block_rows)
-            return left
-        if not read:
-            store.store(x, x, rows, block_rows)
-        for index in store.layers:
-            layer = self.layers[index]
-            assert isinstance(layer, DecoderLayer), "ModuleList does not say what it holds"
-            x = layer.attention(x, attend)
-            if read:
-                added = store.mlp(index, rows, block_rows)
-            else:
-                added = layer.mlp(layer.post_attention_layernorm(x)).to(x.dtype)
-                store.store_mlp(index, added, rows, block_rows)
-            x = x + added
         return x
 
 
@@ -270,7 +217,7 @@ class FastDLLMForCausalLM(nn.Module):
     def __init__(self, config: FastDLLMConfig, *, randomise: bool = True):
         super().__init__()
         self.config = config
-        self.graphs: Any = None  # where the engine replays forwards: fast_dllm.network.graphs.BlockGraphs
+        self.execution: Execution | None = None  # how its forwards are run; None: module by module
         self.build(config)
         if randomise:
             self.apply(self._randomise)
@@ -299,13 +246,13 @@ class FastDLLMForCausalLM(nn.Module):
         return (module for module in self.modules() if isinstance(module, (Attention, MLP)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastDLLMForCausalLM:
-        """As a module's, for `.to` and the like: what stands on the weights' places is made anew."""
+        """As nn.Module's, for `.to` and the like. What depends on the weights' addresses is made anew."""
         was_fused = any(module.fused for module in self._fusible())
         for module in self._fusible():
             module.fused = None
         super()._apply(fn, recurse)
-        if self.graphs is not None:
-            self.graphs.clear()
+        if self.execution is not None:
+            self.execution.forget()
         return self.fuse() if was_fused else self
 
     @property
@@ -349,7 +296,7 @@ class FastDLLMForCausalLM(nn.Module):
             position_ids = torch.arange(T, device=device)
         if attention_mask is None:
             attention_mask = block_causal_mask(T, T, block_size or self.config.bd_size, device)
-        mask = self._mask_for_heads(attention_mask)
+        mask = mask_for_heads(attention_mask, self.config)
         cos, sin = rope_tables(position_ids, self.config, self.dtype)
         hidden = self.model(input_ids, Attend(cos.unsqueeze(-2), sin.unsqueeze(-2), mask))
         if rows is not None:
@@ -365,152 +312,11 @@ class FastDLLMForCausalLM(nn.Module):
             )
         return KVCache(self.config, batch_size, max_length, block_size, like=self.lm_head.weight)
 
-    def prefill(
-        self,
-        cache: KVCache,
-        rows: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        *,
-        read_last: bool = True,
-        read: Sequence[int] | None = None,
-    ) -> Tensor | None:
-        """Append whole blocks of known tokens to each of the cache rows `rows`, which are equally long before.
-
-        Where they are not equally many, the shorter are padded: what is computed for the padding is overwritten before
-        it can be read. Returns logits (B, V): of each one's last position, or of the positions `read` (B,) among those
-        appended; None where they are not wanted (`read_last` False).
-        """
-        counts = [len(ids) for ids in token_ids]
-        for count in counts:
-            if not count or count % cache.block_size:
-                raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {count} tokens")
-        if len({cache.lengths[row] for row in rows}) > 1:
-            raise ValueError("sequences that are prefilled together must be equally long")
-        if read is None:
-            read = [count - 1 for count in counts] if read_last else []
-        device = self.lm_head.weight.device
-        before, longest = cache.lengths[rows[0]], max(counts)
-        found: dict[int, Tensor] = {}  # index into `read` -> hidden row (C,)
-        start = 0
-        while start < longest:
-            live = [index for index, count in enumerate(counts) if count > start]
-            stop = min(start + max(PREFILL_ROWS // (cache.block_size * len(live)), 1) * cache.block_size, longest)
-            padded = [[*token_ids[index][start:stop], *[0] * (stop - counts[index])] for index in live]
-            ids = torch.tensor(padded, device=device)  # (B, T)
-            slots_of = [rows[index] for index in live]
-            row_idx = torch.tensor(slots_of, device=device)
-            begin, end = before + start, before + stop
-            mask = None  # one block sees all that is there
-            if ids.shape[1] > cache.block_size:
-                mask = self._mask_for_heads(block_causal_mask(ids.shape[1], end, cache.block_size, device))
-            positions = torch.arange(begin, end, device=device)
-            cos, sin = cache.cos[begin:end, None], cache.sin[begin:end, None]  # (T, 1, D)
-            slots = (row_idx[:, None] * cache.max_length + positions).flatten()
-            picked_rows = None if slots_of == list(range(len(slots_of))) else row_idx
-            hidden = self.model(ids, Attend(cos, sin, mask, cache, slots, picked_rows, end))
-            for place, index in enumerate(live):
-                cache.lengths[rows[index]] = before + min(stop, counts[index])
-                if index < len(read) and start <= read[index] < stop:
-                    found[index] = hidden[place, read[index] - start]
-            start = stop
-        return self.lm_head(torch.stack([found[index] for index in range(len(read))])) if read else None
-
-    def run_block(
-        self,
-        cache: KVCache,
-        rows: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        offsets: Sequence[int],
-        read: Sequence[Sequence[int]],
-        *,
-        store: LayerStore | None = None,
-        choose: Choice | None = None,
-    ) -> Tensor:
-        """Run T rows of the current block of each cache row in `rows` and write their keys and values in place.
-
-        token_ids (B, T) are the tokens at rows [offsets[b], offsets[b] + T) of the block; they see the committed
-        prefix and the whole block. `read` (B, R) picks the rows of T whose logits are computed. With `store`, `choose`
-        says for each sequence whether its layers run and are stored, or what is stored stands in for them. Returns
-        logits (B, R, V).
-        """
-        return self.run_packed(self.pack_block(cache, rows, token_ids, offsets, read), store, choose)
-
-    def pack_block(
-        self,
-        cache: KVCache,
-        rows: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        offsets: Sequence[int],
-        read: Sequence[Sequence[int]],
-    ) -> BlockInputs:
-        """The tensors of one forward of block rows, from Python numbers in one host-to-device copy."""
-        numbers, shape = self.pack_numbers(cache, rows, token_ids, offsets, read)
-        return self.unpack(cache, numbers.to(self.lm_head.weight.device, non_blocking=True), shape)
-
-    def pack_numbers(
-        self,
-        cache: KVCache,
-        rows: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        offsets: Sequence[int],
-        read: Sequence[Sequence[int]],
-        num_keys: int | None = None,
-    ) -> tuple[Tensor, BlockShape]:
-        """The host's half of `run_block`: all that differs from forward to forward, (B, 4 + T + R) on the CPU, and its
-        shape. Up to `num_keys` positions are read (default: as many as the longest sequence has)."""
-        starts = [cache.lengths[row] for row in rows]
-        numbers = torch.tensor(
-            [[row, start + offset, start + cache.block_size, offset, *ids, *picked]
-             for row, start, offset, ids, picked in zip(rows, starts, offsets, token_ids, read, strict=True)]
-        )  # fmt: skip
-        longest = max(starts) + cache.block_size
-        is_masked = num_keys is not None or min(starts) != max(starts)
-        return numbers, BlockShape(
-            len(token_ids[0]), num_keys or longest, is_masked, list(rows) == list(range(len(rows)))
-        )
-
-    def unpack(self, cache: KVCache, numbers: Tensor, shape: BlockShape) -> BlockInputs:
-        """The numbers of `pack_numbers`, on the device, as what the layers read. Looks at no value."""
-        row_idx, first_pos, num_keys, first_offset = numbers[:, :4, None].unbind(1)  # (B, 1) each
-        steps = torch.arange(shape.width, device=numbers.device)
-        positions = first_pos + steps  # (B, T)
-        mask = None
-        if shape.is_masked:
-            mask = (torch.arange(shape.num_keys, device=numbers.device) < num_keys)[:, None, None]  # (B, 1, 1, S)
-            if mask.is_cuda:  # its attention would make this of it anew in every layer
-                mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-        attend = Attend(
-            cache.cos[positions].unsqueeze(2),
-            cache.sin[positions].unsqueeze(2),
-            mask,
-            cache,
-            (row_idx * cache.max_length + positions).flatten(),
-            None if shape.first_rows else row_idx[:, 0],
-            shape.num_keys,
-        )
-        ids, read = numbers[:, 4 : 4 + shape.width], numbers[:, 4 + shape.width :]
-        return BlockInputs(ids, attend, row_idx, first_offset + steps, read)
-
-    def run_packed(self, inputs: BlockInputs, store: LayerStore | None = None, choose: Choice | None = None) -> Tensor:
-        """The device's half of `run_block`: tensors of fixed shapes in, logits (B, R, V) out."""
-        if store is None:
-            return self.logits_of(self.model(inputs.ids, inputs.attend), inputs)
-        assert choose is not None, "a store is written or read as `choose` says"
-        return self.logits_of(self.model.forward_reusing(inputs, store, choose), inputs)
-
-    def logits_of(self, hidden: Tensor, inputs: BlockInputs) -> Tensor:
-        """Final hidden states (B, T, C) -> logits (B, R, V) of the rows to be read."""
-        return self.lm_head(hidden.gather(1, inputs.read.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
-
-    def commit(self, cache: KVCache, row: int) -> None:
-        """Count the current block of a cache row, run with its final tokens just before, as part of its prefix."""
-        cache.lengths[row] += cache.block_size
-
-    def _mask_for_heads(self, mask: Tensor) -> Tensor:
-        """(T, S) or (B, T, S) -> (B or 1, 1, G * T, S): one copy of the mask for each query head of a key head."""
-        groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        mask = mask if mask.dim() == 3 else mask[None]
-        return mask.repeat(1, groups, 1)[:, None]
+    def layer(self, index: int) -> DecoderLayer:
+        """One decoder layer, with its type (ModuleList does not say what it holds)."""
+        layer = self.model.layers[index]
+        assert isinstance(layer, DecoderLayer)
+        return layer
 
 
 def pick_device(device: str = "auto") -> torch.device:

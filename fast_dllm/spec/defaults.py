@@ -29,7 +29,7 @@ DEFAULTS: Mapping[str, object] = MappingProxyType(
     }
 )
 # How the model runs. It changes no token and is no part of a folder's name; the scripts' --model_args takes it too.
-GRAPH_MODES = ("auto", "off", "padded", "compiled")
+GRAPH_MODES = ("auto", "off", "compiled")
 # The valid words of the arguments that take only some.
 CHOICES: Mapping[str, Sequence[str]] = MappingProxyType(
     {

@@ -21,16 +21,23 @@ from fast_dllm.spec.tasks import read_tasks
 
 # Files of fast_dllm/ that can change a token; a file that is absent is left out.
 DECODING_FILES = (
+    "decode/decoding_run.py",
     "decode/engine.py",
+    "decode/grouping.py",
+    "decode/sequences.py",
     "decoding.py",
     "evaluate/prompts.py",
     "layer_reuse.py",
     "network/cache.py",
     "network/compiled.py",
     "network/config.py",
+    "network/eager.py",
+    "network/executor.py",
     "network/graphs.py",
     "network/kernels.py",
     "network/model.py",
+    "network/modes.py",
+    "network/packing.py",
     "network/tokenizer.py",
     "sampling.py",
 )

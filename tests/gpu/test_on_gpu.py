@@ -10,8 +10,8 @@ from golden_models import generate, golden_json, golden_model
 
 from fast_dllm.decode import experiments
 from fast_dllm.network import kernels
-from fast_dllm.network.graphs import use_graphs
 from fast_dllm.network.model import load_model
+from fast_dllm.network.modes import use_graphs, use_padded_shapes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,13 +60,16 @@ def answers(model, mode: str, name: str | None = None, **knobs):
     """Of one prompt, then of several at once, three times: the last time nearly everything is replayed."""
     prompts = [case["prompt"] for case in golden_json("tiny36.generate.json")[::8]]
     settings = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 48, "threshold": 0.7} | knobs
-    use_graphs(model, mode)
+    if mode == "padded":
+        use_padded_shapes(model)
+    else:
+        use_graphs(model, mode)
     experiment = experiments.load(name)
     given = [experiment.generate(model, prompts[:1], **settings)[0]]
     given += [
         each for _ in range(3 if mode == "auto" else 1) for each in experiment.generate(model, prompts, **settings)
     ]
-    counts = model.graphs.counts if model.graphs else {}
+    counts = model.execution.counts if model.execution else {}
     use_graphs(model, "off")
     return given, counts
 
@@ -99,7 +102,7 @@ def test_replayed_forwards_give_the_references_tokens(model):
     try:
         for _ in range(3):
             test_float32_tokens_equal_the_reference(model)
-        assert model.graphs.counts["replayed"]
+        assert model.execution.counts["replayed"]
     finally:
         use_graphs(model, "off")
 

@@ -1,0 +1,163 @@
+"""Forwards that run as the modules are written: the executor on a CPU, and the base of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fast_dllm.layer_reuse import LayerStore
+from fast_dllm.network.cache import Attend, KVCache, block_causal_mask, mask_for_heads
+from fast_dllm.network.executor import Choice, Executor
+from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.packing import BlockInputs, BlockRows, pack_block
+
+PREFILL_ROWS = 1024  # rows that one forward of a prefill runs at once; it bounds the mask and the activations
+
+
+class EagerExecutor(Executor):
+    """Runs forwards module by module, so that hooks on them see each forward."""
+
+    def __init__(self, model: FastDLLMForCausalLM, cache: KVCache):
+        super().__init__(cache, hidden_like=model.model.hidden_like())
+        self.model = model
+        self.pays_by_row = model.device.type == "cpu"
+
+    def prefill(
+        self,
+        cache_rows: Sequence[int],
+        token_ids: Sequence[Sequence[int]],
+        *,
+        read_last: bool = True,
+        read: Sequence[int] | None = None,
+    ) -> Tensor | None:
+        cache, counts = self.cache, [len(ids) for ids in token_ids]
+        for count in counts:
+            if not count or count % cache.block_size:
+                raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {count} tokens")
+        if len({cache.lengths[cache_row] for cache_row in cache_rows}) > 1:
+            raise ValueError("sequences that are prefilled together must be equally long")
+        if read is None:
+            read = [count - 1 for count in counts] if read_last else []
+        before, longest = cache.lengths[cache_rows[0]], max(counts)
+        hidden_rows: dict[int, Tensor] = {}  # index into `read` -> hidden row (C,)
+        start = 0
+        while start < longest:
+            # Sequences whose tokens have all run take no part in the further forwards.
+            running = [index for index, count in enumerate(counts) if count > start]
+            blocks_at_once = max(PREFILL_ROWS // (cache.block_size * len(running)), 1)
+            stop = min(start + blocks_at_once * cache.block_size, longest)
+            padded = [[*token_ids[index][start:stop], *[0] * (stop - counts[index])] for index in running]
+            hidden = self._prefill_rows([cache_rows[index] for index in running], padded, before + start)
+            for place, index in enumerate(running):
+                cache.lengths[cache_rows[index]] = before + min(stop, counts[index])
+                if index < len(read) and start <= read[index] < stop:
+                    hidden_rows[index] = hidden[place, read[index] - start]
+            start = stop
+        if not read:
+            return None
+        return self.model.lm_head(torch.stack([hidden_rows[index] for index in range(len(read))]))
+
+    def _prefill_rows(self, cache_rows: list[int], token_ids: list[list[int]], begin: int) -> Tensor:
+        """Final hidden states (B, T, C) of token ids (B, T) at positions [begin, begin + T)."""
+        cache, device = self.cache, self.model.device
+        ids, row_idx = torch.tensor(token_ids, device=device), torch.tensor(cache_rows, device=device)
+        end = begin + ids.shape[1]
+        mask = None  # a single block sees every position up to its own end
+        if ids.shape[1] > cache.block_size:
+            causal = block_causal_mask(ids.shape[1], end, cache.block_size, device)
+            mask = mask_for_heads(causal, self.model.config)
+        positions = torch.arange(begin, end, device=device)
+        flat_positions = (row_idx[:, None] * cache.max_length + positions).flatten()
+        first_rows = cache_rows == list(range(len(cache_rows)))
+        attend = Attend(
+            cache.cos[begin:end, None],  # (T, 1, D)
+            cache.sin[begin:end, None],
+            mask,
+            cache,
+            flat_positions,
+            None if first_rows else row_idx,
+            end,
+        )
+        return self.run_network(ids, attend)
+
+    def run_block(self, block: BlockRows, *, store: LayerStore | None = None, choose: Choice | None = None) -> Tensor:
+        inputs = pack_block(self.cache, block)
+        if store is None:
+            return self.logits_of(self.run_network(inputs.ids, inputs.attend), inputs)
+        assert choose is not None, "a store is written or read as `choose` says"
+        return self.logits_of(self._run_reusing(inputs, store, choose), inputs)
+
+    def _run_reusing(self, inputs: BlockInputs, store: LayerStore, choose: Choice) -> Tensor:
+        """Final hidden states (B, T, C), in three segments: before, in and after the layers of `store`.
+
+        For each sequence by itself `choose` says, once the layers before have run, whether what is stored stands in for
+        the store's layers, or these run and are stored.
+        """
+        x = self.run_before(inputs, store.layers)
+        reads = list(choose(x, inputs.cache_rows, inputs.block_rows))
+        if len(set(reads)) == 1:
+            x = self.run_range(x, inputs.attend, inputs.cache_rows, inputs.block_rows, store, reads[0])
+            return self.run_after(x, inputs, store.layers)
+        merged = torch.empty_like(x)
+        for read in (False, True):
+            members = [index for index, each in enumerate(reads) if each == read]
+            picked = torch.tensor(members).to(x.device, non_blocking=True)
+            cache_rows = inputs.cache_rows[picked]
+            attend = inputs.attend.of(picked, cache_rows[:, 0])
+            merged[picked] = self.run_range(x[picked], attend, cache_rows, inputs.block_rows[picked], store, read)
+        return self.run_after(merged, inputs, store.layers)
+
+    # -- segments of a forward, which the other executors put together or replace --------------------------------------
+    def run_network(self, ids: Tensor, attend: Attend) -> Tensor:
+        """Token ids (B, T) -> final hidden states (B, T, C)."""
+        return self.model.model(ids, attend)
+
+    def run_layers(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
+        """Hidden rows (B, T, C) through some layers."""
+        return self.model.model.run_layers(x, attend, layers)
+
+    def run_before(self, inputs: BlockInputs, layers: range) -> Tensor:
+        """Hidden rows (B, T, C) that enter `layers`."""
+        return self.run_layers(self.model.model.embed(inputs.ids), inputs.attend, range(layers.start))
+
+    def run_range(
+        self, x: Tensor, attend: Attend, cache_rows: Tensor, block_rows: Tensor, store: LayerStore, read: bool
+    ) -> Tensor:
+        """Hidden rows (B, T, C) through the layers of `store`. These run and are stored; with `read`, what is stored
+        replaces them. cache_rows (B, 1), block_rows (B, T)."""
+        if store.part == "mlp":
+            return self._run_range_of_mlps(x, attend, cache_rows, block_rows, store, read)
+        if read:
+            return store.stand_in(x, cache_rows, block_rows)
+        left = self.run_layers(x, attend, store.layers)
+        store.store(x, left, cache_rows, block_rows)
+        return left
+
+    def _run_range_of_mlps(
+        self, x: Tensor, attend: Attend, cache_rows: Tensor, block_rows: Tensor, store: LayerStore, read: bool
+    ) -> Tensor:
+        """`run_range` for a store of MLPs: the attention of every layer runs."""
+        if not read:
+            store.store(x, x, cache_rows, block_rows)
+        for index in store.layers:
+            layer = self.model.layer(index)
+            x = layer.attention(x, attend)
+            if read:
+                added = store.mlp(index, cache_rows, block_rows)
+            else:
+                added = layer.mlp(layer.post_attention_layernorm(x)).to(x.dtype)
+                store.store_mlp(index, added, cache_rows, block_rows)
+            x = x + added
+        return x
+
+    def run_after(self, x: Tensor, inputs: BlockInputs, layers: range) -> Tensor:
+        """Hidden rows (B, T, C) that leave `layers` -> final hidden states (B, T, C)."""
+        network = self.model.model
+        return network.norm(self.run_layers(x, inputs.attend, range(layers.stop, len(network.layers))))
+
+    def logits_of(self, hidden: Tensor, inputs: BlockInputs) -> Tensor:
+        """Final hidden states (B, T, C) -> logits (B, R, V) of the rows to be read."""
+        picked = inputs.read.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        return self.model.lm_head(hidden.gather(1, picked))
