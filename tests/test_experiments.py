@@ -136,7 +136,7 @@ def decode_one(answer, options):
         ({"small_block_size": 5}, "must divide the block of 32"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, float16, bfloat16"),
         ({"loglikelihood_mode": "exact"}, "one of reference, chain"),
-        ({"graphs": "on"}, "graphs must be one of auto, off, padded, compiled"),
+        ({"graphs": "on"}, "graphs must be one of auto, off, compiled"),
         ({"batch_size": "many"}, "batch_size must be a whole number"),
         ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
         ({"seed": True}, "seed must be a whole number"),

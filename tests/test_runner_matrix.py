@@ -231,7 +231,7 @@ def test_how_forwards_run_is_given_and_names_no_folder(project):
     assert list(project.statuses("--limit", "5", "--model_args", "seed=3", "plain")) == ["plain+seed=3"]
     result = project.run("--status", "--model_args", "graphs=on")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "graphs must be one of auto, off, padded, compiled, not 'on'" in result.stderr
+    assert "graphs must be one of auto, off, compiled, not 'on'" in result.stderr
 
 
 @pytest.mark.parametrize("script", ["run.sh", "local.sh"])
