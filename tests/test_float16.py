@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fast_dllm.decode import experiments
 from fast_dllm.errors import NonFiniteError, UsageError, non_finite
 from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.network.modes import use_graphs, use_padded_shapes
 from fast_dllm.network.model import FastDLLMForCausalLM, FastDLLMModel
+from fast_dllm.network.modes import use_graphs, use_padded_shapes
 
 CHANNELS = (3, 17)  # they hold +level and -level
 CALM = 1 / 16  # the norms' weight on these channels; on the others it is level / 3, so that they count
@@ -123,7 +123,7 @@ def answers(model: FastDLLMForCausalLM, **knobs: object) -> list[list[int]]:
 @pytest.mark.parametrize("part", ["both", "mlp"])
 @pytest.mark.parametrize("tolerance", [None, 0.05], ids=["beat", "tolerance"])
 def test_recorded_parts_and_stores_hold_the_same_rows(growing, part, tolerance):
-    """Padded shapes run the parts that CUDA graphs record, through frames of their own; a store keeps what was added."""
+    """Padded shapes run the parts of CUDA graphs, through frames of their own; a store keeps what was added."""
     knobs = {"reuse_k": 2, "layer_subset": "last", "part": part, "order": 1, "tolerance": tolerance}
     model = copy_in(growing, torch.float16)
     assert model.model.hidden_like().dtype == torch.float32
