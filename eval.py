@@ -1,7 +1,8 @@
 """Evaluate a Fast-dLLM v2 model: register `fast_dllm_v2`, run lm-evaluation-harness's command line, write the summary.
 
-    accelerate launch eval.py --model fast_dllm_v2 --tasks gsm8k --num_fewshot 0 --batch_size 1 --apply_chat_template \
-        --fewshot_as_multiturn --model_args "model_path=tiny,threshold=0.9" --output_path results/mine/
+    accelerate launch --quiet eval.py --model fast_dllm_v2 --tasks gsm8k --num_fewshot 0 --batch_size 1 \
+        --apply_chat_template --fewshot_as_multiturn --model_args "model_path=tiny,threshold=0.9" \
+        --output_path results/mine/
 
 The options are lm_eval's own (`python eval.py run --help`), and one more: `--configurations k1_first,k2_last` evaluates
 these one after the other with one loaded model, each into a folder of its own in --output_path; the first that fails
@@ -9,7 +10,8 @@ ends it. `--shard i/N` (i from 0) answers that share of the questions into the r
 summary; as many such processes as wanted, on as many machines as see the folder, and the same command without --shard
 afterwards answers what is missing and writes the summary. Exit status: 0 with results.json and summary.json in
 --output_path (where one is given; of a share, done.json in shards/i-of-N/); 2 after one line for bad input, with
-nothing evaluated; anything else is a failure.
+nothing evaluated; anything else is a failure. accelerate ends with 1 instead; without its --quiet it prints a traceback
+of its own after eval.py's line.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import os
 import sys
 import time
@@ -33,7 +36,7 @@ UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "ca
 NO_MATTER = ("show_speed", "batch_size", "device", "graphs")  # change no answer
 
 
-def take_own_options(words: list[str]):
+def take_own_options(words: list[str], num_processes: int):
     """(the names of --configurations, the Share of --shard or None, the words for lm_eval). Raises UsageError."""
     from fast_dllm.record.shards import Share
 
@@ -41,7 +44,7 @@ def take_own_options(words: list[str]):
     parser.add_argument("--configurations", metavar="C[,C]")
     parser.add_argument("--shard", metavar="i/N")
     given, rest = parser.parse_known_args(words)
-    share = None if given.shard is None else Share.parse(given.shard, int(os.environ.get("WORLD_SIZE", "1")))
+    share = None if given.shard is None else Share.parse(given.shard, num_processes)
     names = given.configurations.split(",") if given.configurations is not None else []
     return list(dict.fromkeys(names)), share, rest
 
@@ -52,15 +55,16 @@ def refuse(message: str) -> NoReturn:
     raise UsageError(f"{message}; `python eval.py run --help` tells the options")
 
 
-def read_command_line():
-    """(lm_eval's EvaluatorConfig, TaskManager, the model arguments given, the same parsed), all checked. Raises
-    UsageError."""
+def read_options():
+    """(lm_eval's EvaluatorConfig, the model arguments given), as far as they can be checked without the tasks.
+
+    Ends the program where another command than `run` is asked for, as lm_eval does. Raises UsageError.
+    """
     from lm_eval._cli.harness import HarnessCLI
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from fast_dllm.errors import UsageError, line_of
     from fast_dllm.guard import check_folder
-    from fast_dllm.spec.tasks import TASKS
 
     cli = HarnessCLI()
     for parser in (cli._parser, *cli._subparsers.choices.values()):
@@ -85,16 +89,26 @@ def read_command_line():
         raise UsageError("--output_path is empty; it names the folder for the results")
     if config.num_fewshot is not None and config.num_fewshot < 0:
         raise UsageError(f"--num_fewshot must be at least 0, not {config.num_fewshot}")
-    if config.limit is not None and not config.limit > 0:
+    if config.limit is not None and not 0 < config.limit < math.inf:
         raise UsageError(f"--limit must be above 0, not {config.limit:g}")
     given = {"batch_size": config.batch_size, "device": explicit_device, **config.model_args}
     given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
     if config.output_path:
         check_folder("--output_path", Path(config.output_path))
-    from fast_dllm.decode.arguments import (
-        ModelArguments,  # torch: not before it is known that something is to be evaluated
-    )
-    from fast_dllm.evaluate.task_loading import check_examples, find_tasks, prepare
+    return config, given
+
+
+def load_and_check_tasks(config, given: dict, num_processes: int):
+    """(TaskManager, the model arguments given as a ModelArguments). `config` gets the tasks' resolved names.
+
+    The tasks and their data are loaded here: what is wrong with them is said before the model is loaded. Raises
+    UsageError, and DataError for a task whose data cannot be had.
+    """
+    from fast_dllm.decode.arguments import ModelArguments
+    from fast_dllm.errors import UsageError
+    from fast_dllm.evaluate import task_checks
+    from fast_dllm.evaluate.task_loading import find_tasks, load_tasks, prepare
+    from fast_dllm.spec.tasks import TASKS
 
     parsed = ModelArguments.parse(**given)  # before the tasks are looked for, which takes longer
 
@@ -108,9 +122,15 @@ def read_command_line():
     task_manager = prepare(
         task_manager, config.tasks, confirm_run_unsafe_code=config.confirm_run_unsafe_code, seed=config.seed[0]
     )
+    tasks = load_tasks(task_manager, config.tasks)
     if config.num_fewshot:
-        check_examples(task_manager, config.tasks, config.num_fewshot)
-    return config, task_manager, given, parsed
+        task_checks.check_examples(tasks, config.num_fewshot)
+    if config.samples:
+        config.samples = task_checks.check_samples(tasks, config.samples)
+    task_checks.check_generation(tasks, config.gen_kwargs or {}, parsed.knobs["max_new_tokens"])
+    if num_processes > 1:
+        task_checks.check_processes(tasks, num_processes, config.limit, config.samples)
+    return task_manager, parsed
 
 
 def variants(names: list[str], given: dict, plain, config):
@@ -306,14 +326,15 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
     if found is None:
         sys.exit("eval.py: lm_eval returned no results")
     samples = found.pop("samples")
-    print(make_table(found))
-    if found.get("groups"):
-        print(make_table(found, "groups"))
     summary = summary_of(name, found, samples, config, lm, total, began, loaded)
-    if folder:
+    if folder:  # written before anything is shown: whatever happens to the terminal, the result is there
         write_results(folder, found, samples, summary, lm.experiment.text, config.log_samples)
         lm.answers.store.discard()
         discard(folder)
+    print(make_table(found))
+    if found.get("groups"):
+        print(make_table(found, "groups"))
+    if folder:
         print(f"wrote {folder / 'summary.json'}", flush=True)
 
 
@@ -362,16 +383,23 @@ def main() -> None:
     from lm_eval.utils import setup_logging
 
     from fast_dllm.errors import UsageError
+    from fast_dllm.evaluate.hub import use_cache_without_network
+    from fast_dllm.spec.launch import launched_processes
 
     began = time.time()
     logging.disable(logging.WARNING)  # of a mistake nothing but its line is told
-    configurations, share, sys.argv[1:] = take_own_options(sys.argv[1:])
-    config, task_manager, given, parsed = read_command_line()
+    num_processes = launched_processes()
+    configurations, share, sys.argv[1:] = take_own_options(sys.argv[1:], num_processes)
+    config, given = read_options()
+    is_offline = use_cache_without_network()
+    task_manager, parsed = load_and_check_tasks(config, given, num_processes)  # imports torch
     runs = variants(configurations, given, parsed, config)
     if share and not config.output_path:
         raise UsageError("--shard needs --output_path: the answers are kept there")
     logging.disable(logging.NOTSET)
     setup_logging()
+    if is_offline:
+        logging.getLogger("eval").warning("the hub cannot be reached; what is in its local cache is used")
     from fast_dllm.evaluate.harness import FastDLLM
 
     lm = FastDLLM(runs[0][1])

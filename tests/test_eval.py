@@ -28,9 +28,12 @@ COMMON = ["--model", "fast_dllm_v2", "--batch_size", "1", "--num_fewshot", "0"]
 COMMON += ["--apply_chat_template", "--fewshot_as_multiturn"]
 
 
-def run_eval(*arguments: str, launch: tuple[str, ...] = (), tasks: Path | None = TASKS, cwd: Path = ROOT):
-    """Run eval.py as a process of its own, offline and on one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+def run_eval(
+    *arguments: str, launch: tuple[str, ...] = (), tasks: Path | None = TASKS, cwd: Path = ROOT, offline: bool = True
+):
+    """Run eval.py as a process of its own on one thread. offline: it is told that there is no network."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
     command = [sys.executable, *launch, str(ROOT / "eval.py"), *COMMON, *arguments]
     if tasks:
         command += ["--include_path", str(tasks)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from hashlib import sha256
 from typing import Any
@@ -18,7 +19,7 @@ from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.decode.batching import streamed
 from fast_dllm.decode.loaded import LoadedModel
 from fast_dllm.decoding import DenoisingEvent, Generation
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import UsageError, line_of
 from fast_dllm.evaluate.prompts import cut_at_stop_strings, rewrite_prompt
 from fast_dllm.evaluate.run_answers import RunAnswers
 from fast_dllm.record.answers import Cost, request_key
@@ -143,8 +144,7 @@ class TextGenerator:
     def request(self, instance: Instance, repeat: int) -> GenerationRequest:
         """What lm_eval asks for, checked. repeat: which sample of the same question it is. Raises UsageError."""
         context, given = instance.args
-        settings = normalize_gen_kwargs(given, default_max_gen_toks=self._budget)
-        check_generation_settings(settings, instance.task_name)
+        settings = generation_settings(given, self._budget, instance.task_name)
         max_tokens = settings["max_gen_toks"]
         size, max_length = self.loaded.block_size, self.loaded.max_length
         # Without a limit of the task's own, generate() gets max_new_tokens as it is: whole blocks, like the reference.
@@ -173,16 +173,37 @@ class TextGenerator:
         )
 
 
-def check_generation_settings(settings: dict[str, Any], task_name: str | None) -> None:
-    """Raise UsageError for a setting that is unknown or out of range, as lm_eval's normalize_gen_kwargs gives them."""
+def generation_settings(given: Mapping[str, Any], default_max_tokens: int, task_name: str | None) -> dict[str, Any]:
+    """A task's generation settings under lm_eval's names for them, checked.
+
+    default_max_tokens: `max_gen_toks` where the task sets none. Raises UsageError for a setting that is unknown, of the
+    wrong kind or out of range.
+    """
+    try:
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(given), default_max_gen_toks=default_max_tokens))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UsageError(f"the generation settings of task {task_name} cannot be read: {line_of(error)}") from None
     unsupported = sorted(set(settings) - set(GENERATION_SETTINGS))
     if unsupported:
         raise UsageError(
             f"task {task_name} asks for {', '.join(unsupported)}; "
             f"supported generation settings: {', '.join(GENERATION_SETTINGS)}"
         )
-    if settings["max_gen_toks"] < 1:
-        raise UsageError(f"task {task_name} asks for max_gen_toks {settings['max_gen_toks']}; it must be at least 1")
+    valid = {
+        "max_gen_toks": ("at least 1", lambda value: value >= 1),
+        "temperature": ("a number from 0", lambda value: _is_number(value) and value >= 0),
+        "top_p": ("a number above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
+        "do_sample": ("True or False", lambda value: isinstance(value, bool)),
+        "until": ("a text or a list of texts", lambda value: all(isinstance(each, str) for each in value)),
+    }
+    for name, (choices, is_valid) in valid.items():
+        if name in settings and not is_valid(settings[name]):
+            raise UsageError(f"task {task_name} asks for {name} {settings[name]}; it must be {choices}")
+    return settings
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def with_repeats(instances: list[Instance]) -> Iterator[tuple[Instance, int]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
+
+from fast_dllm.spec.launch import launched_processes
 
 
 class Processes:
@@ -17,7 +18,7 @@ class Processes:
     def __init__(self, device: str):
         """Take a place among the processes; `device` is the one that the user asked for."""
         self.rank, self.count, self.device = 0, 1, device
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if launched_processes() == 1:
             return
         from accelerate import Accelerator  # with all that it imports, for several processes only
 

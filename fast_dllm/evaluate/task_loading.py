@@ -72,10 +72,14 @@ class _Factory(TaskFactory):
         try:
             return super()._build_task(entry, overrides)
         except (OSError, ValueError) as error:  # what `datasets` and the hub's client raise, each for its own reasons
-            if "/datasets/" not in (place := traceback.extract_tb(error.__traceback__)[-1].filename) and (
-                "/huggingface_hub/" not in place
-            ):
+            places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+            if not any("/datasets/" in place or "/huggingface_hub/" in place for place in places):
                 raise
+            if isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError)) and error.filename:
+                raise UsageError(
+                    f"the data of {entry.name} cannot be kept in {error.filename!r} ({error.strerror}); HF_HOME names "
+                    "the folder for the hub's files, one that can be written"
+                ) from error
             raise DataError(
                 f"the data of {entry.name} cannot be had ({type(error).__name__}: {line_of(error)}); where there is a "
                 f"network: bash sbatch/prefetch.sh --task {entry.name} --model tiny"
@@ -133,24 +137,21 @@ def task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]
         yield config
 
 
-def check_examples(manager: TaskManager, names: list[str], num_fewshot: int) -> None:
-    """Raises UsageError where a task has fewer examples than `num_fewshot` to put before a question.
+def load_tasks(manager: TaskManager, names: list[str | dict]) -> dict[str, Task]:
+    """Every task that `names` stand for, with its data. The next `manager.load(names)` gives the same ones, so that no
+    data set is read twice.
 
-    lm_eval finds out at the first question, when a model is loaded. What is loaded for it here is what the next
-    `manager.load(names)` gives, so that no data set is read twice.
+    Raises UsageError for a task that is named twice, and DataError for data that cannot be had.
     """
-    loaded = manager.load(names)
-    for name, task in loaded["tasks"].items():
-        if task.get_config("num_fewshot") == 0:
-            continue  # lm_eval lets no option change that
-        sampler = getattr(task, "sampler", None)
-        there = len(sampler.fewshot_docs()) if sampler else 0
-        if there and task.fewshot_cfg.split == task.config.test_split:
-            there -= 1  # the question itself is none
-        if num_fewshot > there:
-            raise UsageError(f"--num_fewshot {num_fewshot} is more examples than {name} has, which are {there}")
-    load, kept = manager.load, [loaded]
-    manager.load = lambda asked: kept.pop() if kept and asked == names else load(asked)
+    try:
+        loaded = manager.load(names)
+    except ValueError as error:
+        if "Duplicate task" not in str(error):
+            raise
+        raise UsageError(f"--tasks: {line_of(error)}; name each task once") from None
+    load, first_time = manager.load, [loaded]
+    manager.load = lambda asked: first_time.pop() if first_time and asked == names else load(asked)
+    return loaded["tasks"]
 
 
 def find_sentence_data() -> str:

@@ -1,0 +1,48 @@
+"""Whether the Hugging Face hub can be reached: asked once, in seconds, before its client tries for minutes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import MutableMapping
+from urllib.parse import urlsplit
+
+HUB = "https://huggingface.co"
+SECONDS = 4.0  # for the name and the connection together
+
+
+def use_cache_without_network(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Set HF_HUB_OFFLINE where the hub cannot be reached; returns whether it did.
+
+    The hub's client would try each file again for half a minute, and then take what is in its cache all the same. To be
+    called before `huggingface_hub` is imported, which reads the variable once. Where a proxy is set nothing is asked:
+    then only the client knows the way.
+    """
+    proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    if any(environment.get(name) for name in ("HF_HUB_OFFLINE", *proxies)):
+        return False
+    if is_reachable(environment.get("HF_ENDPOINT") or HUB):
+        return False
+    environment["HF_HUB_OFFLINE"] = "1"
+    return True
+
+
+def is_reachable(url: str, seconds: float = SECONDS) -> bool:
+    """Whether the host of a URL accepts a connection."""
+    parts = urlsplit(url)
+    connected = threading.Event()
+
+    def connect() -> None:
+        try:
+            port = parts.port or (80 if parts.scheme == "http" else 443)
+            socket.create_connection((parts.hostname, port), timeout=seconds).close()
+        except (OSError, ValueError):
+            return
+        connected.set()
+
+    # A thread, because no timeout of Python's bounds how long a name server is waited for.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return connected.is_set()
