@@ -402,7 +402,7 @@ def main() -> None:
         logging.getLogger("eval").warning("the hub cannot be reached; what is in its local cache is used")
     from fast_dllm.evaluate.harness import FastDLLM
 
-    lm = FastDLLM(runs[0][1])
+    lm = FastDLLM(runs[0][1], chat_template=bool(config.apply_chat_template))
     models = [lm.configured(arguments) for _, arguments in runs]  # all are checked before the first one answers
     loaded = time.time()
     gc.freeze()

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from fast_dllm.errors import UsageError
+from fast_dllm.network import chat_template
 from fast_dllm.network import model as network
 from fast_dllm.network.config import FastDLLMConfig, read_config
 from fast_dllm.network.model import TINY_MODEL, FastDLLMForCausalLM, load_model
-from fast_dllm.network.tokenizer import load_tokenizer
+from fast_dllm.network.tokenizer import load_tokenizer, render
 from fast_dllm.spec.checkpoint import CONFIG_FILE, INDEX_FILE, MOST_JSON_BYTES
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -305,6 +307,65 @@ def test_every_program_refuses_another_network_in_one_line(folder, command):
     words = [sys.executable, *(word.format(folder) for word in command.split())]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]  # without a network eval.py says so before
     assert line.endswith("config.json: rope_parameters: RoPE scaling of type 'yarn' is not supported; the network has "
                          "'default'")  # fmt: skip
+
+
+# -- chat templates ----------------------------------------------------------------------------------------------------
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}X{% endfor %}{% endfor %}"
+
+
+def set_template(folder: Path, template: str | None) -> None:
+    (folder / "chat_template.jinja").unlink()
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LOOP.replace("X", ""),
+        LOOP.replace("X", "text" * 1000),
+        "{{ 7 ** (messages|length * 10 ** 9) }}",
+        "{{ 'x' * (messages|length * 10 ** 11) }}",
+        "{{ 'x' * (messages|length * 10 ** 7) }}",
+    ],
+    ids=["loop", "growing loop", "power", "memory", "long text"],
+)
+def test_an_endless_chat_template_is_refused_in_bounded_time(folder, template, monkeypatch):
+    monkeypatch.setattr(chat_template, "SECONDS", 1.0)
+    set_template(folder, template)
+    began = time.monotonic()
+    with pytest.raises(UsageError, match=r"the chat template of .* does not end within") as raised:
+        load_tokenizer(str(folder))
+    assert time.monotonic() - began < 20
+    assert "\n" not in str(raised.value)
+
+
+def test_a_chat_template_that_refuses_a_conversation_is_one_line_when_it_does(folder):
+    set_template(folder, "{{ raise_exception('no\nsystem message') if messages[0].role == 'system' else 'text' }}")
+    tokenizer = load_tokenizer(str(folder))
+    assert render(tokenizer, [{"role": "user", "content": "Hi"}], True) == "text"
+    with pytest.raises(UsageError, match=r"fails: no system message$"):
+        render(tokenizer, [{"role": "system", "content": "Hi"}], True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run_chatbot.py --model {} --once Hi",
+        "eval.py --model fast_dllm_v2 --tasks toy_math --limit 1 --apply_chat_template --model_args model_path={}",
+    ],
+    ids=["chat", "eval"],
+)
+def test_a_tokenizer_without_a_chat_template_is_one_line_before_the_model_is_loaded(folder, command):
+    set_template(folder, None)
+    (folder / "model.safetensors").unlink()
+    words = [sys.executable, *(word.format(folder) for word in command.split())]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]  # without a network eval.py says so before
+    assert "has no chat template" in line

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from fast_dllm.errors import UsageError
+from fast_dllm.network.chat_template import require_chat_template
 from fast_dllm.network.model import FastDLLMForCausalLM, load_model
 from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.threads import fit_threads
@@ -35,15 +36,19 @@ class LoadedModel:
         graphs: str = "auto",
         block_size: int | None = None,
         several: bool = False,
+        chat_template: bool = False,
     ) -> LoadedModel:
         """Load a folder, a hub id, or `tiny` (the embedded model).
 
         graphs: see `network.modes.use_graphs`. block_size: by default the model's own. several: whether sequences
-        will be decoded side by side. Raises UsageError for a checkpoint or a tokenizer that is missing, damaged or not
+        will be decoded side by side. chat_template: whether conversations will be written as text, which takes the
+        tokenizer's template. Raises UsageError for a checkpoint or a tokenizer that is missing, damaged or not
         supported, and for an unknown device or dtype.
         """
         tokenizer = load_tokenizer(path_or_hub_id)
         ids = special_ids(tokenizer)
+        if chat_template:
+            require_chat_template(tokenizer)
         network = load_model(path_or_hub_id, device, dtype)
         num_threads = fit_threads(network)
         network = use_graphs(network, graphs, several=several)

@@ -67,7 +67,7 @@ def record(options: argparse.Namespace) -> DriftSums:
         threshold=options.threshold,
         small_block_size=options.sub_block,
     )
-    lm = FastDLLM(arguments)
+    lm = FastDLLM(arguments, chat_template=True)
     config = EvaluatorConfig(tasks=[task.name])
     manager = prepare(find_tasks(config), config.tasks, confirm_run_unsafe_code=False, seed=0)
     sums = DriftSums.empty(

@@ -42,8 +42,11 @@ logger = logging.getLogger(__name__)
 class FastDLLM(TemplateLM):
     """Fast-dLLM v2 with an experiment's policy, under one set of model arguments."""
 
-    def __init__(self, arguments: ModelArguments):
-        """Load the model, and take a place among the processes of this evaluation. Raises UsageError."""
+    def __init__(self, arguments: ModelArguments, *, chat_template: bool = False):
+        """Load the model, and take a place among the processes of this evaluation.
+
+        chat_template: whether prompts will be put into the tokenizer's chat template. Raises UsageError.
+        """
         super().__init__()
         self.arguments = arguments
         # Taken as the code is loaded: whoever edits a file during a long run does not change what ran.
@@ -57,6 +60,7 @@ class FastDLLM(TemplateLM):
             graphs=arguments.graphs,
             block_size=arguments.bd_size,
             several=arguments.batch_size != 1,
+            chat_template=chat_template,
         )
         self._device = self.model.device
         self.model_revision = model_revision(model_source(arguments.model_path))

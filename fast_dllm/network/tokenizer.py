@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fast_dllm.errors import UsageError, line_of
+from fast_dllm.network.chat_template import check_chat_template, require_chat_template
 from fast_dllm.network.config import read_config
 from fast_dllm.network.model import model_source
 
@@ -26,7 +28,8 @@ class SpecialIds:
 def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a hub id or `tiny`.
 
-    Raises UsageError where there is none, and where the model's config.json cannot be used.
+    Raises UsageError where there is none, where the model's config.json cannot be used, and for an endless chat
+    template. A tokenizer without a chat template is accepted, see `require_chat_template`.
     """
     source = model_source(path_or_hub_id)
     try:
@@ -34,9 +37,11 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot load model {path_or_hub_id!r}: {line_of(error)}") from error
     try:
-        return AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
     except Exception as error:  # a damaged file gives errors of many kinds, some of them Rust's
         raise UsageError(f"cannot load the tokenizer of {path_or_hub_id!r}: {line_of(error)}") from error
+    check_chat_template(tokenizer)
+    return tokenizer
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
@@ -53,13 +58,20 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    """The chat template's text of a conversation: up to where the model answers, or to be gone on with."""
-    text = tokenizer.apply_chat_template(
-        messages,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
-    )
+    """The chat template's text of a conversation: up to where the model answers, or to be gone on with.
+
+    Raises UsageError where there is no template, or it does not take this conversation.
+    """
+    require_chat_template(tokenizer)
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+    except TemplateError as error:
+        raise UsageError(f"the chat template of {tokenizer.name_or_path!r} fails: {line_of(error)}") from error
     assert isinstance(text, str), "one conversation, not tokenized"
     return text
 

@@ -29,6 +29,7 @@ DECODING_FILES = (
     "evaluate/prompts.py",
     "layer_reuse.py",
     "network/cache.py",
+    "network/chat_template.py",
     "network/compiled.py",
     "network/config.py",
     "network/eager.py",

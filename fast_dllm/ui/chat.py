@@ -18,6 +18,7 @@ from fast_dllm.decode import experiments
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
+from fast_dllm.network.chat_template import require_chat_template
 from fast_dllm.network.model import load_model
 from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.threads import fit_threads
@@ -151,6 +152,7 @@ class Chatbot:
     def __init__(self, arguments: ModelArguments):
         self.arguments = arguments
         self.tokenizer = load_tokenizer(arguments.model_path)
+        require_chat_template(self.tokenizer)
         self.ids = special_ids(self.tokenizer)
         model = load_model(arguments.model_path, arguments.device, arguments.dtype)
         fit_threads(model)
