@@ -37,14 +37,14 @@ NO_MATTER = ("show_speed", "batch_size", "device", "graphs")  # change no answer
 
 
 def take_own_options(words: list[str], num_processes: int):
-    """(the names of --configurations, the Share of --shard or None, the words for lm_eval). Raises UsageError."""
-    from fast_dllm.record.shards import Share
+    """(the names of --configurations, the Shard of --shard or None, the words for lm_eval). Raises UsageError."""
+    from fast_dllm.record.shards import Shard
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--configurations", metavar="C[,C]")
     parser.add_argument("--shard", metavar="i/N")
     given, rest = parser.parse_known_args(words)
-    share = None if given.shard is None else Share.parse(given.shard, num_processes)
+    share = None if given.shard is None else Shard.parse(given.shard, num_processes)
     names = given.configurations.split(",") if given.configurations is not None else []
     return list(dict.fromkeys(names)), share, rest
 
@@ -245,14 +245,14 @@ def summary_of(name: str, found: dict, samples: dict, config, lm, total, began: 
         subtasks=by_name,
         throughput=throughput(total.cost, total.wall_seconds, total.batch_sizes),
         num_processes=lm.world_size,
-        num_shares=total.num_shares,
+        num_shares=total.num_shards,
         num_segments=total.num_segments,
         num_layers=lm.model.config.num_hidden_layers,
         dtype=str(lm.model.dtype).removeprefix("torch."),
         seconds_loading=loaded - began,
         start_time=provenance.timestamp(began),
         end_time=provenance.timestamp(time.time()),
-        **given | lm.code_hashes(scored=bool(total.cost.get("scored_requests"))),
+        **given | lm.code_hashes(scored=bool(total.cost.scored_requests)),
         **lm.device_report(),
         **provenance.code_state(),
         **provenance.environment(),
@@ -341,7 +341,7 @@ def run(name: str, config, task_manager, lm, folder: Path | None, began: float, 
 def run_share(share, config, task_manager, lm, folder: Path) -> None:
     """Answer one share of a run: its answers are in the store afterwards, and done.json says so."""
     from fast_dllm.errors import UsageError
-    from fast_dllm.record.shards import ShareAnswered, check_run_is_free, claim_shard, request_kinds
+    from fast_dllm.record.shards import ShardAnswered, check_run_is_free, claim_shard, request_kinds
     from fast_dllm.spec.files import write_json
     from fast_dllm.spec.shares import DONE_FILE, share_folder
 
@@ -364,7 +364,7 @@ def run_share(share, config, task_manager, lm, folder: Path) -> None:
     try:
         evaluate(config, task_manager, lm)
         raise UsageError("--shard: the tasks asked for no answers")
-    except ShareAnswered:
+    except ShardAnswered:
         pass
     finally:
         task_manager.load = original

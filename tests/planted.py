@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 import eval as program
 from fast_dllm.decoding import DenoisingEvent, Generation
 from fast_dllm.evaluate.harness import FastDLLM
+from fast_dllm.record.cost import Cost
 
 
 @dataclass
@@ -52,7 +53,7 @@ class ScriptedLM(FastDLLM):
             asked = self.asked.setdefault(text, Asked(text))
             asked.options.append(f"‹{self.tokenizer.decode([masked])}›{self.tokenizer.decode(seen)}")
             scores.append((-1.0, True) if option == self.answer(text) else (-2.0, False))
-        self.cost.update(scored_requests=len(requests), scored_tokens=len(requests), seconds_scoring=1.0)
+        self.cost.add(Cost(scored_requests=len(requests), scored_tokens=len(requests), seconds_scoring=1.0))
         return scores
 
 

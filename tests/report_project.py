@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fast_dllm.record import questions
+from fast_dllm.record.cost import Cost
 from fast_dllm.record.summary import parse_summary
 from fast_dllm.record.throughput import throughput
 from fast_dllm.spec.files import write_json
@@ -129,7 +130,7 @@ class Project:
             "generation_code_sha256": file_sha256(code),
             "fast_dllm_sha256": "f" * 64,
             "model_args": made,
-            "throughput": throughput(cost).as_json(),
+            "throughput": throughput(Cost.from_json(cost)).as_json(),
             "num_fewshot": 0, "chat_template": True, "seeds": [0, 1234, 1234, 1234], "num_processes": 1,
             "num_segments": 1, "num_layers": NUM_LAYERS,
             "model_revision": "files-sha256:1", "dtype": "float32", "device": "cuda:0",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fast_dllm.record import provenance
+from fast_dllm.record.cost import Cost
 from fast_dllm.record.scores import Score, score, scores
 from fast_dllm.record.summary import Summary, read_summary
 from fast_dllm.record.throughput import throughput
@@ -78,16 +79,14 @@ def test_a_group_counts_the_questions_of_all_its_subtasks():
 
 
 def test_throughput_counts_forwards_that_ran_and_steps_that_decided():
-    cost = {f"forwards.{kind}": count for kind, count in zip(KINDS, (2, 10, 20, 8, 30, 0), strict=True)}
-    report = throughput(cost | {"requests": 2, "new_tokens": 120, "seconds_generating": 4.0}).as_json()
+    forwards = dict(zip(KINDS, (2, 10, 20, 8, 30, 0), strict=True))
+    report = throughput(Cost(requests=2, new_tokens=120, seconds_generating=4.0, forwards=forwards)).as_json()
     assert report["tokens_per_second"] == 30
     assert report["tokens_per_forward"] == 120 / 40
     assert report["tokens_per_step"] == 120 / 60
     assert "scored_requests" not in report
     assert "score" not in report["forwards"]
-    scored = throughput(
-        {"scored_requests": 8, "scored_tokens": 8, "seconds_scoring": 2.0, "forwards.score": 2}
-    ).as_json()
+    scored = throughput(Cost(scored_requests=8, scored_tokens=8, seconds_scoring=2.0, forwards={"score": 2})).as_json()
     assert scored["requests_per_second"] == 4
     assert "new_tokens" not in scored
 

@@ -20,7 +20,8 @@ from fast_dllm.decode import batching
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
-from fast_dllm.record.shards import Plan, Share, ShareAnswered, balanced, check_nobody_at_work, claim_shard, discard
+from fast_dllm.record.cost import Cost
+from fast_dllm.record.shards import Plan, Shard, ShardAnswered, balanced, check_nobody_at_work, claim_shard, discard
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -30,7 +31,7 @@ QUESTIONS = 5
 @pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "1/0", "a/2", "1/2/3", "\u0661/2"])
 def test_a_share_that_is_none_is_named_in_a_line(text):
     with pytest.raises(UsageError, match=r"--shard must be i/N with i from 0 to N - 1"):
-        Share.parse(text, 1)
+        Shard.parse(text, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 200])
@@ -52,8 +53,8 @@ def test_what_is_answered_already_does_not_pile_up_in_one_share():
 
 def test_of_several_that_lay_a_plan_down_at_once_all_follow_one(tmp_path):
     costs = {f"{key:016x}": float(key) for key in range(20)}
-    first = Plan.of(tmp_path, tmp_path, Share(0, 2))
-    second = Plan.of(tmp_path, tmp_path, Share(1, 2))
+    first = Plan.of(tmp_path, tmp_path, Shard(0, 2))
+    second = Plan.of(tmp_path, tmp_path, Shard(1, 2))
     own = first.own(costs)
     # by the time of the second one, answers are there and weigh nothing: the plan stays
     assert own | second.own(dict.fromkeys(costs, 0.0)) == set(costs)
@@ -63,9 +64,9 @@ def test_of_several_that_lay_a_plan_down_at_once_all_follow_one(tmp_path):
 
 def test_another_number_of_shares_is_refused_while_one_is_at_work_and_taken_afterwards(tmp_path):
     claim = claim_shard(tmp_path / "shards" / "0-of-2")
-    Plan.of(tmp_path, tmp_path, Share(0, 2))
-    for other in (Share(0, 3), Share(0, 2, processes=2)):
-        with pytest.raises(UsageError, match=rf"in 2 shares \(0-of-2 at work\), not in {other.division}"):
+    Plan.of(tmp_path, tmp_path, Shard(0, 2))
+    for other in (Shard(0, 3), Shard(0, 2, processes=2)):
+        with pytest.raises(UsageError, match=rf"in 2 shards \(0-of-2 at work\), not in {other.division}"):
             Plan.of(tmp_path, tmp_path, other)
     with pytest.raises(UsageError, match=r"shard 0-of-2 of .* is being answered by process"):
         check_nobody_at_work(tmp_path)
@@ -73,8 +74,8 @@ def test_another_number_of_shares_is_refused_while_one_is_at_work_and_taken_afte
         claim_shard(tmp_path / "shards" / "0-of-2")
     claim.release()
     check_nobody_at_work(tmp_path)
-    assert Plan.of(tmp_path, tmp_path, Share(0, 3)).path.name == "plan.0002"
-    assert Plan.of(tmp_path, tmp_path, Share(2, 3)).path.name == "plan.0002"
+    assert Plan.of(tmp_path, tmp_path, Shard(0, 3)).path.name == "plan.0002"
+    assert Plan.of(tmp_path, tmp_path, Shard(2, 3)).path.name == "plan.0002"
 
 
 # -- the adapter -------------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def scored():
 
 
 def counts(ledger) -> dict:
-    return {name: value for name, value in ledger.cost.items() if not name.startswith("seconds")}
+    return {name: value for name, value in ledger.cost.as_json().items() if not name.startswith("seconds")}
 
 
 @pytest.mark.sampled(3)
@@ -110,11 +111,11 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     given = 0
     for index in reversed(range(count)):
         lm = whole.configured(whole.arguments)
-        lm.keep_answers(tmp_path, share=Share(index, count))
+        lm.keep_answers(tmp_path, share=Shard(index, count))
         lm.answers.end_after({"generate_until", "loglikelihood"})
-        with pytest.raises(ShareAnswered):
+        with pytest.raises(ShardAnswered):
             ask(lm)
-        given += int(lm.cost["requests"] + lm.cost["scored_requests"])
+        given += int(lm.cost.requests + lm.cost.scored_requests)
         lm.answers.store.close()
         progress = json.loads((tmp_path / "shards" / f"{index}-of-{count}" / "progress.rank0.json").read_text())
         assert progress["answered"] == progress["total"] == progress["segment_answered"]
@@ -125,7 +126,7 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     assert texts_again == expected[0]
     # sums in batches of another size round otherwise
     assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected[1]], abs=1e-5)
-    assert not last.cost, "something was left over"
+    assert last.cost == Cost(), "something was left over"
     assert counts(last.answers.total()) == counts(whole.answers.total())
     assert last.answers.total().num_segments == 1, "nothing was interrupted"
     last.answers.store.discard()
@@ -212,7 +213,7 @@ def test_two_shares_of_which_one_is_killed_and_an_end(in_one_piece, tmp_path):
     process.send_signal(signal.SIGSTOP)  # it is at work, and does not end
     refused = evaluate(folder, "--shard", "0/3")
     assert refused.returncode == 2
-    assert "in 2 shares (1-of-2 at work), not in 3" in refused.stderr.splitlines()[-1]
+    assert "in 2 shards (1-of-2 at work), not in 3" in refused.stderr.splitlines()[-1]
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = evaluate(folder, "--shard", "0/2")

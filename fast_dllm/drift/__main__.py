@@ -89,7 +89,7 @@ def record(options: argparse.Namespace) -> DriftSums:
             task_manager=manager,
             bootstrap_iters=0,
         )
-    sums.questions = int(lm.cost["requests"])
+    sums.questions = int(lm.cost.requests)
     return sums
 
 

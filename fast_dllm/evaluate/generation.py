@@ -22,7 +22,8 @@ from fast_dllm.decoding import DenoisingEvent, Generation
 from fast_dllm.errors import UsageError, line_of
 from fast_dllm.evaluate.prompts import cut_at_stop_strings, rewrite_prompt
 from fast_dllm.evaluate.run_answers import RunAnswers
-from fast_dllm.record.answers import Cost, request_key
+from fast_dllm.record.answers import request_key
+from fast_dllm.record.cost import Cost
 from fast_dllm.record.shards import generation_cost
 from fast_dllm.record.throughput import speed_line
 from fast_dllm.spec.tasks import task_of
@@ -105,7 +106,7 @@ class TextGenerator:
                     self.answers.keep({key: answers[key]}, cost, costs, num_rows)
                     progress.update()
                     total = self.answers.ledger.cost
-                    progress.set_postfix_str(f"{total['new_tokens'] / total['seconds_generating']:.1f} tok/s")
+                    progress.set_postfix_str(f"{total.new_tokens / total.seconds_generating:.1f} tok/s")
         if self.arguments.show_speed and self.answers.processes.rank == 0 and pending:
             print(speed_line(self.answers.ledger.cost), flush=True)
         return [answers.get(keys[request], "") for request in requests]
@@ -228,7 +229,11 @@ def of_equal_settings(requests: list[GenerationRequest]) -> list[list[Generation
 
 def cost_of(request: GenerationRequest, generation: Generation) -> Cost:
     """What one answer cost by itself."""
-    cost = Cost(requests=1, new_tokens=len(generation.tokens), truncated_prompts=int(request.truncated))
-    for name in ("forwards", "layer_forwards", "row_layer_forwards"):
-        cost.add({f"{name}.{kind}": count for kind, count in getattr(generation, name).items()})
-    return cost
+    return Cost(
+        requests=1,
+        new_tokens=len(generation.tokens),
+        truncated_prompts=int(request.truncated),
+        forwards=dict(generation.forwards),
+        layer_forwards=dict(generation.layer_forwards),
+        row_layer_forwards=dict(generation.row_layer_forwards),
+    )

@@ -29,9 +29,9 @@ from fast_dllm.evaluate.run_answers import RunAnswers
 from fast_dllm.evaluate.scoring import Scorer
 from fast_dllm.network.model import FastDLLMForCausalLM, model_source
 from fast_dllm.network.tokenizer import render
-from fast_dllm.record.answers import Cost
+from fast_dllm.record.cost import Cost
 from fast_dllm.record.provenance import model_revision
-from fast_dllm.record.shards import Share
+from fast_dllm.record.shards import Shard
 from fast_dllm.spec.hashes import decoding_sha256
 from fast_dllm.spec.tasks import ROOT
 
@@ -182,7 +182,7 @@ class FastDLLM(TemplateLM):
         self.answers.call_is_answered("loglikelihood_rolling")
         return totals
 
-    def keep_answers(self, folder: Path, claim: Path | None = None, share: Share | None = None) -> None:
+    def keep_answers(self, folder: Path, claim: Path | None = None, share: Shard | None = None) -> None:
         """Answer durably from here on (see RunAnswers.open_store)."""
         self.answers.open_store(folder, self.identity(), claim, share)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fast_dllm.evaluate.processes import Processes
-from fast_dllm.record.answers import AnswerStore, Cost, Ledger, batch_record, combined
-from fast_dllm.record.shards import Plan, Share, ShareAnswered
+from fast_dllm.record.answers import AnswerStore
+from fast_dllm.record.batches import BatchRecord, Ledger, combined
+from fast_dllm.record.cost import Cost
+from fast_dllm.record.shards import Plan, Shard, ShardAnswered
 from fast_dllm.spec.shares import share_folder
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ class RunAnswers:
         self._kinds_left: set[str] = set()
 
     def open_store(
-        self, folder: Path, identity: Mapping[str, object], claim: Path | None = None, shard: Share | None = None
+        self, folder: Path, identity: Mapping[str, object], claim: Path | None = None, shard: Shard | None = None
     ) -> None:
         """Keep every further answer in `folder`, and know those that a run of the same identity left there.
 
@@ -40,7 +42,7 @@ class RunAnswers:
         name = None if shard is None else shard.name
         records = share_folder(folder, name)
         rank = self.processes.rank
-        self.store = AnswerStore(folder, identity, rank=rank, claim=claim, share=name, records=records)
+        self.store = AnswerStore(folder, identity, rank=rank, claim=claim, shard=name, records=records)
         if shard is not None:
             self.plan = Plan.of(self.store.folder, folder, shard)
         if self.store.num_recovered:
@@ -76,19 +78,19 @@ class RunAnswers:
         """
         if self.store is not None:
             self.store.append(new, cost, costs, batch_size)
-        self.ledger.add(batch_record(new, cost, costs, batch_size))
+        self.ledger.add(BatchRecord.ending_now(new, cost, costs, batch_size))
 
     def end_after(self, kinds: Iterable[str]) -> None:
-        """For a shard: raise ShareAnswered once lm_eval has asked for all these kinds of requests. What follows in
+        """For a shard: raise ShardAnswered once lm_eval has asked for all these kinds of requests. What follows in
         lm_eval is the scoring, which needs the answers of every shard."""
         self._kinds_left = set(kinds)
 
     def call_is_answered(self, kind: str) -> None:
-        """Everything of one call of lm_eval is answered. Raises ShareAnswered as `end_after` says."""
+        """Everything of one call of lm_eval is answered. Raises ShardAnswered as `end_after` says."""
         if self._kinds_left:
             self._kinds_left.discard(kind)
             if not self._kinds_left:
-                raise ShareAnswered
+                raise ShardAnswered
 
     def total(self) -> Ledger | None:
         """What all processes and all segments of the run answered and what it cost, an answer that was given twice

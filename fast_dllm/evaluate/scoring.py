@@ -26,7 +26,8 @@ from fast_dllm.errors import UsageError, non_finite
 from fast_dllm.evaluate.run_answers import RunAnswers
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import open_executor
-from fast_dllm.record.answers import Cost, request_key
+from fast_dllm.record.answers import request_key
+from fast_dllm.record.cost import Cost
 
 
 class MaskedInput(NamedTuple):
@@ -297,12 +298,10 @@ class Scorer:
         """What a batch that just ended cost; `new` are the keys that it answered."""
         new = list(new)
         return Cost(
-            {
-                "seconds_scoring": time.perf_counter() - began,
-                "scored_tokens": sum(wanted.num_uses[key] for key in new),
-                "scored_requests": sum(wanted.num_ends[key] for key in new),
-                "forwards.score": len(batch.inputs),
-            }
+            seconds_scoring=time.perf_counter() - began,
+            scored_tokens=sum(wanted.num_uses[key] for key in new),
+            scored_requests=sum(wanted.num_ends[key] for key in new),
+            forwards={"score": len(batch.inputs)},
         )
 
     def _target_scores(

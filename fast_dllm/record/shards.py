@@ -1,12 +1,12 @@
-"""Shares of one evaluation: which requests each process answers, laid down once, and who is at work on which.
+"""Shards of one evaluation: which requests each process answers, laid down once, and who is at work on which.
 
-    <folder>/answers/<key>/plan.0001/plan.json           the number of shares, and of processes for each
-    <folder>/answers/<key>/plan.0001/<call>/shares.json  the requests of one call of the harness, by share
-    <folder>/shards/0-of-4/.lock.0001                    the claim on a share (spec/locks.py)
-    <folder>/shards/0-of-4/done.json                     the share is answered
+    <folder>/answers/<key>/plan.0001/plan.json           the number of shards, and of processes for each
+    <folder>/answers/<key>/plan.0001/<call>/shares.json  the requests of one call of the harness, by shard
+    <folder>/shards/0-of-4/.lock.0001                    the claim on a shard (spec/locks.py)
+    <folder>/shards/0-of-4/done.json                     the shard is answered
 
 A plan is published whole, by the rename of a folder: of several that lay one down at once, one succeeds and the others
-read it. The plan with the highest number counts; a new one, of another number of shares, is begun only while nobody is
+read it. The plan with the highest number counts; a new one, of another number of shards, is begun only while nobody is
 at work. None of this guards the result: an answer that two processes gave is the same answer and counts once.
 """
 
@@ -36,20 +36,20 @@ ROWS_PER_FORWARD = 256
 LONG_PROMPT = 8192
 
 
-class ShareAnswered(Exception):  # noqa: N818 (no error: the end of a share)
-    """Everything of a share is answered: what its evaluation ends with."""
+class ShardAnswered(Exception):  # noqa: N818 (no error: the end of a shard)
+    """Everything of a shard is answered: what its evaluation ends with."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """One of `count` shares, from 0; `processes` answer it together."""
+class Shard:
+    """One of `count` shards, from 0; `processes` answer it together."""
 
     index: int
     count: int
     processes: int = 1
 
     @classmethod
-    def parse(cls, text: str, processes: int) -> Share:
+    def parse(cls, text: str, processes: int) -> Shard:
         """Of "0/4". Raises UsageError."""
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
         if not found or not int(found[1]) < int(found[2]):
@@ -74,32 +74,32 @@ def generation_cost(prompt_tokens: int, answer_tokens: int) -> float:
 def balanced(costs: Mapping[str, float], count: int) -> list[list[str]]:
     """`count` lists of the keys with sums as equal as the longest-first rule makes them: at most a third more than the
     best possible (Graham 1969). Equal input gives equal output."""
-    shares: list[list[str]] = [[] for _ in range(count)]
+    groups: list[list[str]] = [[] for _ in range(count)]
     sums = [(0.0, 0, index) for index in range(count)]  # of equal sums the one with fewer keys
     for key in sorted(costs, key=lambda key: (-costs[key], key)):
         total, number, index = heapq.heappop(sums)
-        shares[index].append(key)
+        groups[index].append(key)
         heapq.heappush(sums, (total + costs[key], number + 1, index))
-    return shares
+    return groups
 
 
 # -- who is at work ----------------------------------------------------------------------------------------------------
-def shares_at_work(folder: Path) -> list[str]:
-    """Names of the shares of a run that a living process holds."""
+def shards_at_work(folder: Path) -> list[str]:
+    """Names of the shards of a run that a living process holds."""
     found = sorted((Path(folder) / SHARES_FOLDER).glob("*-of-*"))
     return [path.name for path in found if is_held(path / LOCK)]
 
 
 def check_nobody_at_work(folder: Path) -> None:
     """Before everything of a run is evaluated at once. Raises UsageError."""
-    names = shares_at_work(folder)
+    names = shards_at_work(folder)
     if names:
         owner = owner_of(share_folder(folder, names[0]) / LOCK)
         raise UsageError(f"shard {names[0]} of {folder} is being answered by process {owner}; wait for it, or end it")
 
 
 def check_run_is_free(folder: Path) -> None:
-    """Before a share is answered: nobody evaluates the whole run. Raises UsageError."""
+    """Before a shard is answered: nobody evaluates the whole run. Raises UsageError."""
     if is_held(Path(folder) / LOCK):
         raise UsageError(f"{folder} is being evaluated by process {owner_of(Path(folder) / LOCK)}")
 
@@ -113,50 +113,59 @@ def claim_shard(folder: Path) -> Claim:
 
 
 def discard(folder: Path) -> None:
-    """What is left of a run's shares, once it is complete."""
+    """What is left of a run's shards, once it is complete."""
     shutil.rmtree(Path(folder) / SHARES_FOLDER, ignore_errors=True)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Plan:
-    """The plan that counts, and which share of it is this process's."""
+    """The plan that counts, and which shard of it is this process's."""
 
     path: Path
-    share: Share
+    shard: Shard
 
     @classmethod
-    def of(cls, answers: Path, folder: Path, share: Share) -> Plan:
+    def of(cls, answers: Path, folder: Path, shard: Shard) -> Plan:
         """Read, or laid down where there is none, or nobody is at work by another one.
 
         answers: the folder of the run's answers; folder: the run's. Raises UsageError while others divide it otherwise.
         """
         while True:
-            last = max(answers.glob("plan.[0-9][0-9][0-9][0-9]"), default=None)
+            last = max(filter(_number_of_plan, answers.glob("plan.*")), key=_number_of_plan, default=None)
             found = read_json(last / "plan.json")[0] if last else None
-            if last and found and found.get("division") == share.division:
-                return cls(last, share)
-            others = [name for name in shares_at_work(folder) if not name.endswith(f"-of-{share.division}")]
+            if last and found and found.get("division") == shard.division:
+                return cls(last, shard)
+            others = [name for name in shards_at_work(folder) if not name.endswith(f"-of-{shard.division}")]
             if others:
                 division = others[0].partition("-of-")[2]
                 raise UsageError(
-                    f"{folder} is being answered in {division} shares ({', '.join(others)} at work), not in "
-                    f"{share.division}: use the same number, or wait for them"
+                    f"{folder} is being answered in {division} shards ({', '.join(others)} at work), not in "
+                    f"{shard.division}: use the same number, or wait for them"
                 )
-            number = int(last.suffix[1:]) + 1 if last else 1
-            _publish(answers / f"plan.{number:04d}", "plan.json", {"schema_version": 1, "division": share.division})
+            number = _number_of_plan(last) + 1 if last else 1
+            _publish(answers / f"plan.{number:04d}", "plan.json", {"schema_version": 1, "division": shard.division})
 
     def own(self, costs: Mapping[str, float]) -> frozenset[str]:
-        """The keys of this share, of those that one call of the harness has, by what each costs."""
+        """The keys of this shard, of those that one call of the harness has, by what each costs."""
         digest = sha256("\n".join(sorted(costs)).encode()).hexdigest()[:KEY_DIGITS]
         if not (self.path / digest).is_dir():
-            shares = [[key[:KEY_DIGITS] for key in keys] for keys in balanced(costs, self.share.count)]
-            _publish(self.path / digest, "shares.json", {"schema_version": 1, "shares": shares})
+            shards = [[key[:KEY_DIGITS] for key in keys] for keys in balanced(costs, self.shard.count)]
+            _publish(self.path / digest, "shares.json", {"schema_version": 1, "shares": shards})
         content, fault = read_json(self.path / digest / "shares.json")
         if content is None:
             raise OSError(f"{self.path / digest}/shares.json cannot be read: {fault or 'no file'}")
-        own = frozenset(content["shares"][self.share.index])
+        try:
+            own = frozenset(content["shares"][self.shard.index])
+        except (KeyError, IndexError, TypeError):
+            raise OSError(f"{self.path / digest}/shares.json is no plan of {self.shard.count} shards") from None
         return frozenset(key for key in costs if key[:KEY_DIGITS] in own)
+
+
+def _number_of_plan(path: Path) -> int:
+    """Of plan.0012; 0 for another name."""
+    digits = path.name.partition(".")[2]
+    return int(digits) if digits.isdecimal() and digits.isascii() and len(digits) <= 9 else 0
 
 
 def _publish(path: Path, name: str, content: dict) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Mapping
 
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS
+from fast_dllm.record.cost import Cost
 
 _BY_KIND = ("forwards", "layer_forwards", "row_layer_forwards")
 _GENERATION = (
@@ -69,57 +70,47 @@ MAPPINGS = (*_BY_KIND, "answers_by_batch_size")
 
 
 def throughput(
-    cost: Mapping[str, float], wall_seconds: float | None = None, batch_sizes: Mapping[int, int] | None = None
+    cost: Cost, wall_seconds: float | None = None, batch_sizes: Mapping[int, int] | None = None
 ) -> Throughput:
-    """The Throughput of a run's cost. `cost` counts requests, new_tokens, truncated_prompts, seconds_generating,
-    scored_requests, scored_tokens, seconds_scoring, and by kind of forward forwards.<kind>, layer_forwards.<kind> and
-    row_layer_forwards.<kind>."""
-    by_kind: dict[str, dict[str, float]] = {name: {} for name in _BY_KIND}
-    for name, count in cost.items():
-        what, dot, kind = name.partition(".")
-        if dot and count:
-            by_kind[what][kind] = count
+    """The Throughput of a run's cost."""
+    by_kind = {name: {kind: count for kind, count in getattr(cost, name).items() if count} for name in _BY_KIND}
     values: dict[str, float | None] = {}
-    if cost.get("requests"):
+    if cost.requests:
         forwards = by_kind["forwards"]
         run = sum(
             count for kind, count in forwards.items() if kind in FORWARD_KINDS and FORWARD_KINDS[kind].runs_layers
         )
-        steps = sum(forwards.get(kind, 0) for kind in STEP_KINDS)
-        new_tokens, seconds = cost["new_tokens"], cost["seconds_generating"]
         values.update(
-            requests=cost["requests"],
-            seconds_generating=seconds,
-            new_tokens=new_tokens,
-            tokens_per_second=_ratio(new_tokens, seconds),
-            tokens_per_forward=_ratio(new_tokens, run),
-            tokens_per_step=_ratio(new_tokens, steps),
-            truncated_prompts=cost.get("truncated_prompts", 0),
+            requests=cost.requests,
+            seconds_generating=cost.seconds_generating,
+            new_tokens=cost.new_tokens,
+            tokens_per_second=_ratio(cost.new_tokens, cost.seconds_generating),
+            tokens_per_forward=_ratio(cost.new_tokens, run),
+            tokens_per_step=_ratio(cost.new_tokens, sum(forwards.get(kind, 0) for kind in STEP_KINDS)),
+            truncated_prompts=cost.truncated_prompts,
         )
-    if cost.get("scored_requests"):
-        requests, tokens, seconds = (cost[name] for name in ("scored_requests", "scored_tokens", "seconds_scoring"))
+    if cost.scored_requests:
         values.update(
-            scored_requests=requests,
-            seconds_scoring=seconds,
-            requests_per_second=_ratio(requests, seconds),
-            scored_tokens=tokens,
-            scored_tokens_per_second=_ratio(tokens, seconds),
+            scored_requests=cost.scored_requests,
+            seconds_scoring=cost.seconds_scoring,
+            requests_per_second=_ratio(cost.scored_requests, cost.seconds_scoring),
+            scored_tokens=cost.scored_tokens,
+            scored_tokens_per_second=_ratio(cost.scored_tokens, cost.seconds_scoring),
         )
     if wall_seconds is not None:
         values["wall_seconds"] = wall_seconds
-        if cost.get("new_tokens"):
-            values["tokens_per_wall_second"] = _ratio(cost["new_tokens"], wall_seconds)
+        if cost.new_tokens:
+            values["tokens_per_wall_second"] = _ratio(cost.new_tokens, wall_seconds)
     sizes = {str(size): count for size, count in sorted((batch_sizes or {}).items())}
     return Throughput(**by_kind, **values, answers_by_batch_size=sizes)  # type: ignore[arg-type]
 
 
-def speed_line(cost: Mapping[str, float]) -> str:
+def speed_line(cost: Cost) -> str:
     """Answers, tokens and forwards of a process's own work, for a person who watches."""
-    seconds = cost["seconds_generating"]
-    kinds = [f"{name.split('.')[1]} {count}" for name, count in cost.items() if name.startswith("forwards.") and count]
+    kinds = [f"{kind} {count}" for kind, count in cost.forwards.items() if count]
     return (
-        f"{cost['requests']} answers, {cost['new_tokens']} new tokens in {seconds:.1f} s: "
-        f"{cost['new_tokens'] / seconds:.1f} tokens/s; forwards: {', '.join(kinds)}"
+        f"{cost.requests} answers, {cost.new_tokens} new tokens in {cost.seconds_generating:.1f} s: "
+        f"{cost.new_tokens / cost.seconds_generating:.1f} tokens/s; forwards: {', '.join(kinds)}"
     )
 
 
