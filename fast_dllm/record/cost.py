@@ -35,7 +35,8 @@ class Cost:
             if isinstance(amount, dict):
                 own = getattr(self, each.name)
                 for kind, count in amount.items():
-                    own[kind] = own.get(kind, 0) + count * factor
+                    if count:
+                        own[kind] = own.get(kind, 0) + count * factor
             else:
                 setattr(self, each.name, getattr(self, each.name) + amount * factor)
 
