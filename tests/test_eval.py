@@ -20,6 +20,7 @@ from fast_dllm.record.answers import AnswerStore
 from fast_dllm.record.summary import read_summary
 from fast_dllm.report.summaries import read_run
 from fast_dllm.spec.hashes import file_sha256
+from fast_dllm.spec.matrix import NINE
 
 PLACE = {"table": "here", "experiment": "00_baseline", "task": "made_up_sums", "limit": None, "imported": False}
 PLACE |= {"config": "k2_middle+max_new_tokens=64"}
@@ -404,3 +405,17 @@ def test_a_configurations_folder_says_what_it_changes_and_the_command_line_beats
         16,
     )
     assert (plain["reuse_k"], plain["layer_subset"], plain["threshold"]) == (1, None, 0.7)
+
+
+def test_a_policy_is_executed_once_for_nine_configurations(monkeypatch):
+    given = {"experiment_name": "00_baseline"}
+    plain = ModelArguments.parse(**given)
+
+    def load_again(name):
+        raise AssertionError(f"{name} is executed again")
+
+    monkeypatch.setattr("fast_dllm.decode.experiments.load", load_again)
+    config = SimpleNamespace(tasks=["toy_math"], num_fewshot=0)
+    runs = program.variants(list(NINE.names), given, plain, config)
+    assert [name for name, _ in runs] == list(NINE.names)
+    assert {id(arguments.experiment) for _, arguments in runs} == {id(plain.experiment)}

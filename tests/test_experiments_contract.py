@@ -47,6 +47,10 @@ def some_configurations(name: str) -> list[Mapping[str, object]]:
     return [configurations[place] for place in sorted(places)]
 
 
+def in_words(sampling: Mapping[str, object]) -> str:
+    return " and sampling" if sampling else ""
+
+
 # -- the contract ------------------------------------------------------------------------------------------------------
 def assert_neutral_is_plain(experiment: Experiment, model, batch: list[list[int]]) -> None:
     """Its defaults, and whatever its knobs say where reuse_k is 1, give plain decoding's tokens and forwards."""
@@ -61,7 +65,10 @@ def assert_neutral_is_plain(experiment: Experiment, model, batch: list[list[int]
             plain = experiments.load(None).generate(
                 model, batch, generator=generators(len(batch)), **COMMON | sampling | shared
             )
-            assert mine == plain, (knobs, sampling)
+            assert mine == plain, (
+                f"{experiment.name} with {knobs or 'its defaults'}{in_words(sampling)} does not answer as plain "
+                f"decoding does (generation_functions.py with {shared}): each knob's default must change nothing"
+            )
 
 
 def assert_each_row_as_if_alone(experiment: Experiment, model, batch: list[list[int]], knobs: Mapping) -> None:
@@ -69,7 +76,10 @@ def assert_each_row_as_if_alone(experiment: Experiment, model, batch: list[list[
         settings = COMMON | sampling | knobs
         together = experiment.generate(model, batch, generator=generators(len(batch)), **settings)
         in_turn = experiment.generate(model, batch, generator=generators(len(batch)), num_rows=1, **settings)
-        assert together == in_turn, (knobs, sampling)
+        assert together == in_turn, (
+            f"{experiment.name} with {dict(knobs)}{in_words(sampling)}: a prompt gets another answer, or other "
+            "forwards, in a batch than alone; a policy must not know of its neighbours"
+        )
 
 
 class LayersRun:
@@ -105,32 +115,47 @@ def assert_costs_are_counted(experiment: Experiment, model, batch: list[list[int
     with LayersRun(model) as ran:
         for event in experiment.denoise(model, batch, **COMMON | knobs):
             told[event.row][event.kind] += 1
-            assert (event.kind == "partial") == (0 < len(event.layers_at_rest) < depth)
+            assert (event.kind == "partial") == (0 < len(event.layers_at_rest) < depth), (
+                f"a {event.kind} forward with {len(event.layers_at_rest)} of {depth} layers at rest: some of them rest "
+                "in a partial forward and in no other"
+            )
             if event.generation is not None:
                 found[event.row] = event.generation
     for row, got in found.items():
-        assert {kind: count for kind, count in got.forwards.items() if count} == dict(told[row]), knobs
+        counted = {kind: count for kind, count in got.forwards.items() if count}
+        assert counted == dict(told[row]), (
+            f"{experiment.name} with {dict(knobs)}: forwards counted {counted}, told in events {dict(told[row])}"
+        )
         for kind, layers in got.layer_forwards.items():
             count, rows = got.forwards[kind], got.row_layer_forwards[kind]
-            assert FORWARD_KINDS[kind].runs_layers
-            assert (layers < count * depth) if kind == "partial" else layers == count * depth, kind
+            assert FORWARD_KINDS[kind].runs_layers, f"layers are counted for {kind} forwards, which run none"
+            is_right = (layers < count * depth) if kind == "partial" else layers == count * depth
+            assert is_right, f"{count} {kind} forwards count {layers} layers; the model has {depth}"
+            most = count * depth * size
             if kind in ("full", "commit"):
-                assert rows == count * depth * size
+                assert rows == most, f"{count} {kind} forwards count {rows} rows times layers, not {most}: whole blocks"
             if kind == "sub":
-                assert rows < count * depth * size
+                assert rows < most, f"{count} sub forwards count {rows} rows times layers, as many as whole blocks"
     counted = sum(sum(got.row_layer_forwards.values()) for got in found.values())
-    assert counted == pytest.approx(ran.row_layers), knobs
+    assert counted == pytest.approx(ran.row_layers), (
+        f"{experiment.name} with {dict(knobs)}: {counted} rows times layers are counted, {ran.row_layers} ran"
+    )
 
 
 def assert_folder_is_whole(name: str, root) -> None:
     text = (root / "experiments" / name / "README.md").read_text()
-    assert text.startswith(f"# {name}: ")
-    assert [part for part in README_PARTS if part not in text] == []
+    title = text.partition("\n")[0]
+    assert text.startswith(f"# {name}: "), f"experiments/{name}/README.md must begin with '# {name}: ', not {title!r}"
+    missing = [part for part in README_PARTS if part not in text]
+    assert missing == [], f"experiments/{name}/README.md lacks {', '.join(missing)}"
     experiment = experiments.load(name)
-    for arguments in matrix_of(name, root).configurations.values():
+    for configuration, arguments in matrix_of(name, root).configurations.items():
         options = experiment.options_type(**{"mask_id": 319, "stop_token": 2} | dict(arguments))
         for num_layers in (28, 36):  # the published 7B's, and the embedded model's
-            options.check(num_layers)
+            try:
+                options.check(num_layers)
+            except ValueError as error:
+                pytest.fail(f"experiments/{name}: configuration {configuration}, {num_layers} layers: {error}")
 
 
 # -- every experiment keeps it -----------------------------------------------------------------------------------------
@@ -235,18 +260,23 @@ def test_a_step_that_is_told_and_not_counted_is_caught(tiny36, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new"),
+    ("file", "old", "new", "message"),
     [
-        ("README.md", "**Method.**", "Method."),
-        ("README.md", "# 01_adaptive_skip: ", "# 01: "),
-        ("matrix.json", '"r0.50": {"reread_above": 0.5}', '"r0.50": {"reread_above": 5}'),
-        ("matrix.json", '"r0.50": {"reread_above": 0.5}', '"r0.50": {"reread": 0.5}'),
-        ("matrix.json", '"compare_with": "r1.00"', '"compare_with": "r2.00"'),
+        ("README.md", "**Method.**", "Method.", "README.md lacks "),
+        ("README.md", "# 01_adaptive_skip: ", "# 01: ", "must begin with '# 01_adaptive_skip: ', not '# 01: "),
+        (
+            "matrix.json",
+            '"reread_above": 0.5}',
+            '"reread_above": 5}',
+            "configuration r0.50, 28 layers: reread_above must",
+        ),
+        ("matrix.json", '"reread_above": 0.5}', '"reread": 0.5}', "unknown model argument 'reread'"),
+        ("matrix.json", '"compare_with": "r1.00"', '"compare_with": "r2.00"', "compare_with must be one of"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_caught(planted, tmp_path, file, old, new):
+def test_a_folder_that_is_not_whole_is_caught_in_words(planted, tmp_path, file, old, new, message):
     planted(old, new, file)
-    with pytest.raises((AssertionError, UsageError, ValueError)):
+    with pytest.raises((AssertionError, UsageError, pytest.fail.Exception), match=message):
         assert_folder_is_whole("01_adaptive_skip", tmp_path)
 
 

@@ -43,7 +43,7 @@ def tasks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", no_network)
         manager = TaskManager(include_path=str(TASKS), include_defaults=False)
-        return manager.load(["toy_math", "toy_math_wide", "toy_math_held_out", "toy_choice"])["tasks"]
+        return manager.load(["toy_math", "toy_math_wide", "toy_math_held_out", "toy_math_train", "toy_choice"])["tasks"]
 
 
 def contents(split, count=6000):
@@ -182,6 +182,16 @@ def test_the_other_wordings_are_tasks_of_their_own(tasks, wording):
     assert task.doc_to_text(documents[0]) == expected[0].question
     for field in ("generation_kwargs", "metric_list", "filter_list", "num_fewshot"):
         assert getattr(task.config, field) == getattr(classic.config, field)
+
+
+def test_settings_are_tried_on_questions_of_the_training_split(tasks, test_problems):
+    task = tasks["toy_math_train"]
+    asked, examples = list(task.test_docs()), list(task.fewshot_docs())
+    assert len(asked) == 1200
+    problems = {problem.content for problem in test_problems}
+    assert not problems & {doc["content"] for doc in asked}
+    assert not {doc["content"] for doc in examples} & {doc["content"] for doc in asked}
+    assert task.config.metric_list == tasks["toy_math"].config.metric_list
 
 
 def test_toy_math_is_scored_as_gsm8k_is():

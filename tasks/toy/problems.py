@@ -332,18 +332,23 @@ def choice_questions(kind: str, split: str, count: int = NUM_TEST_CHOICE) -> lis
     return list(choices.values())
 
 
-def load_math(wording: str = "classic", **_) -> dict:
-    """{"train", "test": Dataset} with columns question, answer, content; train is for few-shot prompts only."""
+def load_math(wording: str = "classic", split: str = "test", **_) -> dict:
+    """{"train", "test": Dataset} with columns question, answer, content.
+
+    train: examples for few-shot prompts. test: the questions that are asked, which are of the split `split`. No question
+    is one of the examples.
+    """
     from datasets import Dataset
 
     def rows(problems):
         return [{"question": p.question, "answer": p.answer, "content": p.content} for p in problems]
 
-    splits = {
-        "train": math_questions("train", NUM_FEWSHOT, wording),
-        "test": math_questions("test", NUM_TEST, wording),
-    }
-    return {split: Dataset.from_list(rows(problems)) for split, problems in splits.items()}
+    examples = math_questions("train", NUM_FEWSHOT, wording)
+    if split == "train":
+        questions = math_questions("train", NUM_FEWSHOT + NUM_TEST, wording)[NUM_FEWSHOT:]
+    else:
+        questions = math_questions(split, NUM_TEST, wording)
+    return {"train": Dataset.from_list(rows(examples)), "test": Dataset.from_list(rows(questions))}
 
 
 def load_choice(kind: str, **_) -> dict:
