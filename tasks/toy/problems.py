@@ -335,8 +335,8 @@ def choice_questions(kind: str, split: str, count: int = NUM_TEST_CHOICE) -> lis
 def load_math(wording: str = "classic", split: str = "test", **_) -> dict:
     """{"train", "test": Dataset} with columns question, answer, content.
 
-    train: examples for few-shot prompts. test: the questions that are asked, which are of the split `split`. No question
-    is one of the examples.
+    train: examples for few-shot prompts. test: the questions that are asked, which are of the split `split`. No
+    question is one of the examples.
     """
     from datasets import Dataset
 
