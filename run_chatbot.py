@@ -143,7 +143,7 @@ def show_settings(console: Console, conversation: Conversation) -> None:
         word = "active" if name == "experiment_name" and value is None else "none" if value is None else value
         mark = "" if name in first and first[name] == value else "  (changed)"
         console.print(f"  {name:<{width}}  {word}{mark}", markup=False)
-    console.print("Change one with /set NAME VALUE; README.md, Your own call, says what they mean.", markup=False)
+    console.print("Change one with /set NAME VALUE; docs/arguments.md says what they mean.", markup=False)
 
 
 def edit_lines() -> None:

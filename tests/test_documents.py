@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from script_project import Project
 
+from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.runner import failures
+from fast_dllm.runner.command_line import run_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("docs/experiments.md", "docs/operations.md", "docs/reference/pace-cluster.md")
+DOCUMENTS = ("docs/experiments.md", "docs/operations.md", "docs/reference/pace-cluster.md", "docs/arguments.md")
 BLOCK = re.compile(r"^```(\S[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -57,9 +59,20 @@ def test_links_lead_somewhere(document):
 
 
 def test_every_option_of_the_runner_is_documented():
-    options = re.search(r'^OPTIONS="(.*)"$', (ROOT / "sbatch/run.sh").read_text(), re.MULTILINE)[1].split()
+    names = [name for action in run_parser()._actions for name in action.option_strings if name.startswith("--")]
+    assert len(names) >= 20
     text = (ROOT / "docs/operations.md").read_text()
-    assert [option for option in options if f"{option}" not in text] == []
+    assert [name for name in names if name not in text] == []
+
+
+def test_every_model_argument_is_documented_with_its_default():
+    table = (ROOT / "docs/arguments.md").read_text()
+    defaults = ModelArguments.parse().as_dict()
+    assert len(defaults) >= 15
+    for name, default in defaults.items():
+        row = next((line for line in table.splitlines() if re.match(rf"\| .*`{name}`", line)), "")
+        assert row, name
+        assert str(default) in row.split("|")[2] or default is None, row
 
 
 def test_every_reason_for_a_failure_is_explained():

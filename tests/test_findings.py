@@ -101,20 +101,26 @@ def test_what_the_readme_quotes_is_what_the_table_gives():
     rows, text = every_result(), " ".join((ROOT / "README.md").read_text().split())
     best, plain = rows["01 r0.90_s1"], rows["04 s8_t0.90"]
     gives = re.search(
-        r"gives (\S+) tokens a full-depth forward at no loss \((\S+) points, (\S+) to (\S+)\), (\S+) times", text
+        r"gives (\S+) tokens per forward, (\S+) times plain decoding "
+        r"\((\S+) tokens per denoising forward, (\S+) times\), "
+        r"at no loss \((\S+) points, (\S+) to (\S+)\)",
+        text,
     )
     loss, low, high = (float(number) for number in re.findall(r"[+-][\d.]+", best[2]))
     assert gives.groups() == (
+        best[5],
+        f"{float(best[5]) / float(plain[5]):.2f}",
         best[4],
+        f"{float(best[4]) / float(plain[4]):.2f}",
         f"{loss:+.1f}",
         f"{low:.1f}",
         f"{high:+.1f}",
-        f"{float(best[4]) / float(plain[4]):.2f}",
     )
     beat = next(row for name, row in rows.items() if name.startswith("00 k2_first"))
-    assert f"k = 2 saves a third of the forwards for {beat[2].split()[0].lstrip('-')} points" in text
+    assert f"saves a third of the denoising forwards and loses {beat[2].split()[0].lstrip('-')} points" in text
     assert 1 - float(plain[4]) / float(beat[4]) == pytest.approx(1 / 3, abs=0.04)
-    assert f"the fastest plain setting within a point gives {rows['04 s16_t0.90'][4]}" in text
+    within_a_point = rows["04 s16_t0.90"]
+    assert f"loses at most a point gives {within_a_point[5]} ({within_a_point[4]})" in text
 
 
 def test_the_demos_accuracies_are_those_of_the_kept_answers_to_its_questions():

@@ -52,7 +52,7 @@ def test_the_terminal_streams_obeys_commands_and_survives_ctrl_c(terminal, tmp_p
     terminal.expect("> ")
     terminal.sendline("/settings")
     terminal.expect(r"threshold +0\.8  \(changed\)")
-    terminal.expect("README")
+    terminal.expect("docs/arguments.md")
     terminal.sendline("/clear")
     terminal.expect("forgotten")
     terminal.sendline("/set threshold 0.75\x1b[D\x7f6")  # the cursor a letter to the left, that letter made another
