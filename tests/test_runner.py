@@ -239,6 +239,41 @@ def test_one_damaged_summary_is_named_and_takes_nothing_else_away(project, name)
     assert project.run("k1_first", "k1_middle", "--dry-run").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("job.json", '{"job_id": "7", "shards": "four"}', 'shards is "four", not a whole number up to 1000'),
+        ("job.json", '{"job_id": "7", "shards": 1000000000}', "shards is 1000000000, not a whole number up to 1000"),
+        ("job.json", '{"job_id": "7", "gpus": -1}', "gpus is -1, not a whole number up to 16"),
+        ("job.json", "[" * 100_000, "it is nested deeper than 32 levels"),
+        ("failure.json", '{"class": "\\ud800"}', "half a surrogate pair in a text"),
+        ("failure.json", '{"class": 1e999}', "the number 1e999 is too large"),
+    ],
+)
+@pytest.mark.parametrize("in_queue", [False, True])
+def test_a_damaged_record_of_a_job_is_named_and_takes_nothing_else_away(project, name, text, reason, in_queue):
+    project.summary("k1_first")
+    folder = project.folder("k1_middle")
+    (folder / name).write_text(text)
+    if in_queue:
+        project.set_job("7_0", "RUNNING", "00_baseline/gsm8k/k1_middle")
+    statuses = project.statuses()
+    assert f"; {name} cannot be used: {reason}" in statuses["k1_middle"]
+    assert statuses["k1_first"] == "✓ "
+    result = project.run("--dry-run", "--shards", "2", "k1_first", "k1_middle")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_record_from_elsewhere_does_not_move_the_cursor(project):
+    folder = project.folder("k1_first")
+    write_json(folder / "job.json", job_id="7", log="logs/\x1b[2Jx.log")
+    write_json(folder / "failure.json", **{"class": "\x1b[31mred", "job_id": "7", "log": "\x1b]0;title\x07"})
+    result = project.run("--status")
+    assert "\x1b" not in result.stdout
+    assert "failed: \\x1b[31mred, job 7, log: \\x1b]0;title\\x07" in result.stdout
+    assert json.loads(project.run("--status", "--json").stdout)["configurations"][0]["state"] == "failed"
+
+
 def test_a_limited_summary_is_complete_only_under_its_own_limit(project):
     project.summary("k1_first", limit=10, num_samples=10, num_samples_expected=10)
     assert project.statuses()["k1_first"] == "corrupt: it has limit '10'"

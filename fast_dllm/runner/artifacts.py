@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fast_dllm.record.judgement import set_aside_foreign
-from fast_dllm.record.summary import QUESTIONS_FILE
+from fast_dllm.record.summary import QUESTIONS_FILE, SummaryError, read_summary
 from fast_dllm.runner.messages import say
 from fast_dllm.runner.records import folder_of
-from fast_dllm.spec.files import copy_whole, is_same, read_json, write_whole
+from fast_dllm.spec.files import copy_whole, is_same, write_whole
 from fast_dllm.spec.hashes import file_sha256, policy_file
 from fast_dllm.spec.matrix import GENERATION_FILE
 from fast_dllm.spec.request import Request, Run
@@ -41,9 +41,13 @@ def _keep_policy(request: Request, run: Run, summary: Path) -> None:
 
     The run left the text beside its summary; where it did not, the experiment's text will do while it is unchanged.
     """
-    sha256 = (read_json(summary)[0] or {}).get("generation_code_sha256")
-    if not isinstance(sha256, str):
-        return  # the lab's form does not record it
+    try:
+        content = read_summary(summary)
+    except SummaryError:
+        return
+    sha256 = content and content.generation_code_sha256
+    if not sha256:
+        return  # not recorded: the lab's first runner
     target = request.root / "artifacts" / "code" / f"{sha256}.py"
     if target.exists():
         return

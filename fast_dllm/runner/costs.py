@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterator, Sequence
 
+from fast_dllm.record.summary import SUMMARY_FILE, Summary, SummaryError, read_summary
 from fast_dllm.runner.roofline import GPUS, TASKS, TOKENS_PER_FORWARD, sizes_of, type_of_card
-from fast_dllm.spec.files import as_object, read_json
 from fast_dllm.spec.request import Request, Run
 
 START_SECONDS = 20 * 60  # a venv that has to be built, a model that has to be read, two waits for other jobs
@@ -67,22 +68,23 @@ def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
 
 def _measured(request: Request, run: Run, gpu: str) -> Iterator[tuple[bool, int, float, str]]:
     """(same threshold, questions, seconds a question, name) of whatever is complete, of any experiment."""
-    for name, content in _complete(request.root, run.task.name):
-        arguments, speed = as_object(content.get("model_args")), as_object(content.get("throughput"))
-        count = content.get("num_samples")
-        spent = [speed.get(name) for name in ("seconds_generating", "seconds_scoring")]
-        seconds = sum(value for value in spent if isinstance(value, (int, float)))
-        same = arguments.get("model_path") == request.model_or_default
-        if same and type_of_card(str(content.get("gpu"))) == gpu and isinstance(count, int) and count and seconds:
-            yield arguments.get("threshold") == run.arguments["threshold"], count, seconds / count, name
+    for name, summary in _complete(request.root, run.task.name):
+        cost, count = summary.throughput, summary.num_samples
+        seconds = (cost.seconds_generating or 0) + (cost.seconds_scoring or 0)
+        same = summary.model == request.model_or_default
+        if same and type_of_card(str(summary.gpu)) == gpu and count and seconds:
+            yield summary.model_args.get("threshold") == run.arguments["threshold"], count, seconds / count, name
 
 
 @functools.lru_cache(maxsize=None)
-def _complete(root: Path, task: str) -> tuple[tuple[str, Mapping[str, object]], ...]:
+def _complete(root: Path, task: str) -> Sequence[tuple[str, Summary]]:
     """(folders' names, summary) of the task's results; read once a command, whatever it asks them about."""
-    return tuple(
-        (f"{path.parent.parent.name}/{path.parent.name}", read_json(path)[0] or {})
-        for top in ("results", "artifacts")
-        for folder in (task, f"{task}_limit_*")
-        for path in (root / top).glob(f"*/{folder}/*/summary.json")
-    )
+    summaries = []
+    for top in ("results", "artifacts"):
+        for folder in (task, f"{task}_limit_*"):
+            for path in (root / top).glob(f"*/{folder}/*/{SUMMARY_FILE}"):
+                with contextlib.suppress(SummaryError):
+                    summary = read_summary(path)
+                    if summary is not None:
+                        summaries.append((f"{path.parent.parent.name}/{path.parent.name}", summary))
+    return summaries

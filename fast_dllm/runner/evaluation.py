@@ -21,9 +21,9 @@ from fast_dllm.record.summary import QUESTIONS_FILE
 from fast_dllm.runner import artifacts, failures
 from fast_dllm.runner.environment import has_gpu, log_of_this_process
 from fast_dllm.runner.messages import say
-from fast_dllm.runner.records import FORCE_FILE, failed_before, folder_of, is_forced, record_job
+from fast_dllm.runner.records import FORCE_FILE, Records, failed_before, folder_of, is_forced, record_job
 from fast_dllm.runner.watch import run_and_watch
-from fast_dllm.spec.files import is_newer, read_json, remove, set_aside
+from fast_dllm.spec.files import is_newer, remove, set_aside
 from fast_dllm.spec.locks import Claim, acquire, owner_of
 from fast_dllm.spec.request import Request, Run, evaluation_words
 from fast_dllm.spec.shares import DONE_FILE
@@ -240,8 +240,9 @@ def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
         if (folder / "summary.json").exists():
             (folder / "summary.json").replace(folder / "summary.previous.json")
         remove(folder / FORCE_FILE)  # last: if the job ends before this, the next evaluation begins again
-    before = read_json(folder / "job.json")[0] or {}
-    record_job(folder, failures.own_job(), log, **{key: before[key] for key in ("shards", "gpus") if key in before})
+    before = Records.of(folder)
+    division = {"shards": before.shards, "gpus": before.gpus} if before.shards else {}
+    record_job(folder, failures.own_job(), log, **division)
 
 
 # -- the process -------------------------------------------------------------------------------------------------------

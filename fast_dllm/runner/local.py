@@ -6,6 +6,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 
+from fast_dllm.record.answers import num_answers
 from fast_dllm.record.judgement import Judge
 from fast_dllm.runner import venv
 from fast_dllm.runner.environment import evaluation_environment
@@ -13,7 +14,7 @@ from fast_dllm.runner.evaluation import Settings, StopSignal, evaluate
 from fast_dllm.runner.failures import INTERRUPTED
 from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.output import print_status, print_summary
-from fast_dllm.runner.records import answers_on_disk, folder_of, is_done
+from fast_dllm.runner.records import folder_of, is_done
 from fast_dllm.spec.request import Request
 
 WRONG_INPUT = 2  # eval.py's exit status for it
@@ -88,7 +89,7 @@ def say_interrupted(request: Request, words: list[str]) -> None:
     done = [run for run in runs if is_done(request, run, judge)]
     kept = f"{len(done)} of {len(runs)} configurations" if len(runs) > 1 else ""
     for run in runs:
-        answers = 0 if run in done else answers_on_disk(folder_of(request, run))
+        answers = 0 if run in done else num_answers(folder_of(request, run))
         if answers:
             kept += f"{' and ' if kept else ''}{answers} answers of {run.folder}"
     again = quoted(["bash", "sbatch/local.sh", *(word for word in words if word != "--force")])

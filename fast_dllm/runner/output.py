@@ -8,10 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterator
 
+from fast_dllm.record.summary import read_summary
 from fast_dllm.runner.messages import say
 from fast_dllm.runner.states import State, examine
 from fast_dllm.runner.table import table
-from fast_dllm.spec.files import as_object, read_json
+from fast_dllm.spec.files import as_object, printable
 from fast_dllm.spec.request import Request, Run
 from fast_dllm.spec.tasks import task_folder
 
@@ -85,11 +86,12 @@ def print_summary(root: Path, run: Run) -> None:
 
 def _fields(root: Path, run: Run) -> Iterator[str]:
     path = Path("results") / run.path / "summary.json"
-    content = read_json(root / path)[0] or {}
+    summary = read_summary(root / path)
+    content = {} if summary is None else summary.as_json()
     speed = as_object(content.get("throughput"))
     for values, names in ((content, FIELDS), (speed, THROUGHPUT_FIELDS)):
         for name in names:
             if name in values:
                 value = values[name]
-                yield f"  {name:<20} {value if isinstance(value, str) else json.dumps(value)}"
+                yield f"  {name:<20} {printable(value) if isinstance(value, str) else json.dumps(value)}"
     yield f"  {'full summary':<20} {path}"

@@ -13,10 +13,12 @@ from typing import Iterable, Mapping
 
 from fast_dllm.record.judgement import Judge
 from fast_dllm.runner import failures
-from fast_dllm.spec.files import as_object, read_json, remove, write_json, write_whole
+from fast_dllm.spec.files import printable, read_json, remove, write_json, write_whole
 from fast_dllm.spec.request import Request, Run
-from fast_dllm.spec.shares import DONE_FILE, share_folder
+from fast_dllm.spec.shares import DONE_FILE, MOST, MOST_GPUS, share_folder
 
+JOB_FILE, FAILURE_FILE = "job.json", "failure.json"
+MOST_RECORD_BYTES, MOST_TEXT = 2**20, 1000
 FORCE_FILE = "force"  # in a run's folder: it is to be run again from its first question, until it begins
 
 
@@ -34,18 +36,39 @@ class Records:
     begun: bool
     job: str
     log: str
-    failure: Mapping[str, object]
+    shards: int  # into which the run was divided; 0 where one job has all of it
+    gpus: int  # of each job
+    failure: Mapping[str, str]  # class, job_id and log, printable; empty where there is no record
+    fault: str = ""  # what is wrong with the files, for people
 
     @classmethod
     def of(cls, folder: Path) -> Records:
-        job, failure = read_json(folder / "job.json")[0], read_json(folder / "failure.json")[0]
+        job, job_fault = read_json(folder / JOB_FILE, MOST_RECORD_BYTES)
+        failure, failure_fault = read_json(folder / FAILURE_FILE, MOST_RECORD_BYTES)
         known = job or {}
-        return cls(folder, job is not None, str(known.get("job_id", "")), str(known.get("log", "")), failure or {})
+        counts = {"shards": 0, "gpus": 1}
+        for name, most in (("shards", MOST), ("gpus", MOST_GPUS)):
+            value = known.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
+                counts[name] = value or counts[name]
+            elif value is not None:
+                job_fault = f"{name} is {printable(json.dumps(value))[:60]}, not a whole number up to {most}"
+        faults = ((JOB_FILE, job_fault), (FAILURE_FILE, failure_fault))
+        return cls(
+            folder,
+            begun=job is not None,
+            job=_text(known, "job_id"),
+            log=_text(known, "log"),
+            shards=counts["shards"],
+            gpus=counts["gpus"],
+            failure={name: _text(failure or {}, name) for name in ("class", "job_id", "log") if failure},
+            fault="; ".join(f"{name} cannot be used: {fault}" for name, fault in faults if fault),
+        )
 
     @property
     def tells_why(self) -> bool:
         """Whether failure.json is of the last job."""
-        return bool(self.failure.get("class")) and str(self.failure.get("job_id", "")) == self.job
+        return bool(self.failure.get("class")) and self.failure.get("job_id") == self.job
 
     @property
     def ended_silently(self) -> bool:
@@ -56,15 +79,21 @@ class Records:
         return (self.folder / "answers").is_dir() or any(self.folder.glob("progress.rank*.json"))
 
 
+def _text(content: Mapping[str, object], name: str) -> str:
+    """A text or a number of a record, as it may reach a screen; "" for anything else."""
+    value = content.get(name)
+    return printable(str(value))[:MOST_TEXT] if isinstance(value, (str, int)) else ""
+
+
 def record_job(folder: Path, job: str, log: str, **further: object) -> None:
     """Write job.json: the job whose end `--status` asks the accounting about, if it cannot write failure.json."""
-    write_json(folder / "job.json", {"schema_version": 1, "job_id": job, "log": failures.printable(log), **further})
+    write_json(folder / JOB_FILE, {"schema_version": 1, "job_id": job, "log": failures.printable(log), **further})
 
 
 def failed_before(request: Request, run: Run, after: Iterable[str]) -> str:
     """The failure class, if one of the jobs `after` failed on this run in a way that a retry would repeat; else ""."""
-    failure = read_json(folder_of(request, run) / "failure.json")[0] or {}
-    job, name = str(failure.get("job_id") or ""), str(failure.get("class") or "")
+    failure = Records.of(folder_of(request, run)).failure
+    job, name = failure.get("job_id", ""), failure.get("class", "")
     return name if job and job in after and name not in ("terminated", *failures.CONTINUED) else ""
 
 
@@ -123,13 +152,3 @@ def work_done(request: Request) -> str:
             for file in (request.root / "results" / run.path / "answers").glob(f"**/{shard}*.jsonl"):
                 batches += file.read_bytes().count(b"\n")
     return f"{complete}+{batches}"
-
-
-def answers_on_disk(folder: Path) -> int:
-    """How many answers of an interrupted run will be found again."""
-    count = 0
-    for file in (folder / "answers").glob("*/*.jsonl"):
-        for line in file.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):  # the last one may have been cut off
-                count += len(as_object(as_object(json.loads(line)).get("answers")))
-    return count

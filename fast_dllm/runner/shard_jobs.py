@@ -17,12 +17,12 @@ from fast_dllm.record.judgement import Judge, set_aside_foreign
 from fast_dllm.runner.costs import START_SECONDS, cost_of, questions
 from fast_dllm.runner.failures import own_job, write_failure
 from fast_dllm.runner.messages import quoted, say
-from fast_dllm.runner.records import FORCE_FILE, force, is_forced, record_job, shard_is_done
+from fast_dllm.runner.records import FORCE_FILE, Records, force, is_forced, record_job, shard_is_done
 from fast_dllm.runner.resources import Resources
 from fast_dllm.runner.sbatch import JobScript, say_refused, submit
 from fast_dllm.runner.slurm import as_hours, as_time, read_queue
 from fast_dllm.runner.states import State
-from fast_dllm.spec.files import read_json, remove
+from fast_dllm.spec.files import remove
 from fast_dllm.spec.locks import is_held
 from fast_dllm.spec.request import Request, Run
 from fast_dllm.spec.shares import (
@@ -93,9 +93,8 @@ def bases(state: State) -> tuple[str, ...]:
 
 def submitted_with(request: Request, run: Run) -> tuple[int, int]:
     """(shards, GPUs of a job) of the run's last submission; 0 shards where it was one job."""
-    recorded = read_json(request.root / "results" / run.path / "job.json")[0] or {}
-    shards, gpus = recorded.get("shards"), recorded.get("gpus")
-    return (shards if isinstance(shards, int) else 0), (gpus if isinstance(gpus, int) else 1)
+    records = Records.of(request.root / "results" / run.path)
+    return records.shards, records.gpus
 
 
 def plan_of(request: Request, state: State, wanted: ShardOptions) -> RunPlan:

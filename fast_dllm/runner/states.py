@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Mapping, Optional, Tuple
 
@@ -19,6 +19,7 @@ from fast_dllm.spec.locks import is_held, owner_of
 from fast_dllm.spec.request import Request, Run
 from fast_dllm.spec.shares import DONE_FILE, division, job_words, names_of, share_folder
 
+MOST_AMOUNT = 1e12
 Progress = Optional[Tuple[float, ...]]  # see read_progress
 
 
@@ -62,9 +63,12 @@ def examine(request: Request) -> tuple[list[State], str]:
         parts = ended_shards(root / "results" / run.path, queued.get(run.path, []))
         unknown += [part.job for part in parts.values() if not part.failure]
     ended = read_ended([job for job in unknown if job])
-    return [
-        state_of(root, run, judged[run.path], queued.get(run.path, []), records[run.path], ended) for run in runs
-    ], fault
+    states = []
+    for run in runs:
+        state = state_of(root, run, judged[run.path], queued.get(run.path, []), records[run.path], ended)
+        damage = records[run.path].fault
+        states.append(replace(state, detail=f"{state.detail}; {damage}") if damage and not state.is_complete else state)
+    return states, fault
 
 
 def state_of(root: Path, run: Run, judged: Judgement, jobs: list[Job], records: Records, ended: Mapping) -> State:
@@ -90,7 +94,7 @@ def state_of(root: Path, run: Run, judged: Judgement, jobs: list[Job], records: 
     if records.tells_why and records.failure["class"] == "interrupted":
         return State(run, "pending", f"pending: interrupted{progress(read_progress(folder))}", records.job, judged)
     if records.tells_why:
-        told = failure_detail(str(records.failure["class"]), records.job, str(records.failure.get("log") or ""))
+        told = failure_detail(records.failure["class"], records.job, records.failure.get("log", ""))
         return State(run, "failed", f"failed: {told}", records.job, judged)
     # one of several that share a process is recorded before its turn comes
     if records.begun and (records.job or records.has_answered):
@@ -135,9 +139,9 @@ def state_of_shards(jobs: list[Job], folder: Path, ended: Mapping) -> tuple[tupl
 
 def division_of(folder: Path, jobs: list[Job]) -> tuple[int, str]:
     """(shares, their division) of a run, as it was submitted."""
-    told = read_json(folder / "job.json")[0] or {}
-    count = told.get("shards") or len(set().union(*(job.shards for job in jobs)))
-    return count, division(count, told.get("gpus") or 1)
+    records = Records.of(folder)
+    count = records.shards or len(set().union(*(job.shards for job in jobs)))
+    return count, division(count, records.gpus)
 
 
 def ended_shards(folder: Path, jobs: list[Job]) -> dict[int, Records]:
@@ -165,7 +169,9 @@ def progress_of_shards(folder: Path, text: str, at_work: int, count: int) -> str
             if now is None:
                 continue
             answered += int(now[0])
-            total = max(total, int((read_json(path)[0] or {}).get("run_total") or 0))
+            run_total = (read_json(path)[0] or {}).get("run_total")
+            if isinstance(run_total, int) and _is_amount(run_total):
+                total = max(total, run_total)
             _, _, tokens, seconds, own, lasted = now
             speed += tokens / seconds if at_it and seconds > 0 else 0
             rate += own / lasted if at_it and lasted > 0 else 0
@@ -199,7 +205,11 @@ def read_progress(folder: Path, name: str = "progress.rank0.json") -> Progress:
     told = read_json(folder / name)[0]
     names = ("answered", "total", "new_tokens", "seconds_generating", "segment_answered", "segment_seconds")
     values = tuple((told or {}).get(name, 0) for name in names)
-    return values if told and all(isinstance(value, (int, float)) for value in values) else None
+    return values if told and all(map(_is_amount, values)) else None
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MOST_AMOUNT
 
 
 def seconds_left(now: Progress) -> float | None:

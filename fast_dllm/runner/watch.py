@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import Mapping, Sequence
 
+from fast_dllm.record.summary import Summary, SummaryError, read_summary
 from fast_dllm.runner.failures import INTERRUPTED, end_of
 from fast_dllm.runner.states import Progress, read_progress, seconds_left
-from fast_dllm.spec.files import as_object, is_newer, read_json
+from fast_dllm.spec.files import is_newer
 from fast_dllm.spec.request import Run
 
 BAR = 20  # columns
@@ -97,11 +98,14 @@ class Display:
         if self.is_terminal and self.left:
             print(file=sys.stderr)
 
-    def _summary(self, run: Run) -> dict | None:
+    def _summary(self, run: Run) -> Summary | None:
         """The summary that this evaluation wrote; job.json was written when it began."""
         folder = self.root / "results" / run.path
         is_new = is_newer(folder / "summary.json", folder / "job.json")
-        return read_json(folder / "summary.json")[0] if is_new else None
+        try:
+            return read_summary(folder / "summary.json") if is_new else None
+        except SummaryError:
+            return None
 
     def _line(self, run: Run, text: str, is_last: bool) -> None:
         line = f"{run.folder[: self.width]:<{self.width}}  {text}"
@@ -128,14 +132,13 @@ def doing(now: Progress) -> str:
     return text if left is None else f"{text}  {duration(left)} left"
 
 
-def done(summary: dict, seconds: float) -> str:
+def done(summary: Summary, seconds: float) -> str:
     """Like `████████  200/200  95.5% ± 1.5  1240.1 tok/s  in 14 s`."""
-    count, accuracy, error = (summary.get(name) for name in ("num_samples", "accuracy", "accuracy_stderr"))
-    text = f"{bar(1)}  {count}/{count}"
-    if isinstance(accuracy, (int, float)):
-        text += f"  {100 * accuracy:.1f}%" + (f" ± {100 * error:.1f}" if isinstance(error, (int, float)) else "")
-    speed = as_object(summary.get("throughput")).get("tokens_per_second")
-    if isinstance(speed, (int, float)):
+    error, speed = summary.accuracy_stderr, summary.throughput.tokens_per_second
+    text = f"{bar(1)}  {summary.num_samples}/{summary.num_samples}"
+    if summary.accuracy is not None:
+        text += f"  {100 * summary.accuracy:.1f}%" + (f" ± {100 * error:.1f}" if error is not None else "")
+    if speed is not None:
         text += f"  {speed:.1f} tok/s"
     return f"{text}  in {duration(seconds)}"
 
