@@ -15,6 +15,9 @@ start_runner() { # the code's folder, the command, its options
   for python in "$builds"/*/bin/python; do
     [[ ! -x $python ]] || exec "$python" -BS -X utf8 "$code/fast_dllm/runner" "$@"
   done
+  if command -v uv >/dev/null 2>&1; then
+    exec uv run --quiet --no-project --no-config python -BS -X utf8 "$code/fast_dllm/runner" "$@"
+  fi
   echo "${0##*/}: no python3 from 3.8 on is found, neither on PATH nor in a venv" \
     "(on a cluster: module load python)" >&2
   exit 1

@@ -25,7 +25,7 @@ from fast_dllm.doctor import checks, cluster
 from fast_dllm.doctor.checks import GIB, DataSet, Situation, place_of_data
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner import slurm
-from fast_dllm.runner.venv import CPU, requirements_key
+from fast_dllm.runner.venv import CUDA, requirements_key
 
 MODEL = "Efficient-Large-Model/Fast_dLLM_v2_7B"
 DAY = 86400
@@ -71,7 +71,7 @@ class Cluster(Project):
 
     def venv(self) -> Path:
         """A complete venv for these requirements, whose packages are this Python's."""
-        key = requirements_key(self.root, CPU)
+        key = requirements_key(self.root, CUDA)
         build = Path(f"{self.environment['FAST_DLLM_VENV']}.d", f"{key}.0001")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", build], check=True)
         packages = next(build.glob("lib/python3.*/site-packages"))
@@ -231,7 +231,8 @@ def test_a_place_that_cannot_be_written_fails(cluster_project):
 
 def test_a_venv_that_failed_or_lost_its_interpreter_is_a_warning(cluster_project):
     words = ("--task", "toy_math", "--model", "tiny")
-    assert "none for these requirements" in starting(cluster_project.quick(*words)[1], "warn venv")
+    line = starting(cluster_project.quick(*words)[1], "warn venv: none for these requirements")
+    assert line.endswith("or now: FAST_DLLM_TORCH=cuda bash sbatch/venv.sh"), "the one that a job on a GPU needs"
     venv = cluster_project.venv()
     (venv / "bin" / "python").unlink()
     assert f"the interpreter of {venv} is gone" in starting(cluster_project.quick(*words)[1], "warn venv")

@@ -1,43 +1,34 @@
-"""sbatch/nltk_data.py with a pretended installer: whole, verified, or not at all and one line."""
+"""fast_dllm.runner.nltk_data with a pretended installer: whole, verified, or not at all and one line."""
 
 import hashlib
-import importlib.util
 import io
 import sys
 import zipfile
 
 import nltk
 import pytest
-from golden_models import ROOT
 
-SCRIPT = ROOT / "sbatch" / "nltk_data.py"
+from fast_dllm.runner import nltk_data
+
 FILES = {"abbrev_types.txt": "dr\n", "collocations.tab": "", "ortho_context.tab": "", "sent_starters.txt": ""}
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("nltk_data_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def installer(script, tmp_path, monkeypatch):
+def installer(tmp_path, monkeypatch):
     """A `uv` that puts a made-up archive where the wheel has its own; returns its log of calls."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, text in FILES.items():
             archive.writestr(f"punkt_tab/english/{name}", text)
     (tmp_path / "archive").write_bytes(content.getvalue())
-    monkeypatch.setattr(script, "SHA256", hashlib.sha256(content.getvalue()).hexdigest())
+    monkeypatch.setattr(nltk_data, "SHA256", hashlib.sha256(content.getvalue()).hexdigest())
     log, uv = tmp_path / "calls", tmp_path / "bin" / "uv"
     uv.parent.mkdir()
     uv.write_text(f"""#!/usr/bin/env bash
 echo "$@" >>"{log}"
 while [[ $1 != --target ]]; do shift; done
-mkdir -p "$2/{script.MEMBER.rsplit("/", 1)[0]}"
-cp "{tmp_path}/archive" "$2/{script.MEMBER}" || {{ echo "no route to the package index" >&2; exit 1; }}
+mkdir -p "$2/{nltk_data.MEMBER.rsplit("/", 1)[0]}"
+cp "{tmp_path}/archive" "$2/{nltk_data.MEMBER}" || {{ echo "no route to the package index" >&2; exit 1; }}
 """)
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", str(uv.parent), prepend=":")
@@ -49,8 +40,8 @@ def written(tmp_path):
     return sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "venv").rglob("*") if path.is_file())
 
 
-def test_the_four_files_of_english_are_there_and_nltk_uses_them(script, installer, tmp_path, monkeypatch, capsys):
-    script.main()
+def test_the_four_files_of_english_are_there_and_nltk_uses_them(installer, tmp_path, monkeypatch, capsys):
+    nltk_data.main()
     data = tmp_path / "venv" / "nltk_data"
     assert capsys.readouterr().out == f"{data}\n"
     assert written(tmp_path) == [f"venv/nltk_data/tokenizers/punkt_tab/english/{name}" for name in sorted(FILES)]
@@ -59,15 +50,15 @@ def test_the_four_files_of_english_are_there_and_nltk_uses_them(script, installe
         "Dr. Bo came.",
         "He left.",
     ]
-    script.main()
+    nltk_data.main()
     assert len(installer.read_text().splitlines()) == 1, "what is there is not fetched again"
 
 
-def test_half_of_it_is_made_whole(script, installer, tmp_path):
+def test_half_of_it_is_made_whole(installer, tmp_path):
     place = tmp_path / "venv" / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
     place.mkdir(parents=True)
     (place / "abbrev_types.txt").write_text("")
-    script.main()
+    nltk_data.main()
     assert (place / "abbrev_types.txt").read_text() == FILES["abbrev_types.txt"]
     assert len(written(tmp_path)) == 4
 
@@ -75,15 +66,13 @@ def test_half_of_it_is_made_whole(script, installer, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "message"), [("other", "has the SHA-256 .*, not "), ("none", "no route to the package index")]
 )
-def test_what_cannot_be_had_or_is_another_file_is_one_line_and_leaves_nothing(
-    script, installer, tmp_path, fault, message
-):
+def test_what_cannot_be_had_or_is_another_file_is_one_line_and_leaves_nothing(installer, tmp_path, fault, message):
     if fault == "other":
         (tmp_path / "archive").write_bytes(b"something else")
     else:
         (tmp_path / "archive").unlink()
     with pytest.raises(SystemExit, match=message) as stopped:
-        script.main()
+        nltk_data.main()
     assert "\n" not in str(stopped.value)
     assert written(tmp_path) == []
     assert not (tmp_path / "venv" / "nltk_data" / "tokenizers").exists(), "lm_eval would take it for the data"

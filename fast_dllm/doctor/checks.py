@@ -118,7 +118,7 @@ def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation
         check_task(task)
     model = resolve_model(model or DEFAULT_MODEL, root)
     load_cluster_settings(root)
-    folder = venv.find_complete(root, root)
+    folder = venv.find_complete(root, root, for_jobs=True)
     known = {}
     if folder and (record := folder / DATA_SETS_FILE).is_file():
         known = {
@@ -132,7 +132,7 @@ def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation
         root=root,
         tasks=tuple(dict.fromkeys(tasks)),
         model=model,
-        builds=tuple(venv.builds_of(root, root)),
+        builds=tuple(venv.builds_of(root, root, for_jobs=True)),
         builds_folder=Path(f"{venv.location(root)}.d"),
         venv=folder,
         environment=evaluation_environment(os.environ, root),
@@ -145,12 +145,15 @@ def check_venv(situation: Situation) -> Iterator[Finding]:
         yield Finding("ok", f"venv: {situation.venv}")
         return
     last = situation.builds[0] if situation.builds else None
-    if last and (last / "failed").exists():
-        yield Finding("warn", f"venv: its last build failed, see {last}/build.log; bash sbatch/venv.sh tries again")
-    elif last and (last / "complete").exists():
-        yield Finding("warn", f"venv: the interpreter of {last} is gone; bash sbatch/venv.sh builds another")
+    command = "bash sbatch/venv.sh"
+    if venv.torch_build_wanted() != venv.torch_build_wanted(for_jobs=True):
+        command = f"FAST_DLLM_TORCH={venv.CUDA} {command}"  # what a job on a GPU needs, not what this node would take
+    if last and (last / venv.FAILED).exists():
+        yield Finding("warn", f"venv: its last build failed, see {last}/build.log; {command} tries again")
+    elif last and (last / venv.COMPLETE).exists():
+        yield Finding("warn", f"venv: the interpreter of {last} is gone; {command} builds another")
     else:
-        yield Finding("warn", "venv: none for these requirements; the first job builds it, or now: bash sbatch/venv.sh")
+        yield Finding("warn", f"venv: none for these requirements; the first job builds it, or now: {command}")
 
 
 def missing_model_files(folder: Path) -> list[str]:

@@ -164,7 +164,7 @@ def find_sentence_data() -> str:
         # lm_eval would try to download it while the GPU waits, on nodes that often reach no network
         raise UsageError(
             "ifeval needs nltk's sentence data, which is not there; run: bash sbatch/prefetch.sh --task ifeval"
-            " (in a venv of your own: python sbatch/nltk_data.py)"
+            " (in a venv of your own: python -m fast_dllm.runner.nltk_data)"
         ) from None
 
 

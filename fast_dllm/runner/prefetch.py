@@ -63,7 +63,7 @@ def keep(request: Request) -> int:
 def fetch(request: Request) -> int:
     """Fetch the model and the data of the request's tasks; returns 1 if anything could not be fetched."""
     check_space(request)
-    folder = venv.ensure(request.code_root, request.root)
+    folder = venv.ensure(request.code_root, request.root, for_jobs=True)
     if folder is None:
         return 1
     environment = evaluation_environment(venv.environment_of(folder, os.environ), request.code_root)

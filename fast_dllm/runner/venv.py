@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Iterator, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import venv_build
+from fast_dllm.runner.environment import has_gpu
 from fast_dllm.runner.venv_build import CPU, CUDA, BuildError, say
 from fast_dllm.spec.locks import RELEASED, Claim, claims_of, latest_claim, number_of, owner_of, wait_for_end
 
@@ -37,14 +37,14 @@ COMPLETE, FAILED = "complete", "failed"
 LINES_OF_A_FAILURE = 15
 
 
-def ensure(code_root: Path, project_root: Path) -> Path | None:
+def ensure(code_root: Path, project_root: Path, for_jobs: bool = False) -> Path | None:
     """The complete venv for the requirements in `code_root`, built where there is none; None after a failed build.
 
-    code_root has pyproject.toml and constraints.txt: in a job it is the snapshot of the code. Progress and the reason
-    of a failure go to stderr.
+    code_root has pyproject.toml and constraints.txt: in a job it is the snapshot of the code. for_jobs: see
+    `torch_build_wanted`. Progress and the reason of a failure go to stderr.
     """
     place = location(project_root)
-    base = _base(code_root, project_root)
+    base = _base(code_root, project_root, for_jobs)
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
         build = _find_or_build(base, code_root, project_root)
@@ -62,14 +62,14 @@ def ensure(code_root: Path, project_root: Path) -> Path | None:
     return build
 
 
-def find_complete(code_root: Path, project_root: Path) -> Path | None:
-    """The complete venv for the requirements in `code_root`, if there is one."""
-    return _complete_build(_base(code_root, project_root))
+def find_complete(code_root: Path, project_root: Path, for_jobs: bool = False) -> Path | None:
+    """The complete venv for the requirements in `code_root`, if there is one; for_jobs: see `torch_build_wanted`."""
+    return _complete_build(_base(code_root, project_root, for_jobs))
 
 
-def builds_of(code_root: Path, project_root: Path) -> list[Path]:
+def builds_of(code_root: Path, project_root: Path, for_jobs: bool = False) -> list[Path]:
     """The builds for the requirements in `code_root`, complete or not, the latest first."""
-    return claims_of(_base(code_root, project_root))
+    return claims_of(_base(code_root, project_root, for_jobs))
 
 
 def environment_of(venv: Path, environ: Mapping[str, str]) -> dict[str, str]:
@@ -85,8 +85,11 @@ def environment_of(venv: Path, environ: Mapping[str, str]) -> dict[str, str]:
 
 def python_for_checks(code_root: Path, project_root: Path) -> str | None:
     """A Python for the doctor's quick part: the venv's, else one from 3.8 on that has the module venv; else None."""
-    build = find_complete(code_root, project_root)
-    return str(build / "bin" / "python") if build else venv_build.find_python(8, "venv")
+    for for_jobs in (False, True):
+        build = find_complete(code_root, project_root, for_jobs)
+        if build:
+            return str(build / "bin" / "python")
+    return venv_build.find_python(8, "venv")
 
 
 def sentence_data_command(venv: Path) -> list[str]:
@@ -94,21 +97,12 @@ def sentence_data_command(venv: Path) -> list[str]:
     return ["-m", "fast_dllm.runner.nltk_data", str(venv)]
 
 
-def main(code_root: Path, project_root: Path) -> int:
-    """`bash sbatch/venv.sh`: prints the venv's folder; returns the exit status."""
-    venv = ensure(code_root, project_root)
-    if venv is None:
-        return 1
-    print(venv)
-    return 0
-
-
 # -- which one ---------------------------------------------------------------------------------------------------------
 def location(project_root: Path) -> Path:
     """The path that people know: a link to the newest build."""
     given, home = os.environ.get("FAST_DLLM_VENV"), os.environ.get("HOME")
     if given:
-        return Path(os.path.abspath(given))  # noqa: PTH100 (without following links)
+        return Path(os.path.abspath(Path(project_root, given)))  # noqa: PTH100 (without following links)
     if home and Path(home, "scratch").is_dir():
         return Path(home, "scratch", "Fast-dLLM", "v2", ".venv")
     return Path(project_root, ".venv")
@@ -126,10 +120,10 @@ def requirements_key(code_root: Path, torch_build: str) -> str:
     return f"{hashlib.sha256(''.join(lines).encode()).hexdigest()[:KEY_DIGITS]}-{torch_build}"
 
 
-def torch_build_wanted() -> str:
+def torch_build_wanted(for_jobs: bool = False) -> str:
     """CUDA where an NVIDIA GPU is seen or Slurm has given the job one, else CPU; FAST_DLLM_TORCH decides otherwise.
 
-    Raises UsageError.
+    for_jobs: what the jobs will want that this machine submits: CUDA on a cluster's login node. Raises UsageError.
     """
     given = os.environ.get("FAST_DLLM_TORCH", "")
     if given:
@@ -137,25 +131,14 @@ def torch_build_wanted() -> str:
             raise UsageError(f"FAST_DLLM_TORCH must be {CPU} or {CUDA}, not {given!r}")
         return given
     allocated = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if allocated not in ("", "-1", "NoDevFiles") or _nvidia_smi_sees_a_gpu():
+    if allocated not in ("", "-1", "NoDevFiles") or has_gpu() or (for_jobs and shutil.which("sbatch")):
         return CUDA
     return CPU
 
 
-def _nvidia_smi_sees_a_gpu() -> bool:
-    program = shutil.which("nvidia-smi")
-    if not program:
-        return False
-    try:
-        done = subprocess.run([program, "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return any(line.startswith(b"GPU") for line in done.stdout.splitlines())
-
-
-def _base(code_root: Path, project_root: Path) -> Path:
+def _base(code_root: Path, project_root: Path, for_jobs: bool) -> Path:
     """The builds are <base>.0001, <base>.0002, ..."""
-    return Path(f"{location(project_root)}.d") / requirements_key(code_root, torch_build_wanted())
+    return Path(f"{location(project_root)}.d") / requirements_key(code_root, torch_build_wanted(for_jobs))
 
 
 def _complete_build(base: Path) -> Path | None:

@@ -247,6 +247,3 @@ def _read(path: Path) -> str | None:
         return path.read_bytes().decode("utf-8", "replace")
     except OSError:
         return None
-
-
-lock_is_held, lock_owner, process_gone = is_held, owner_of, process_is_gone  # the names of before
