@@ -40,7 +40,9 @@ from benchmarks.questions import toy_prompts
 from fast_dllm.decode import experiments
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network.compiled import CompiledExecution
-from fast_dllm.network.model import FastDLLMForCausalLM, load_model, model_source, pick_device
+from fast_dllm.network.devices import pick_device
+from fast_dllm.network.loading import load_model, model_source
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written, use_graphs
 from fast_dllm.network.tokenizer import load_tokenizer, special_ids
 

@@ -21,7 +21,10 @@ ANSWERING = """
 import json, sys, time
 import torch
 from fast_dllm.decode import experiments
-from fast_dllm.network.model import load_model
+try:
+    from fast_dllm.network.loading import load_model
+except ImportError:  # an older commit
+    from fast_dllm.network.model import load_model
 given = json.loads(sys.stdin.readline())
 torch.set_num_threads(given["threads"])
 model, experiment = load_model(given["model"], given["device"], given["dtype"]), experiments.load(None)

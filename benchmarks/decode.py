@@ -44,8 +44,10 @@ from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network.compiled import CompiledExecution
 from fast_dllm.network.config import FastDLLMConfig
+from fast_dllm.network.devices import default_dtype, pick_device, pick_dtype
 from fast_dllm.network.eager import EagerExecutor
-from fast_dllm.network.model import FastDLLMForCausalLM, default_dtype, load_model, pick_device, pick_dtype
+from fast_dllm.network.loading import load_model
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written, open_executor, use_graphs
 from fast_dllm.network.packing import BlockRows
 from fast_dllm.network.threads import fit_threads

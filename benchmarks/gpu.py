@@ -35,7 +35,9 @@ from benchmarks.questions import toy_prompts
 from fast_dllm.decode import experiments
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network import kernels
-from fast_dllm.network.model import FastDLLMForCausalLM, load_model, pick_device, pick_dtype
+from fast_dllm.network.devices import pick_device, pick_dtype
+from fast_dllm.network.loading import load_model
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import open_executor, use_graphs, use_padded_shapes
 from fast_dllm.network.packing import BlockRows
 

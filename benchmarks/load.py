@@ -100,7 +100,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in own.glob("*.safetensors"))
         sides = {
             "fast_dllm": (
-                "from fast_dllm.network.model import load_model",
+                "from fast_dllm.network.loading import load_model",
                 f"load_model({str(own)!r}, {arguments.device!r}, {arguments.dtype!r})",
             )
         }

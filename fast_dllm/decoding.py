@@ -1,9 +1,9 @@
-"""The words in which a policy speaks: what it is given, what it may ask for, what it hears back, and what it tells.
+"""The types that a policy and the engine exchange: options, forwards, predictions, events.
 
 A policy is a coroutine for one sequence, `decode_one(answer, options)`, in an experiment's generation_functions.py. It
 yields a `Forward` and is sent the `Prediction`; it yields the `DenoisingEvent` that `Answer.fill` returns and is sent
-nothing. It learns nothing of the sequences that are decoded beside it. fast_dllm.decode.engine runs policies;
-neither knows the other. Needs nothing but the standard library.
+nothing. It learns nothing of the other sequences. fast_dllm.decode.engine runs policies. This module needs nothing but
+the standard library.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import ClassVar, Generator
 
 @dataclass(frozen=True)
 class ForwardKind:
-    """What one kind of forward does. A `step` is a denoising step; `runs_layers`: it costs a pass through layers."""
+    """One kind of forward. step: it is a denoising step. runs_layers: it costs a pass through layers."""
 
     meaning: str
     step: bool = False
     runs_layers: bool = True
 
 
-# The one table of kinds that the engine, the summary, the page, the chat and the benchmarks read.
+# The engine, the summary, the page, the chat and the benchmarks all read this table.
 FORWARD_KINDS: Mapping[str, ForwardKind] = {
     "prefill": ForwardKind("the prompt's whole blocks, once"),
     "full": ForwardKind("every row of the block, every layer", step=True),
@@ -36,10 +36,10 @@ STEP_KINDS = tuple(name for name, kind in FORWARD_KINDS.items() if kind.step)
 
 @dataclass(frozen=True)
 class Options:
-    """What every policy takes. An experiment's `class Options(decoding.Options)` adds its own knobs, with defaults.
+    """The options of every policy. An experiment's `class Options(decoding.Options)` adds its own knobs, with defaults.
 
-    mask_id, stop_token: token ids. max_new_tokens, block_size, small_block_size: tokens. threshold: a probability;
-    every row that is more confident is unmasked (1.0: one token a step).
+    mask_id, stop_token: token ids. max_new_tokens, block_size, small_block_size: numbers of tokens. threshold: a
+    probability; every row whose confidence is higher is unmasked (1.0: one token a step).
     """
 
     mask_id: int
@@ -50,11 +50,11 @@ class Options:
     threshold: float = 0.9
     use_block_cache: bool = True
 
-    # the values worth offering in a form, by name of the option; `check` says which are valid
+    # For forms: the values to offer, by name of the option. `check` decides which are valid.
     CHOICES: ClassVar[Mapping[str, Sequence[object]]] = {}
 
     def check(self, num_layers: int | None = None) -> None:
-        """Raise ValueError, one line, for values out of range. `num_layers`: the model's, once it is known."""
+        """Raise ValueError, one line, for values out of range. num_layers: the model's, where it is loaded."""
         if self.block_size < 1 or self.small_block_size < 1 or self.block_size % self.small_block_size:
             raise ValueError(
                 f"small_block_size must divide the block of {self.block_size}, not {self.small_block_size}"
@@ -71,14 +71,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Reuse:
-    """What a forward of block rows does with a contiguous range of layers: run and store, or let the store stand in.
+    """What a forward of block rows does with a contiguous range of layers: run and store them, or read the store.
 
     layers: [start, stop). part: what is stored for each row of the block, by position (fast_dllm.layer_reuse.PARTS).
-    read: the stored values stand in for the layers, whose keys and values stay as last computed; else the layers run
-    and what they give is stored. decide: taken in mid-forward, once the layers before the range have run, and in the
-    place of `read`: given the drift, mean |h - stored| / mean |stored| over the rows to be read, where h enters the
-    range now and stored entered it when it last ran; True reads. order: 0, what was stored last stands in; 1, the
-    straight line through the last two stores of this block, `ahead` times their distance beyond the last (TaylorSeer).
+    read: stored values replace the layers, whose keys and values stay as last computed; else the layers run and are
+    stored. decide: replaces `read` by a decision in mid-forward, once the layers before the range have run. It is given
+    the drift, mean |h - stored| / mean |stored| over the rows to be read, where h enters the range now and stored
+    entered it when it last ran; True reads. order: 0 reads the last store; 1 the straight line through the last two
+    stores of this block, `ahead` times their distance beyond the last (TaylorSeer).
     """
 
     layers: range
@@ -98,11 +98,11 @@ class Reuse:
 class Forward:
     """A forward that one sequence asks for.
 
-    kind: one of FORWARD_KINDS that it is at full depth; where `reuse` makes layers stand still it counts as "partial".
-    token_ids: T tokens at block rows [offset, offset + T); a prefill's are the prompt's whole blocks. wanted: the
-    positions, counted like rows from the block's start, whose predictions are sent back; each draws one random number
-    when tokens are sampled. keep: the positions whose predictions later "reused" steps may want, `wanted` among them.
-    The prediction for position p is read at row p - 1 (token shift), so a window's first position has none.
+    kind: one of FORWARD_KINDS, as if every layer ran; a forward that reads a store is counted as "partial". token_ids:
+    T tokens at block rows [offset, offset + T); a prefill's are the prompt's whole blocks. wanted: the positions,
+    counted like rows from the block's start, whose predictions are sent back; each draws one random number when tokens
+    are sampled. keep: the positions whose predictions later "reused" steps may want, `wanted` among them. The
+    prediction for position p is read at row p - 1 (token shift), so a window's first position has none.
     """
 
     kind: str
@@ -114,19 +114,19 @@ class Forward:
 
     @property
     def held(self) -> range:
-        """The positions that it predicts."""
+        """All positions whose predictions are computed."""
         return self.keep or self.wanted
 
     def rows_of(self, positions: range) -> list[int]:
-        """Which of its T rows predict these positions. A window's first one has none; row 0 stands in its place."""
+        """Which of its T rows predict these positions. No row predicts a window's first position; row 0 is named."""
         return [max(position - 1 - self.offset, 0) for position in positions]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a forward gave for the positions wanted, in order: candidate tokens and their confidences (probabilities).
+    """A forward's candidate tokens for the wanted positions, in order, and their confidences (probabilities).
 
-    kind: the forward as it was run. layers_at_rest: the layers that did not run.
+    kind: the kind of forward that was run. layers_at_rest: the layers that did not run.
     """
 
     kind: str
@@ -137,7 +137,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Generation:
-    """One finished answer: its new tokens, through the first stop token, and what it took.
+    """One finished answer: its new tokens, up to and with the first stop token, and its cost.
 
     forwards: number by kind. layer_forwards: layers run, by kind (a forward at full depth counts the model's layers).
     row_layer_forwards: the same times the rows that each layer ran.
@@ -151,12 +151,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class DenoisingEvent:
-    """What one forward (or one reuse) decided for one sequence.
+    """What one forward (or one step that reads again) decided for one sequence.
 
-    row: index into the prompts. kind: one of FORWARD_KINDS. start, end: the absolute positions it was about (0 = the
-    first prompt token): the sub-block of a denoising step, else what was prefilled or committed. positions, tokens,
-    confidences: what was just filled in, the confidence being a probability (fast_dllm.sampling). layers_at_rest: the
-    layers that did not run. generation: set on a sequence's last event.
+    row: index into the prompts. kind: one of FORWARD_KINDS. start, end: absolute positions (0 = the first prompt
+    token): the sub-block of a denoising step, else what was prefilled or committed. positions, tokens, confidences:
+    what was just filled in; a confidence is a probability (fast_dllm.sampling). layers_at_rest: the layers that did not
+    run. generation: set on a sequence's last event.
     """
 
     row: int
@@ -175,7 +175,7 @@ Policy = Generator["Forward | DenoisingEvent", Prediction, None]
 
 
 class Answer:
-    """A prompt and the answer growing behind it; positions are absolute, `limit` is the first one out of reach.
+    """A prompt and the answer that grows behind it. Positions are absolute; `limit` is the end of the last block.
 
     num_layers: of the model that answers.
     """
@@ -200,21 +200,22 @@ class Answer:
         self.tokens += [self.options.mask_id] * (end - len(self.tokens))
 
     def count(self, kind: str, layers: float, row_layers: float) -> None:
-        """Add one forward that runs layers to the answer's cost; the engine does, as it runs it."""
+        """Add one forward that runs layers to the answer's cost. The engine calls this for each forward."""
         self.forwards[kind] += 1
         self.layer_forwards[kind] = self.layer_forwards.get(kind, 0) + layers
         self.row_layer_forwards[kind] = self.row_layer_forwards.get(kind, 0) + row_layers
 
     def fill(self, prediction: Prediction, start: int, end: int, filled: Mapping[int, int]) -> DenoisingEvent:
-        """Put the prediction's tokens in place, {absolute position: index into the prediction}; the answer ends here if
-        it can. start, end: what the event is about.
+        """Write tokens of the prediction, {absolute position: index into the prediction}, and end the answer if it is
+        complete. start, end: the event's.
 
-        A re-read counts here: it costs nothing, so one that a policy looks at and does not follow is no step.
+        A step that reads again is counted here, not by the engine: it costs nothing, so one that a policy only looks at
+        is no step.
         """
         if not FORWARD_KINDS[prediction.kind].runs_layers:
             self.forwards[prediction.kind] += 1
         tokens = [prediction.tokens[index] for index in filled.values()]
-        if self.options.mask_id in tokens:  # which is never a candidate
+        if self.options.mask_id in tokens:  # never a candidate; it marks a position without a prediction
             raise ValueError(f"nothing predicts the first position of a window, and {list(filled)} would fill it")
         confidences = [prediction.confidences[index] for index in filled.values()]
         for position, token in zip(filled, tokens):

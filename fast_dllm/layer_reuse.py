@@ -1,7 +1,7 @@
-"""What a range of layers leaves behind when it runs, so that it need not run on a later step. Plain data.
+"""Stores the outputs of a range of layers, so that a later step can use them instead of running the layers.
 
-When to read what is stored is policy (an experiment's generation_functions.py); fast_dllm.network.model writes and
-reads a `LayerStore` in mid-forward.
+An experiment's generation_functions.py decides when a store is read; an executor (fast_dllm.network.executor) writes
+and reads it in mid-forward.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-# part -> what stands in for the layers of the range
+# part -> what is stored, and how it replaces the layers
 PARTS = {
-    "output": "what the range's last layer gave; it replaces what enters the range",
-    "residual": "what the range added, its output less its input; it is added to what enters the range today",
-    "mlp": "what each layer's MLP added; the attention of every layer runs, its keys and values stay fresh",
+    "output": "the output of the range's last layer; it replaces the hidden rows that enter the range",
+    "residual": "the output of the range minus its input; it is added to the hidden rows that enter the range",
+    "mlp": "what each layer's MLP added; the attention of every layer still runs and writes keys and values",
 }
 ORDERS = (0, 1)
 
 
 class LayerStore:
-    """What a contiguous range of layers gave for each row of the current block, written by row position.
+    """What a contiguous range of layers gave for each row of the current block, by row position.
 
-    values: (1, B, block_size, C), or (num layers, B, block_size, C) for "mlp". What a contiguous range added is the sum
-    of what its layers added, so one value a row is enough for the whole range. inputs: (B, block_size, C), what entered
-    the range. One place for each row of the block, so that a row can never be read from another sub-block's store.
-    order 1 keeps the values before those too, `before`, and gives their straight line `ahead` (B,) times their distance
-    beyond the last.
+    values: (1, B, block_size, C), since what the range added is the sum of what its layers added; for "mlp" (number of
+    layers, B, block_size, C). inputs (B, block_size, C): the hidden rows that entered the range. Each row of the block
+    has its own place, so that a row is never read from another sub-block's store. order 1 also keeps the values before
+    the last, `before`, and extrapolates: the straight line through both, `ahead` (B,) times their distance beyond the
+    last.
     """
 
     def __init__(self, layers: range, part: str, batch_size: int, block_size: int, like: Tensor, order: int = 0):
-        """`like` (..., C) gives size, dtype and device of a row."""
+        """like (..., C): has the size, dtype and device of a hidden row. Raises ValueError for unknown names."""
         check_names("order", order, ORDERS)
         if part not in PARTS:
             raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}")
@@ -43,51 +43,53 @@ class LayerStore:
         self.before = self.values.clone() if order else None
         self.ahead = like.new_zeros(batch_size)
 
-    def store(self, entered: Tensor, left: Tensor, rows: Tensor, block_rows: Tensor) -> None:
-        """Keep what entered and left the range (B, T, C) of cache rows `rows` (B, 1) at block rows `block_rows` (B, T).
+    def store(self, entered: Tensor, left: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
+        """Store the hidden rows (B, T, C) that entered and left the range. cache_rows (B, 1), block_rows (B, T).
 
-        The MLPs' own values are kept by `store_mlp`.
+        Of a store of MLPs only the input is stored here; see `store_mlp`.
         """
-        self.inputs[rows, block_rows] = entered
+        self.inputs[cache_rows, block_rows] = entered
         if self.part != "mlp":
-            self._keep(0, left if self.part == "output" else left - entered, rows, block_rows)
+            self._write(0, left if self.part == "output" else left - entered, cache_rows, block_rows)
 
-    def store_mlp(self, layer: int, added: Tensor, rows: Tensor, block_rows: Tensor) -> None:
-        self._keep(layer - self.layers.start, added, rows, block_rows)
+    def store_mlp(self, layer: int, added: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
+        """Store what the MLP of `layer` added, (B, T, C)."""
+        self._write(layer - self.layers.start, added, cache_rows, block_rows)
 
-    def _keep(self, depth: int, value: Tensor, rows: Tensor, block_rows: Tensor) -> None:
+    def _write(self, depth: int, value: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
         if self.before is not None:
-            self.before[depth, rows, block_rows] = self.values[depth, rows, block_rows]
-        self.values[depth, rows, block_rows] = value
+            self.before[depth, cache_rows, block_rows] = self.values[depth, cache_rows, block_rows]
+        self.values[depth, cache_rows, block_rows] = value
 
-    def _forecast(self, depth: int, rows: Tensor, block_rows: Tensor) -> Tensor:
-        last = self.values[depth, rows, block_rows]
+    def _forecast(self, depth: int, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
+        """The last value (B, T, C), or with order 1 the straight line through the last two."""
+        last = self.values[depth, cache_rows, block_rows]
         if self.before is None:
             return last
-        return last + self.ahead[rows].unsqueeze(-1) * (last - self.before[depth, rows, block_rows])
+        return last + self.ahead[cache_rows].unsqueeze(-1) * (last - self.before[depth, cache_rows, block_rows])
 
-    def stand_in(self, entered: Tensor, rows: Tensor, block_rows: Tensor) -> Tensor:
-        """What leaves the range (B, T, C) when it does not run ("output", "residual")."""
-        stored = self._forecast(0, rows, block_rows)
+    def stand_in(self, entered: Tensor, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
+        """Hidden rows (B, T, C) that leave the range when it does not run ("output", "residual")."""
+        stored = self._forecast(0, cache_rows, block_rows)
         return stored if self.part == "output" else entered + stored
 
-    def mlp(self, layer: int, rows: Tensor, block_rows: Tensor) -> Tensor:
-        """What stands in for what the MLP of `layer` adds to these rows, (B, T, C)."""
-        return self._forecast(layer - self.layers.start, rows, block_rows)
+    def mlp(self, layer: int, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
+        """What is added to these rows (B, T, C) when the MLP of `layer` does not run."""
+        return self._forecast(layer - self.layers.start, cache_rows, block_rows)
 
-    def drift(self, entering: Tensor, rows: Tensor, block_rows: Tensor, read: Tensor) -> Tensor:
+    def drift(self, entering: Tensor, cache_rows: Tensor, block_rows: Tensor, read: Tensor) -> Tensor:
         """mean |h - stored| / mean |stored| over the rows `read` (B, R) of T, for each sequence: (B,) in float32.
 
-        h (B, T, C) is what enters the range today, stored what entered when it last ran (DBCache's rule).
+        h (B, T, C) enters the range now; stored entered it when it last ran. The rule is DBCache's (cache-dit).
         """
         picked = read.unsqueeze(-1).expand(-1, -1, entering.shape[-1])
         now = entering.gather(1, picked).float()
-        then = self.inputs[rows, block_rows.gather(1, read)].float()
+        then = self.inputs[cache_rows, block_rows.gather(1, read)].float()
         return (now - then).abs().mean(dim=(1, 2)) / then.abs().mean(dim=(1, 2))
 
 
 def layer_range(text: str, num_layers: int) -> range:
-    """The layers that "a-b" names, both ends included: "8-19" is range(8, 20). Raises ValueError."""
+    """The layers of "a-b", both ends included: "8-19" is range(8, 20). Raises ValueError."""
     first, dash, last = text.partition("-")
     if not (dash and first.isdecimal() and last.isdecimal()):
         raise ValueError(f"{text!r} is no range of layers such as 8-19")

@@ -24,7 +24,7 @@ def top_p_sample(probs: Tensor, top_p: float, uniforms: Tensor) -> tuple[Tensor,
     cumulative = nucleus.cumsum(dim=-1)
     # Scaling by the last sum keeps rounding from picking a token outside the nucleus.
     drawn = torch.searchsorted(cumulative, uniforms.unsqueeze(-1) * cumulative[..., -1:], right=True)
-    # Where nothing is above 0 the logits are no numbers, which the caller tells; an index of -1 would be the error.
+    # Where nothing is above 0 the logits are not finite. The caller reports that; an index of -1 would fail first.
     drawn = torch.minimum(drawn, (nucleus > 0).sum(dim=-1, keepdim=True).clamp(min=1) - 1)
     return sorted_ids.gather(-1, drawn).squeeze(-1), nucleus.gather(-1, drawn).squeeze(-1)
 

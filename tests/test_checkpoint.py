@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from fast_dllm.errors import UsageError
-from fast_dllm.network import chat_template
-from fast_dllm.network import model as network
+from fast_dllm.network import chat_template, loading
 from fast_dllm.network.config import FastDLLMConfig, read_config
-from fast_dllm.network.model import TINY_MODEL, FastDLLMForCausalLM, load_model
+from fast_dllm.network.loading import TINY_MODEL, load_model
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import load_tokenizer, render
 from fast_dllm.spec.checkpoint import CONFIG_FILE, INDEX_FILE, MOST_JSON_BYTES
 
@@ -188,7 +188,7 @@ def test_a_config_of_the_same_network_loads(folder, changes):
     ids=str,
 )
 def test_a_config_of_another_network_is_refused_before_memory_is_taken(folder, changes, named, monkeypatch):
-    monkeypatch.setattr(network, "FastDLLMForCausalLM", None)  # nothing is built
+    monkeypatch.setattr(loading, "FastDLLMForCausalLM", None)  # nothing is built
     change_config(folder, **changes)
     assert named in refusal(folder)
 
@@ -232,7 +232,7 @@ def test_an_enormous_config_is_not_read(folder):
 # -- weights -----------------------------------------------------------------------------------------------------------
 def refused_weights(folder: Path, monkeypatch) -> str:
     """The line of a refusal that comes before memory is taken on a device."""
-    monkeypatch.setattr(network, "_read_weights", None)
+    monkeypatch.setattr(loading, "_read_weights", None)
     with pytest.raises(UsageError) as raised:
         load_model(str(folder), "cpu")
     assert "\n" not in str(raised.value)

@@ -249,7 +249,7 @@ def test_imports_run_one_way_in_every_module_of_the_project():
         ("fast_dllm/doctor/__main__.py", "def late():\n    from eval import read_command_line"),
         ("fast_dllm/ui/chat.py", "import lm_eval.tasks"),
         ("fast_dllm/spec/matrix.py", "from fast_dllm.record.scores import score"),
-        ("generation_functions.py", "from fast_dllm.network.model import load_model"),
+        ("generation_functions.py", "from fast_dllm.network.loading import load_model"),
         ("experiments/00_baseline/generation_functions.py", "from fast_dllm.decode import engine"),
         ("run_chatbot.py", "import app"),
     ],

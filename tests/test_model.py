@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from fast_dllm.errors import UsageError
+from fast_dllm.network.cache import block_causal_mask
 from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.network.model import FastDLLMForCausalLM, block_causal_mask, load_model, pick_device, pick_dtype
+from fast_dllm.network.devices import pick_device, pick_dtype
+from fast_dllm.network.loading import load_model
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import load_tokenizer, special_ids
 
 

@@ -8,7 +8,8 @@ from golden_models import GOLDEN_MODELS, assert_forward_is_the_references, golde
 from torch import Tensor
 
 from fast_dllm.network import model as network
-from fast_dllm.network.model import FastDLLMForCausalLM, RMSNorm, rope_tables
+from fast_dllm.network.cache import rope_tables
+from fast_dllm.network.model import FastDLLMForCausalLM, RMSNorm
 
 # Other orders of summation: what another kind of CPU would compute
 

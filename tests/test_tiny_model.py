@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.evaluate.harness import FastDLLM
-from fast_dllm.network.model import TINY_MODEL, load_model
+from fast_dllm.network.loading import TINY_MODEL, load_model
 from fast_dllm.network.tokenizer import load_tokenizer, special_ids
 from fast_dllm.ui.chat import Chatbot, Conversation
 from tasks.toy.problems import math_questions

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fast_dllm.network.model import block_causal_mask
+from fast_dllm.network.cache import block_causal_mask
 from tasks.toy.problems import CHOICE_KINDS, LETTERS, choice_prompt, make_choice, make_problem, math_prompt
 from training.tokenizer import STOP, chat_prompt
 

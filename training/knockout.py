@@ -22,7 +22,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fast_dllm.errors import UsageError
-from fast_dllm.network.model import FastDLLMForCausalLM, load_model
+from fast_dllm.network.loading import load_model
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import load_tokenizer
 from tasks.toy.problems import WORDINGS
 from training.data import Batch, diffusion_batches, make_examples

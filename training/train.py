@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fast_dllm.errors import UsageError
-from fast_dllm.network.model import FastDLLMForCausalLM, load_model
+from fast_dllm.network.loading import load_model
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import load_tokenizer
 from training.data import Batch, autoregressive_batches, diffusion_batches, make_examples
 from training.optim import make_optimizers

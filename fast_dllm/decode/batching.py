@@ -1,4 +1,4 @@
-"""Many requests side by side: how many a device's memory holds, and what is done when it holds fewer."""
+"""How many sequences fit in a device's memory side by side, and retrying with fewer where they did not fit."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fast_dllm.network.model import FastDLLMForCausalLM
 
 logger = logging.getLogger(__name__)
 
-Asked = TypeVar("Asked")
+Item = TypeVar("Item")
 
 AUTO = "auto"  # a batch size: as many rows as fit
-MOST_ROWS = {"cuda": 64, "cpu": 32}  # beyond it the products are as fast as they get
-SHARE_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # of a host others have a part
+MOST_ROWS = {"cuda": 64, "cpu": 32}  # more rows do not make the matrix products faster
+SHARE_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # of the free memory; a host's is also needed by others
 
 
 def streamed(
-    denoise: Callable[[list[Asked], int], Iterator[DenoisingEvent]], requests: Sequence[Asked], num_rows: int
-) -> Iterator[tuple[Asked, Generation, float, int]]:
-    """Each request as its answer is complete: (request, answer, seconds since the one before, rows side by side).
+    denoise: Callable[[list[Item], int], Iterator[DenoisingEvent]], requests: Sequence[Item], num_rows: int
+) -> Iterator[tuple[Item, Generation, float, int]]:
+    """Each request when its answer is complete: (request, answer, seconds since the answer before, rows side by side).
 
-    denoise: starts requests in that many rows (an Experiment's, whose engine gives a row that is done the next one).
-    Where the GPU's memory does not hold the rows, what is not answered begins again in half as many; raises
-    torch.OutOfMemoryError where it does not hold one.
+    denoise: starts to answer requests in this many rows (Experiment.denoise). Where the GPU's memory does not hold the
+    rows, all requests without an answer start again in half as many rows. Raises torch.OutOfMemoryError where it does
+    not hold one row.
     """
     left, num_rows, seconds = list(requests), max(num_rows, 1), 0.0
     while left:
@@ -57,7 +57,7 @@ def streamed(
                 seconds = 0.0
         left = [request for row, request in enumerate(left) if row not in done]
         if not fits:
-            del events  # here the exception is gone too, which held the frames and with them the memory
+            del events  # The exception held the frames and with them the memory; it is gone here.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             logger.warning("%d rows do not fit the GPU's memory; going on with %d", num_rows, num_rows // 2)
@@ -67,7 +67,7 @@ def streamed(
 
 
 def rows_that_fit(model: FastDLLMForCausalLM, longest: int, block_size: int) -> int:
-    """Sequences of up to `longest` positions that the free memory holds, at least one and at most MOST_ROWS."""
+    """How many sequences of up to `longest` positions fit in the free memory: at least one, at most MOST_ROWS."""
     kind = "cuda" if model.device.type == "cuda" else "cpu"
     free = torch.cuda.mem_get_info(model.device)[0] + _cached(model) if kind == "cuda" else _available_on_host()
     item = model.lm_head.weight.element_size()
@@ -77,12 +77,12 @@ def rows_that_fit(model: FastDLLMForCausalLM, longest: int, block_size: int) -> 
 
 
 def _cached(model: FastDLLMForCausalLM) -> int:
-    """What torch holds of the GPU's memory and does not use."""
+    """GPU memory in bytes that torch has reserved and does not use."""
     return torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
 
 
 def _available_on_host() -> int:
-    """Bytes that may be taken without swapping, by Linux's estimate; elsewhere the pages that are free."""
+    """Bytes of memory that can be allocated without swapping, as Linux estimates it; elsewhere the free pages."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -91,11 +91,11 @@ def _available_on_host() -> int:
 
 
 def _cache_bytes(config: FastDLLMConfig, item: int) -> int:
-    """Keys and values of one position."""
+    """Bytes of the keys and values of one position. item: bytes of a number."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * item
 
 
 def _bytes_of_row(config: FastDLLMConfig, item: int, read: int) -> int:
-    """What a forward holds for one row at its widest: hidden rows and the MLP's three, and of a row that is read its
-    logits, and three copies of them in float32 (the mask token left out, the softmax)."""
+    """Bytes that one row takes at the peak of a forward: hidden rows and the MLP's three products. A row that is read
+    (`read` 1) has logits too, and three float32 copies of them. item: bytes of a number."""
     return item * (6 * config.hidden_size + 3 * config.intermediate_size) + read * config.vocab_size * (item + 12)

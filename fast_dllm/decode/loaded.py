@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from fast_dllm.errors import UsageError
 from fast_dllm.network.chat_template import require_chat_template
-from fast_dllm.network.model import FastDLLMForCausalLM, load_model
+from fast_dllm.network.loading import load_model
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.threads import fit_threads
 from fast_dllm.network.tokenizer import SpecialIds, decode, load_tokenizer, render, special_ids

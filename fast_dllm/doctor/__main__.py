@@ -118,10 +118,10 @@ def weight_count(situation: Situation) -> int | None:
 
 
 def check_gpu(situation: Situation) -> Iterator[Finding]:
-    """The device and dtype that fast_dllm.network.model picks, whether this torch has code for it, and its memory."""
+    """The device and dtype that fast_dllm.network.devices picks, whether this torch has code for it, and its memory."""
     import torch
 
-    from fast_dllm.network.model import pick_device, pick_dtype
+    from fast_dllm.network.devices import pick_device, pick_dtype
 
     device = pick_device()
     dtype = pick_dtype("auto", device)

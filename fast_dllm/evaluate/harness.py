@@ -27,7 +27,8 @@ from fast_dllm.evaluate.generation import TextGenerator
 from fast_dllm.evaluate.processes import Processes
 from fast_dllm.evaluate.run_answers import RunAnswers
 from fast_dllm.evaluate.scoring import Scorer
-from fast_dllm.network.model import FastDLLMForCausalLM, model_source
+from fast_dllm.network.loading import model_source
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import render
 from fast_dllm.record.cost import Cost
 from fast_dllm.record.provenance import model_revision

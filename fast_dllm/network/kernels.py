@@ -1,8 +1,8 @@
-"""The element-wise parts of a layer. Where a CUDA GPU's forwards are recorded, torch.compile makes one kernel of each.
+"""The element-wise parts of a layer. In recorded forwards on a CUDA GPU, torch.compile makes one kernel of each.
 
-A layer of the 7B at batch 1 takes some 0.2 ms on an H100, nearly all of it to read its weights; a kernel takes a few
-microseconds whatever it does, and as written there are some twenty of these a layer. The host needs longer to call
-a compiled one than what is written: where nothing is recorded forwards are slower for them (docs/performance.md).
+A layer of the 7B at batch 1 takes about 0.2 ms on an H100, nearly all of it to read the weights. A kernel takes a few
+microseconds whatever it does, and a layer as written has about twenty of them. Calling a compiled kernel takes the host
+longer than the operations as written, so unrecorded forwards do not use them (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 Kernel = Callable[..., Tensor]
 
 
-# Each step of a kernel is rounded as it would be by itself: float16 and bfloat16 come out as they are written.
+# Round after each step of a kernel, as the operations as written do: so float16 and bfloat16 give the same values.
 OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"emulate_precision_casts": True}
 
 
 class Compiling:
-    """Whether GPUs get compiled kernels: where a thread has said so, and until one cannot be made, which is said in a
-    line."""
+    """Decides whether a kernel runs compiled: on a GPU, in a thread that is within `used`, and until a compilation has
+    failed, which is logged in one line."""
 
     def __init__(self) -> None:
         self.wanted = True
@@ -35,7 +35,7 @@ class Compiling:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Kernels that this thread calls meanwhile are compiled ones on a GPU."""
+        """While this is entered, the kernels that this thread calls on a GPU are compiled ones."""
         before, self._thread.used = getattr(self._thread, "used", False), True
         try:
             yield

@@ -14,7 +14,6 @@ Decoding runs it over a cache: fast_dllm.network.executor has the moves, and eag
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,37 +21,30 @@ from typing import NamedTuple
 import huggingface_hub
 import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig
-from transformers.utils.hub import cached_file
 
-from fast_dllm.errors import UsageError, line_of
+from fast_dllm.errors import UsageError
 from fast_dllm.network.cache import Attend, KVCache, block_causal_mask, mask_for_heads, rope_tables
-from fast_dllm.network.config import FastDLLMConfig, read_config
+from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.network.executor import Execution
 from fast_dllm.network.kernels import gate, rms_norm, rotate
-from fast_dllm.spec.checkpoint import INDEX_FILE, read_object, weight_files
-
-WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")  # safetensors' names; other kinds need more than a conversion
-TINY_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "tiny"
 
 
 class Linear(nn.Linear):
     def reset_parameters(self) -> None:
-        """Nothing: random values are the whole network's (`_randomise`), and a checkpoint needs none."""
+        """Does nothing: the network sets random values itself (`_randomise`), and a checkpoint needs none."""
 
 
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
-        """Nothing, as above."""
+        """Does nothing, as above."""
 
 
 class Fused:
-    """Several linear layers of one input as one product, their weights being views of the fused one.
+    """Several linear layers of one input as one matrix product.
 
-    So there is no second copy, and the layers keep their names and can be run by themselves. Where one of them has got
-    another weight since (it was moved or replaced), or gradients are wanted, `fits` says no.
+    Their weights become views of the fused weight: there is no second copy, and the layers keep their names and can
+    run by themselves. `fits` is False after one of them was moved or replaced, and where gradients are wanted.
     """
 
     def __init__(self, linears: Sequence[nn.Linear]):
@@ -61,27 +53,29 @@ class Fused:
         with torch.no_grad():
             self.weight = torch.cat([linear.weight for linear in linears])
             self.bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
-            for linear, part in zip(linears, self.weight.split(self.sizes), strict=True):
-                linear.weight.data = part
+            for linear, view in zip(linears, self.weight.split(self.sizes), strict=True):
+                linear.weight.data = view
             if self.bias is not None:
-                for linear, part in zip(linears, self.bias.split(self.sizes), strict=True):
-                    linear.bias.data = part
-        self.places = self._places()
+                for linear, view in zip(linears, self.bias.split(self.sizes), strict=True):
+                    linear.bias.data = view
+        self.addresses = self._addresses()
 
-    def _places(self) -> list[int]:
+    def _addresses(self) -> list[int]:
         tensors = [linear.weight for linear in self.linears]
         if self.bias is not None:
             tensors += [linear.bias for linear in self.linears]
         return [tensor.data_ptr() for tensor in tensors]
 
     def fits(self) -> bool:
-        return not torch.is_grad_enabled() and self._places() == self.places
+        return not torch.is_grad_enabled() and self._addresses() == self.addresses
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
+    """RMSNorm over the last axis: see kernels.rms_norm."""
+
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -92,6 +86,8 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and biases on q, k and v, as in Qwen2.5."""
+
     def __init__(self, config: FastDLLMConfig, layer: int):
         super().__init__()
         self.layer = layer
@@ -107,6 +103,7 @@ class Attention(nn.Module):
         self.fused = Fused((self.q_proj, self.k_proj, self.v_proj))
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Normed hidden rows (B, T, C) -> what attention adds to them (B, T, C)."""
         B, T, _ = x.shape
         H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
         if self.fused is not None and self.fused.fits():
@@ -124,6 +121,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU."""
+
     def __init__(self, config: FastDLLMConfig):
         super().__init__()
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -143,6 +142,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and added to its input."""
+
     def __init__(self, config: FastDLLMConfig, layer: int):
         super().__init__()
         self.self_attn = Attention(config, layer)
@@ -157,6 +158,7 @@ class DecoderLayer(nn.Module):
         return of_mlp / of_layer
 
     def attention(self, x: Tensor, attend: Attend) -> Tensor:
+        """Hidden rows (B, T, C) with what the attention adds."""
         return x + self.self_attn(self.input_layernorm(x), attend)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
@@ -165,6 +167,8 @@ class DecoderLayer(nn.Module):
 
 
 class FastDLLMModel(nn.Module):
+    """The network without its language-model head."""
+
     def __init__(self, config: FastDLLMConfig):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
@@ -202,16 +206,16 @@ class FastDLLMModel(nn.Module):
 
 
 class Logits(NamedTuple):
-    """What a forward without a cache gives: logits (B, R, V)."""
+    """The result of a forward without a cache: logits (B, R, V)."""
 
     logits: Tensor
 
 
 class FastDLLMForCausalLM(nn.Module):
-    """The network with its language-model head, and the cached moves that block diffusion is made of.
+    """The network with its language-model head.
 
-    A new one has random weights, or with `randomise` False whatever stood in memory. It is no transformers model, whose
-    base class takes four seconds to import; fast_dllm.pretrained has that form.
+    A new one has random weights or, with `randomise` False, uninitialised ones. It is not a transformers model, whose
+    base class takes four seconds to import.
     """
 
     def __init__(self, config: FastDLLMConfig, *, randomise: bool = True):
@@ -223,7 +227,7 @@ class FastDLLMForCausalLM(nn.Module):
             self.apply(self._randomise)
 
     def build(self, config: FastDLLMConfig) -> None:
-        """Make the modules, the head's weight being the embedding's where the configuration ties them."""
+        """Make the modules. The head shares the embedding's weight where the configuration ties them."""
         self.model = FastDLLMModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -236,8 +240,8 @@ class FastDLLMForCausalLM(nn.Module):
             nn.init.zeros_(module.bias)
 
     def fuse(self) -> FastDLLMForCausalLM:
-        """Let each layer compute q, k and v in one product and gate and up in one, in the weights' own memory, a layer
-        at a time. Values to within float32's rounding."""
+        """Let each layer compute q, k and v as one product, and gate and up as one. Takes no additional memory but for
+        one layer at a time. Values stay equal within float32's rounding."""
         for module in self._fusible():
             module.fuse()
         return self
@@ -268,11 +272,11 @@ class FastDLLMForCausalLM(nn.Module):
         self.config.architectures = [FastDLLMForCausalLM.__name__]
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.save_pretrained(folder)
-        tensors = {name: tensor.clone() for name, tensor in self.state_dict().items() if name not in self._tied_names}
+        tensors = {name: tensor.clone() for name, tensor in self.state_dict().items() if name not in self.tied_names}
         huggingface_hub.save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
 
     @property
-    def _tied_names(self) -> set[str]:
+    def tied_names(self) -> set[str]:
         """Tensors that a checkpoint need not hold."""
         return {"lm_head.weight"} if self.config.tie_word_embeddings else set()
 
@@ -317,131 +321,3 @@ class FastDLLMForCausalLM(nn.Module):
         layer = self.model.layers[index]
         assert isinstance(layer, DecoderLayer)
         return layer
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """`auto` is the first CUDA GPU where there is one, else the CPU. Raises UsageError for one that is not there."""
-    if device == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"unknown device {device!r}; valid ones: auto, cpu, cuda, cuda:N") from None
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device {device!r} is not there; this machine has {torch.cuda.device_count()} CUDA GPUs")
-    return picked
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 from compute capability 8.0, float16 on 7.x, float32 otherwise and on the CPU."""
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    if device.type != "cuda":
-        return torch.float32
-    major, _ = torch.cuda.get_device_capability(device)
-    return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
-
-
-def model_source(path_or_hub_id: str) -> str:
-    """`tiny` is the embedded model's folder; anything else stays as it is."""
-    return str(TINY_MODEL) if path_or_hub_id == "tiny" else path_or_hub_id
-
-
-def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -> FastDLLMForCausalLM:
-    """Load a checkpoint by its tensor names, tensor by tensor to the device.
-
-    `path_or_hub_id`: a folder, a hub id, or `tiny` (the embedded model). Raises UsageError where there is no such
-    checkpoint, it is of another model type or damaged, or a tensor is missing, extra or of the wrong shape. Memory for
-    the weights is taken only once the configuration and the headers of the weight files agree.
-    """
-    source = model_source(path_or_hub_id)
-    target = pick_device(device)
-    try:
-        config = read_config(source)
-        files = _weight_files(source)
-        with torch.device("meta"):
-            faults = _weight_faults(FastDLLMForCausalLM(config, randomise=False), files)
-        if faults:
-            more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-            raise UsageError(f"it {faults[0]}{more}")
-        with target, default_dtype(pick_dtype(dtype, target)):
-            model = FastDLLMForCausalLM(config, randomise=False)
-        model.requires_grad_(False)
-        _read_weights(model, files)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UsageError(f"cannot load model {path_or_hub_id!r}: {line_of(error)}") from error
-    model.eval()
-    return model.fuse() if target.type == "cuda" else model  # on a CPU wide layers are slower so (docs/performance.md)
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New tensors have `dtype` unless another is given."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _weight_faults(model: FastDLLMForCausalLM, files: Sequence[str]) -> list[str]:
-    """What is wrong with the tensors that these files have for the model, a phrase each, from their headers alone.
-
-    Raises OSError, SafetensorError.
-    """
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing, unexpected, unfit, seen = set(expected) - model._tied_names, [], [], set()
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                header = file.get_slice(name)
-                shape, dtype = header.get_shape(), header.get_dtype()
-                missing.discard(name)
-                if name not in expected:
-                    unexpected.append(f"has an unexpected tensor {name}")
-                elif shape != expected[name]:
-                    unfit.append(f"has {name} of shape {shape} instead of {expected[name]}")
-                elif dtype not in WEIGHT_DTYPES:
-                    unfit.append(f"has {name} as {dtype}; weights must be one of {', '.join(WEIGHT_DTYPES)}")
-                elif name in seen:
-                    unfit.append(f"has {name} in two files")
-                seen.add(name)
-    return [f"lacks tensor {name}" for name in sorted(missing)] + sorted(unexpected) + sorted(unfit)
-
-
-def _read_weights(model: FastDLLMForCausalLM, files: Sequence[str]) -> None:
-    """Fill the model from files without faults. Raises UsageError where a tied head is not the embedding, OSError,
-    SafetensorError."""
-    tensors = model.state_dict()
-    heads = []
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                if name in model._tied_names:
-                    heads.append(file.get_tensor(name))
-                else:
-                    tensors[name].copy_(file.get_tensor(name))
-    embedding = model.model.embed_tokens.weight
-    for head in heads:
-        if not torch.equal(head.to(embedding), embedding):
-            raise UsageError("config.json: tie_word_embeddings is true, but lm_head.weight differs from the embedding")
-
-
-def _weight_files(source: str) -> list[str]:
-    """The safetensors files of a folder or hub id: one, or all that an index names. Raises OSError, UsageError."""
-    try:
-        index = cached_file(source, INDEX_FILE)
-    except OSError:  # it has none
-        return [_file_of(source, "model.safetensors")]
-    assert index is not None, "an absent file is an OSError"
-    return [_file_of(source, name) for name in weight_files(read_object(Path(index)))]
-
-
-def _file_of(source: str, name: str) -> str:
-    path = cached_file(source, name)
-    assert path is not None, "what is not there is an OSError"
-    return path
-
-
-AutoConfig.register(FastDLLMConfig.model_type, FastDLLMConfig)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from fast_dllm.errors import UsageError, line_of
 from fast_dllm.network.chat_template import check_chat_template, require_chat_template
 from fast_dllm.network.config import read_config
-from fast_dllm.network.model import model_source
+from fast_dllm.network.loading import model_source
 
 MASK_TOKEN = "|<MASK>|"  # Fast-dLLM v2's name for it; a tokenizer with a mask_token of its own need not have it
 

@@ -19,7 +19,7 @@ from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
 from fast_dllm.network.chat_template import require_chat_template
-from fast_dllm.network.model import load_model
+from fast_dllm.network.loading import load_model
 from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.threads import fit_threads
 from fast_dllm.network.tokenizer import decode, load_tokenizer, render, special_ids

@@ -10,7 +10,7 @@ from golden_models import generate, golden_json, golden_model
 
 from fast_dllm.decode import experiments
 from fast_dllm.network import kernels
-from fast_dllm.network.model import load_model
+from fast_dllm.network.loading import load_model
 from fast_dllm.network.modes import use_graphs, use_padded_shapes
 
 pytestmark = [
