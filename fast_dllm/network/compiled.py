@@ -124,8 +124,8 @@ class Layer(nn.Module):
 
 
 class CompiledExecutor(EagerExecutor):
-    """Runs decoder layers by their library. Layers run as written without a cache, for one row a sequence, in another
-    dtype than float32, and where gradients are wanted."""
+    """Runs decoder layers by their library; as written for one row a sequence, in another dtype than float32, and where
+    gradients are wanted."""
 
     def __init__(self, model: FastDLLMForCausalLM, cache: KVCache, libraries: LayerLibraries):
         super().__init__(model, cache)
