@@ -25,10 +25,10 @@ from fast_dllm.errors import UsageError  # noqa: E402
 from fast_dllm.guard import one_line  # noqa: E402
 from fast_dllm.report.aup import pareto  # noqa: E402
 from fast_dllm.report.compare import Contrast, accuracy_of, contrast, corrected, distinct, is_plain  # noqa: E402
+from fast_dllm.report.figures import png, style_of  # noqa: E402
 from fast_dllm.report.folders import experiments_with_results, read_tables  # noqa: E402
-from fast_dllm.report.pictures import png, style_of  # noqa: E402
-from fast_dllm.report.summaries import Run  # noqa: E402
-from fast_dllm.report.verdict import p_text, span  # noqa: E402
+from fast_dllm.report.results import RunResult  # noqa: E402
+from fast_dllm.report.words import p_text, span  # noqa: E402
 from fast_dllm.spec.files import write_whole  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "findings.md"
@@ -46,12 +46,12 @@ class Result:
     """Runs of one experiment whose answers are the same to the last one. is_plain: plain decoding, at some threshold
     and sub-block; versus: against PLAIN (None: that itself)."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[RunResult, ...]
     is_plain: bool
     versus: Contrast | None
 
     @property
-    def run(self) -> Run:
+    def run(self) -> RunResult:
         return self.runs[0]
 
     @property
@@ -69,7 +69,7 @@ class Result:
         return 1 / self.cost
 
 
-def layers(run: Run, kinds: tuple[str, ...] | None = None, what: str = "layer_forwards") -> float:
+def layers(run: RunResult, kinds: tuple[str, ...] | None = None, what: str = "layer_forwards") -> float:
     """Layers run in forwards of these kinds (None: all), or rows x layers."""
     found = getattr(run.summary.throughput, what)
     return sum(count for kind, count in found.items() if kinds is None or kind in kinds)

@@ -58,7 +58,8 @@ class Project:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "generation_functions.py").write_text(code)
         if matrix:
-            (folder / "matrix.json").write_text(json.dumps(matrix))
+            control = {"control": True} if name == "04_threshold" else {}
+            (folder / "matrix.json").write_text(json.dumps({**matrix, **control}))
 
     def folder(
         self, config: str, experiment: str = "00_baseline", task: str = "toy_math", base: str = "results"

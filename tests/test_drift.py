@@ -21,7 +21,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.network.cache import Attend, block_causal_mask, mask_for_heads, rope_tables
 from fast_dllm.network.compiled import CompiledExecution
 from fast_dllm.network.modes import use_padded_shapes
-from fast_dllm.report.pictures import drift_maps
+from fast_dllm.report.figures import drift_maps
 
 MASK, STOP, SIZE, SUB = 319, 2, 32, 8
 COMMON = {"mask_id": MASK, "stop_token": STOP, "max_new_tokens": 32, "threshold": 0.6}

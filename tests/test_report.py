@@ -16,7 +16,7 @@ from golden_models import ROOT
 from matplotlib.text import Text
 from report_project import FULL, NINE, SUBSETS, Project, answers, earlier
 
-from fast_dllm.report import pictures
+from fast_dllm.report import figures
 from fast_dllm.report.__main__ import collect, main
 from fast_dllm.report.build import build
 from fast_dllm.report.compare import contrasts
@@ -38,8 +38,8 @@ def drawn_project(tmp_path) -> Project:
 @pytest.fixture
 def project(drawn_project, monkeypatch) -> Project:
     """Without pictures, which take most of the time."""
-    monkeypatch.setattr(pictures, "png", lambda figure: b"png")
-    monkeypatch.setattr(pictures, "svg", lambda figure: b"svg")
+    monkeypatch.setattr(figures, "png", lambda figure: b"png")
+    monkeypatch.setattr(figures, "svg", lambda figure: b"svg")
     return drawn_project
 
 
@@ -542,10 +542,10 @@ def test_the_exit_status_for_scripts(project):
 # ---- pictures ----
 
 
-def figures(project: Project, *words: str) -> dict:
+def drawn_figures(project: Project, *words: str) -> dict:
     _, tables = collect(list(words), project.root)
     ((folder, found),) = tables.items()
-    return pictures.draw(build(folder, folder, None, found, project.root, ""))
+    return figures.draw(build(folder, folder, None, found, project.root, ""))
 
 
 def points_of_speed(project: Project) -> set[str]:
@@ -553,14 +553,12 @@ def points_of_speed(project: Project) -> set[str]:
     _, tables = collect([], project.root)
     ((folder, found),) = tables.items()
     report = build(folder, folder, None, found, project.root, "")
-    return {
-        point.run.config for point in pictures.points_of(report, lambda run: run.tokens_per_second, report.hardware)
-    }
+    return {point.run.config for point in figures.points_of(report, lambda run: run.tokens_per_second, report.hardware)}
 
 
 def test_the_pictures_have_their_axes_series_and_labels(project):
     project.nine()
-    drawn = {name: figure for name, (figure, _) in figures(project).items()}
+    drawn = {name: figure for name, (figure, _) in drawn_figures(project).items()}
     assert set(drawn) == {
         "accuracy_tokens_per_forward",
         "accuracy_tokens_per_second",
@@ -589,7 +587,7 @@ def test_a_sweep_of_two_arguments_is_a_heat_map_and_the_envelope_is_drawn(projec
     for i, (config, given) in enumerate(sweep.items()):
         project.run(config, answers(300, range(40 - 10 * i)), experiment="04_threshold", arguments=given,
                     forwards={"full": 300 + 100 * i})  # fmt: skip
-    drawn = figures(project)
+    drawn = drawn_figures(project)
     assert drawn["heat_map_04_threshold"][0].axes[0].images[0].get_array().shape == (2, 2)
     labels = drawn["accuracy_tokens_per_forward"][0].axes[0].get_legend_handles_labels()[1]
     assert "plain: envelope" in labels
@@ -607,7 +605,7 @@ def test_a_heat_map_shows_every_configuration_of_a_matrix_with_more_than_two_arg
     project.experiment("01_idea", BARS, matrix={"configurations": given, "compare_with": "r1.0"})
     for i, (config, arguments) in enumerate(given.items()):
         project.run(config, answers(100, range(10 * i)), experiment="01_idea", arguments=arguments)
-    axes = figures(project)["heat_map_01_idea"][0].axes[0]
+    axes = drawn_figures(project)["heat_map_01_idea"][0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.5", "0.9", "1.0"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1\n0.9", "8\n0.8", "8\n0.9"]
     assert axes.get_xlabel() == "small block size\nthreshold"
@@ -620,7 +618,7 @@ def test_a_heat_map_of_very_many_columns_is_a_list_by_name(project):
     project.experiment("04_threshold", matrix={"configurations": given, "compare_with": "c0"})
     for i, (config, arguments) in enumerate(given.items()):
         project.run(config, answers(100, range(i)), experiment="04_threshold", arguments=arguments)
-    axes = figures(project)["heat_map_04_threshold"][0].axes[0]
+    axes = drawn_figures(project)["heat_map_04_threshold"][0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(given)
     assert [text.get_text() for text in axes.texts] == [f"{100 - i}.0" for i in range(9)]
 
@@ -633,7 +631,7 @@ def test_every_contrast_is_in_a_picture_of_differences_however_many_there_are(pr
         for i, (config, arguments) in enumerate(given.items()):
             if name == "04_threshold" or i < 3:
                 project.run(config, answers(100, range(i)), experiment=name, arguments=arguments)
-    drawn = {name: figure for name, (figure, _) in figures(project).items() if name.startswith("differences")}
+    drawn = {name: figure for name, (figure, _) in drawn_figures(project).items() if name.startswith("differences")}
     names = {name: [label.get_text() for label in f.axes[0].get_yticklabels()] for name, f in drawn.items()}
     assert list(names) == ["differences_01_idea", "differences_04_threshold_1", "differences_04_threshold_2"]
     assert names["differences_01_idea"] == ["c01", "c02"]
@@ -647,8 +645,8 @@ def test_nothing_of_a_picture_is_cut_off(project):
     project.nine()
     for i, (config, arguments) in enumerate(given.items()):
         project.run(config, answers(100, range(i)), experiment="04_threshold", arguments=arguments)
-    with matplotlib.rc_context(pictures.STYLE):
-        for name, (figure, _) in figures(project).items():
+    with matplotlib.rc_context(figures.STYLE):
+        for name, (figure, _) in drawn_figures(project).items():
             figure.canvas.draw()  # lays it out
             texts = [figure._supxlabel] if figure._supxlabel else []
             for axes in figure.axes:
@@ -666,7 +664,9 @@ def test_what_lies_close_together_has_a_picture_of_its_own_beside_what_is_far_sl
         project.run(
             config, answers(300, range(full // 50)), experiment="04_threshold", arguments=given, forwards={"full": full}
         )
-    drawn = {name: figure for name, (figure, _) in figures(project).items() if name.startswith("accuracy_tokens_per_f")}
+    drawn = {
+        name: figure for name, (figure, _) in drawn_figures(project).items() if name.startswith("accuracy_tokens_per_f")
+    }
     shown = {
         name: sorted(next(line for line in figure.axes[0].lines if line.get_linestyle() == "None").get_xdata())
         for name, figure in drawn.items()
@@ -676,9 +676,9 @@ def test_what_lies_close_together_has_a_picture_of_its_own_beside_what_is_far_sl
 
 
 def test_an_experiments_colour_and_marker_never_change_and_the_first_seven_differ():
-    assert pictures.style_of("00_baseline") == pictures.style_of("00_other")
-    assert len({pictures.style_of(f"{i:02d}_x") for i in range(49)}) == 49
-    assert len({pictures.style_of(f"{i:02d}_x")[0] for i in range(7)}) == 7
+    assert figures.style_of("00_baseline") == figures.style_of("00_other")
+    assert len({figures.style_of(f"{i:02d}_x") for i in range(49)}) == 49
+    assert len({figures.style_of(f"{i:02d}_x")[0] for i in range(7)}) == 7
 
 
 def test_png_and_svg_are_whole_files(drawn_project):
@@ -705,15 +705,15 @@ def test_a_drift_map_is_shown_where_there_is_one(project):
     project.nine()
     folder = project.root / "results" / "drift" / "toy_math"
     folder.mkdir(parents=True)
-    figure = pictures._figure(1.0)
-    (folder / "layers.png").write_bytes(pictures.png(figure))
+    figure = figures._figure(1.0)
+    (folder / "layers.png").write_bytes(figures.png(figure))
     made(project)
     assert "Drift of the layers between denoising steps, toy_math: layers." in text_of(project, "report.html")
 
 
 def test_a_drift_map_of_fewer_questions_is_shown_and_one_of_another_model_is_not(project):
     project.nine()
-    figure = pictures.png(pictures._figure(1.0))
+    figure = figures.png(figures._figure(1.0))
     for base, name, model in (
         ("artifacts", "toy_math_limit_100", "tiny"),
         ("artifacts", "toy_math_limit_50", "another"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -26,7 +27,7 @@ def found(project: Project, folder: str = "toy_math", level: str | None = "alarm
     tables = [
         table for name in experiments_with_results(project.root) for table in read_tables(project.root, name, folder)
     ]
-    return [alarm for alarm in find_alarms(tables, project.root) if level in (None, alarm.level)]
+    return [alarm for alarm in find_alarms(tables) if level in (None, alarm.level)]
 
 
 def kinds(project: Project, folder: str = "toy_math", level: str | None = "alarm") -> set[str]:
@@ -330,18 +331,18 @@ def test_equal_work_in_half_as_long_again(project):
 def test_the_same_forwards_in_another_experiment_in_half_as_long_again(project):
     """Both are in one picture; columns of one table that are all slow do not see it among themselves."""
     project.nine()
-    project.experiment("01_other", matrix={"configurations": {"plain": {}, "idea": {}}, "compare_with": "plain"})
-    project.run("plain", answers(300, range(10)), experiment="01_other", seconds=14.0)
+    project.experiment("01_other", matrix={"configurations": {"usual": {}, "idea": {}}, "compare_with": "usual"})
+    project.run("usual", answers(300, range(10)), experiment="01_other", seconds=14.0)
     project.run("idea", answers(300, range(10), tag="!"), experiment="01_other", seconds=14.0,
                 forwards={**FULL, "full": 300})  # fmt: skip
     assert kinds(project) == set()
-    project.run("plain", answers(300, range(10)), experiment="01_other", seconds=16.0)
+    project.run("usual", answers(300, range(10)), experiment="01_other", seconds=16.0)
     alarm = the(found(project), "speed_outlier")
-    assert (alarm.table, alarm.configs, alarm.spoils) == ("01_other", ("plain",), "speed")
-    assert "plain took up to 1.6 times as long as the very same forwards in 00_baseline/k1_first" in alarm.text
+    assert (alarm.table, alarm.configs, alarm.spoils) == ("01_other", ("usual",), "speed")
+    assert "usual took up to 1.6 times as long as the very same forwards in 00_baseline/k1_first" in alarm.text
 
 
-PLAIN = {"configurations": {"plain": {}, "idea": {}}, "compare_with": "plain"}
+PLAIN = {"configurations": {"usual": {}, "idea": {}}, "compare_with": "usual"}
 ONE_WRONG = answers(300, range(10), tag="!")  # as wrong as the others, in other words
 
 
@@ -352,29 +353,29 @@ def plain_alarms(project) -> list[tuple[str, tuple[str, ...]]]:
 def test_plain_decoding_that_differs_between_two_experiments(project):
     project.nine()
     project.experiment("01_other", matrix=PLAIN)
-    project.run("plain", answers(300, range(10)), experiment="01_other")
+    project.run("usual", answers(300, range(10)), experiment="01_other")
     assert kinds(project) == {"missing"}
-    project.run("plain", [("It is 0!", 1), *answers(300, range(10))[1:]], experiment="01_other")
-    assert plain_alarms(project) == [("01_other", ("plain",))], "the other one is the control"
+    project.run("usual", [("It is 0!", 1), *answers(300, range(10))[1:]], experiment="01_other")
+    assert plain_alarms(project) == [("01_other", ("usual",))], "the other one is the control"
     alarm = the(found(project), "plain_differs")
     assert alarm.spoils == "accuracy"
-    assert "plain and 00_baseline/k1_first are plain decoding with the same settings, but 1 answers" in alarm.text
+    assert "usual and 00_baseline/k1_first are plain decoding with the same settings, but 1 answers" in alarm.text
     # a knob of its own that is set otherwise is no plain decoding
     project.run("idea", ONE_WRONG, experiment="01_other", arguments={"knob": 1})
-    assert plain_alarms(project) == [("01_other", ("plain",))]
+    assert plain_alarms(project) == [("01_other", ("usual",))]
 
 
 def test_of_two_the_one_that_is_no_control_is_told(project):
     for name, given in (("01_other", ONE_WRONG), ("04_sweep", answers(300, range(10)))):
-        project.experiment(name, matrix=PLAIN)
-        project.run("plain", given, experiment=name)
-    assert plain_alarms(project) == [("01_other", ("plain",))]
+        project.experiment(name, matrix=PLAIN | ({"control": True} if name == "04_sweep" else {}))
+        project.run("usual", given, experiment=name)
+    assert plain_alarms(project) == [("01_other", ("usual",))]
 
 
 def test_what_plain_decoding_answered_is_on_record_or_is_not_judged(project):
     for name, given in (("01_other", ONE_WRONG), ("02_another", answers(300, range(10)))):
         project.experiment(name, matrix=PLAIN)
-        project.run("plain", given, experiment=name, with_questions=False)
+        project.run("usual", given, experiment=name, with_questions=False)
     assert plain_alarms(project) == []
 
 
@@ -389,7 +390,7 @@ def test_of_three_the_experiment_that_is_alone_is_told(project):
     project.run("k1_first", ONE_WRONG)
     for name in ("01_other", "02_another"):
         project.experiment(name, matrix=PLAIN)
-        project.run("plain", answers(300, range(10)), experiment=name)
+        project.run("usual", answers(300, range(10)), experiment=name)
     assert plain_alarms(project) == [("00_baseline", ("k1_first",))]
 
 
@@ -406,7 +407,7 @@ def test_of_three_the_experiment_that_is_alone_is_told(project):
 def test_plain_decoding_elsewhere_may_differ(project, changes):
     project.nine()
     project.experiment("01_other", matrix=PLAIN)
-    project.run("plain", ONE_WRONG, experiment="01_other", changes=changes)
+    project.run("usual", ONE_WRONG, experiment="01_other", changes=changes)
     assert plain_alarms(project) == []
 
 
@@ -423,7 +424,7 @@ def test_plain_decoding_elsewhere_may_differ(project, changes):
 def test_plain_decoding_of_other_settings_may_differ(project, arguments, forwards, differs):
     project.nine()
     project.experiment("01_other", matrix=PLAIN)
-    project.run("plain", ONE_WRONG, experiment="01_other", arguments=arguments, forwards=forwards)
+    project.run("usual", ONE_WRONG, experiment="01_other", arguments=arguments, forwards=forwards)
     assert bool(plain_alarms(project)) == differs
 
 
@@ -433,15 +434,15 @@ def test_sixteen_bits_round_by_who_shares_the_batch(project, batch_size, differs
         project.experiment(name, matrix=PLAIN)
         given = answers(300, range(10)) if name == "01_other" else ONE_WRONG
         project.run(
-            "plain", given, experiment=name, arguments={"batch_size": batch_size}, changes={"dtype": "bfloat16"}
+            "usual", given, experiment=name, arguments={"batch_size": batch_size}, changes={"dtype": "bfloat16"}
         )
     assert bool(plain_alarms(project)) == differs
 
 
 def test_the_same_forwards_on_another_gpu_are_no_outlier_of_their_time(project):
     project.nine()
-    project.experiment("01_other", matrix={"configurations": {"plain": {}}, "compare_with": "plain"})
-    project.run("plain", answers(300, range(10)), experiment="01_other", seconds=30.0, changes={"gpu": "L40S"})
+    project.experiment("01_other", matrix={"configurations": {"usual": {}}, "compare_with": "usual"})
+    project.run("usual", answers(300, range(10)), experiment="01_other", seconds=30.0, changes={"gpu": "L40S"})
     assert kinds(project) == set()
 
 
@@ -554,7 +555,7 @@ def test_experiments_in_one_picture_share_model_and_dtype(project):
 def test_other_prompts_in_one_table(project):
     project.nine()
     folder = project.folder("k2_first")
-    content = json.loads(questions._load(folder / questions.QUESTIONS_FILE))
+    content = json.loads(gzip.decompress((folder / questions.QUESTIONS_FILE).read_bytes()))
     content["tasks"]["toy_math"]["prompts_sha256"] = "0" * 64
     (folder / questions.QUESTIONS_FILE).write_bytes(questions._compressed(json.dumps(content)))
     reseal(folder / "summary.json")
@@ -694,7 +695,7 @@ def test_earlier_summaries_in_results_are_a_table_of_their_own(project):
     nine_earlier(folder, tuple(round(1319 * a) / 1319 for a in (0.8, 0.7, 0.6)), limit=None)
     tables = read_tables(project.root, "00_baseline", "gsm8k")
     assert [(table.label, table.is_foreign) for table in tables] == [("00_baseline (earlier runner)", True)]
-    assert {alarm.kind for alarm in find_alarms(tables, project.root)} == {"earlier_form", "dirty_checkout"}
+    assert {alarm.kind for alarm in find_alarms(tables)} == {"earlier_form", "dirty_checkout"}
 
 
 def test_another_experiment_of_the_earlier_form_may_have_columns_that_differ(tmp_path):

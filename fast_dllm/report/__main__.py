@@ -25,7 +25,7 @@ from fast_dllm.report.folders import (
     task_folders,
     task_of_folder,
 )
-from fast_dllm.report.summaries import TASK_SIZE, Run, Table
+from fast_dllm.report.results import TASK_SIZE, ResultTable, RunResult
 from fast_dllm.spec.tasks import ROOT, task_folder
 
 FOLDER = Path("results") / "report"
@@ -82,7 +82,7 @@ def _chosen(found: list[str], task: str | None, limit: int | None) -> list[str]:
     return [folder]
 
 
-def _imports(text: str | None) -> list[Table]:
+def _imports(text: str | None) -> list[ResultTable]:
     if text is None:
         return []
     if not Path(text).is_dir():
@@ -93,7 +93,7 @@ def _imports(text: str | None) -> list[Table]:
     return tables
 
 
-def _against(text: str | None, tables: list[Table]) -> Run | None:
+def _against(text: str | None, tables: list[ResultTable]) -> RunResult | None:
     if text is None:
         return None
     runs = {f"{table.experiment}/{run.config}": run for table in tables for run in table.runs.values()}
@@ -118,7 +118,7 @@ def command_of(words: list[str], folder: str) -> str:
     return shlex.join(["python", "-m", "fast_dllm.report", *rest])
 
 
-def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str, list[Table]]]:
+def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str, list[ResultTable]]]:
     """(options, task's folder -> tables); reads everything, writes nothing. Raises UsageError."""
     options = parser().parse_args(words)
     limit = None if options.limit is None else _whole("--limit", options.limit, 1)

@@ -1,17 +1,18 @@
-"""What is wrong with a table, found before any number is shown. One rule a function; docs/report.md lists the kinds.
+"""The table of alarms: what each is called, which claim it spoils, what it says, and when it applies.
 
-An alarm spoils a claim; a note is something to know. Each names the configurations and the comparison that it concerns,
-so that what is meant to differ raises none: a threshold sweep is not "mixed thresholds", processes of one run are not
-"several segments", two versions of the engine whose replay is recorded are not "mixed code".
+An alarm spoils a claim; a note is something to know. docs/report.md lists the kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from fast_dllm.report.summaries import Run, Table
+from fast_dllm.report import alarm_conditions as when
+from fast_dllm.report.alarm_conditions import Match
+from fast_dllm.report.results import ResultTable
+from fast_dllm.report.words import listed
 
 ALARM, NOTE = "alarm", "note"
 
@@ -28,125 +29,272 @@ class Alarm:
     level: str = ALARM
 
 
-def listed(names: Iterable[str], most: int = 6) -> str:
-    """`a, b and c`; a long list is cut."""
-    names = list(names)
-    if len(names) > most:
-        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+@dataclass(frozen=True)
+class Rule:
+    """spoils: the claim that it forbids. words: a format string; {names} are the configurations, the other fields come
+    from the Match. condition: takes one table (TABLE_RULES) or all (RULES_ACROSS) and yields a Match for each place."""
+
+    kind: str
+    level: str
+    spoils: str
+    words: str
+    condition: Callable[..., Iterator[Match]]
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
+# what must be one in a table, and in all tables of a picture: (kind, what differs, the facts that are compared)
+SAME_FACTS = (
+    ("mixed_model", "models", ("model", "model_revision")),
+    ("mixed_dtype", "dtypes", ("dtype",)),
+    ("mixed_device", "devices", ("device",)),
+    ("mixed_task_version", "versions of the task", ("task_version", "prompts", "metric")),
+    (
+        "mixed_prompting",
+        "ways to prompt",
+        ("num_fewshot", "chat_template", "fewshot_as_multiturn", "system_instruction"),
+    ),
+    ("mixed_generation", "generation settings", ("gen_kwargs",)),
+    ("mixed_samples", "choices of questions", ("samples",)),
+)
+ONE_COMPUTATION = "k = {k}: {names} are one computation ({why}), {difference}"
+SAME_ANSWERS = "{names} gave the same answers with the same work: "
+
+TABLE_RULES: tuple[Rule, ...] = (
+    # the files
+    Rule("corrupt", ALARM, "accuracy", "{names}: corrupt, left out: {reason}", when.left_out),
+    *(
+        Rule(kind, ALARM, "accuracy", "{names}: " + what + ": {reason}", partial(when.file_faults, kind=kind))
+        for kind, what in (
+            ("hand_edited", "changed by hand"),
+            ("copies_differ", "two different files"),
+            ("not_a_count", "an accuracy that no run can have"),
+            ("mixed_limit", "another number of questions than its folder says"),
+        )
+    ),
+    Rule("missing", ALARM, "accuracy", "{count} of {total} configurations have no result: {names}", when.missing),
+    Rule("stale", ALARM, "provenance", "stale, its generation code is no longer the experiment's: {names}", when.stale),
+    # answers
+    Rule(
+        "too_few_questions",
+        ALARM,
+        "accuracy",
+        "{total} questions are too few for any claim: they can show {shown} (80% power, 10% of answers changing)",
+        when.too_few_questions,
+    ),
+    Rule(
+        "loglikelihood_reuse",
+        ALARM,
+        "reuse",
+        "{task} is scored by log-likelihood, where nothing can be reused: {what}",
+        when.reuse_of_scored_task,
+    ),
+    Rule(
+        "equal_tokens",
+        ALARM,
+        "accuracy",
+        "k = {k}: {tokens} tokens each, so the same answers, and yet other accuracies ({accuracies}): these numbers "
+        "cannot be of the same answers",
+        when.equal_tokens,
+    ),
+    Rule("k1_differs", ALARM, "accuracy", ONE_COMPUTATION, partial(when.column_differences, kind="k1_differs")),
+    Rule("columns_differ", ALARM, "accuracy", ONE_COMPUTATION, partial(when.column_differences, kind="columns_differ")),
+    Rule(
+        "columns_alike",
+        NOTE,
+        "reuse",
+        "k = {k}: {names} cannot be told apart: {difference}",
+        partial(when.column_differences, kind="columns_alike"),
+    ),
+    *(
+        Rule(
+            "identical_answers",
+            level,
+            "reuse",
+            "k = {k}: " + SAME_ANSWERS + "the choice of layers had no effect",
+            partial(when.layers_without_effect, really_skipped=level == ALARM),
+        )
+        for level in (ALARM, NOTE)
+    ),
+    Rule(
+        "identical_answers",
+        ALARM,
+        "reuse",
+        SAME_ANSWERS + "none of {count} settings had any effect",
+        when.no_setting_has_effect,
+    ),
+    Rule(
+        "identical_answers",
+        ALARM,
+        "reuse",
+        SAME_ANSWERS + "reuse had no effect",
+        partial(when.setting_without_effect, differs_in_k=True),
+    ),
+    Rule(
+        "identical_answers",
+        NOTE,
+        "reuse",
+        SAME_ANSWERS + "the setting had no effect, or too few questions show one",
+        partial(when.setting_without_effect, differs_in_k=False),
+    ),
+    Rule(
+        "unexplained_difference",
+        ALARM,
+        "accuracy",
+        "{config} ({accuracy}) differs from {base} ({base_accuracy}), but reused nothing and skipped no layer: no "
+        "forward explains it",
+        when.unexplained_difference,
+    ),
+    Rule(
+        "answers_never_stop",
+        ALARM,
+        "accuracy",
+        "answers ran on to the limit of {longest} tokens instead of ending: {lengths}",
+        when.answers_never_stop,
+    ),
+    # one table, one thing
+    Rule("mixed_code", ALARM, "accuracy", "mixed code in one table, {count} {what}: {values}", when.mixed_code),
+    Rule(
+        "name_contradicts",
+        ALARM,
+        "accuracy",
+        "{names} ran with {argument} = {value}, its name says {expected}",
+        when.contradicting_names,
+    ),
+    Rule("mixed_arguments", ALARM, "accuracy", "mixed {argument} in one table: {values}", when.mixed_arguments),
+    Rule("mixed_limit", ALARM, "accuracy", "different limits in one table: {values}", when.several_limits),
+    Rule(
+        "mixed_questions",
+        ALARM,
+        "accuracy",
+        "different numbers of questions in one table: {values}",
+        when.several_question_counts,
+    ),
+    Rule("mixed_task", ALARM, "accuracy", "different tasks in one table: {values}", when.several_tasks),
+    *(
+        Rule(
+            kind,
+            ALARM,
+            "accuracy",
+            "different " + what + " in one table ({fact}): {values}",
+            partial(when.several_values, facts=facts),
+        )
+        for kind, what, facts in (*SAME_FACTS, ("mixed_seeds", "seeds", ("seeds",)))
+    ),
+    *(
+        Rule(
+            "mixed_versions",
+            NOTE,
+            "provenance",
+            "different versions of {fact}: {values}",
+            partial(when.several_values, facts=(package,)),
+        )
+        for package in ("torch", "lm_eval")
+    ),
+    # speeds
+    Rule("mixed_gpu", ALARM, "speed", "speeds from different hardware: {values}", when.several_gpus),
+    Rule(
+        "gpu_memory",
+        NOTE,
+        "speed",
+        "GPUs of one name with different memory in use (error correction on and off?): {values}",
+        when.several_memory_sizes,
+    ),
+    Rule(
+        "several_segments",
+        ALARM,
+        "speed",
+        "interrupted and continued, so each piece warmed up again: {names}",
+        when.interrupted,
+    ),
+    Rule("mixed_batch_size", ALARM, "speed", "speeds at different batch sizes: {values}", when.several_batch_sizes),
+    Rule(
+        "mixed_num_processes",
+        ALARM,
+        "speed",
+        "speeds at different numbers of processes on one CPU: {values}",
+        when.several_process_counts,
+    ),
+    Rule(
+        "speed_outlier",
+        ALARM,
+        "speed",
+        "{names} took {ratio} times as long as {peers} for the same {work}: its speed was measured under other "
+        "conditions",
+        when.outliers_of_columns,
+    ),
+    Rule(
+        "reuse_slower",
+        ALARM,
+        "speed",
+        "k = {k} is slower than k = 1 on the same hardware ({ratio} times its tokens/s): this reuse saved nothing",
+        when.slower_than_without_reuse,
+    ),
+    # foreign results
+    Rule(
+        "earlier_form",
+        NOTE,
+        "provenance",
+        "imported or from an earlier runner, no result of this code; not recorded: {lacking}",
+        when.not_recorded,
+    ),
+    Rule("no_throughput", NOTE, "speed", "tokens and seconds are not recorded: {names}", when.without_time),
+    Rule(
+        "dirty_checkout",
+        NOTE,
+        "provenance",
+        "ran from a checkout with uncommitted changes, so the commit does not say which code: {names}",
+        when.uncommitted_changes,
+    ),
+)
+
+RULES_ACROSS: tuple[Rule, ...] = (
+    Rule(
+        "plain_differs",
+        ALARM,
+        "accuracy",
+        "{names} and {other} are plain decoding with the same settings, but {flips} answers differ",
+        when.plain_differs,
+    ),
+    Rule(
+        "accuracies_of_another_table",
+        ALARM,
+        "accuracy",
+        "all {total} accuracies are those of {older} to the digit, though {changed} of its configurations wrote other "
+        "answers (other token counts; by chance: {chance}): probably an older results file was read again",
+        when.accuracies_of_another_table,
+    ),
+    *(
+        Rule(
+            kind,
+            ALARM,
+            "accuracy",
+            "the experiments differ in " + what + " ({fact}): {values}",
+            partial(when.experiments_differ, facts=facts),
+        )
+        for kind, what, facts in SAME_FACTS
+    ),
+    Rule(
+        "speed_outlier",
+        ALARM,
+        "speed",
+        "{names} took up to {ratio} times as long as the very same forwards in {peers}: {whose} measured under other "
+        "conditions",
+        when.outliers_across,
+    ),
+)
 
 
-def by_value(runs: Iterable[Run], value_of: Callable[[Run], object]) -> dict[Any, list[Run]]:
-    """Value -> runs that have it, most frequent first; runs that do not record it are left out."""
-    found: dict[object, list[Run]] = {}
-    for run in runs:
-        value = value_of(run)
-        if value is not None:
-            found.setdefault(str(value) if isinstance(value, (list, dict)) else value, []).append(run)
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+def _alarms(rule: Rule, matches: Iterator[Match], table: str = "") -> Iterator[Alarm]:
+    for match in matches:
+        text = rule.words.format(names=listed(match.configs), **match.values)
+        yield Alarm(rule.kind, match.table or table, match.configs, rule.spoils, text, rule.level)
 
 
-def fact_of(name: str) -> Callable[[Run], str | None]:
-    """For `by_value`: a fact's text."""
-    return lambda run: None if run.facts.get(name) is None else str(run.facts[name])
-
-
-def told(values: Mapping[object, list[Run]], shown=str) -> str:
-    """`0.9 (k1_first and k1_last), 0.8 (k2_first)`."""
-    return "; ".join(f"{shown(value)} ({listed(r.config for r in runs)})" for value, runs in values.items())
-
-
-# ---- the files ----
-
-FAULTS = {
-    "hand_edited": ("accuracy", "changed by hand"),
-    "copies_differ": ("accuracy", "two different files"),
-    "not_a_count": ("accuracy", "an accuracy that no run can have"),
-    "mixed_limit": ("accuracy", "another number of questions than its folder says"),
-}
-
-
-def file_alarms(table: Table) -> list[Alarm]:
-    """Corrupt, missing, stale, edited and contradictory summaries."""
-    found = [
-        Alarm("corrupt", table.label, (config,), "accuracy", f"{config}: corrupt, left out: {reason}")
-        for config, reason in table.problems.items()
-    ]
-    for run in table.runs.values():
-        for kind, text in run.faults:
-            spoils, what = FAULTS.get(kind, ("accuracy", kind))
-            found.append(Alarm(kind, table.label, (run.config,), spoils, f"{run.config}: {what}: {text}"))
-    if table.missing:
-        total = len(table.matrix.configurations)
-        text = f"{len(table.missing)} of {total} configurations have no result: {listed(table.missing)}"
-        found.append(Alarm("missing", table.label, tuple(table.missing), "accuracy", text))
-    stale = [
-        run.config
-        for run in table.runs.values()
-        if not run.is_foreign and table.code_sha256 and run.facts.get("generation_code_sha256") != table.code_sha256
-    ]
-    if stale:
-        text = f"stale, its generation code is no longer the experiment's: {listed(stale)}"
-        found.append(Alarm("stale", table.label, tuple(stale), "provenance", text))
-    return found
-
-
-# ---- notes on foreign results ----
-
-LACKING = {
-    "the number of questions": lambda run: run.summary.num_samples,
-    "which answer each question got": lambda run: run.questions,
-    "forwards": lambda run: run.forwards,
-    "a hash of the code": lambda run: run.facts.get("generation_code_sha256"),
-    "the model's revision": lambda run: run.facts.get("model_revision"),
-    "dtype": lambda run: run.facts.get("dtype"),
-    "threshold": lambda run: run.arguments.get("threshold"),
-    "interruptions": lambda run: run.facts.get("num_segments"),
-    "metric": lambda run: run.metric,
-    "tokens and seconds": lambda run: run.tokens_per_second,
-}
-
-
-def foreign_notes(table: Table) -> list[Alarm]:
-    """What imported summaries do not record, and what that means."""
-    runs = list(table.runs.values())
-    if not table.is_foreign or not runs:
-        return []
-    lacking = [name for name, value_of in LACKING.items() if all(value_of(run) is None for run in runs)]
-    names = tuple(run.config for run in runs)
-    found = []
-    if lacking:
-        text = f"imported or from an earlier runner, no result of this code; not recorded: {', '.join(lacking)}"
-        found.append(Alarm("earlier_form", table.label, names, "provenance", text, NOTE))
-    untimed = [run.config for run in runs if not run.scored and run.tokens_per_second is None]
-    if untimed and len(untimed) < len(runs):
-        text = f"tokens and seconds are not recorded: {listed(untimed)}"
-        found.append(Alarm("no_throughput", table.label, tuple(untimed), "speed", text, NOTE))
-    dirty = [run.config for run in runs if run.facts.get("dirty")]
-    if dirty:
-        text = f"ran from a checkout with uncommitted changes, so the commit does not say which code: {listed(dirty)}"
-        found.append(Alarm("dirty_checkout", table.label, tuple(dirty), "provenance", text, NOTE))
-    return found
-
-
-def find_alarms(tables: list[Table], root=None) -> list[Alarm]:
-    """All alarms and notes of the tables, alarms first, in the order of the tables."""
-    from fast_dllm.report import alarms_answers, alarms_mixed, alarms_speed
-
-    replays = alarms_mixed.replays(root) if root else {}
-    found: list[Alarm] = []
+def find_alarms(tables: list[ResultTable]) -> list[Alarm]:
+    """All alarms and notes of the tables: alarms first, then by table."""
+    alarms: list[Alarm] = []
     for table in tables:
-        found += file_alarms(table)
-        found += alarms_answers.answer_alarms(table)
-        found += alarms_mixed.mixed_alarms(table, replays)
-        found += alarms_speed.speed_alarms(table)
-        found += foreign_notes(table)
-    found += alarms_answers.plain_differs(tables)
-    found += alarms_answers.repeated_tables(tables)
-    found += alarms_mixed.across_tables(tables)
-    found += alarms_speed.outliers_across(tables)
-    return sorted(found, key=lambda alarm: alarm.level != ALARM)
+        for rule in TABLE_RULES:
+            alarms += _alarms(rule, rule.condition(table), table.label)
+    for rule in RULES_ACROSS:
+        alarms += _alarms(rule, rule.condition(tables))
+    return sorted(alarms, key=lambda alarm: alarm.level != ALARM)

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast_dllm.report.alarms import ALARM, Alarm, find_alarms
-from fast_dllm.report.alarms_answers import scored
-from fast_dllm.report.alarms_speed import hardware
 from fast_dllm.report.aup import aup, pareto
 from fast_dllm.report.compare import (
-    CONTROLS,
     Contrast,
     at_equal_speed,
     baseline_of,
@@ -19,7 +16,8 @@ from fast_dllm.report.compare import (
     distinct,
     is_plain,
 )
-from fast_dllm.report.summaries import Run, Table
+from fast_dllm.report.results import ResultTable, RunResult
+from fast_dllm.report.speeds import hardware
 
 # accuracy alarms that leave the other configurations of a table as they are
 LOCAL = ("missing", "corrupt", "answers_never_stop", "too_few_questions")
@@ -47,22 +45,22 @@ class Report:
     folder: str
     task: str
     limit: float | None
-    tables: tuple[Table, ...]
+    tables: tuple[ResultTable, ...]
     alarms: tuple[Alarm, ...]
     contrasts: Mapping[str, tuple[Contrast, ...]]
-    control: tuple[Run, ...]
-    front: tuple[Run, ...]
-    equal_speed: tuple[tuple[Contrast, Run], ...]
+    control: tuple[RunResult, ...]
+    front: tuple[RunResult, ...]
+    equal_speed: tuple[tuple[Contrast, RunResult], ...]
     parallelism: tuple[Parallelism, ...]
     command: str
     root: Path
 
     @property
-    def own(self) -> list[Table]:
+    def own(self) -> list[ResultTable]:
         return [table for table in self.tables if not table.is_foreign]
 
     @property
-    def foreign(self) -> list[Table]:
+    def foreign(self) -> list[ResultTable]:
         return [table for table in self.tables if table.is_foreign]
 
     @property
@@ -96,26 +94,31 @@ class Report:
                 counts[name] = counts.get(name, 0) + 1
         return max(counts, key=counts.__getitem__) if counts else None
 
-    def runs(self, timed: bool = False) -> list[Run]:
+    def runs(self, timed: bool = False) -> list[RunResult]:
         """Of this code; where there is none, of the imported tables."""
         tables = self.own if any(table.runs for table in self.own) else self.foreign
         found = [run for table in tables for run in table.runs.values()]
         return [run for run in found if run.tokens_per_second and hardware(run)] if timed else found
 
 
-def control_runs(tables: list[Table]) -> list[Run]:
+def control_runs(tables: list[ResultTable]) -> list[RunResult]:
     """Plain decoding in the experiments that are its control, or k = 1 of whatever there is."""
-    plain = [run for table in tables for run in table.runs.values() if is_plain(run, table) and run.tokens_per_forward]
-    ours = [run for run in plain if run.experiment.startswith(CONTROLS)]
-    return ours or [run for run in plain if run.reuse_k == 1]
+    plain = [
+        (table, run)
+        for table in tables
+        for run in table.runs.values()
+        if is_plain(run, table) and run.tokens_per_forward
+    ]
+    of_controls = [run for table, run in plain if table.is_control]
+    return of_controls or [run for _, run in plain if run.reuse_k == 1]
 
 
-def points(runs: list[Run]) -> list[tuple[float, float]]:
+def points(runs: list[RunResult]) -> list[tuple[float, float]]:
     """(tokens a full-depth forward, accuracy in percent)."""
     return [(run.tokens_per_forward, 100 * run.accuracy) for run in runs if run.tokens_per_forward]
 
 
-def _parallelism(tables: list[Table], front: list[Run]) -> list[Parallelism]:
+def _parallelism(tables: list[ResultTable], front: list[RunResult]) -> list[Parallelism]:
     everything = [100 * run.accuracy for table in tables for run in table.runs.values()]
     best = max(everything, default=0.0)
     found = []
@@ -134,13 +137,13 @@ def build(
     folder: str,
     task: str,
     limit: float | None,
-    tables: list[Table],
+    tables: list[ResultTable],
     root: Path,
     command: str,
-    against: Run | None = None,
+    against: RunResult | None = None,
 ) -> Report:
     """The Report of the tables of one task."""
-    own = [table for table in tables if not table.is_foreign and not scored(table)]
+    own = [table for table in tables if not table.is_foreign and not table.is_scored]
     control = control_runs(own)
     front = [control[index] for index in pareto(points(control))]
     groups = [
@@ -154,7 +157,7 @@ def build(
         task=task,
         limit=limit,
         tables=tuple(tables),
-        alarms=tuple(find_alarms(tables, root)),
+        alarms=tuple(find_alarms(tables)),
         contrasts={table.label: tuple(contrasts(table, against)) for table in tables},
         control=tuple(control),
         front=tuple(front),
@@ -165,7 +168,7 @@ def build(
     )
 
 
-def forward_gain(table: Table, run: Run) -> float | None:
+def forward_gain(table: ResultTable, run: RunResult) -> float | None:
     """Tokens a full-depth forward, as a multiple of the run's baseline's."""
     base = baseline_of(table, run)
     if base is None or not base.tokens_per_forward or not run.tokens_per_forward:

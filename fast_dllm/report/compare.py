@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fast_dllm.record.questions import Question
+from fast_dllm.report.results import ResultTable, RunResult, is_scored
 from fast_dllm.report.statistics import (
     ALPHA,
     Interval,
@@ -19,11 +20,10 @@ from fast_dllm.report.statistics import (
     stratified_difference,
     wilson,
 )
-from fast_dllm.report.summaries import Run, Table, is_scored
+from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT
 
 LOSSES = (0.01, 0.02)  # for which the questions needed are told
 NOT_AN_ANSWER = ("layer_subset", "experiment_name", "batch_size", "show_speed", "device", "model_path", "dtype")
-CONTROLS = ("04_", "00_")  # experiments that measure plain decoding; the sweep of thresholds and sub-blocks is 04's
 # what plain decoding is told, in every experiment
 PLAIN_ARGUMENTS = (
     "threshold", "small_block_size", "bd_size", "use_block_cache", "refresh", "reuse_k", "max_new_tokens",
@@ -82,7 +82,7 @@ class Accuracy:
     interval: Interval | None
 
 
-def accuracy_of(run: Run) -> Accuracy:
+def accuracy_of(run: RunResult) -> Accuracy:
     """Of a metric that is no count, the normal interval from the standard error, where there is one."""
     if run.counts is not None:
         return Accuracy(run.accuracy, wilson(*run.counts))
@@ -92,18 +92,18 @@ def accuracy_of(run: Run) -> Accuracy:
     return Accuracy(run.accuracy, None)
 
 
-def _by_place(run: Run) -> dict[tuple[str, int], Question]:
+def _by_place(run: RunResult) -> dict[tuple[str, int], Question]:
     return {(q.task, q.doc_id): q for q in run.questions.questions} if run.questions else {}
 
 
-def shared_questions(run: Run, other: Run) -> list[tuple[Question, Question]]:
+def shared_questions(run: RunResult, other: RunResult) -> list[tuple[Question, Question]]:
     """Pairs of the same question (place and content), in order."""
     theirs = _by_place(other)
     pairs = ((own, theirs.get(place)) for place, own in _by_place(run).items())
     return [(own, its) for own, its in pairs if its is not None and its.key == own.key]
 
 
-def can_pair(run: Run, other: Run) -> bool:
+def can_pair(run: RunResult, other: RunResult) -> bool:
     """Both have all their questions on record, the same ones, each plainly right or wrong."""
     if not run.questions or not other.questions:
         return False
@@ -112,7 +112,7 @@ def can_pair(run: Run, other: Run) -> bool:
     return len(counts) == 1 and bool(pairs) and all(q.correct in (0, 1) for pair in pairs for q in pair)
 
 
-def num_flips(run: Run, other: Run) -> int | None:
+def num_flips(run: RunResult, other: RunResult) -> int | None:
     """Questions whose answers differ; None where answers are not on record for the same questions."""
     if not run.questions or not other.questions:
         return None
@@ -122,32 +122,32 @@ def num_flips(run: Run, other: Run) -> int | None:
     return sum(own.answer != its.answer or own.correct != its.correct for own, its in pairs)
 
 
-def computation(run: Run) -> tuple:
+def computation(run: RunResult) -> tuple:
     """What the answers depend on besides model and code; equal for first, middle and last of one k."""
     given = {k: v for k, v in run.arguments.items() if k not in NOT_AN_ANSWER and v is not None}
     given.setdefault("refresh", "rows")  # what a summary without it ran
     return tuple(sorted((key, str(value)) for key, value in given.items()))
 
 
-def rereads(run: Run) -> bool:
+def rereads(run: RunResult) -> bool:
     """Stored outputs: reuse reads old logits again, so that the choice of layers cannot matter.
 
     Seen from the forwards (steps reused and no forward without a layer); where they are not recorded, the run is
-    the lab's, whose 00_baseline did just that.
+    the lab's, whose only experiment did just that.
     """
     if run.scored or run.reuse_k is None or run.reuse_k < 2:
         return False
     if run.is_foreign and run.forwards is None:
-        return str(run.arguments.get("experiment_name") or "00_baseline").startswith("00_")
+        return (run.arguments.get("experiment_name") or DEFAULT_EXPERIMENT) == DEFAULT_EXPERIMENT
     return bool((run.forwards or {}).get("reused")) and not run.skips_layers
 
 
-def is_plain(run: Run, table: Table) -> bool:
+def is_plain(run: RunResult, table: ResultTable) -> bool:
     """Plain decoding at some threshold and sub-block size: nothing reused, nothing skipped, and no knob of the
     experiment's own set otherwise than in the run that its table is compared with."""
     if (run.reuse_k or 1) != 1 or (run.forwards or {}).get("reused") or run.skips_layers:
         return False
-    base = table.runs.get(table.matrix.compare_with or "")
+    base = table.runs.get(table.compare_with or "")
     if base is None:
         return True
     return all(
@@ -156,7 +156,7 @@ def is_plain(run: Run, table: Table) -> bool:
     )
 
 
-def plain_settings(run: Run) -> tuple | None:
+def plain_settings(run: RunResult) -> tuple | None:
     """What plain decoding's answers depend on besides model and code, the same for every experiment's. An experiment
     without the knob `refresh` has what its forwards show; None where neither is recorded."""
     given = {name: str(run.arguments[name]) for name in PLAIN_ARGUMENTS if run.arguments.get(name) is not None}
@@ -167,12 +167,12 @@ def plain_settings(run: Run) -> tuple | None:
     return tuple(sorted((name, value) for name, value in given.items() if name != "reuse_k"))
 
 
-def columns(table: Table, alike: bool = True) -> dict[int, list[list[Run]]]:
+def columns(table: ResultTable, alike: bool = True) -> dict[int, list[list[RunResult]]]:
     """k -> groups of runs that are one computation whichever layers they name (k = 1 included).
 
     alike=False: the others instead, runs that differ in the layers that they skip.
     """
-    found: dict[int, dict[tuple, list[Run]]] = {}
+    found: dict[int, dict[tuple, list[RunResult]]] = {}
     for run in table.runs.values():
         if run.reuse_k is None or not run.arguments.get("layer_subset"):
             continue
@@ -181,9 +181,9 @@ def columns(table: Table, alike: bool = True) -> dict[int, list[list[Run]]]:
     return {k: [group for group in groups.values() if len(group) > 1] for k, groups in sorted(found.items())}
 
 
-def distinct(runs: Iterable[Run], whatever_k: bool = False) -> list[list[Run]]:
+def distinct(runs: Iterable[RunResult], whatever_k: bool = False) -> list[list[RunResult]]:
     """Runs grouped by result: one group where all answers are known to be the same, and k is (or `whatever_k`)."""
-    groups: list[list[Run]] = []
+    groups: list[list[RunResult]] = []
     for run in runs:
         for group in groups:
             same_k = whatever_k or run.arguments.get("reuse_k") == group[0].arguments.get("reuse_k")
@@ -195,9 +195,9 @@ def distinct(runs: Iterable[Run], whatever_k: bool = False) -> list[list[Run]]:
     return groups
 
 
-def baseline_of(table: Table, run: Run | None = None) -> Run | None:
+def baseline_of(table: ResultTable, run: RunResult | None = None) -> RunResult | None:
     """What the table's runs are compared with: as its matrix says, else k = 1 of the same column, else any k = 1."""
-    named = table.runs.get(table.matrix.compare_with or "")
+    named = table.runs.get(table.compare_with or "")
     if named is not None:
         return named
     ones = [r for name, r in table.runs.items() if r.reuse_k == 1 and "+" not in name and name != "plain"]
@@ -220,7 +220,7 @@ def _strata(pairs: list[tuple[Question, Question]], weighting: str) -> list[Stra
     ]
 
 
-def contrast(table: str, group: list[Run], base: Run) -> Contrast | None:
+def contrast(table: str, group: list[RunResult], base: RunResult) -> Contrast | None:
     """The group's first run against `base`; None where neither questions nor counts are known."""
     run = group[0]
     names, against = (
@@ -263,7 +263,7 @@ def corrected(found: list[Contrast]) -> list[Contrast]:
     ]
 
 
-def contrasts(table: Table, against: Run | None = None) -> list[Contrast]:
+def contrasts(table: ResultTable, against: RunResult | None = None) -> list[Contrast]:
     """Every distinct result of the table against its baseline (or `against`), corrected as one family.
 
     Results that are the baseline's own computation (k = 1 in other columns) are left out: the alarms judge them.
@@ -284,8 +284,8 @@ def contrasts(table: Table, against: Run | None = None) -> list[Contrast]:
 
 
 def at_equal_speed(
-    groups: list[list[Run]], control: list[Run], speed: Callable[[Run], float | None]
-) -> list[tuple[Contrast, Run]]:
+    groups: list[list[RunResult]], control: list[RunResult], speed: Callable[[RunResult], float | None]
+) -> list[tuple[Contrast, RunResult]]:
     """Each result against the most accurate control run that is at least as fast; those beyond all are left out."""
     found = []
     for group in groups:
@@ -300,7 +300,7 @@ def at_equal_speed(
     return list(zip(kept, (best for _, best in found), strict=True))
 
 
-def by_task(runs: Iterable[Run]) -> Mapping[str, int]:
+def by_task(runs: Iterable[RunResult]) -> Mapping[str, int]:
     """Subtask -> questions, of the first run that has them on record."""
     for run in runs:
         if run.questions:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fast_dllm.record.questions import TEXTS_FILE, QuestionsError, read_texts
 from fast_dllm.report.build import Report
 from fast_dllm.report.compare import Contrast, baseline_of, shared_questions
-from fast_dllm.report.summaries import Run, Table
+from fast_dllm.report.results import ResultTable, RunResult
 
 TOKEN = re.compile(r"\w+|\W")
 LONGEST = 1500  # characters of an answer that are shown
@@ -56,7 +56,7 @@ def split_at_difference(before: str, after: str) -> tuple[Side, Side]:
     return sides[0], sides[1]
 
 
-def _texts(run: Run) -> Mapping[tuple[str, int], Mapping[str, object]]:
+def _texts(run: RunResult) -> Mapping[tuple[str, int], Mapping[str, object]]:
     try:
         return read_texts(run.path.with_name(TEXTS_FILE))
     except QuestionsError:
@@ -68,7 +68,7 @@ def _kind(own: float, its: float) -> str:
 
 
 def _changed(
-    table: Table, found: tuple[Contrast, ...], against: Run | None
+    table: ResultTable, found: tuple[Contrast, ...], against: RunResult | None
 ) -> dict[tuple[str, int], list[tuple[str, str]]]:
     """(task, doc_id) -> (kind, configuration) of each contrast in which its answer changed."""
     places: dict[tuple[str, int], list[tuple[str, str]]] = {}
@@ -81,7 +81,7 @@ def _changed(
     return places
 
 
-def flips_of(report: Report, table: Table, most: int = 10, against: Run | None = None) -> list[Flip]:
+def flips_of(report: Report, table: ResultTable, most: int = 10, against: RunResult | None = None) -> list[Flip]:
     """Up to `most` changed questions of a table: lost answers first, then won ones, then other wordings."""
     places = _changed(table, report.contrasts.get(table.label, ()), against)
     order = ("regressed", "improved", "changed")
@@ -106,5 +106,5 @@ def flips_of(report: Report, table: Table, most: int = 10, against: Run | None =
     return found
 
 
-def count_changes(table: Table, found: tuple[Contrast, ...], against: Run | None = None) -> int:
+def count_changes(table: ResultTable, found: tuple[Contrast, ...], against: RunResult | None = None) -> int:
     return len(_changed(table, found, against))

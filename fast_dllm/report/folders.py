@@ -1,4 +1,4 @@
-"""Where summaries lie: results/, artifacts/, a folder that is imported; from each place the tables that it holds."""
+"""Finds summary.json files in results/, artifacts/ and imported folders, and reads them into tables."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fast_dllm.record.summary import SummaryError
-from fast_dllm.report.matrix import NINE, Matrix, matrix_of
-from fast_dllm.report.summaries import TASK_SIZE, Run, Table, read_run
-from fast_dllm.spec.hashes import file_sha256
+from fast_dllm.report.results import TASK_SIZE, ResultTable, RunResult, read_run
+from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT
+from fast_dllm.spec.hashes import file_sha256, replays
+from fast_dllm.spec.matrix import GENERATION_FILE, NINE, Matrix, matrix_of
 
 BASES = ("results", "artifacts")  # of a summary that is in both, the first is read
 LIMITED = re.compile(r"(.+?)_limit_([0-9.eE+-]+)")
@@ -25,7 +26,7 @@ def task_of_folder(name: str) -> tuple[str, float | None]:
         return name, None
 
 
-def _usable(run: Run) -> Run:
+def _usable(run: RunResult) -> RunResult:
     """The run; raises ValueError, one line, where its file cannot be what it says."""
     broken = [text for kind, text in run.faults if kind == "corrupt"]
     if broken:
@@ -56,10 +57,10 @@ def experiments_with_results(root: Path, bases: Sequence[str] = BASES) -> list[s
     return sorted(found - {"report"})
 
 
-def read_tables(root: Path, experiment: str, folder: str, bases: Sequence[str] = BASES) -> list[Table]:
+def read_tables(root: Path, experiment: str, folder: str, bases: Sequence[str] = BASES) -> list[ResultTable]:
     """The experiment's table on a task, and one of its foreign runs where there are any."""
     task, limit = task_of_folder(folder)
-    runs: dict[bool, dict[str, Run]] = {False: {}, True: {}}
+    runs: dict[bool, dict[str, RunResult]] = {False: {}, True: {}}
     problems: dict[str, str] = {}
     for config, paths in _places(root, experiment, folder, bases).items():
         place = {"table": experiment, "experiment": experiment, "task": task, "limit": limit, "config": config}
@@ -72,22 +73,56 @@ def read_tables(root: Path, experiment: str, folder: str, bases: Sequence[str] =
             note = ("copies_differ", f"{paths[0].relative_to(root)} and {paths[1].relative_to(root)} differ")
             run = replace(run, faults=(*run.faults, note))
         runs[run.is_foreign][config] = run
-    code = root / "experiments" / experiment / "generation_functions.py"
-    sha256 = file_sha256(code) if code.is_file() else None
+    code = root / "experiments" / experiment / GENERATION_FILE
     matrix = matrix_of(experiment, root)
     tables = []
     if runs[False] or problems or not runs[True]:
-        tables.append(
-            Table(experiment, experiment, task, limit, False, matrix, _ordered(runs[False], matrix), problems, sha256)
+        table = ResultTable(
+            label=experiment,
+            experiment=experiment,
+            task=task,
+            limit=limit,
+            is_foreign=False,
+            matrix=matrix,
+            compare_with=matrix.compare_with,
+            runs=_ordered(runs[False], matrix),
+            problems=problems,
+            code_sha256=file_sha256(code) if code.is_file() else None,
+            is_control=matrix.is_control or experiment == DEFAULT_EXPERIMENT,
+            replayed=frozenset(code for code, names in replays(root).items() if experiment in names),
         )
+        tables.append(table)
     if runs[True]:
         label = f"{experiment} (earlier runner)"
         moved = {config: replace(run, table=label) for config, run in runs[True].items()}
-        tables.append(Table(label, experiment, task, limit, True, _spanned(moved), _ordered(moved, matrix)))
+        tables.append(_foreign_table(label, experiment, task, limit, moved, matrix))
     return tables
 
 
-def _ordered(runs: Mapping[str, Run], matrix: Matrix) -> dict[str, Run]:
+def _foreign_table(
+    label: str,
+    experiment: str,
+    task: str,
+    limit: float | None,
+    runs: Mapping[str, RunResult],
+    order: Matrix,
+    problems: Mapping[str, str] | None = None,
+) -> ResultTable:
+    """A table of imported runs, or of those of an earlier runner. order: the matrix whose order its rows follow."""
+    return ResultTable(
+        label=label,
+        experiment=experiment,
+        task=task,
+        limit=limit,
+        is_foreign=True,
+        matrix=_spanned(runs),
+        compare_with=None,
+        runs=_ordered(runs, order),
+        problems=problems or {},
+    )
+
+
+def _ordered(runs: Mapping[str, RunResult], matrix: Matrix) -> dict[str, RunResult]:
     """In the matrix's order; variants (`k2_last+threshold=0.8`) behind their configuration, others at the end."""
     names = list(matrix.configurations)
 
@@ -98,14 +133,15 @@ def _ordered(runs: Mapping[str, Run], matrix: Matrix) -> dict[str, Run]:
     return {config: runs[config] for config in sorted(runs, key=place)}
 
 
-def _spanned(runs: Mapping[str, Run]) -> Matrix:
+def _spanned(runs: Mapping[str, RunResult]) -> Matrix:
     """The matrix that imported runs are part of: the nine where they are named like them, else just what is there."""
     if any(config in NINE.configurations for config in runs):
         return NINE
-    return Matrix({config: dict(run.arguments) for config, run in runs.items()})
+    configurations = {config: dict(run.arguments) for config, run in runs.items()}
+    return Matrix(configurations, compare_with="")  # which one the others are compared with is not known
 
 
-def read_import(folder: Path) -> list[Table]:
+def read_import(folder: Path) -> list[ResultTable]:
     """Tables of all summary.json below `folder`: one for each folder of configurations."""
     tables: dict[Path, list[Path]] = {}
     for path in sorted(folder.rglob("summary.json")):
@@ -118,7 +154,7 @@ def read_import(folder: Path) -> list[Table]:
     return list(found.values())
 
 
-def _relabelled(table: Table, label: str) -> Table:
+def _relabelled(table: ResultTable, label: str) -> ResultTable:
     runs = {config: replace(run, table=label, experiment=label) for config, run in table.runs.items()}
     return replace(table, label=label, runs=runs)
 
@@ -131,7 +167,7 @@ def _import_label(folder: Path, parent: Path, tasks: set[str]) -> str:
     return "/".join(parts or [folder.resolve().name]) + " (imported)"
 
 
-def _imported_table(folder: Path, parent: Path, paths: list[Path]) -> Table:
+def _imported_table(folder: Path, parent: Path, paths: list[Path]) -> ResultTable:
     task, limit = task_of_folder(parent.name)
     label = _import_label(folder, parent, {task} if task in TASK_SIZE else set())
     runs, problems = {}, {}
@@ -150,4 +186,4 @@ def _imported_table(folder: Path, parent: Path, paths: list[Path]) -> Table:
         task, limit = known.pop()
     experiments = {str(run.arguments.get("experiment_name") or "") for run in runs.values()}
     experiment = experiments.pop() if len(experiments) == 1 else ""
-    return Table(label, experiment, task, limit, True, _spanned(runs), _ordered(runs, NINE), problems)
+    return _foreign_table(label, experiment, task, limit, runs, NINE, problems)

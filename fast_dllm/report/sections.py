@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fast_dllm.report.alarms import ALARM, by_value, fact_of, listed, percent, told
-from fast_dllm.report.alarms_speed import hardware, outliers, reference_speed
+from fast_dllm.report.alarms import ALARM
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import Contrast, accuracy_of
 from fast_dllm.report.document import Block, Change, Code, Grid, Heading, Items, Paragraph, Picture
 from fast_dllm.report.flips import Flip
+from fast_dllm.report.results import ResultTable, RunResult
+from fast_dllm.report.speeds import hardware, outliers, reference_speed
 from fast_dllm.report.statistics import ALPHA
-from fast_dllm.report.summaries import Run, Table
-from fast_dllm.report.verdict import name_of, points, span, verdict
+from fast_dllm.report.verdict import verdict
+from fast_dllm.report.words import by_value, fact_of, listed, name_of, percent, points, span, values_with_names
 
 NONE = "–"
 
@@ -37,16 +38,16 @@ MATRIX_HEAD = (
 )
 
 
-def _remarks(table: Table, run: Run, odd: set[str]) -> str:
+def _remarks(table: ResultTable, run: RunResult, odd: set[str]) -> str:
     found = [kind.replace("_", " ") for kind, _ in run.faults]
     if run.config in odd:
         found.append("time of another kind of run")
-    if not run.is_foreign and table.code_sha256 and run.facts.get("generation_code_sha256") != table.code_sha256:
+    if table.is_stale(run):
         found.append("stale")
     return ", ".join(dict.fromkeys(found))
 
 
-def _matrix_row(report: Report, table: Table, run: Run, odd: set[str]) -> list[str]:
+def _matrix_row(report: Report, table: ResultTable, run: RunResult, odd: set[str]) -> list[str]:
     forwards = 1 / run.tokens_per_forward if run.tokens_per_forward else None
     base = reference_speed(table, run, odd)
     speed = run.tokens_per_second
@@ -65,12 +66,12 @@ def _matrix_row(report: Report, table: Table, run: Run, odd: set[str]) -> list[s
     ]
 
 
-def _other_hardware(table: Table, run: Run) -> bool:
+def _other_hardware(table: ResultTable, run: RunResult) -> bool:
     kinds = by_value(table.runs.values(), hardware)
     return len(kinds) > 1 and run not in next(iter(kinds.values()))
 
 
-def matrix_section(report: Report, table: Table) -> list[Block]:
+def matrix_section(report: Report, table: ResultTable) -> list[Block]:
     odd = {*outliers(table), *report.odd_speeds(table.label)}
     rows = [_matrix_row(report, table, run, odd) for run in table.runs.values()]
     rows += [[config, *[NONE] * 8, f"left out: {reason}"] for config, reason in table.problems.items()]
@@ -120,7 +121,7 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _contrast_row(c: Contrast, table: Table) -> list[str]:
+def _contrast_row(c: Contrast, table: ResultTable) -> list[str]:
     reading = READING[c.outcome]
     if c.outcome == "inconclusive" and c.interval.low >= -0.01:
         reading = "inconclusive; a loss above 1 point is excluded"
@@ -268,7 +269,7 @@ def provenance_section(report: Report) -> list[Block]:
             elif len(values) == 1 and len(next(iter(values.values()))) == len(runs):
                 rows.append([what, str(next(iter(values)))])
             else:
-                rows.append([what, told(values)])
+                rows.append([what, values_with_names(values)])
         times = sorted(str(run.facts["time"]) for run in runs if run.facts.get("time"))
         if times:
             rows.append(["ended", times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"])
@@ -286,7 +287,7 @@ def provenance_section(report: Report) -> list[Block]:
     return [*blocks, Paragraph("This report again:"), Code(report.command)]
 
 
-def _relative(report: Report, run: Run):
+def _relative(report: Report, run: RunResult):
     path = run.path.parent
     return path.relative_to(report.root) if path.is_relative_to(report.root) else path
 

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from fast_dllm.report.alarms import listed, percent
-from fast_dllm.report.alarms_answers import scored
-from fast_dllm.report.alarms_speed import hardware, reference_speed
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import Contrast, accuracy_of, baseline_of, columns, num_flips
+from fast_dllm.report.results import ResultTable
+from fast_dllm.report.speeds import hardware, reference_speed
 from fast_dllm.report.statistics import ALPHA, Interval
-from fast_dllm.report.summaries import Table
+from fast_dllm.report.words import listed, name_of, p_text, percent, points, span, value_range
 
 MOST_SENTENCES = 6  # on the contrasts of one table, before those that cannot be told apart share one
 MOST_BETTER = 2  # results of one table that beat the curve, before they share a sentence
 BUDGETS = (0.01, 0.02, 0.05)  # losses of accuracy that a reader may accept
-
-
-def points(value: float) -> str:
-    """A fraction as points: 0.0123 -> 1.2."""
-    return f"{100 * value:.1f}"
-
-
-def span(interval: Interval | None, signed: bool = False) -> str:
-    form = "+.1f" if signed else ".1f"
-    return f"[{100 * interval.low:{form}}, {100 * interval.high:{form}}]" if interval else "[interval not known]"
-
-
-def p_text(p: float) -> str:
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
-
-
-def name_of(configs: tuple[str, ...], table: Table) -> str:
-    """`k2 (first = middle = last)` where one result has several names."""
-    if len(configs) == 1:
-        return configs[0]
-    parts = [config.split("_", 1) for config in configs]
-    if all(len(part) == 2 for part in parts) and len({part[0] for part in parts}) == 1:
-        return f"{parts[0][0]} ({' = '.join(part[1] for part in parts)})"
-    return " = ".join(configs)
 
 
 def change(c: Contrast) -> str:
@@ -51,7 +26,7 @@ def change(c: Contrast) -> str:
     return f"{c.outcome} {size} against {c.baseline}"
 
 
-def same_columns(table: Table) -> list[str]:
+def same_columns(table: ResultTable) -> list[str]:
     """The columns that are one result, seen in their answers."""
     found = []
     for k, groups in columns(table).items():
@@ -73,11 +48,11 @@ def _lead(report: Report) -> list[str]:
     return ["No alarms."]
 
 
-def _accuracies(report: Report, table: Table) -> list[str]:
+def _accuracies(report: Report, table: ResultTable) -> list[str]:
     """Of one table: why it carries no verdict, or what each configuration lost."""
     label = table.label
     spoiled = report.spoiled(label, "accuracy")
-    if scored(table):
+    if table.is_scored:
         run = next(iter(table.runs.values()))
         value = f"{percent(run.accuracy)} {span(accuracy_of(run).interval)}"
         several = " It says nothing about reuse." if len(table.runs) > 1 else ""
@@ -98,19 +73,13 @@ def _accuracies(report: Report, table: Table) -> list[str]:
     found += [f"{label}: {name_of(c.configs, table)} {change(c)}." for c in contrasts if c not in together]
     if together:
         names = listed((name_of(c.configs, table) for c in together), len(together))
-        size = _between([100 * c.difference for c in together], "+.1f")
+        size = value_range([100 * c.difference for c in together], "+.1f")
         low, high = min(c.interval.low for c in together), max(c.interval.high for c in together)
         found.append(
             f"{label}: {names} cannot be told from {together[0].baseline}: {size} points, all their 95% intervals "
             f"within {span(Interval(low, high), signed=True)}."
         )
     return found + same_columns(table)
-
-
-def _between(values: list, form: str) -> str:
-    """`1.2 to 4.2`, or the one value."""
-    low, high = format(min(values), form), format(max(values), form)
-    return low if low == high else f"{low} to {high}"
 
 
 def _limits(report: Report) -> list[str]:
@@ -123,20 +92,20 @@ def _limits(report: Report) -> list[str]:
             continue
         sizes = [detectable for detectable, _ in known]
         needed = [c.needed[0] for _, c in known if c.needed and c.needed[0]]
-        more = f"; a loss of 1 point would take {_between(needed, ',')}" if needed else ""
+        more = f"; a loss of 1 point would take {value_range(needed, ',')}" if needed else ""
         asked = max(c.num_questions for _, c in known)
         found.append(
             f"{table.label}: with 80% power {asked:,} questions show a difference of "
-            f"{_between([100 * size for size in sizes], '.1f')} points, by how many answers a configuration "
+            f"{value_range([100 * size for size in sizes], '.1f')} points, by how many answers a configuration "
             f"changes{more}."
         )
     return found
 
 
-def _speeds(report: Report, table: Table) -> list[str]:
+def _speeds(report: Report, table: ResultTable) -> list[str]:
     """Seconds saved or not, on named hardware."""
     # where code or answers are mixed, so are the times
-    if report.spoiled(table.label, "speed") or report.spoiled(table.label, "accuracy") or scored(table):
+    if report.spoiled(table.label, "speed") or report.spoiled(table.label, "accuracy") or table.is_scored:
         slow = [a.text for a in report.alarms if a.table == table.label and a.kind == "reuse_slower"]
         return [f"{table.label}: {text}." for text in slow]
     found = []
@@ -156,7 +125,7 @@ def _speeds(report: Report, table: Table) -> list[str]:
 
 def _best(report: Report) -> list[str]:
     """Which result is fastest among those shown to lose no more than a budget."""
-    candidates: list[tuple[float, Contrast, Table]] = []
+    candidates: list[tuple[float, Contrast, ResultTable]] = []
     for table in report.own:
         if report.spoiled(table.label, "accuracy") or report.spoiled(table.label, "reuse"):
             continue
@@ -200,7 +169,7 @@ def _curve(report: Report) -> list[str]:
                 name = f"{c.table}/{name_of(c.configs, table)}"
                 found.append(f"{name} beats plain decoding ({best.config}) at equal speed: {change(c)}.")
         else:
-            size = _between([100 * c.difference for c, _ in better], ".1f")
+            size = value_range([100 * c.difference for c, _ in better], ".1f")
             names = listed((name_of(c.configs, table) for c, _ in better), len(better))
             found.append(
                 f"{table.label}: {len(better)} of {len(held)} results beat plain decoding that is at least as fast, by "

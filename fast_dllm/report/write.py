@@ -6,22 +6,23 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from fast_dllm.report import pictures
-from fast_dllm.report.alarms_speed import reference_speed
+from fast_dllm.report import figures
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import accuracy_of
 from fast_dllm.report.flips import Flip, count_changes, flips_of
 from fast_dllm.report.markdown import markdown, text_table, visible
 from fast_dllm.report.page import page
+from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.sections import sections
-from fast_dllm.report.summaries import Run, Table
-from fast_dllm.report.verdict import span, verdict
+from fast_dllm.report.speeds import reference_speed
+from fast_dllm.report.verdict import verdict
+from fast_dllm.report.words import span
 from fast_dllm.spec.files import write_whole
 
 SCHEMA_VERSION = 1
 
 
-def _run_facts(report: Report, table: Table, run: Run) -> dict[str, object]:
+def _run_facts(report: Report, table: ResultTable, run: RunResult) -> dict[str, object]:
     interval = accuracy_of(run).interval
     path = run.path
     return {
@@ -75,15 +76,15 @@ def as_json(report: Report, flips: list[Flip], totals: dict[str, int]) -> dict[s
     }
 
 
-def write(report: Report, folder: Path, most_flips: int, against: Run | None = None) -> Path:
+def write(report: Report, folder: Path, most_flips: int, against: RunResult | None = None) -> Path:
     """Write all files into `folder`; returns report.html's path. Old pictures in it are removed."""
     flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
     totals = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
     models = {run.facts.get("model") for run in report.runs()}
-    made, drift = pictures.draw(report), pictures.drift_maps(report.root, report.task, models)
-    blocks = sections(report, pictures.blocks(made, drift), flips, totals)
-    images = {name: pictures.png(figure) for name, (figure, _) in made.items()}
-    vectors = {name: pictures.svg(figure) for name, (figure, _) in made.items()}
+    made, drift = figures.draw(report), figures.drift_maps(report.root, report.task, models)
+    blocks = sections(report, figures.blocks(made, drift), flips, totals)
+    images = {name: figures.png(figure) for name, (figure, _) in made.items()}
+    vectors = {name: figures.svg(figure) for name, (figure, _) in made.items()}
     images |= {name: path.read_bytes() for name, (path, _) in drift.items()}
     title = f"Report: {report.folder}"
     texts = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable, Mapping
 
@@ -32,10 +32,11 @@ _RANGE = re.compile(r"k([1-9][0-9]*)_([0-9]+)-([0-9]+)")
 @dataclass(frozen=True)
 class Matrix:
     """configurations: name -> model arguments, in the order of every table. compare_with: the one that the others are
-    compared with."""
+    compared with. is_control: it measures plain decoding, which other experiments have to beat."""
 
     configurations: Mapping[str, Mapping[str, object]]
     compare_with: str
+    is_control: bool = field(default=False, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ def _read_matrix(text: str, defaults: Mapping[str, object]) -> Matrix:
         content = json.loads(text, object_pairs_hook=_no_key_twice)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON, {error}") from None
-    if not isinstance(content, dict) or set(content) != {"compare_with", "configurations"}:
+    if not isinstance(content, dict) or set(content) - {"control"} != {"compare_with", "configurations"}:
         found = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"it must have the keys compare_with and configurations, not {found or 'nothing'}")
     configurations, compare_with = content["configurations"], content["compare_with"]
@@ -93,7 +94,10 @@ def _read_matrix(text: str, defaults: Mapping[str, object]) -> Matrix:
         _check_own_meaning(name, configurations[name], defaults)
     if not isinstance(compare_with, str) or compare_with not in configurations:
         raise ValueError(f"compare_with must be one of {', '.join(configurations)}, not {compare_with!r}")
-    return Matrix(configurations, compare_with)
+    is_control = content.get("control", False)
+    if not isinstance(is_control, bool):
+        raise ValueError(f"control must be true or false, not {is_control!r}")
+    return Matrix(configurations, compare_with, is_control)
 
 
 def _check_own_meaning(name: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> None:

@@ -1,6 +1,6 @@
-"""What the report computes from summaries: a Run of each, with its faults, and a Table of those of one folder.
+"""Results as the report reads them: a RunResult for each summary.json, a ResultTable for each experiment and task.
 
-What a summary does not record is None here and said in the report, never guessed.
+What a summary does not record is None here. The report says so and never guesses.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from fast_dllm.record.summary import (
     read_summary,
     setting_text,
 )
-from fast_dllm.report.matrix import Matrix
 from fast_dllm.spec.files import as_object, is_file_name, read_json
 from fast_dllm.spec.hashes import file_sha256
+from fast_dllm.spec.matrix import Matrix
 from fast_dllm.spec.tasks import TASKS
+from fast_dllm.spec.values import parse_value
 
 TASK_SIZE = {task.name: task.questions for task in TASKS.values() if task.questions is not None}
 SCORED = tuple(task.family for task in TASKS.values() if task.is_scored)  # answered by log-likelihood
@@ -33,7 +34,7 @@ NO_FORWARD = ("reused", "score")  # kinds that cost no forward of decoding
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """One configuration's result. What its summary does not record is None.
 
     num_samples: questions; seconds: of generating; forwards: kind -> number; layers_run: layers summed over forwards.
@@ -112,8 +113,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Table:
-    """One experiment's runs on one task, or an imported folder's. problems: configuration -> why it has no run."""
+class ResultTable:
+    """One experiment's runs on one task, or an imported folder's.
+
+    compare_with: the configuration that the others are compared with; None: k = 1 of the same column. problems:
+    configuration -> why it has no run. code_sha256: of the experiment's generation code today. is_control: plain
+    decoding is measured here. replayed: hashes of decoding code that reproduced the experiment's transcript.
+    """
 
     label: str
     experiment: str
@@ -121,9 +127,12 @@ class Table:
     limit: float | None
     is_foreign: bool
     matrix: Matrix
-    runs: Mapping[str, Run]
+    compare_with: str | None
+    runs: Mapping[str, RunResult]
     problems: Mapping[str, str] = field(default_factory=dict)
     code_sha256: str | None = None
+    is_control: bool = False
+    replayed: frozenset[str] = frozenset()
 
     @property
     def missing(self) -> list[str]:
@@ -132,8 +141,29 @@ class Table:
             return []
         return [name for name in self.matrix.configurations if name not in self.runs and name not in self.problems]
 
+    @property
+    def is_scored(self) -> bool:
+        """The answers are scored by log-likelihood, where nothing can be reused."""
+        return bool(self.runs) and (is_scored(self.task) or all(run.scored for run in self.runs.values()))
+
+    def is_stale(self, run: RunResult) -> bool:
+        """The experiment's generation code has changed since this run."""
+        code = run.facts.get("generation_code_sha256")
+        return not run.is_foreign and self.code_sha256 is not None and code != self.code_sha256
+
+    def announced(self, config: str) -> dict[str, object]:
+        """The arguments that a folder's name announces: `k2_middle+threshold=0.8` has those of k2_middle and that
+        threshold."""
+        name, *changes = config.split("+")
+        arguments = dict(self.matrix.configurations.get(name, {}))
+        for change in changes:
+            key, _, text = change.partition("=")
+            arguments[key] = parse_value(text)
+        return arguments
+
 
 def is_scored(task: str) -> bool:
+    """Whether this task, or subtask of a group, is scored by log-likelihood."""
     return task.startswith(SCORED)
 
 
@@ -170,8 +200,8 @@ def _one(values: Mapping[str, object]) -> object:
     return next(iter(values.values())) if len(values) == 1 else json.dumps(dict(values), sort_keys=True)
 
 
-def read_run(path: Path, place: Mapping[str, Any]) -> Run:
-    """The Run of one summary.json. Raises SummaryError, one line, where it is none."""
+def read_run(path: Path, place: Mapping[str, Any]) -> RunResult:
+    """The RunResult of one summary.json. Raises SummaryError, one line, where it is none."""
     summary = read_summary(path)
     if summary is None:
         raise SummaryError("no file")
@@ -181,7 +211,7 @@ def read_run(path: Path, place: Mapping[str, Any]) -> Run:
     questions = None if summary.is_foreign else _questions(path, summary, faults)
     faults += _seals(path, summary)
     cost = summary.throughput
-    run = Run(
+    run = RunResult(
         **{name: place[name] for name in ("table", "experiment", "config", "path")},
         task=summary.task or place["task"],
         limit=summary.limit,
@@ -244,7 +274,7 @@ def _sample_seals(results: Path) -> list[tuple[str, str]]:
     return [("hand_edited", f"{name} is not the one that results.json was written with") for name in changed]
 
 
-def _with_faults(run: Run, place: Mapping[str, object], faults: list[tuple[str, str]]) -> Run:
+def _with_faults(run: RunResult, place: Mapping[str, object], faults: list[tuple[str, str]]) -> RunResult:
     """The run with what contradicts itself, or its folder, among its faults."""
     summary = run.summary
     # an imported folder may be called anything but a configuration: what its summaries say of themselves counts
@@ -273,7 +303,7 @@ def _limit(limit: object) -> str:
     return "none" if limit is None else f"{limit:g}"
 
 
-def _contradictions(run: Run) -> list[tuple[str, str]]:
+def _contradictions(run: RunResult) -> list[tuple[str, str]]:
     """Numbers of one summary that cannot all be true."""
     found = []
     stated = run.summary.throughput.tokens_per_second

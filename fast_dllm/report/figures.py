@@ -22,14 +22,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fast_dllm.report.alarms import ALARM
-from fast_dllm.report.alarms_speed import hardware, outliers
 from fast_dllm.report.aup import pareto
 from fast_dllm.report.build import Report
 from fast_dllm.report.compare import Contrast, accuracy_of, distinct, is_plain
 from fast_dllm.report.document import Picture
-from fast_dllm.report.matrix import NINE, expected_arguments
-from fast_dllm.report.summaries import Run, Table
-from fast_dllm.report.verdict import name_of
+from fast_dllm.report.results import ResultTable, RunResult
+from fast_dllm.report.speeds import hardware, outliers
+from fast_dllm.report.words import name_of
+from fast_dllm.spec.matrix import NINE
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow that vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B")
@@ -72,7 +72,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
-def _errors(runs: list[Run]) -> list[list[float]]:
+def _errors(runs: list[RunResult]) -> list[list[float]]:
     intervals = [accuracy_of(run).interval for run in runs]
     low = [100 * (run.accuracy - i.low) if i else 0 for run, i in zip(runs, intervals, strict=True)]
     high = [100 * (i.high - run.accuracy) if i else 0 for run, i in zip(runs, intervals, strict=True)]
@@ -87,8 +87,8 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 class Point:
     """One result in a picture: its speed (of several columns the median), one of its runs, a short name."""
 
-    table: Table
-    run: Run
+    table: ResultTable
+    run: RunResult
     speed: float
     name: str
 
@@ -97,7 +97,7 @@ class Point:
         return self.speed, 100 * self.run.accuracy
 
 
-def points_of(report: Report, speed: Callable[[Run], float | None], only: str | None = None) -> list[Point]:
+def points_of(report: Report, speed: Callable[[RunResult], float | None], only: str | None = None) -> list[Point]:
     """Every distinct result with a speed; columns whose time is another kind of run's do not count.
 
     only: the runs of this hardware alone.
@@ -191,14 +191,14 @@ def _in_order(values: Iterable[tuple]) -> list[tuple]:
     return [seen[index] for index in order]
 
 
-def axes_of(table: Table) -> Axes | None:
+def axes_of(table: ResultTable) -> Axes | None:
     """Axes in which no two configurations of the table's matrix fall into one cell.
 
     The rows are the argument with the most values, the columns all others that vary. Where that takes more than
     MOST_COLUMNS, each configuration is a row by its name. What a configuration leaves as it is has the value that such
     a run recorded.
     """
-    known = {config: expected_arguments(table.matrix, config) for config in table.matrix.configurations}
+    known = {config: table.announced(config) for config in table.matrix.configurations}
     names = list(dict.fromkeys(key for given in known.values() for key in given))
     usual = {
         key: next((run.arguments.get(key) for c, run in table.runs.items() if c in known and key not in known[c]), None)
@@ -226,7 +226,7 @@ def _cell(values: tuple) -> str:
     return "\n".join(_short(str(value)) for value in values)
 
 
-def heat_map(table: Table) -> Figure | None:
+def heat_map(table: ResultTable) -> Figure | None:
     """Accuracy over the two arguments that the matrix varies; each cell says its number."""
     place = axes_of(table)
     if place is None:
