@@ -11,27 +11,31 @@ import contextlib
 import errno
 import html
 import socket
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fast_dllm.guard import one_line
 
 # isort: split
 import gradio as gr
+from starlette.middleware import Middleware
 
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.ui.cells import LEGEND, cells_html, error_html
 from fast_dllm.ui.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
 from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
 from fast_dllm.ui.controls import controls, in_words, read_settings
+from fast_dllm.ui.gate import Gate
 from fast_dllm.ui.layers import layers_html
 from fast_dllm.ui.style import CHOOSE_STEP, COPY_ANSWER, STYLE
-from fast_dllm.ui.turns import Turns
+from fast_dllm.ui.turns import Turn
 
+GRADIO_TUNNEL = ".gradio.live"  # names that gradio gives to pages started with --share
 REFRESH_SECONDS = 0.05  # a page cannot show more than this; steps in between are in the replay
 LAYERS_SECONDS = 0.25  # the layer view grows with every forward, so that it is sent less often
+MAX_WAITING = 32  # events in the queue, of all visitors; a visitor's next one is refused with a word
+MAX_SESSIONS = 200  # whose replay is kept; the one not used for longest loses it
 SPEEDS = (1, 2, 4, 8, 16)  # forwards a second of the replay
 EXAMPLES = [
     "Tom has 12 apples. He buys 7 more. How many apples does he have now?",
@@ -41,6 +45,8 @@ EXAMPLES = [
 ]
 OTHER_EXAMPLES = ["Explain in two sentences why the sky is blue.", "Write a haiku about a tensor."]
 SKIP: Any = gr.skip()
+QUEUE_FULL = "<div class='note'>Not sent: too many messages wait already. Send it again in a moment.</div>"
+NOT_SENT = "<div class='note'>Not sent: the answer before is still being written. Wait for it or press Stop.</div>"
 
 
 class Shown(NamedTuple):
@@ -57,33 +63,20 @@ class Shown(NamedTuple):
 
 
 class Page:
-    """What the page's buttons do. Of a visitor it holds the turn alone: the rest lives in the visitor's own page."""
+    """What the page's buttons do. It keeps nothing of a visitor: that is in the visitor's session and browser."""
 
     def __init__(self, chatbot: Chatbot):
         self.chatbot = chatbot
-        self.turns = Turns()
 
-    def begin(self, request: gr.Request) -> tuple:
-        """(Stop button, told): the visitor's turn begins, or waits for others'."""
-        self.turns.begin(request)
-        return gr.Button(interactive=True), ""
-
-    async def place(self, request: gr.Request) -> AsyncIterator[str]:
-        """The visitor's place in the queue, counted down until it is empty."""
-        async for before in self.turns.places(request):
-            waits = f"{before} other visitor{'s come' if before > 1 else ' comes'} first: your message is in the queue."
-            yield f"<div class='note'>{waits}</div>"
-        yield ""
-
-    def answer(self, text: str, messages: list[dict], request: gr.Request | None, *controls) -> Iterator[Shown]:
+    def answer(self, text: str, messages: list[dict], turn: Turn, *controls) -> Iterator[Shown]:
         """What the page shows while an answer is written."""
-        with self.turns.at_work(request) as stop:
-            if stop.is_set():
+        with turn.at_work():
+            if turn.stop:
                 yield Shown(told="")  # stopped while it waited: the page stays as it is
             else:
-                yield from self._answer(text, checked_messages(messages), stop, *controls)
+                yield from self._answer(text, checked_messages(messages), turn, *controls)
 
-    def _answer(self, text: str, messages: list[dict], stop: threading.Event, *controls) -> Iterator[Shown]:
+    def _answer(self, text: str, messages: list[dict], turn: Turn, *controls) -> Iterator[Shown]:
         try:
             conversation = Conversation(self.chatbot, read_settings(*controls), list(messages))
             frames, dropped = conversation.ask(text)
@@ -97,10 +90,10 @@ class Page:
         # the box is emptied once, as the answer begins: what a visitor types while it is written stays
         told, box, drawn = "", "", 0.0
         try:
-            for frame in throttled(frames, seen, stop):
+            for frame in throttled(frames, seen, turn):
                 messages = [*asked, {"role": "assistant", "content": frame.text}]
-                cells = cells_html(frame, stopped=stop.is_set())
-                last, layers = frame.done or stop.is_set(), SKIP
+                cells = cells_html(frame, stopped=turn.stop)
+                last, layers = frame.done or turn.stop, SKIP
                 if last or time.monotonic() - drawn >= LAYERS_SECONDS:
                     layers, drawn = layers_html(seen), time.monotonic()
                 yield Shown(told, box, shown_messages(messages), cells, layers, seen, replay_slider(seen), messages)
@@ -110,17 +103,15 @@ class Page:
         finally:
             frames.close()
 
-    def compare(
-        self, text: str, changed_a: str, changed_b: str, request: gr.Request | None, *controls
-    ) -> Iterator[tuple]:
+    def compare(self, text: str, changed_a: str, changed_b: str, turn: Turn, *controls) -> Iterator[tuple]:
         """(told, cells A, cells B, table): the same prompt with the page's settings, changed in two ways."""
-        with self.turns.at_work(request) as stop:
-            if stop.is_set():
+        with turn.at_work():
+            if turn.stop:
                 yield "", SKIP, SKIP, SKIP
             else:
-                yield from self._compare(text, (changed_a, changed_b), stop, *controls)
+                yield from self._compare(text, (changed_a, changed_b), turn, *controls)
 
-    def _compare(self, text: str, changed: tuple[str, str], stop: threading.Event, *controls) -> Iterator[tuple]:
+    def _compare(self, text: str, changed: tuple[str, str], turn: Turn, *controls) -> Iterator[tuple]:
         try:
             base = read_settings(*controls)
             both = [base.changed(**parse_model_args(each)) for each in changed]
@@ -131,17 +122,17 @@ class Page:
         titles = [f"{side}: {in_words(settings)}" for side, settings in zip("AB", both, strict=True)]
         shown, layers, last = ["", ""], ["", ""], list[Frame]()
         for side, (settings, messages) in enumerate(zip(both, fitting, strict=True)):
-            if stop.is_set():
+            if turn.stop:
                 return
             table: Any = SKIP
             seen: list[Frame] = []
             try:
                 with contextlib.closing(self.chatbot.stream(messages, settings)) as frames:
-                    for frame in throttled(frames, seen, stop):
+                    for frame in throttled(frames, seen, turn):
                         last[side:] = [frame]
                         differs = first_difference(last[0], frame)
-                        layers[side] = layers_html(seen, linked=False) if frame.done or stop.is_set() else ""
-                        shown[side] = cells_html(frame, titles[side], stop.is_set(), differs) + layers[side]
+                        layers[side] = layers_html(seen, linked=False) if frame.done or turn.stop else ""
+                        shown[side] = cells_html(frame, titles[side], turn.stop, differs) + layers[side]
                         if differs is not None:
                             shown[0] = cells_html(last[0], titles[0], differs=differs) + layers[0]
                         table = comparison_html(last[0], frame if side else None)
@@ -151,14 +142,14 @@ class Page:
                 return
 
 
-def throttled(frames: Iterator[Frame], seen: list[Frame], stop: threading.Event) -> Iterator[Frame]:
+def throttled(frames: Iterator[Frame], seen: list[Frame], turn: Turn) -> Iterator[Frame]:
     """Collect every frame in `seen`; pass on those that a page can show in time, and the last one, which is also the
-    one at which `stop` was seen."""
+    one at which the visitor's stop was seen."""
     shown = 0.0
     last = None
     for last in frames:
         seen.append(last)
-        stopped = stop.is_set()
+        stopped = turn.stop
         if time.monotonic() - shown >= REFRESH_SECONDS or last.done or stopped:
             shown = time.monotonic()
             yield last
@@ -181,6 +172,24 @@ def checked_messages(stored: object) -> list[dict[str, str]]:
 def shown_messages(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """The conversation for the page, where text would be read as HTML: tags in it are shown, never run."""
     return [message | {"content": html.escape(message["content"])} for message in messages]
+
+
+def begin(turn: Turn) -> tuple[gr.Button, str]:
+    """(Stop button, note): an answer is asked for. While an earlier one is being written the page sends no other one,
+    and the note says so: gradio sends an event (`answer`, `compare`) once at a time."""
+    note = "" if turn.begin() else NOT_SENT
+    return gr.Button(interactive=True), note
+
+
+def refuse(turn: Turn) -> str:
+    """The note for a message that the queue did not take."""
+    turn.end()
+    return QUEUE_FULL
+
+
+def stop_button(turn: Turn) -> gr.Button:
+    """The Stop button after an answer, or after a message that was not sent because an answer is being written."""
+    return gr.Button(interactive=turn.asked)
 
 
 def replay_slider(seen: list[Frame]):
@@ -238,25 +247,24 @@ def build(chatbot: Chatbot) -> gr.Blocks:
         )
         with gr.Accordion("Settings", open=False):
             settings = controls(chatbot)
+        turn = gr.State(Turn())
         with gr.Tab("Chat"):
-            messages, talk = build_chat(page, settings)
+            messages, talk = build_chat(page, turn, settings)
         with gr.Tab("Side by side"):
-            build_comparison(page, settings)
+            build_comparison(page, turn, settings)
         blocks.load(lambda stored: shown_messages(checked_messages(stored)), messages, talk, **AT_ONCE)
-        blocks.unload(page.turns.forget)
-    return blocks.queue(default_concurrency_limit=8)
+    return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=8)
 
 
 # One queue for all that runs the model. The progress stands in a corner of one element and covers no text.
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "full"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-WAITING: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}  # each visitor's, beside the model's
 # What draws a replay and what clears it, in turn: a tick that began before Clear must not be shown after it, and one
 # that found the replay at its end must not still the one that has been begun anew meanwhile.
 IN_TURN: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "replay", "show_progress": "hidden"}
 
 
-def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]:
+def build_chat(page: Page, turn: gr.State, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]:
     """The chat's tab; what holds the conversation, and what shows it."""
     chatbot = page.chatbot
     frames, playing, place = gr.State([]), gr.State(False), gr.State(1)
@@ -282,7 +290,6 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
                 elem_id="message",
             )
             told = gr.HTML(elem_id="told")
-            waits = gr.HTML(elem_id="waits")
             with gr.Row(elem_id="buttons"):
                 send = gr.Button("Send", variant="primary", elem_id="send", min_width=60)
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=60)
@@ -305,23 +312,22 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
 
     outputs = Shown(told, text, talk, cells, layers, frames, step, messages)
     stilled = [timer, play_button, playing, step]
-    for trigger in (send.click, text.submit):
-        begun = trigger(page.begin, None, [stop, told], show_progress="hidden").success(still, None, stilled, **AT_ONCE)
-        answered = begun.success(
-            page.answer, [text, messages, *settings], list(outputs), show_progress_on=cells, **ONE_AT_A_TIME
-        )
-        answered.then(lambda: gr.Button(interactive=False), None, stop, **AT_ONCE)
-        begun.success(page.place, None, waits, **WAITING)
-    stop.click(page.turns.stop, None, None, **AT_ONCE)
-    for forget in (clear.click, talk.clear):  # the button, and the conversation's own bin
-        stopped = forget(page.turns.stop, None, None, **AT_ONCE)
-        emptied = stopped.then(
-            lambda: Shown("", SKIP, [], cells_html(None), layers_html([]), [], replay_slider([]), []),
-            None,
-            list(outputs),
-            **IN_TURN,
-        )
-        emptied.then(still, None, stilled, **AT_ONCE)
+    begun = gr.on([send.click, text.submit], begin, turn, [stop, told], **AT_ONCE)
+    begun = begun.success(still, None, stilled, **AT_ONCE)
+    answered = begun.success(
+        page.answer, [text, messages, turn, *settings], list(outputs), show_progress_on=cells, **ONE_AT_A_TIME
+    )
+    answered.failure(refuse, turn, told, **AT_ONCE).then(stop_button, turn, stop, **AT_ONCE)
+    answered.then(stop_button, turn, stop, **AT_ONCE)
+    stop.click(Turn.end_answer, turn, None, **AT_ONCE)
+    stopped = clear.click(Turn.end_answer, turn, None, **AT_ONCE)
+    emptied = stopped.then(
+        lambda: Shown("", SKIP, [], cells_html(None), layers_html([]), [], replay_slider([]), []),
+        None,
+        list(outputs),
+        **IN_TURN,
+    )
+    emptied.then(still, None, stilled, **AT_ONCE)
     copy.click(None, messages, None, js=COPY_ANSWER)
     shown = [place, cells, layers]
     step.input(replay, [step, frames], shown, **IN_TURN)
@@ -332,7 +338,7 @@ def build_chat(page: Page, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]
     return messages, talk
 
 
-def build_comparison(page: Page, settings: list) -> None:
+def build_comparison(page: Page, turn: gr.State, settings: list) -> None:
     first, *_ = PAIRS
     prompt = gr.Textbox(label="prompt", lines=1, max_lines=8, value=PROMPT, elem_id="prompt")
     pair = gr.Dropdown(list(PAIRS), value=first, label="what to compare", elem_id="pair")
@@ -343,23 +349,28 @@ def build_comparison(page: Page, settings: list) -> None:
     with gr.Row():
         compare = gr.Button("Compare", variant="primary", elem_id="compare")
         stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-compare")
-    told, waits = gr.HTML(elem_id="told-compare"), gr.HTML(elem_id="waits-compare")
+    told = gr.HTML(elem_id="told-compare")
     table = gr.HTML(elem_id="table")
     with gr.Row(elem_id="sides"):
         side_a, side_b = gr.HTML(elem_id="side-a"), gr.HTML(elem_id="side-b")
     pair.input(lambda picked: PAIRS[picked], pair, [changed_a, changed_b], **AT_ONCE)
-    for trigger in (compare.click, prompt.submit):
-        begun = trigger(page.begin, None, [stop, told], show_progress="hidden")
-        compared = begun.success(
-            page.compare,
-            [prompt, changed_a, changed_b, *settings],
-            [told, side_a, side_b, table],
-            show_progress_on=side_a,
-            **ONE_AT_A_TIME,
-        )
-        compared.then(lambda: gr.Button(interactive=False), None, stop, **AT_ONCE)
-        begun.success(page.place, None, waits, **WAITING)
-    stop.click(page.turns.stop, None, None, **AT_ONCE)
+    begun = gr.on([compare.click, prompt.submit], begin, turn, [stop, told], **AT_ONCE)
+    compared = begun.success(
+        page.compare,
+        [prompt, changed_a, changed_b, turn, *settings],
+        [told, side_a, side_b, table],
+        show_progress_on=side_a,
+        **ONE_AT_A_TIME,
+    )
+    compared.failure(refuse, turn, told, **AT_ONCE).then(stop_button, turn, stop, **AT_ONCE)
+    compared.then(stop_button, turn, stop, **AT_ONCE)
+    stop.click(Turn.end_answer, turn, None, **AT_ONCE)
+
+
+def launch_options(names: Sequence[str]) -> dict[str, Any]:
+    """Options of gradio's launch(): the page's style, and what it refuses. names: as `Gate` takes them."""
+    gate = Middleware(Gate, names=names)
+    return {"css": STYLE, "app_kwargs": {"middleware": [gate]}, "state_session_capacity": MAX_SESSIONS}
 
 
 def check_address(host: str, port: int) -> None:
@@ -384,6 +395,9 @@ def main() -> None:
     parser.add_argument("--model_args", default="", help="name=value,... as eval.py takes them")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=10086)
+    parser.add_argument(
+        "--name", action="append", default=[], help="a host name of a proxy in front of this page (may be repeated)"
+    )
     parser.add_argument("--share", action="store_true", help="a public link through gradio's servers")
     arguments = parser.parse_args()
     check_address(arguments.host, arguments.port)
@@ -391,7 +405,10 @@ def main() -> None:
     if arguments.model is not None:
         given["model_path"] = arguments.model
     chatbot = Chatbot(with_defaults(given))
-    build(chatbot).launch(server_name=arguments.host, server_port=arguments.port, share=arguments.share, css=STYLE)
+    names = [arguments.host, *arguments.name, *[GRADIO_TUNNEL] * arguments.share]
+    build(chatbot).launch(
+        server_name=arguments.host, server_port=arguments.port, share=arguments.share, **launch_options(names)
+    )
 
 
 if __name__ == "__main__":

@@ -33,8 +33,6 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def page_address(random_model, tmp_path_factory):
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine")
     port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
     arguments = ["--port", str(port), "--model", str(random_model), "--model_args", "max_new_tokens=64"]
     with log.open("w") as file:
@@ -62,6 +60,8 @@ def page_address(random_model, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser(page_address):
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS.split())

@@ -69,7 +69,8 @@ def test_a_second_message_waits_until_the_first_is_answered(page):
     ask(page, "me too")
     page.wait_for_selector("text=still being written")
     assert page.input_value("#message textarea") == "me too"
-    page.click("#stop")
+    page.wait_for_timeout(500)
+    page.click("#stop")  # it can still be pressed
     page.wait_for_selector("#cells .cells.stopped")
 
 
@@ -147,6 +148,20 @@ def test_an_answer_that_waits_in_the_queue_can_be_stopped(page, browser, page_ad
 
 
 @pytest.mark.slow
+def test_a_closed_page_ends_its_answer(page, browser, page_address):
+    other = browser.new_page()
+    other.set_default_timeout(120_000)
+    other.goto(page_address)
+    set_number(other, "budget", 512)
+    ask(other, "one")
+    other.wait_for_selector("#cells .m")
+    ask(page, "two")
+    page.wait_for_selector("#cells :text('queue: 1/1')")
+    other.close()
+    page.wait_for_selector("#cells .m", timeout=10_000)  # the answer of 512 tokens would take 30 s and more
+
+
+@pytest.mark.slow
 def test_a_control_changes_the_next_answer(page):
     set_number(page, "threshold", 0)
     ask(page, "Hello")
@@ -161,6 +176,7 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
     from fast_dllm.network.eager import EagerExecutor
     from fast_dllm.ui import controls as widgets
     from fast_dllm.ui.chat import Chatbot
+    from fast_dllm.ui.turns import Turn
 
     chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
     page = app.Page(chatbot)
@@ -170,11 +186,11 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
         broken.setattr(
             EagerExecutor, "run_block", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
         )
-        *_, last = page.answer("Hello", [], None, *controls)
+        *_, last = page.answer("Hello", [], Turn(), *controls)
         assert "out of &lt;memory&gt;" in last.told
-        *_, last = page.compare("Hello", "threshold=1", "reuse_k=3,layer_subset=last", None, *controls)
+        *_, last = page.compare("Hello", "threshold=1", "reuse_k=3,layer_subset=last", Turn(), *controls)
         assert "out of &lt;memory&gt;" in last[0]
-    *_, last = page.answer("Hello", [], None, *controls)
+    *_, last = page.answer("Hello", [], Turn(), *controls)
     assert "denoising steps" in last.cells
     assert [message["role"] for message in last.messages] == ["user", "assistant"]
 

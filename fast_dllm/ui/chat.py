@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fast_dllm.decode import experiments
-from fast_dllm.decode.arguments import ModelArguments
+from fast_dllm.decode.arguments import NO_VALUE, ModelArguments
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
 from fast_dllm.network.chat_template import require_chat_template
@@ -52,11 +52,12 @@ class Settings:
             raise UsageError(f"temperature must not be negative, not {sampling['temperature']}")
         if not 0 < sampling["top_p"] <= 1:
             raise UsageError(f"top_p must be above 0 and at most 1, not {sampling['top_p']}")
-        arguments = ModelArguments.parse(**{"max_new_tokens": MAX_NEW_TOKENS} | values)
-        known = ["experiment_name", "seed", *arguments.knobs]
-        for name in values:
+        experiment = load_experiment(values.get("experiment_name"))
+        known = ["experiment_name", "seed", *experiment.model_arguments]
+        for name in values:  # before anything looks at them: a model's path says whether a folder exists
             if name not in known:
                 raise UsageError(f"unknown setting {name!r}; valid ones: {', '.join([*known, *sampling])}")
+        arguments = ModelArguments.parse(experiment, **{"max_new_tokens": MAX_NEW_TOKENS} | values)
         return cls(arguments.experiment_name, seed=arguments.seed, knobs=arguments.knobs, **sampling)
 
     def as_dict(self) -> dict[str, object]:
@@ -68,10 +69,20 @@ class Settings:
         defaults; those that both have stay as they are."""
         current = self.as_dict()
         if "experiment_name" in given and given["experiment_name"] != self.experiment_name:
-            name = given["experiment_name"]
-            taken = experiments.load(None if name in (None, "none") else str(name)).knobs
+            taken = load_experiment(given["experiment_name"]).knobs
             current = {key: value for key, value in current.items() if key in taken or key not in self.knobs}
         return Settings.parse(**current | given)
+
+
+def load_experiment(name: object) -> experiments.Experiment:
+    """The policy of a name; None and `none` are the active file. Raises UsageError for a name that is not offered,
+    whatever folder may have it."""
+    if name in NO_VALUE:
+        return experiments.load(None)
+    choices = experiments.available()
+    if name not in choices:
+        raise UsageError(f"unknown experiment {name!r}; there are: {', '.join(choices)}")
+    return experiments.load(str(name))
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ STYLE = """
 .legend summary{cursor:pointer}
 .err{color:#b91c1c;font-weight:600}
 .dark .err{color:#fca5a5}
-#told:not(:has(.note)),#waits:not(:has(.note)),
-#told-compare:not(:has(.note)),#waits-compare:not(:has(.note)){display:none}
+#told:not(:has(.note)),#told-compare:not(:has(.note)){display:none}
 .layers .scroll{overflow-x:auto;padding:4px 0}
 .layers svg{display:block}
 .layers text{font:9px ui-monospace,monospace;fill:currentColor;opacity:.8}
@@ -44,7 +43,7 @@ table.both td{border-top:1px solid var(--border-color-primary) !important}
   #left,#right{display:contents}
   #talk{order:1;height:220px !important}
   #cells{order:2}
-  #told,#waits{order:3}
+  #told{order:3}
   .form:has(#message){order:4}
   #buttons{order:5}
   #replaying{order:6}
