@@ -78,6 +78,7 @@ def test_the_queue_has_a_bound_and_bare_calls_put_nobody_before_a_visitor(served
     import app
 
     address, events = served
+    json_body = {"Content_Type": "application/json"}
 
     def join(name: str, visitor: str) -> int:
         event = events[name]
@@ -89,7 +90,7 @@ def test_the_queue_has_a_bound_and_bare_calls_put_nobody_before_a_visitor(served
 
     for number in range(100):
         path, body = "/gradio_api/run/begin", {"data": [None], "session_hash": f"bare{number}"}
-        assert answer_of(address, "POST", path, json.dumps(body), Content_Type="application/json")[0] == 200
+        assert answer_of(address, "POST", path, json.dumps(body), **json_body)[0] == 200
     assert join("answer", "visitor") == 200
     server = urllib.parse.urlsplit(address)
     connection = http.client.HTTPConnection(server.hostname, server.port, timeout=60)
