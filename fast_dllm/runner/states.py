@@ -6,27 +6,29 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Mapping, Optional, Tuple
+from typing import Mapping, Sequence
 
 from fast_dllm.record.judgement import Judge, Judgement
 from fast_dllm.runner import reasons
 from fast_dllm.runner.failures import TEXTS, class_of_state
+from fast_dllm.runner.progress import Progress, describe, progress_text
 from fast_dllm.runner.records import Records, is_forced
 from fast_dllm.runner.roofline import type_of_card
 from fast_dllm.runner.slurm import Job, read_ended, read_queue
-from fast_dllm.spec.files import read_json
 from fast_dllm.spec.locks import is_held, owner_of
 from fast_dllm.spec.request import Request, Run
 from fast_dllm.spec.shares import DONE_FILE, division, job_words, names_of, share_folder
 
-MOST_AMOUNT = 1e12
-Progress = Optional[Tuple[float, ...]]  # see read_progress
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class State:
-    """state: that of a Judgement, or running queued blocked failed. detail: for people. job: its id or "". asked_gpu:
-    the type that it asked for, or "". jobs: all that are in the queue for it."""
+    """The state of one run.
+
+    state: that of a Judgement, or running, queued, blocked, failed. detail: for people. job: its id or "". asked_gpu:
+    the type that it asked for, or "". jobs: all that the queue has for it.
+    """
 
     run: Run
     state: str
@@ -47,183 +49,176 @@ class State:
         return type_of_card(summary.gpu) if self.is_complete and summary and summary.gpu else self.asked_gpu
 
 
-# -- states ------------------------------------------------------------------------------------------------------------
 def examine(request: Request) -> tuple[list[State], str]:
-    """The states of the request's runs, in their order, and why the queue cannot be known or ""."""
+    """(the states of the request's runs, in their order; why the queue cannot be known, or "")."""
     runs, judge, root = request.runs(), Judge(request), request.root
-    judged = {run.path: Judgement("pending") if is_forced(root, run) else judge.judge(run) for run in runs}
+    judgements = {run.path: Judgement("pending") if is_forced(root, run) else judge.judge(run) for run in runs}
     queued, fault = read_queue(root, [run.path for run in runs])
     records = {run.path: Records.of(root / "results" / run.path) for run in runs}
-    unknown = [
+    # the accounting is asked once, about all jobs that ended without a record of why
+    silent = [
         records[run.path].job
         for run in runs
-        if run.path not in queued and records[run.path].ended_silently and not judged[run.path].is_whole
+        if run.path not in queued and records[run.path].ended_silently and not judgements[run.path].is_whole
     ]
     for run in runs:
-        parts = ended_shards(root / "results" / run.path, queued.get(run.path, []))
-        unknown += [part.job for part in parts.values() if not part.failure]
-    ended = read_ended([job for job in unknown if job])
+        ended = ended_shards(records[run.path], queued.get(run.path, []))
+        silent += [shard.job for shard in ended.values() if not shard.failure]
+    accounting = read_ended([job for job in silent if job])
     states = []
     for run in runs:
-        state = state_of(root, run, judged[run.path], queued.get(run.path, []), records[run.path], ended)
+        jobs = queued.get(run.path, [])
+        state = _state_of(root, run, judgements[run.path], jobs, records[run.path], accounting)
         damage = records[run.path].fault
-        states.append(replace(state, detail=f"{state.detail}; {damage}") if damage and not state.is_complete else state)
+        if damage and not state.is_complete:
+            state = replace(state, detail=f"{state.detail}; {damage}")
+        states.append(state)
     return states, fault
 
 
-def state_of(root: Path, run: Run, judged: Judgement, jobs: list[Job], records: Records, ended: Mapping) -> State:
-    folder = root / "results" / run.path
-    state, detail = judged.state, judged.detail
-    if state == "pending":
-        detail = "pending: to be run again (--force)" if is_forced(root, run) else "pending"
+def _state_of(
+    root: Path, run: Run, judgement: Judgement, jobs: list[Job], records: Records, accounting: Mapping[str, str]
+) -> State:
+    """The state of a run: what the queue says goes before a lock, a lock before a result, a result before a failure."""
+    folder = records.folder
     # a job that waits to continue one that needs no continuation is about to be removed
-    jobs = [job for job in jobs if not (judged.is_complete and job.waits)]
-    shard_jobs = [job for job in jobs if job.shards]
-    # a running job hides the one that waits to continue it, and one that waits for shares is hidden by these
-    job = next((job for job in reversed(jobs) if job.state != "PENDING" and not job.shards), None)
-    if job is None and not shard_jobs:
-        job = next(iter(jobs), None)
-    if job or shard_jobs:
-        now, ids = (state_of_job(job, folder), job.job_id) if job else state_of_shards(shard_jobs, folder, ended)
-        return State(run, *now, ids, judged, (job or shard_jobs[0]).gpu, tuple(jobs))
-    if is_held(folder / ".lock"):
-        process = owner_of(folder / ".lock")
-        return State(run, "running", f"running, no job: process {process}{progress(read_progress(folder))}", "", judged)
-    if state != "pending":
-        return State(run, state, detail, "", judged)
+    jobs = [job for job in jobs if not (judgement.is_complete and job.waits)]
+    if jobs:
+        return _queued(run, judgement, jobs, records, accounting)
+    if is_held(folder / LOCK):
+        detail = f"running, no job: process {owner_of(folder / LOCK)}{progress_text(Progress.read(folder))}"
+        return State(run, "running", detail, "", judgement)
+    if judgement.state != "pending":
+        return State(run, judgement.state, judgement.detail, "", judgement)
     if records.tells_why and records.failure["class"] == "interrupted":
-        return State(run, "pending", f"pending: interrupted{progress(read_progress(folder))}", records.job, judged)
+        detail = f"pending: interrupted{progress_text(Progress.read(folder))}"
+        return State(run, "pending", detail, records.job, judgement)
     if records.tells_why:
-        told = failure_detail(records.failure["class"], records.job, records.failure.get("log", ""))
-        return State(run, "failed", f"failed: {told}", records.job, judged)
-    # one of several that share a process is recorded before its turn comes
+        why = _failure_text(records.failure["class"], records.job, records.failure.get("log", ""))
+        return State(run, "failed", f"failed: {why}", records.job, judgement)
+    # a run that shares its process with others is recorded before its turn comes
     if records.begun and (records.job or records.has_answered):
-        told = failure_detail(class_of_state(ended.get(records.job, "")) or "no_result", records.job, records.log)
-        return State(run, "failed", f"failed: {told}", records.job, judged)
-    return State(run, "pending", detail, records.job, judged)
+        why = _failure_text(_class_from_accounting(records.job, accounting), records.job, records.log)
+        return State(run, "failed", f"failed: {why}", records.job, judgement)
+    detail = "pending: to be run again (--force)" if is_forced(root, run) else "pending"
+    return State(run, "pending", detail, records.job, judgement)
 
 
-def state_of_job(job: Job, folder: Path) -> tuple[str, str]:
-    never = reasons.blocked(job)
-    if never:
-        says, remedy = never
+# -- in the queue ------------------------------------------------------------------------------------------------------
+def _queued(run: Run, judgement: Judgement, jobs: list[Job], records: Records, accounting: Mapping[str, str]) -> State:
+    """A running job hides the one that waits to continue it; jobs of shards hide the one that waits for them."""
+    shard_jobs = [job for job in jobs if job.shards]
+    shown = next((job for job in reversed(jobs) if job.state != "PENDING" and not job.shards), None)
+    if shown is None and not shard_jobs:
+        shown = jobs[0]
+    if shown is not None:
+        state, detail = _state_of_job(shown, records.folder)
+        return State(run, state, detail, shown.job_id, judgement, shown.gpu, tuple(jobs))
+    state, detail, ids = _state_of_shards(shard_jobs, records, accounting)
+    return State(run, state, detail, ids, judgement, shard_jobs[0].gpu, tuple(jobs))
+
+
+def _state_of_job(job: Job, folder: Path) -> tuple[str, str]:
+    """(state, detail)."""
+    reason = reasons.blocked(job)
+    if reason:
+        says, remedy = reason
         return "blocked", f"blocked: {says} ({job.reason}), job {job.job_id}; {remedy}"
     if job.state == "PENDING":
-        done = segments(folder)
-        return "queued", f"queued, job {job.job_id}, {reasons.waiting(job)}" + (f", part {done + 1}" if done else "")
-    now = read_progress(folder)
-    return "running", f"running, job {job.job_id}{progress(now)}{parts(folder, job, now)}"
+        segments = num_segments(folder)
+        text = f"queued, job {job.job_id}, {reasons.waiting(job)}"
+        return "queued", text + (f", part {segments + 1}" if segments else "")
+    progress = Progress.read(folder)
+    return "running", f"running, job {job.job_id}{progress_text(progress)}{_part_text(folder, job, progress)}"
 
 
-def state_of_shards(jobs: list[Job], folder: Path, ended: Mapping) -> tuple[tuple[str, str], str]:
-    """((state, detail), the jobs' ids) of a run that is answered in shares."""
+def _state_of_shards(jobs: list[Job], records: Records, accounting: Mapping[str, str]) -> tuple[str, str, str]:
+    """(state, detail, the jobs' ids) of a run that is answered in shards."""
+    folder = records.folder
     for job in jobs:
-        never = reasons.blocked(job)
-        if never:
-            return ("blocked", f"blocked: {never[0]} ({job.reason}), job {job.job_id}; {never[1]}"), job.job_id
+        reason = reasons.blocked(job)
+        if reason:
+            says, remedy = reason
+            return "blocked", f"blocked: {says} ({job.reason}), job {job.job_id}; {remedy}", job.job_id
     running = [job for job in jobs if job.state != "PENDING"]
     ids = job_words([job.job_id for job in running or jobs])
-    if running and is_held(folder / ".lock"):  # the last of them finishes the run
-        return ("running", f"running, job {ids}{progress(read_progress(folder))}"), ids
-    count, text = division_of(folder, jobs)
+    if running and is_held(folder / LOCK):  # the last of them finishes the run
+        return "running", f"running, job {ids}{progress_text(Progress.read(folder))}", ids
     failed = ""
-    for number, part in ended_shards(folder, jobs).items():
-        why = str(part.failure.get("class") or class_of_state(ended.get(part.job, "")) or "no_result")
-        failed += f"; shard {number} failed: {failure_detail(why, part.job, part.log)}"
+    for number, shard in ended_shards(records, jobs).items():
+        # a job that begins removes the record of the one before, so this is of the last one
+        name = shard.failure.get("class") or _class_from_accounting(shard.job, accounting)
+        failed += f"; shard {number} failed: {_failure_text(name, shard.job, shard.log)}"
+    count = _num_shards(records, jobs)
     if not running:
-        waits = min(jobs, key=lambda job: job.waits)
-        return ("queued", f"queued, job {ids}, {reasons.waiting(waits)}, {count} shards{failed}"), ids
+        first = min(jobs, key=lambda job: job.waits)
+        return "queued", f"queued, job {ids}, {reasons.waiting(first)}, {count} shards{failed}", ids
     at_work: set[int] = set().union(*(job.shards for job in running))
-    return ("running", f"running, job {ids}{progress_of_shards(folder, text, len(at_work), count)}{failed}"), ids
+    return "running", f"running, job {ids}{_progress_of_shards(records, count, len(at_work))}{failed}", ids
 
 
-def division_of(folder: Path, jobs: list[Job]) -> tuple[int, str]:
-    """(shares, their division) of a run, as it was submitted."""
-    records = Records.of(folder)
-    count = records.shards or len(set().union(*(job.shards for job in jobs)))
-    return count, division(count, records.gpus)
+def _num_shards(records: Records, jobs: Sequence[Job]) -> int:
+    """Into how many shards the run was divided, as it was submitted."""
+    return records.shards or len(set().union(*(job.shards for job in jobs)))
 
 
-def ended_shards(folder: Path, jobs: list[Job]) -> dict[int, Records]:
-    """Of a run whose shares are at work: those that are not answered, and whose chain of jobs has ended. A failure that
-    is recorded is of the last one: what begins removes it."""
+def ended_shards(records: Records, jobs: Sequence[Job]) -> dict[int, Records]:
+    """Of a run whose shards are at work: those that are not answered and whose chain of jobs has ended, by number."""
     alive: set[int] = set().union(*(job.shards for job in jobs))
-    parts = (Records.of(share_folder(folder, name)) for name in names_of(division_of(folder, jobs)[1])) if alive else ()
-    return {
-        number: part
-        for number, part in enumerate(parts)
-        if number not in alive and part.begun and not (part.folder / DONE_FILE).exists()
-    }
+    if not alive:
+        return {}
+    ended = {}
+    for number, name in enumerate(names_of(division(_num_shards(records, jobs), records.gpus))):
+        shard = Records.of(share_folder(records.folder, name))
+        if number not in alive and shard.begun and not (shard.folder / DONE_FILE).exists():
+            ended[number] = shard
+    return ended
 
 
-def progress_of_shards(folder: Path, text: str, at_work: int, count: int) -> str:
-    """Like ", 412/1319, 3 of 4 shards, 180.2 tok/s, ~6 min left": of all shares of a division; speed and time of
-    those at work."""
+def _progress_of_shards(records: Records, count: int, at_work: int) -> str:
+    """Like ", 412/1319, 3 of 4 shards, 180.2 tok/s, ~6 min left": answers of all shards, speed of those at work."""
     answered = total = 0
-    speed = rate = 0.0
-    for name in names_of(text):
-        part = share_folder(folder, name)
-        at_it = not (part / DONE_FILE).exists() and is_held(part / ".lock")
-        for path in part.glob("progress.rank*.json"):
-            now = read_progress(part, path.name)
-            if now is None:
+    tokens_per_second = answers_per_second = 0.0
+    for name in names_of(division(count, records.gpus)):
+        folder = share_folder(records.folder, name)
+        works = not (folder / DONE_FILE).exists() and is_held(folder / LOCK)
+        for path in folder.glob("progress.rank*.json"):
+            progress = Progress.read(folder, path.name)
+            if progress is None:
                 continue
-            answered += int(now[0])
-            run_total = (read_json(path)[0] or {}).get("run_total")
-            if isinstance(run_total, int) and _is_amount(run_total):
-                total = max(total, run_total)
-            _, _, tokens, seconds, own, lasted = now
-            speed += tokens / seconds if at_it and seconds > 0 else 0
-            rate += own / lasted if at_it and lasted > 0 else 0
-    told = (f", {answered}/{total}" if total else "") + f", {at_work} of {count} shards"
-    told += f", {speed:.1f} tok/s" if speed else ""
-    return told + (f", ~{int((total - answered) / rate / 60) + 1} min left" if rate > 0 and total > answered else "")
+            answered += progress.answered
+            total = max(total, progress.run_total)
+            if works:
+                tokens_per_second += progress.tokens_per_second
+                answers_per_second += progress.answers_per_second
+    left = (total - answered) / answers_per_second if answers_per_second and total > answered else None
+    return describe(answered, total, tokens_per_second, left, f", {at_work} of {count} shards")
 
 
-def segments(folder: Path) -> int:
-    """How many jobs, or processes by hand, have answered something of it in one piece."""
+def num_segments(folder: Path) -> int:
+    """How many jobs, or processes by hand, have answered something of a run in one piece."""
     numbers = (re.match(r"(\d+)\.rank", path.name) for path in (folder / "answers").glob("*/*.jsonl"))
-    return max((int(found[1]) for found in numbers if found), default=0)
+    return max((int(match[1]) for match in numbers if match), default=0)
 
 
-def parts(folder: Path, job: Job, now: Progress) -> str:
-    """Like ", part 2 of about 3": the jobs that it takes, from the questions that are left and the job's wall time."""
-    part = max(1, segments(folder))
-    left = seconds_left(now)
+def _part_text(folder: Path, job: Job, progress: Progress | None) -> str:
+    """Like ", part 2 of about 3": which of the jobs that a run takes this one is.
+
+    How many follow comes from the questions that are left and the job's wall time.
+    """
+    part = max(1, num_segments(folder))
+    left = progress.seconds_left if progress else None
     if left is None:
         return f", part {part}" if part > 1 else ""
     total = part + (math.ceil(max(0, left - job.left) / job.limit) if 0 < job.limit < math.inf else 0)
     return f", part {part} of about {total}" if total > 1 else ""
 
 
-def failure_detail(name: str, job: str, log: str) -> str:
+# -- failures ----------------------------------------------------------------------------------------------------------
+def _class_from_accounting(job: str, accounting: Mapping[str, str]) -> str:
+    """The failure class of a job that ended without a record of why."""
+    return class_of_state(accounting.get(job, "")) or "no_result"
+
+
+def _failure_text(name: str, job: str, log: str) -> str:
     return TEXTS.get(name, name) + (f", job {job}" if job else "") + (f", log: {log}" if log else "")
-
-
-def read_progress(folder: Path, name: str = "progress.rank0.json") -> Progress:
-    """answered, total, new_tokens, seconds_generating; of this process alone segment_answered, segment_seconds."""
-    told = read_json(folder / name)[0]
-    names = ("answered", "total", "new_tokens", "seconds_generating", "segment_answered", "segment_seconds")
-    values = tuple((told or {}).get(name, 0) for name in names)
-    return values if told and all(map(_is_amount, values)) else None
-
-
-def _is_amount(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MOST_AMOUNT
-
-
-def seconds_left(now: Progress) -> float | None:
-    answered, total, _, _, own, lasted = now or (0,) * 6
-    return (total - answered) * lasted / own if own > 0 and total > answered else None
-
-
-def progress(now: Progress) -> str:
-    """Like ", 412/1319, 48.9 tok/s, ~25 min left", or nothing."""
-    if now is None:
-        return ""
-    answered, total, tokens, seconds, _, _ = now
-    text = f", {answered:d}/{total:d}" if isinstance(answered, int) and isinstance(total, int) else ""
-    if tokens > 0 and seconds > 0:
-        text += f", {tokens / seconds:.1f} tok/s"
-    left = seconds_left(now)
-    return text if left is None else f"{text}, ~{int(left / 60) + 1} min left"

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Mapping, Sequence
 
-from fast_dllm.record.summary import Summary, SummaryError, read_summary
+from fast_dllm.record.summary import SUMMARY_FILE, Summary, SummaryError, read_summary
 from fast_dllm.runner.failures import INTERRUPTED, end_of
-from fast_dllm.runner.states import Progress, read_progress, seconds_left
+from fast_dllm.runner.progress import Progress
 from fast_dllm.spec.files import is_newer
 from fast_dllm.spec.request import Run
 
@@ -65,7 +65,7 @@ def _wait_or_kill(process: subprocess.Popen) -> None:
 
 
 def faults(text: str) -> list[str]:
-    """Of a failed evaluation's output the lines that say why: eval.py's own, else the last one."""
+    """The lines of a failed evaluation's output that say why it failed: eval.py's own, else the last one."""
     lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     return [line for line in lines if re.match(r"eval\.py: ", line)] or lines[-1:]
 
@@ -74,38 +74,40 @@ class Display:
     """A bar that moves on a terminal; elsewhere one line when a configuration is done, and one a minute meanwhile."""
 
     def __init__(self, root: Path, runs: Sequence[Run]) -> None:
-        self.root, self.left = root, list(runs)
-        self.width = min(max((len(run.folder) for run in self.left), default=0), 30)
+        self.root, self.pending = root, list(runs)
+        self.width = min(max((len(run.folder) for run in self.pending), default=0), 30)
         self.is_terminal = sys.stderr.isatty()
-        self.began = self.told = time.monotonic()
+        self.began = self.last_line = time.monotonic()
 
     def look(self) -> None:
-        while self.left and (summary := self._summary(self.left[0])):
-            self._line(self.left.pop(0), done(summary, time.monotonic() - self.began), True)
-            self.began = self.told = time.monotonic()
-        if not self.left:
+        """Show the runs that are done since the last look, and how far the next one is."""
+        while self.pending and (summary := self._new_summary(self.pending[0])):
+            self._line(self.pending.pop(0), done(summary, time.monotonic() - self.began), True)
+            self.began = self.last_line = time.monotonic()
+        if not self.pending:
             return
-        now = read_progress(self.root / "results" / self.left[0].path)
+        progress = Progress.read(self.root / "results" / self.pending[0].path)
         if self.is_terminal:
-            self._line(self.left[0], doing(now), False)
-        elif now and time.monotonic() - self.told >= PLAIN_SECONDS:
-            self.told = time.monotonic()
-            self._line(self.left[0], doing(now), True)
+            self._line(self.pending[0], doing(progress), False)
+        elif progress and time.monotonic() - self.last_line >= PLAIN_SECONDS:
+            self.last_line = time.monotonic()
+            self._line(self.pending[0], doing(progress), True)
 
     def end(self) -> None:
-        """What is done is told; an unfinished line is left as it stands."""
+        """Show what is done; an unfinished line stays as it is."""
         self.look()
-        if self.is_terminal and self.left:
+        if self.is_terminal and self.pending:
             print(file=sys.stderr)
 
-    def _summary(self, run: Run) -> Summary | None:
+    def _new_summary(self, run: Run) -> Summary | None:
         """The summary that this evaluation wrote; job.json was written when it began."""
         folder = self.root / "results" / run.path
-        is_new = is_newer(folder / "summary.json", folder / "job.json")
-        try:
-            return read_summary(folder / "summary.json") if is_new else None
-        except SummaryError:
+        if not is_newer(folder / SUMMARY_FILE, folder / "job.json"):
             return None
+        try:
+            return read_summary(folder / SUMMARY_FILE)
+        except SummaryError:
+            return None  # how the evaluation ended is judged afterwards
 
     def _line(self, run: Run, text: str, is_last: bool) -> None:
         line = f"{run.folder[: self.width]:<{self.width}}  {text}"
@@ -115,31 +117,30 @@ class Display:
         print(line, end="\n" if is_last else "", file=sys.stderr, flush=True)
 
 
-def bar(share: float) -> str:
-    full = int(BAR * min(max(share, 0.0), 1.0))
+def bar(fraction: float) -> str:
+    full = int(BAR * min(max(fraction, 0.0), 1.0))
     return "█" * full + "░" * (BAR - full)
 
 
-def doing(now: Progress) -> str:
+def doing(progress: Progress | None) -> str:
     """Like `████░░░░  412/1319    48.9 tok/s  25 min left`."""
-    if now is None or not now[1]:
+    if progress is None or not progress.total:
         return f"{bar(0)}  loading the model"
-    answered, total, tokens, seconds, _, _ = now
-    text = f"{bar(answered / total)}  {answered:.0f}/{total:.0f}"
-    if tokens > 0 and seconds > 0:
-        text += f"  {tokens / seconds:.1f} tok/s"
-    left = seconds_left(now)
+    text = f"{bar(progress.answered / progress.total)}  {progress.answered}/{progress.total}"
+    if progress.tokens_per_second:
+        text += f"  {progress.tokens_per_second:.1f} tok/s"
+    left = progress.seconds_left
     return text if left is None else f"{text}  {duration(left)} left"
 
 
 def done(summary: Summary, seconds: float) -> str:
     """Like `████████  200/200  95.5% ± 1.5  1240.1 tok/s  in 14 s`."""
-    error, speed = summary.accuracy_stderr, summary.throughput.tokens_per_second
     text = f"{bar(1)}  {summary.num_samples}/{summary.num_samples}"
     if summary.accuracy is not None:
-        text += f"  {100 * summary.accuracy:.1f}%" + (f" ± {100 * error:.1f}" if error is not None else "")
-    if speed is not None:
-        text += f"  {speed:.1f} tok/s"
+        text += f"  {100 * summary.accuracy:.1f}%"
+        text += f" ± {100 * summary.accuracy_stderr:.1f}" if summary.accuracy_stderr is not None else ""
+    if summary.throughput.tokens_per_second is not None:
+        text += f"  {summary.throughput.tokens_per_second:.1f} tok/s"
     return f"{text}  in {duration(seconds)}"
 
 
