@@ -246,12 +246,12 @@ def test_thousands_of_claims_that_were_left_over_take_a_moment(base):
 def test_time_in_which_nobody_could_look_does_not_count(base, monkeypatch):
     """The file server does not answer for an hour; then the owner's first sign of life comes two seconds later."""
     claim = pretend(base, 1, heartbeat="1")
-    passed = iter([0.0, *[3600.0 + 0.5 * number for number in range(1000)]])
+    passed = iter([0.0, 0.5, 1.0, *[3600.0 + 0.5 * number for number in range(1000)]])
     looks = []
 
     def sleep(seconds):
         looks.append(seconds)
-        if len(looks) > 3:
+        if len(looks) > 4:
             (claim / "heartbeat").write_text(str(len(looks)))
 
     monkeypatch.setattr(locks.time, "monotonic", lambda: next(passed))
