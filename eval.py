@@ -294,7 +294,9 @@ def check_result_there(folder: Path, config, lm) -> None:
         ) from None
     if summary is None:
         return
-    changed = summary.other_identity(given_to_lm_eval(config, lm), NO_MATTER)
+    given = given_to_lm_eval(config, lm)
+    del given["experiment"]  # the model arguments name it
+    changed = summary.other_identity(given, NO_MATTER)
     if changed:
         raise UsageError(
             f"--output_path: {str(folder)!r} holds a result of another run ({', '.join(changed)}); name another folder "

@@ -11,7 +11,7 @@ from fast_dllm.record.throughput import MAPPINGS, NAMES, Throughput
 from fast_dllm.spec.files import as_object, is_file_name, printable
 
 MOST_COUNT = 10**15
-MOST_TEXT = 20_000  # characters; a system instruction may be long
+MOST_TEXT = 1_000_000  # characters; a system instruction may be long
 MOST_NAMES = 100_000  # entries of an object
 _SHA256 = re.compile(r"[0-9a-f]{8,64}")
 

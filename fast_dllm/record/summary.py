@@ -226,7 +226,7 @@ _ONLY_WITH_VALUE = ("fast_dllm_sha256", "results_sha256", "questions_sha256", "s
 
 
 def setting_text(value: object) -> str:
-    """One way to write a setting: "max_gen_toks=4" for an object, "none" for nothing, 0.8 for 0.80."""
+    """One way to write a setting: "max_gen_toks=4" for an object, "None" for an empty one, "0.8" for 0.80."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={canonical(value[name])}" for name in sorted(value)) or canonical(None)
     return canonical(value)

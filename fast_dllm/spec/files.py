@@ -14,7 +14,7 @@ from fast_dllm.errors import line_of
 MOST_BYTES = 16 * 2**20  # of a JSON file that these programs write for each other
 MOST_DEPTH = 32
 MOST_DIGITS = 40  # of a whole number
-MOST_NAME = 200  # bytes of a file's name
+MOST_NAME = 255  # bytes of a file's name
 TOO_DEEP = f"it is nested deeper than {MOST_DEPTH} levels"
 
 
