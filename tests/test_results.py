@@ -176,7 +176,7 @@ def test_a_repository_that_git_does_not_read_is_told(repository, capsys):
 
 
 @pytest.mark.parametrize("leftover", ["nothing", "an empty .git", "GIT_DIR"])
-def test_a_copy_within_another_repository_does_not_get_its_commit(repository, monkeypatch, leftover):
+def test_a_copy_within_another_repository_does_not_get_its_commit(repository, monkeypatch, capsys, leftover):
     copy = repository / "copies" / "code"
     copy.mkdir(parents=True)
     if leftover == "an empty .git":
@@ -184,3 +184,4 @@ def test_a_copy_within_another_repository_does_not_get_its_commit(repository, mo
     if leftover == "GIT_DIR":
         monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
     assert provenance.code_state(copy) == {"git_commit": None, "git_branch": None, "git_dirty": None}
+    assert ("warning: " in capsys.readouterr().err) == (leftover == "an empty .git")
