@@ -67,7 +67,7 @@ def place_of(error: BaseException) -> str:
     """`file, line` of the project's code that raised an error: an experiment's own line if it was at work."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [each for each in frames if _is_own(Path(each.filename))]
-    policies = [each for each in own if Path(each.filename).name == "generation_functions.py"]
+    policies = [each for each in frames if Path(each.filename).name == "generation_functions.py"]
     for frame in reversed(policies or own or frames):
         path = Path(frame.filename)
         return f"{path.relative_to(ROOT) if _is_own(path) else path}, line {frame.lineno}"

@@ -15,6 +15,7 @@ from random_model import save_random_model
 
 import eval as program
 from fast_dllm.decode.arguments import ModelArguments
+from fast_dllm.evaluate.options import EvaluationOptions, runs_of
 from fast_dllm.record import questions
 from fast_dllm.record.answers import AnswerStore
 from fast_dllm.record.summary import read_summary
@@ -359,7 +360,7 @@ def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_oth
         if engine == "another":
             before.setattr("fast_dllm.evaluate.harness.decoding_sha256", lambda root, scored=False: "0" * 64)
         before.setattr(AnswerStore, "discard", AnswerStore.close)
-        before.setattr(program, "write_results", lambda *_: None)
+        before.setattr("fast_dllm.evaluate.outcome.write_results", lambda *_: None)
         before.setattr(sys, "argv", ["eval.py", *COMMON, *given, "--include_path", str(TASKS)])
         program.main()
     assert not (out / "summary.json").exists()
@@ -388,11 +389,15 @@ def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared):
     assert "Janet" in sample["doc"]["question"]
 
 
+def asked(names: list[str], given: dict, num_fewshot: int) -> EvaluationOptions:
+    config = SimpleNamespace(tasks=["toy_math"], num_fewshot=num_fewshot)
+    return EvaluationOptions(config, given, names, shard=None, num_processes=1)
+
+
 def test_a_configurations_folder_says_what_it_changes_and_the_command_line_beats_the_matrix():
-    config = SimpleNamespace(tasks=["toy_math"], num_fewshot=3)
     given = {"experiment_name": "00_baseline", "threshold": 0.7, "device": None}
     names = ["k2_middle+num_fewshot=3+small_block_size=16", "plain"]
-    runs = program.variants(names, given, ModelArguments.parse(**given), config)
+    runs = runs_of(asked(names, given, num_fewshot=3), ModelArguments.parse(**given))
     assert [name for name, _ in runs] == [
         "k2_middle+num_fewshot=3+small_block_size=16+threshold=0.7",
         "plain+num_fewshot=3+threshold=0.7",
@@ -415,7 +420,6 @@ def test_a_policy_is_executed_once_for_nine_configurations(monkeypatch):
         raise AssertionError(f"{name} is executed again")
 
     monkeypatch.setattr("fast_dllm.decode.experiments.load", load_again)
-    config = SimpleNamespace(tasks=["toy_math"], num_fewshot=0)
-    runs = program.variants(list(NINE.names), given, plain, config)
+    runs = runs_of(asked(list(NINE.names), given, num_fewshot=0), plain)
     assert [name for name, _ in runs] == list(NINE.names)
     assert {id(arguments.experiment) for _, arguments in runs} == {id(plain.experiment)}

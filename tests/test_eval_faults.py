@@ -221,6 +221,22 @@ def test_the_results_are_written_before_anything_is_printed(random_model, tmp_pa
     assert load(tmp_path)[1]["num_samples"] == 1
 
 
+def test_an_error_in_a_policys_loop_ends_with_its_file_and_line(random_model, tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "experiments" / "00_baseline", tmp_path / "experiments" / "06_idea")
+    policy = tmp_path / "experiments" / "06_idea" / "generation_functions.py"
+    lines = policy.read_text().split("\n")
+    place = next(number for number, line in enumerate(lines) if "counter = 0" in line)
+    policy.write_text("\n".join([*lines[: place + 1], "        counter // 0", *lines[place + 1 :]]))
+    monkeypatch.setattr("fast_dllm.decode.experiments.EXPERIMENTS", tmp_path / "experiments")
+    words = ["--limit", "1", "--model_args", model_args(random_model, experiment_name="06_idea")]
+    with pytest.raises(SystemExit) as ended:
+        run_here(monkeypatch, tmp_path / "out", *words)
+    told = str(ended.value.code)
+    assert told.startswith("eval.py: ")
+    assert f"06_idea/generation_functions.py, line {place + 2}: ZeroDivisionError: integer division" in told
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_a_full_disk_keeps_what_was_answered(random_model, tmp_path, monkeypatch):
     append, calls = AnswerStore.append, iter(range(2))
 

@@ -1,0 +1,142 @@
+"""What a finished evaluation leaves: its summary, its files, and the check that it replaces no other run's result."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lm_eval.config.evaluate_config import EvaluatorConfig
+from lm_eval.utils import handle_non_serializable
+
+from fast_dllm.errors import UsageError
+from fast_dllm.evaluate.harness import FastDLLM
+from fast_dllm.record import provenance, questions
+from fast_dllm.record.answers import Ledger
+from fast_dllm.record.scores import scores
+from fast_dllm.record.summary import AS_THE_SCRIPTS_RUN, SUMMARY_FILE, Summary, SummaryError, read_summary
+from fast_dllm.record.throughput import throughput
+from fast_dllm.spec.files import write_json, write_whole
+from fast_dllm.spec.matrix import GENERATION_FILE
+
+CHANGE_NO_ANSWER = ("show_speed", "batch_size", "device", "graphs")  # model arguments
+
+
+def given_to_lm_eval(config: EvaluatorConfig, lm: FastDLLM) -> dict[str, Any]:
+    """Everything that can change an answer or a score of a run, by the names that a Summary gives it."""
+    limit = config.limit
+    if limit is not None and limit == int(limit):
+        limit = int(limit)
+    given = {
+        "experiment": lm.arguments.experiment_name or "active",
+        "task": ",".join(task_names(config)),
+        "limit": limit,
+        "model_args": lm.arguments.as_dict(),
+        "num_fewshot": config.num_fewshot,
+        "chat_template": bool(config.apply_chat_template),
+        "fewshot_as_multiturn": bool(config.fewshot_as_multiturn),
+        "system_instruction": config.system_instruction or None,
+        "gen_kwargs": config.gen_kwargs or None,
+        "samples": config.samples or None,
+        "seeds": config.seed,
+        "model_revision": lm.model_revision,
+        "generation_code_sha256": lm.experiment.policy_sha256,
+    }
+    assert given.keys() >= AS_THE_SCRIPTS_RUN.keys()
+    return given
+
+
+def task_names(config: EvaluatorConfig) -> list[str]:
+    """The tasks' own names, also of one that was given by the path of its YAML file."""
+    names = []
+    for task in config.tasks:
+        if isinstance(task, dict):
+            task = task["task"] if isinstance(task.get("task"), str) else task.get("group")
+        names.append(str(task))
+    return names
+
+
+def summary_of(
+    name: str,
+    results: dict[str, Any],
+    samples: dict[str, list[dict]],
+    config: EvaluatorConfig,
+    lm: FastDLLM,
+    total: Ledger,
+    began: float,
+    loaded: float,
+) -> Summary:
+    """The Summary of a finished run.
+
+    name: of its configuration. results, samples: lm_eval's. total: of all processes that answered it. began, loaded:
+    Unix times of the start and of the model being ready.
+    """
+    samples_scored = {task: len({sample["doc_id"] for sample in rows}) for task, rows in samples.items()}
+    expected = sum(int(count["effective"]) for task, count in results["n-samples"].items() if task in samples_scored)
+    given = given_to_lm_eval(config, lm)
+    by_name = scores(results, samples_scored)
+    whole = by_name.pop(given["task"], None)  # None for several tasks at once: they have no accuracy together
+    return Summary(
+        config=name,
+        num_samples=sum(samples_scored.values()),
+        num_samples_expected=expected,
+        accuracy=whole.accuracy if whole else None,
+        accuracy_stderr=whole.stderr if whole else None,
+        metric=whole.metric if whole else None,
+        subtasks=by_name,
+        throughput=throughput(total.cost, total.wall_seconds, total.batch_sizes),
+        num_processes=lm.world_size,
+        num_shares=total.num_shards,
+        num_segments=total.num_segments,
+        num_layers=lm.model.config.num_hidden_layers,
+        dtype=str(lm.model.dtype).removeprefix("torch."),
+        seconds_loading=loaded - began,
+        start_time=provenance.timestamp(began),
+        end_time=provenance.timestamp(time.time()),
+        **given | lm.code_hashes(scored=bool(total.cost.scored_requests)),
+        **lm.device_report(),
+        **provenance.code_state(),
+        **provenance.environment(),
+    )
+
+
+def write_results(
+    folder: Path,
+    results: dict[str, Any],
+    samples: dict[str, list[dict]],
+    summary: Summary,
+    policy: bytes,
+    log_samples: bool,
+) -> None:
+    """Write results.json, the policy's text, the samples where asked for, and last summary.json, which marks the run
+    complete."""
+    results["samples_sha256"] = questions.write(folder, *questions.collect(samples, results))
+    write_json(folder / "results.json", results, default=handle_non_serializable)
+    write_whole(folder / GENERATION_FILE, policy)
+    if log_samples:
+        for task, rows in samples.items():
+            lines = (json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows)
+            write_whole(folder / f"samples_{task}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    summary.write(folder)
+
+
+def check_no_other_result(folder: Path, config: EvaluatorConfig, lm: FastDLLM) -> None:
+    """Raise UsageError where `folder` has the result of another run, which this run would write over."""
+    try:
+        summary = read_summary(folder / SUMMARY_FILE)
+    except SummaryError as error:
+        raise UsageError(
+            f"--output_path: {str(folder)!r} holds a summary.json that cannot be read ({error}); name another folder "
+            "or move it"
+        ) from None
+    if summary is None:
+        return
+    given = given_to_lm_eval(config, lm)
+    del given["experiment"]  # the model arguments name it
+    changed = summary.other_identity(given, CHANGE_NO_ANSWER)
+    if changed:
+        raise UsageError(
+            f"--output_path: {str(folder)!r} holds a result of another run ({', '.join(changed)}); name another folder "
+            "or move it"
+        )
