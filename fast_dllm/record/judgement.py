@@ -128,7 +128,7 @@ def fault_of_new(folder: Path, run: Run) -> str:
 
 def set_aside_foreign(path: Path, run: Run) -> None:
     """Rename a summary that this code did not write for this run, so that it is never written over: one of the lab's
-    first runner to summary.earlier.json, one that is not whole to summary.corrupt.json."""
+    first runner (its state names the copy), one that is not whole to summary.corrupt.json."""
     try:
         summary = read_summary(path)
     except SummaryError:

@@ -108,7 +108,7 @@ def _foreign_table(
     order: Matrix,
     problems: Mapping[str, str] | None = None,
 ) -> ResultTable:
-    """A table of imported runs, or of those of an earlier runner. order: the matrix whose order its rows follow."""
+    """A table of imported runs, or of the lab's first runner. order: the matrix whose order its rows follow."""
     return ResultTable(
         label=label,
         experiment=experiment,

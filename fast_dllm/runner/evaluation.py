@@ -37,7 +37,7 @@ TOLD_TO_STOP = 143  # exit status after SIGTERM, as a shell has it: 128 + 15
 #   job     keep it, whatever code and arguments it is of; one of another model is refused
 #   matrix  keep it, and go on with the others
 #   demo    keep one of today's code; make the others again, the old one is kept beside
-#   named   the user named it: make it again, unless it is of another model, other code or an earlier runner (refused)
+#   named   the user named it: make it again, unless of another model, other code or the lab's runner (refused)
 # --force makes it again in every mode.
 MODES = ("job", "matrix", "demo", "named")
 
@@ -171,7 +171,7 @@ def _claim(request: Request, runs: Mapping[str, Run], outcome: Outcome) -> dict[
 
 # -- before ------------------------------------------------------------------------------------------------------------
 def _begin(request: Request, runs: list[Run], settings: Settings, log: str, outcome: Outcome) -> list[Run]:
-    """The runs that are to be evaluated, under their locks; what an earlier try left of them is cleared away."""
+    """The runs that are to be evaluated, under their locks; what the last try left of them is cleared away."""
     judge, wanted = Judge(request), []
     for run in runs:
         forced = settings.force or is_forced(request.root, run)
@@ -227,7 +227,7 @@ def _say_skipped(run: Run, judgement: Judgement, request: Request) -> None:
 
 
 def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
-    """Remove what an earlier try left, and record this process as the one that is at work."""
+    """Remove what the last try left, and record this process as the one that is at work."""
     folder = folder_of(request, run)
     remove(folder / "failure.json", *folder.glob("progress.rank*.json"))
     if request.shard is not None:

@@ -238,7 +238,7 @@ def begin_again(request: Request, run: Run) -> None:
         (folder / "summary.json").replace(folder / "summary.previous.json")
     for name in ("answers", SHARES_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
-    record_job(folder, "", "")  # newer than the summary in artifacts/, which is of an earlier run
+    record_job(folder, "", "")  # newer than the summary in artifacts/, which is of the last run
     remove(folder / FORCE_FILE)
 
 
