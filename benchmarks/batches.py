@@ -25,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,8 +40,10 @@ from benchmarks.decode import check_options
 from benchmarks.questions import toy_prompts
 from fast_dllm.decode import experiments
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.network.compiled import CompiledExecution
+from fast_dllm.network.cache import Attend
+from fast_dllm.network.compiled import CompiledExecution, CompiledExecutor
 from fast_dllm.network.devices import pick_device
+from fast_dllm.network.eager import EagerExecutor
 from fast_dllm.network.loading import load_model, model_source
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written, use_graphs
@@ -71,18 +74,23 @@ def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int, i
     """Counts, by (part, sequences, rows of each, keys that they see), what is run meanwhile: forwards, and the head."""
     counts: Counter[tuple[str, int, int, int]] = Counter()
 
-    def layers(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        ids, attend = given
-        counts["forward", ids.shape[0], ids.shape[1], attend.num_keys] += 1
+    def counting(run_network: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(executor: EagerExecutor, ids: torch.Tensor, attend: Attend) -> torch.Tensor:
+            counts["forward", ids.shape[0], ids.shape[1], attend.num_keys] += 1
+            return run_network(executor, ids, attend)
+
+        return run
 
     def head(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         counts["head", 1, given[0].shape[:-1].numel(), 0] += 1
 
-    handles = [model.model.register_forward_hook(layers), model.lm_head.register_forward_hook(head)]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
+    handle = model.lm_head.register_forward_hook(head)
+    with ExitStack() as patches:
+        for executor in (EagerExecutor, CompiledExecutor):  # a hook would not see compiled layers
+            patches.enter_context(patch.object(executor, "run_network", counting(executor.run_network)))
+        try:
+            yield counts
+        finally:
             handle.remove()
 
 
