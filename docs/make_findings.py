@@ -37,7 +37,8 @@ CONTROL = "04_threshold"
 PLAIN = f"{CONTROL}/s8_t0.90"  # the lab's setting without reuse: what every run is compared with
 MARGINS = (-0.5, -1.0)  # points that a setting may be worse than that
 PICTURE = ROOT / "docs" / "pictures" / "findings.png"
-SHOWN = (5.0, 85.0)  # least tokens a forward and least accuracy in the picture; threshold 1 is far to the left
+SHOWN = (5.0, 85.0)  # the picture's least tokens per forward and accuracy; threshold 1 is far to the left
+SPEED = "tokens per denoising forward"
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -143,9 +144,9 @@ def every_result(results: list[Result]) -> str:
         "right, %",
         "points from plain",
         "p",
-        "tokens a forward",
+        SPEED,
         "with prefills, commits",
-        "rows a token",
+        "rows per token",
     ]
     return table(head, rows)
 
@@ -174,7 +175,7 @@ def at_equal_accuracy(results: list[Result]) -> str:
                     f"{bar.cost / best.cost:.2f}", f"{plain.cost / best.cost:.2f}",
                 ]
             )  # fmt: skip
-    return table(["points", "experiment", "fastest", "tokens a forward", "x control's best", "x plain"], rows)
+    return table(["points", "experiment", "fastest", SPEED, "x control's best", "x plain"], rows)
 
 
 def at_equal_cost(results: list[Result]) -> str:
@@ -199,7 +200,7 @@ def at_equal_cost(results: list[Result]) -> str:
                 best.name, f"{best.tokens_per_step_forward:.2f}", *difference(found),
             ]
         )  # fmt: skip
-    return table(["layers in part", "tokens a forward", "at no more cost", "tokens a forward", "points", "p"], rows)
+    return table(["layers in part", SPEED, "at no more cost", SPEED, "points", "p"], rows)
 
 
 TABLES: Mapping[str, Callable[[list[Result]], str]] = {

@@ -8,7 +8,7 @@ import pytest
 from script_project import Project
 
 from fast_dllm.decode.arguments import ModelArguments
-from fast_dllm.runner import failures
+from fast_dllm.runner import failures, venv_build
 from fast_dllm.runner.command_line import run_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +73,13 @@ def test_every_model_argument_is_documented_with_its_default():
         row = next((line for line in table.splitlines() if re.match(rf"\| .*`{name}`", line)), "")
         assert row, name
         assert str(default) in row.split("|")[2] or default is None, row
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/operations.md"])
+def test_what_the_first_run_downloads_is_what_the_build_says(document):
+    text = (ROOT / document).read_text()
+    for size in venv_build.SIZES.values():
+        assert f"about {size}" in text
 
 
 def test_every_reason_for_a_failure_is_explained():

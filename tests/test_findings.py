@@ -97,6 +97,22 @@ def test_what_is_quoted_in_both_units_is_what_the_table_gives():
     assert list(quoted.groups()) == gains
 
 
+def test_the_summary_quotes_what_the_table_gives():
+    rows, document = every_result(), findings.DOCUMENT.read_text()
+    summary = " ".join(document.split("## Summary")[1].split("##")[0].split())
+    plain, reread, control = rows["04 s8_t0.90"], rows["01 r0.90_s1"], rows["04 s16_t0.90"]
+    beat, often = (next(row for name, row in rows.items() if name.startswith(f"00 k{k}_first")) for k in (2, 3))
+    gain = {name: float(row[4]) / float(plain[4]) for name, row in (("k2", beat), ("01", reread), ("04", control))}
+    loss, low, high = re.findall(r"[+-][\d.]+", reread[2])
+    lost = [float(row[2].split()[0].lstrip("-")) for row in (beat, often)]
+    assert f"With k = 2 it gives {gain['k2']:.2f} times" in summary
+    assert f"loses {lost[0]:.2f} points; with k = 3 it loses {lost[1]:.1f} points" in summary
+    assert f"*only while the model is sure* gives {gain['01']:.2f} times" in summary
+    assert f"({loss} points, 95% interval {low} to {high})" in summary
+    assert f"counted it is {float(reread[5]) / float(plain[5]):.2f} times" in summary
+    assert f"loses at most a point gives {gain['04']:.2f} times" in summary
+
+
 def test_what_the_readme_quotes_is_what_the_table_gives():
     rows, text = every_result(), " ".join((ROOT / "README.md").read_text().split())
     best, plain = rows["01 r0.90_s1"], rows["04 s8_t0.90"]
