@@ -15,13 +15,14 @@ from golden_models import golden_model
 from fast_dllm.decode import experiments
 from fast_dllm.drift import __main__ as command
 from fast_dllm.drift import recorder
+from fast_dllm.drift.pictures import PICTURES
 from fast_dllm.drift.recorder import Recorder
 from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
 from fast_dllm.errors import UsageError
 from fast_dllm.network.cache import Attend, block_causal_mask, mask_for_heads, rope_tables
 from fast_dllm.network.compiled import CompiledExecution
 from fast_dllm.network.modes import use_padded_shapes
-from fast_dllm.report.figures import drift_maps
+from fast_dllm.report.drift_maps import drift_maps
 
 MASK, STOP, SIZE, SUB = 319, 2, 32, 8
 COMMON = {"mask_id": MASK, "stop_token": STOP, "max_new_tokens": 32, "threshold": 0.6}
@@ -255,6 +256,9 @@ def test_the_command_writes_the_map_its_table_and_its_pictures(tmp_path, capsys)
         f"drift_toy_math_limit_2_{name}" for name in ("depth", "layer_step", "ranges", "row_class")
     }
     assert not drift_maps(tmp_path, "toy_math", {"another"})
+    axes = PICTURES["depth"](DriftSums.read(folder / "drift.json")).axes
+    for panel in axes:  # no raw LaTeX
+        assert "$" not in "".join(panel.yaxis.get_major_formatter()(value) for value in (1, 10, 100))
     content = json.loads((folder / "drift.json").read_text())
     assert (content["model"], content["questions"], content["sums"]) == ("tiny", 2, list(SUMS))
     twice = tmp_path / "twice"

@@ -48,6 +48,11 @@ def made(project: Project, *words: str, folder: str = "toy_math") -> dict:
     return json.loads((project.root / "results" / "report" / folder / "report.json").read_text())
 
 
+def sentences(content: dict) -> list[str]:
+    """The verdict and the details behind it."""
+    return [*content["verdict"], *content["details"]]
+
+
 def text_of(project: Project, name: str, folder: str = "toy_math") -> str:
     return (project.root / "results" / "report" / folder / name).read_text()
 
@@ -68,7 +73,7 @@ class Page(HTMLParser):
         for name, value in attrs:
             assert not name.startswith("on"), name
             if name in ("src", "href"):
-                assert value.startswith("data:image/png;base64,")
+                assert value.startswith(("data:image/png;base64,", "#"))
         if tag not in VOID:
             self.open.append(tag)
 
@@ -94,8 +99,9 @@ def test_a_clean_matrix(project, capsys):
     assert (second["regressed"], second["outcome"]) == (30, "loses")
     assert second["p_value"] == pytest.approx(2 * 0.5**30)
     assert second["p_adjusted"] == pytest.approx(4 * 0.5**30)
-    verdict = " ".join(content["verdict"])
-    assert "No alarms." in verdict
+    assert len(content["verdict"]) == 3
+    verdict = " ".join(sentences(content))
+    assert "there are no alarms" in verdict
     assert "k1_first, k1_middle and k1_last gave the same answer to each of 300 questions" in verdict
     assert "00_baseline: k3 (first = middle = last) loses 10.0 points" in verdict
     assert "k = 2 runs at 1.20 times the tokens/s of k = 1 on Quadro RTX 6000" in verdict
@@ -114,6 +120,7 @@ def test_the_sections_stand_in_their_order(project):
     assert heads == [
         "Verdict",
         "Alarms",
+        "Details",
         "The matrices",
         "Compared on the same questions",
         "Pictures",
@@ -123,6 +130,46 @@ def test_the_sections_stand_in_their_order(project):
     page = text_of(project, "report.html")
     places = [page.index(f"<h2>{head}</h2>") for head in heads]
     assert places == sorted(places)
+
+
+def test_the_verdict_is_open_and_every_other_section_is_folded_and_linked(project):
+    project.nine()
+    made(project)
+    page = text_of(project, "report.html")
+    verdict, rest = page.split("<nav", 1)
+    assert "<details" not in verdict
+    assert verdict.count("<li>") == 3
+    links = re.findall(r'href="#([a-z-]+)"', rest)
+    assert links == re.findall(r'<a id="([a-z-]+)">', rest)
+    assert len(links) == len(re.findall('<details class="section">', page)) == 7
+    made(project, "--experiment", "00_baseline", "--against", "00_baseline/k3_first")
+    project.run("k2_last", answers(300, range(20)))
+    made(project)
+    assert '<details class="section" open><summary><h2>Alarms</h2>' in text_of(project, "report.html")
+
+
+def test_too_few_questions_name_no_best_setting(project, capsys):
+    project.nine(num_questions=50, lost=(2, 2, 5))
+    content = made(project, "--brief")
+    assert content["verdict"][0].startswith("No setting can be called the best: 50 questions are too few for any claim")
+    assert not any("the best is" in sentence for sentence in sentences(content))
+    assert content["verdict"][0] in capsys.readouterr().out
+
+
+def test_the_best_setting_has_its_gain_its_interval_and_its_cost(project):
+    project.nine(num_questions=1000)
+    gain, cost, unknown = made(project)["verdict"]
+    name = "00_baseline/k2 (first = middle = last)"
+    assert gain == (
+        f"The best setting is {name}: 1.54 times the tokens per full-depth forward of k1_first (7.69 against 5.00, all "
+        "forwards counted)."
+    )
+    assert cost.startswith(
+        "What it costs: its accuracy changes by -0.2 points [-0.7, +0.2] on 1,000 questions (no diff"
+    )
+    assert "a loss above 1 point is excluded" in cost
+    assert "1.20 times the tokens/s on Quadro RTX 6000" in cost
+    assert unknown.startswith("What cannot be told: a difference below ")
 
 
 def test_the_page_opens_from_a_disk(project):
@@ -211,7 +258,7 @@ def test_a_report_on_one_cell(project):
     content = made(project)
     assert {alarm["kind"] for alarm in content["alarms"]} == {"missing"}
     assert content["tables"][0]["contrasts"] == []
-    assert "k1_first gets 97.0%" in " ".join(content["verdict"])
+    assert "k1_first gets 97.0%" in " ".join(sentences(content))
 
 
 @pytest.mark.slow
@@ -236,7 +283,7 @@ def test_every_task_has_a_report_of_its_own(project):
     assert main([], project.root) == 0
     assert (project.root / "results" / "report" / "toy_choice" / "report.html").is_file()
     content = json.loads(text_of(project, "report.json", "toy_choice"))
-    assert "scored by log-likelihood: 60.0%" in " ".join(content["verdict"])
+    assert "scored by log-likelihood: 60.0%" in " ".join(sentences(content))
 
 
 # ---- the comparison ----
@@ -289,7 +336,7 @@ def test_the_curve_to_beat(project):
     beaten = {c["configs"][0]: (c["baseline"], c["outcome"]) for c in content["equal_speed"]}
     assert beaten["k2_first"] == ("04_threshold/t0.5", "gains")
     assert beaten["k3_first"] == ("04_threshold/t0.5", "gains")
-    assert "beats plain decoding (t0.5) at equal speed" in " ".join(content["verdict"])
+    assert "beats plain decoding (t0.5) at equal speed" in " ".join(sentences(content))
     assert [entry["name"] for entry in content["aup"]][-1] == "plain decoding, its envelope"
 
 
@@ -307,7 +354,7 @@ def test_several_results_of_one_experiment_above_the_curve_share_a_sentence(proj
         project.run(
             config, answers(400, range(wrong)), experiment="01_idea", arguments=given, forwards={"full": full} | reused
         )
-    text = "\n".join(made(project)["verdict"])
+    text = "\n".join(sentences(made(project)))
     assert "01_idea: 3 of 3 results beat plain decoding that is at least as fast, by 15.0 to 19.5 points" in text
     assert text.count("beat plain decoding") == 1
 
@@ -326,7 +373,7 @@ def test_no_claim_against_the_curve_where_either_table_is_spoilt(project, spoilt
     content = made(project)
     assert any(alarm["kind"] == "mixed_dtype" and alarm["table"] == spoilt for alarm in content["alarms"])
     assert content["equal_speed"][0]["outcome"] == "gains"
-    assert not any("plain decoding" in sentence for sentence in content["verdict"])
+    assert not any("plain decoding" in sentence for sentence in sentences(content))
 
 
 def test_results_that_cannot_be_told_apart_share_a_sentence_where_they_are_many(project):
@@ -336,7 +383,7 @@ def test_results_that_cannot_be_told_apart_share_a_sentence_where_they_are_many(
         wrong = range(60) if i == 0 else range(18 - i)
         project.run(config, answers(400, wrong), experiment="04_threshold", arguments=given,
                     forwards={"full": 300 + 10 * i})  # fmt: skip
-    text = "\n".join(made(project)["verdict"])
+    text = "\n".join(sentences(made(project)))
     assert "t0 loses 12.5 points" in text
     names = ", ".join(f"t{i}" for i in range(1, 7)) + " and t7"
     assert f"{names} cannot be told from t8: -1.8 to -0.2 points, all their 95% intervals within [" in text
@@ -350,7 +397,7 @@ def test_what_could_be_seen_is_a_range_and_covers_what_was_seen(project):
     seen = {c["configs"][0]: c["detectable"] for c in content["tables"][0]["contrasts"]}
     assert seen["k2_first"] < seen["k3_first"]
     low, high = (f"{100 * seen[name]:.1f}" for name in ("k2_first", "k3_first"))
-    assert f"with 80% power 300 questions show a difference of {low} to {high} points" in "\n".join(content["verdict"])
+    assert f"with 80% power 300 questions show a difference of {low} to {high} points" in "\n".join(sentences(content))
 
 
 def test_a_matrix_without_columns_of_one_k_has_its_speed_up_in_seconds(project):
@@ -375,7 +422,7 @@ def test_no_speed_up_against_a_baseline_whose_time_is_of_another_kind_of_run(pro
     content = made(project)
     assert [run["reference_tokens_per_second"] for run in content["tables"][1]["runs"]] == [None, None]
     row = next(line for line in text_of(project, "report.md").splitlines() if line.startswith("| r1.0 "))
-    assert "time of another kind of run" in row
+    assert "time measured under other conditions" in row
     found = points_of_speed(project)
     assert "r1.0" not in found
     assert "r0.9" in found
@@ -398,7 +445,7 @@ def test_an_import_never_counts_as_this_code(project, tmp_path):
         ("theirs (imported)", True),
     ]
     assert "theirs" not in json.dumps(content["aup"])
-    assert not any("the best is theirs" in sentence for sentence in content["verdict"])
+    assert not any("the best is theirs" in sentence for sentence in sentences(content))
 
 
 # ---- hostile names, bad input ----
@@ -421,8 +468,10 @@ def test_html_and_markdown_in_names_and_answers_stay_text(project, tmp_path):
             gpu_info={"gpu_name": HOSTILE},
         )
     made(project, "--import", str(tmp_path / "theirs"), "--experiment", "00_baseline")
-    page = Page(text_of(project, "report.html"))
-    assert not {"script", "b"} & set(page.tags) or page.tags.count("b") == 2 * page.tags.count("details")
+    html = text_of(project, "report.html")
+    page = Page(html)
+    assert "script" not in page.tags
+    assert page.tags.count("b") == 2 * html.count('<details class="flip"')
     assert "<script>alert(1)</script>" in page.text
     markdown = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text_of(project, "report.md"), flags=re.MULTILINE | re.DOTALL)
     assert "<script>" not in markdown.replace("\\<script\\>", "")
@@ -566,7 +615,7 @@ def test_the_pictures_have_their_axes_series_and_labels(project):
         "heat_map_00_baseline",
     }
     axes = drawn["accuracy_tokens_per_forward"].axes[0]
-    assert axes.get_xlabel() == "new tokens a full-depth forward"
+    assert axes.get_xlabel() == "tokens per full-depth forward, all forwards counted"
     assert axes.get_ylabel() == "accuracy, % (95% interval)"
     assert [text.get_text() for text in axes.texts] == ["k1", "k2", "k3"]
     series = next(line for line in axes.lines if line.get_linestyle() == "None")
@@ -579,6 +628,21 @@ def test_the_pictures_have_their_axes_series_and_labels(project):
     assert [text.get_text() for text in heat.texts] == ["96.7"] * 3 + ["96.0"] * 3 + ["86.7"] * 3
     assert [label.get_text() for label in drawn["differences"].axes[0].get_yticklabels()] == ["k2", "k3"]
     assert all(figure.get_figwidth() == 3.5 for figure in drawn.values())
+
+
+def test_speeds_that_an_alarm_calls_incomparable_are_grey_and_without_a_front(project):
+    project.nine()
+    labels = drawn_figures(project)["accuracy_tokens_per_second"][0].axes[0].get_legend_handles_labels()[1]
+    assert labels == ["Pareto front", "00_baseline"]
+    for k, lost in ((1, 10), (3, 40)):
+        project.run(f"k{k}_first", answers(300, range(lost)), arguments={"batch_size": 8})
+    figure, caption = drawn_figures(project)["accuracy_tokens_per_second"]
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["00_baseline: not comparable"]
+    assert "Grey: speeds that cannot be compared" in caption
+    assert (
+        "Pareto front"
+        in drawn_figures(project)["accuracy_tokens_per_forward"][0].axes[0].get_legend_handles_labels()[1]
+    )
 
 
 def test_a_sweep_of_two_arguments_is_a_heat_map_and_the_envelope_is_drawn(project):
@@ -726,6 +790,7 @@ def test_a_drift_map_of_fewer_questions_is_shown_and_one_of_another_model_is_not
     made(project)
     text = text_of(project, "report.html")
     assert "Drift of the layers between denoising steps, toy_math_limit_100: layers." in text
+    assert "Not from the results above: a run of its own (artifacts/drift/toy_math_limit_100)." in text
     assert "toy_math_limit_50" not in text
     assert "toy_mathematics" not in text
 

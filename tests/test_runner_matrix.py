@@ -63,10 +63,14 @@ def test_local_runs_the_matrix_and_its_table_is_a_list_of_rows(project):
     assert evaluated(project) == ["t0.50,t0.75,t1.00"]
     assert command_of(project)["--model_args"] == "model_path=tiny,show_speed=True,experiment_name=04_sweep"
     head, *rows = result.stdout.partition("configuration ")[2].splitlines()[:4]
-    assert head.split() == ["accuracy,", "%", "tokens/s", "tokens", "a", "forward"]
+    assert head.split() == ["accuracy,", "%", "tokens/s", "tokens", "per", "forward"]
     assert [row.split()[0] for row in rows] == ["t0.50", "t0.75", "t1.00*"]
     assert all(" 50.0 ± 1.0 " in row for row in rows)
     assert "* the others are compared with it" in result.stdout
+    assert "--report --experiment 04_sweep --task" not in result.stderr  # the demo makes it
+    result = project.bash("sbatch/local.sh", "--experiment", "04_sweep", "--matrix", "--limit", "7", "--task", "gsm8k")
+    again = "what these results show: bash sbatch/run.sh --report --experiment 04_sweep --task gsm8k --limit 7\n"
+    assert result.stderr.endswith(again)
 
 
 ONE_RESULT = "The three columns of a row are one result"

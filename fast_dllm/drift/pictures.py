@@ -51,7 +51,7 @@ def row_class(sums: DriftSums) -> Figure:
 
 def depth(sums: DriftSums) -> Figure:
     """Each quantity against depth, and the residual by distance to the nearest row just unmasked."""
-    figure = _figure(2 * COLUMN, 2.4)
+    figure = _figure(2 * COLUMN, 3.2)
     left, right = figure.subplots(1, 2)
     layers = np.arange(sums.num_layers)
     every = max(sums.num_layers // 6, 1)
@@ -59,7 +59,7 @@ def depth(sums: DriftSums) -> Figure:
         style = {"color": COLOURS[index], "marker": MARKERS[index], "markevery": every, "markersize": 3, "lw": 1}
         left.plot(layers, 100 * sums.relative(quantity), label=quantity, **style)
     left.set(xlabel="layer", ylabel="relative L1 change, %", title="all rows", yscale="log")
-    left.legend(ncols=2)
+    _legend_below(left, "quantity")
     found = sums.by_distance[QUANTITIES.index("residual")]
     for index, (least, most) in enumerate(DISTANCES):
         size = found[SUMS.index("size"), :, index]
@@ -67,9 +67,22 @@ def depth(sums: DriftSums) -> Figure:
             name = str(least) if least == most else f"{least}-{most}" if most < 1000 else f"{least} and more"
             style = {"color": COLOURS[index], "marker": MARKERS[index], "markevery": every, "markersize": 3, "lw": 1}
             right.plot(layers, 100 * found[SUMS.index("difference"), :, index] / size, label=name, **style)
-    right.set(xlabel="layer", title="what a layer adds, by rows to the nearest new token", yscale="log")
-    right.legend(ncols=2)
+    right.set(xlabel="layer", title="what a layer adds, by distance", yscale="log")
+    _legend_below(right, "rows to the nearest new token")
+    for axes in (left, right):
+        axes.yaxis.set_major_formatter(_plain_number)  # the style writes no mathematics: 10^1 would be raw LaTeX
+        axes.yaxis.set_minor_formatter(_plain_number)
+        axes.tick_params(axis="y", which="minor", labelsize=7)
     return figure
+
+
+def _plain_number(value: float, _position: object = None) -> str:
+    """1, 2, 5 and their tens are labelled, the other ticks of a logarithmic axis are not."""
+    return f"{value:g}" if f"{value:.0e}"[0] in "125" else ""
+
+
+def _legend_below(axes, title: str) -> None:
+    axes.legend(title=title, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.24), frameon=False)
 
 
 def ranges(sums: DriftSums) -> Figure:

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--flips", metavar="N", default="10", help="changed answers to show of each experiment (default 10)"
     )
-    made.add_argument("--brief", action="store_true", help="the terminal gets the alarms and the path alone")
+    made.add_argument("--brief", action="store_true", help="print verdict, alarms and path, without the table")
     made.add_argument("--fail-on", choices=["alarm"], help="exit status 3 where there is an alarm")
     return made
 

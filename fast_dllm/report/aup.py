@@ -1,6 +1,6 @@
 """Accuracy under parallelism (AUP), exactly as Qian et al. define it (arXiv 2601.07568), and the Pareto front.
 
-Points (rho, y): tokens a forward, and accuracy in percent; sorted so that rho_1 < ... < rho_m. Points with
+Points (rho, y): tokens per forward, and accuracy in percent; sorted so that rho_1 < ... < rho_m. Points with
 y < y_1 - 5 are dropped. With W(y) = min(exp(-3 (1 - y / y_max)), 1) and y_max the best accuracy seen on the task,
 
     AUP = rho_1 y_1 + sum over i = 2 .. m of (rho_i - rho_(i-1)) (y_i W(y_i) + y_(i-1) W(y_(i-1))) / 2.
@@ -22,9 +22,9 @@ def weight(accuracy: float, best: float) -> float:
 
 
 def aup(points: Iterable[tuple[float, float]], best: float) -> float | None:
-    """AUP of (tokens a forward, accuracy in percent); best: the highest accuracy achieved on the task, in percent.
+    """AUP of (tokens per forward, accuracy in percent); best: the highest accuracy achieved on the task, in percent.
 
-    None without points, or where `best` is 0. Of points with equal tokens a forward the most accurate counts.
+    None without points, or where `best` is 0. Of points with equal tokens per forward the most accurate counts.
     """
     by_rho: dict[float, float] = {}
     for rho, accuracy in points:

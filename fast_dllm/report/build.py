@@ -79,9 +79,20 @@ class Report:
         ]
 
     def odd_speeds(self, table: str) -> set[str]:
-        """The table's configurations whose time is known to be of another kind of run."""
+        """The table's configurations that took far longer, or less, than the same work elsewhere."""
         return {
             c for alarm in self.alarms if (alarm.kind, alarm.table) == ("speed_outlier", table) for c in alarm.configs
+        }
+
+    def spoiled_speeds(self, table: str) -> set[str]:
+        """The table's configurations whose speeds an alarm calls incomparable. Different hardware is not among them:
+        speeds are drawn for one kind of hardware at a time."""
+        return {
+            config
+            for alarm in self.alarms
+            if (alarm.spoils, alarm.level, alarm.table) == ("speed", ALARM, table)
+            and alarm.kind not in ("reuse_slower", "mixed_gpu")
+            for config in alarm.configs
         }
 
     @property
@@ -114,7 +125,7 @@ def control_runs(tables: list[ResultTable]) -> list[RunResult]:
 
 
 def points(runs: list[RunResult]) -> list[tuple[float, float]]:
-    """(tokens a full-depth forward, accuracy in percent)."""
+    """(tokens per full-depth forward, accuracy in percent)."""
     return [(run.tokens_per_forward, 100 * run.accuracy) for run in runs if run.tokens_per_forward]
 
 
@@ -169,7 +180,7 @@ def build(
 
 
 def forward_gain(table: ResultTable, run: RunResult) -> float | None:
-    """Tokens a full-depth forward, as a multiple of the run's baseline's."""
+    """Tokens per full-depth forward, as a multiple of the run's baseline's."""
     base = baseline_of(table, run)
     if base is None or not base.tokens_per_forward or not run.tokens_per_forward:
         return None

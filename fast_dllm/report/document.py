@@ -1,4 +1,4 @@
-"""What a report is made of, before it is Markdown, HTML or text: blocks of plain strings, escaped by each renderer."""
+"""The blocks of a report, before they are Markdown or HTML. They hold plain strings; each renderer escapes them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,26 @@ from fast_dllm.report.flips import Flip
 class Heading:
     level: int
     text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Starts a section: a heading of level 2. In HTML it is folded unless `is_open`; note stands behind the title."""
+
+    title: str
+    note: str = ""
+    is_open: bool = False
+
+    @property
+    def anchor(self) -> str:
+        return "-".join(self.title.lower().split())
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A table of contents: links to the sections."""
+
+    sections: Sequence[Section]
 
 
 @dataclass(frozen=True)
@@ -56,4 +76,4 @@ class Change:
     flip: Flip
 
 
-Block = Heading | Paragraph | Items | Grid | Picture | Code | Change
+Block = Heading | Section | Contents | Paragraph | Items | Grid | Picture | Code | Change

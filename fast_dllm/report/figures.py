@@ -6,12 +6,10 @@ returns a Matplotlib Figure, or None where there is nothing to draw; `png` and `
 
 from __future__ import annotations
 
-import glob
 import io
-import json
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,7 +19,6 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fast_dllm.report.alarms import ALARM
 from fast_dllm.report.aup import pareto
 from fast_dllm.report.build import Report
 from fast_dllm.report.compare import Contrast, accuracy_of, distinct, is_plain
@@ -49,10 +46,11 @@ STYLE: dict[Any, Any] = {
     "text.usetex": False,
     "text.parse_math": False,  # a `$` in a name is a dollar
 }
+INCOMPARABLE = "#b0b0b0"  # points whose speeds cannot be compared
 MOST_NAMES = 14  # points that are still labelled with their names
 MOST_ROWS = 40  # contrasts in one picture of differences
 MOST_COLUMNS = 8  # of a heat map
-CLOSE = 0.5  # of the most tokens a forward: threshold 1 is far to the left of all that is compared
+CLOSE = 0.5  # of the most tokens per forward: threshold 1 is far to the left of all that is compared
 
 
 def style_of(experiment: str) -> tuple[str, str]:
@@ -85,12 +83,16 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Point:
-    """One result in a picture: its speed (of several columns the median), one of its runs, a short name."""
+    """One result in a picture: its speed (the median of several columns), one of its runs, a short name.
+
+    is_comparable: no alarm says that its speed cannot be compared.
+    """
 
     table: ResultTable
     run: RunResult
     speed: float
     name: str
+    is_comparable: bool = True
 
     @property
     def place(self) -> tuple[float, float]:
@@ -105,12 +107,14 @@ def points_of(report: Report, speed: Callable[[RunResult], float | None], only: 
     found = []
     for table in report.own if any(table.runs for table in report.own) else report.foreign:
         odd = {*outliers(table), *report.odd_speeds(table.label)} if only is not None else set()
+        spoiled = report.spoiled_speeds(table.label)
         for group in distinct(table.runs.values()):
             usual = [run for run in group if run.config not in odd and (only is None or hardware(run) == only)]
             timed = [(run, value) for run in usual if (value := speed(run))]
             if timed:
                 name = _short(name_of(tuple(run.config for run in group), table).split(" (")[0])
-                found.append(Point(table, timed[0][0], median(value for _, value in timed), name))
+                is_comparable = only is None or not {run.config for run, _ in timed} & spoiled
+                found.append(Point(table, timed[0][0], median(value for _, value in timed), name, is_comparable))
     return found
 
 
@@ -121,30 +125,38 @@ def scatter(report: Report, found: list[Point], label: str) -> Figure | None:
     figure = _figure(2.9)
     axes = figure.add_subplot()
     for table in report.tables:
-        own = [point for point in found if point.table is table]
-        if own:
-            colour, marker = style_of(table.experiment or table.label)
-            axes.errorbar(
-                [point.place[0] for point in own],
-                [point.place[1] for point in own],
-                yerr=_errors([point.run for point in own]),
-                fmt=marker,
-                color=colour,
-                markersize=4.5,
-                elinewidth=0.7,
-                capsize=1.5,
-                markeredgecolor="black",
-                markeredgewidth=0.4,
-                markerfacecolor="white" if table.is_foreign else colour,
-                label=_short(table.label),
-            )
+        for is_comparable in (True, False):
+            of_table = [point for point in found if point.table is table and point.is_comparable == is_comparable]
+            if of_table:
+                _draw_points(axes, table, of_table, is_comparable)
     _names(axes, found)
-    _lines(axes, report, found)
+    _lines(axes, report, [point for point in found if point.is_comparable])
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy, % (95% interval)")
     axes.grid(color="#dddddd", linewidth=0.5)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=1.6)
     return figure
+
+
+def _draw_points(axes, table: ResultTable, points: list[Point], is_comparable: bool) -> None:
+    """The points of one table; in grey where their speeds cannot be compared."""
+    colour, marker = style_of(table.experiment or table.label)
+    if not is_comparable:
+        colour = INCOMPARABLE
+    axes.errorbar(
+        [point.place[0] for point in points],
+        [point.place[1] for point in points],
+        yerr=_errors([point.run for point in points]),
+        fmt=marker,
+        color=colour,
+        markersize=4.5,
+        elinewidth=0.7,
+        capsize=1.5,
+        markeredgecolor="black" if is_comparable else colour,
+        markeredgewidth=0.4,
+        markerfacecolor="white" if table.is_foreign else colour,
+        label=_short(table.label) if is_comparable else f"{_short(table.label)}: not comparable",
+    )
 
 
 def _names(axes, found: list[Point]) -> None:
@@ -170,7 +182,7 @@ def _lines(axes, report: Report, found: list[Point]) -> None:
 
 @dataclass(frozen=True)
 class Axes:
-    """Where each configuration of a matrix stands: row is one argument, column one or several (a line of it each)."""
+    """The cell of each configuration of a matrix. row: one argument; column: one or several, a line of each."""
 
     row: str
     column: tuple[str, ...]
@@ -311,7 +323,7 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
     """Picture name -> (figure, what it shows)."""
     made: dict[str, tuple[Figure | None, str]] = {}
     with matplotlib.rc_context(STYLE):
-        unit = "new tokens a full-depth forward"
+        unit = "tokens per full-depth forward, all forwards counted"
         text = f"Accuracy against {unit}."
         if len(report.front) > 1:
             text += " Dashed: plain decoding's envelope, the curve to beat."
@@ -319,13 +331,13 @@ def draw(report: Report) -> dict[str, tuple[Figure, str]]:
         made["accuracy_tokens_per_forward"] = scatter(report, found, unit), text
         fast = [point for point in found if point.speed >= CLOSE * max(point.speed for point in found)]
         if 1 < len(fast) < len(found):
-            text = f"The same, without what gives less than {CLOSE:.0%} of the most tokens a forward."
+            text = f"The same, without what gives less than {CLOSE:.0%} of the most tokens per forward."
             made["accuracy_tokens_per_forward_close"] = scatter(report, fast, unit), text
         where = report.hardware
         found = points_of(report, lambda run: run.tokens_per_second, where) if where else []
-        text = f"Accuracy against new tokens a second on {where}."
-        if any((a.spoils, a.level) == ("speed", ALARM) and a.kind != "reuse_slower" for a in report.alarms):
-            text += " Some of these speeds cannot be compared: see the alarms."
+        text = f"Accuracy against new tokens per second on {where}."
+        if not all(point.is_comparable for point in found):
+            text += " Grey: speeds that cannot be compared (see the alarms); no line is drawn through them."
         made["accuracy_tokens_per_second"] = scatter(report, found, f"new tokens/s on {where}"), text
         made |= all_differences(report)
         for table in report.tables:
@@ -346,36 +358,6 @@ def svg(figure: Figure) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
-
-
-DRIFT = ("results/drift", "artifacts/drift")
-
-
-def _model_of(folder: Path) -> str | None:
-    """The model that a drift map was made of, as its file says; None where there is no such file."""
-    try:
-        model = json.loads((folder / "drift.json").read_text(encoding="utf-8")).get("model")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return model if isinstance(model, str) else None
-
-
-def drift_maps(root: Path, task: str, models: Collection[object]) -> dict[str, tuple[Path, str]]:
-    """Name -> (PNG, what it shows) of the drift maps of this task that `fast_dllm.drift` has left, of any number of
-    questions. A map of a model that is none of `models` is left out."""
-    found: dict[str, tuple[Path, str]] = {}
-    for base in DRIFT:
-        for folder in sorted((root / base).glob(f"{glob.escape(task)}*/")):
-            if folder.name != task and not folder.name.startswith(f"{task}_limit_"):
-                continue
-            model = _model_of(folder)
-            if model is not None and model not in models:
-                continue
-            for path in sorted(folder.glob("*.png")):
-                name = f"drift_{file_name(folder.name)}_{file_name(path.stem)}"
-                text = f"Drift of the layers between denoising steps, {folder.name}: {path.stem}."
-                found.setdefault(name, (path, text))
-    return found
 
 
 def blocks(made: dict[str, tuple[Figure, str]], drift: dict[str, tuple[Path, str]]) -> list[Picture]:

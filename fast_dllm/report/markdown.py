@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fast_dllm.report.document import Block, Change, Code, Grid, Heading, Items, Paragraph, Picture
+from fast_dllm.report.document import Block, Change, Code, Contents, Grid, Heading, Items, Paragraph, Picture, Section
 from fast_dllm.report.flips import LONGEST, Flip, Side
 
 SPECIAL = re.compile(r"([\\`*_\[\]<>|#~!$&])")
@@ -60,6 +60,10 @@ def _block(block: Block) -> str:
     match block:
         case Heading(level, text):
             return f"{'#' * level} {escape(text)}"
+        case Section(title, note):
+            return f"## {escape(title)}" + (f"\n\n{escape(note)}" if note else "")
+        case Contents(sections):
+            return "\n".join(f"- [{escape(s.title)}](#{s.anchor})" for s in sections)
         case Paragraph(text):
             return escape(text)
         case Items(_, items):

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from fast_dllm.report.document import Block, Change, Code, Grid, Heading, Items, Paragraph, Picture
+from fast_dllm.report.document import Block, Change, Code, Contents, Grid, Heading, Items, Paragraph, Picture, Section
 from fast_dllm.report.flips import Flip, Side
 from fast_dllm.report.markdown import flip_title, shortened
 
@@ -24,7 +24,12 @@ h3 { margin-bottom: .4rem; font-size: 1.05rem; overflow-wrap: anywhere; }
 p, li { max-width: 78ch; overflow-wrap: anywhere; } li { margin: .3rem 0; }
 .verdict, .alarm { padding: .7rem 1rem .7rem 2rem; background: var(--card); border-left: 4px solid var(--soft); }
 .alarm { background: var(--alarm-ground); border-left-color: var(--alarm); }
-.note { color: var(--soft); }
+.note, .count { color: var(--soft); }
+.section { border-bottom: 1px solid var(--line); padding: .5rem 0; }
+.section > summary { cursor: pointer; }
+.section > summary h2 { display: inline; border: 0; }
+nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; }
+a { color: inherit; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -82,6 +87,11 @@ def _block(block: Block, images: Mapping[str, bytes]) -> str:
     match block:
         case Heading(level, text):
             return f"<h{level}>{escape(text)}</h{level}>"
+        case Section():
+            raise TypeError("a section is rendered with all its blocks")
+        case Contents(sections):
+            links = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
+            return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
         case Paragraph(text):
             return f"<p>{escape(text)}</p>"
         case Items(kind, items):
@@ -101,9 +111,29 @@ def _block(block: Block, images: Mapping[str, bytes]) -> str:
             return _flip(flip)
 
 
+def _body(blocks: Sequence[Block], images: Mapping[str, bytes]) -> str:
+    """The blocks; those of a section are folded under its title."""
+    parts: list[str] = []
+    inside = False
+    for block in blocks:
+        if isinstance(block, Section):
+            parts.append("</details>" * inside)
+            note = f' <span class="count">{escape(block.note)}</span>' if block.note else ""
+            # the anchor is inside, so that a browser unfolds the section when a link leads to it
+            parts.append(
+                f'<details class="section"{" open" * block.is_open}><summary><h2>{escape(block.title)}</h2>{note}'
+                f'</summary><a id="{block.anchor}"></a>'
+            )
+            inside = True
+        else:
+            parts.append(_block(block, images))
+    parts.append("</details>" * inside)
+    return "\n".join(filter(None, parts))
+
+
 def page(title: str, blocks: Sequence[Block], images: Mapping[str, bytes]) -> str:
     """images: picture name -> PNG."""
-    body = "\n".join(_block(block, images) for block in blocks)
+    body = _body(blocks, images)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -1,18 +1,16 @@
-"""The report's sections as blocks, in order: verdict, alarms, matrices, comparisons, pictures, flips, provenance."""
+"""The report as blocks: the verdict on top, then every section."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from fast_dllm.report.alarms import ALARM
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import Contrast, accuracy_of
-from fast_dllm.report.document import Block, Change, Code, Grid, Heading, Items, Paragraph, Picture
+from fast_dllm.report.document import Block, Change, Code, Contents, Grid, Heading, Items, Paragraph, Picture, Section
 from fast_dllm.report.flips import Flip
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.speeds import hardware, outliers, reference_speed
 from fast_dllm.report.statistics import ALPHA
-from fast_dllm.report.verdict import verdict
+from fast_dllm.report.verdict import details, verdict
 from fast_dllm.report.words import by_value, fact_of, listed, name_of, percent, points, span, values_with_names
 
 NONE = "–"
@@ -30,8 +28,8 @@ MATRIX_HEAD = (
     "accuracy %",
     "95% interval",
     "new tokens/s",
-    "full-depth forwards a token",
-    "layer-forwards a token",
+    "tokens per full-depth forward",
+    "layer-forwards per token",
     "speed-up, forwards",
     "speed-up, seconds",
     "remarks",
@@ -41,14 +39,13 @@ MATRIX_HEAD = (
 def _remarks(table: ResultTable, run: RunResult, odd: set[str]) -> str:
     found = [kind.replace("_", " ") for kind, _ in run.faults]
     if run.config in odd:
-        found.append("time of another kind of run")
+        found.append("time measured under other conditions")
     if table.is_stale(run):
         found.append("stale")
     return ", ".join(dict.fromkeys(found))
 
 
 def _matrix_row(report: Report, table: ResultTable, run: RunResult, odd: set[str]) -> list[str]:
-    forwards = 1 / run.tokens_per_forward if run.tokens_per_forward else None
     base = reference_speed(table, run, odd)
     speed = run.tokens_per_second
     comparable = run.config not in odd and not _other_hardware(table, run)
@@ -58,7 +55,7 @@ def _matrix_row(report: Report, table: ResultTable, run: RunResult, odd: set[str
         f"{100 * run.accuracy:.2f}",
         span(accuracy_of(run).interval) if accuracy_of(run).interval else NONE,
         _value(speed, ".1f"),
-        _value(forwards, ".3f"),
+        _value(run.tokens_per_forward),
         _value(run.layers_per_token, ".2f"),
         _value(forward_gain(table, run)),
         _value(speed / base if speed and base and comparable else None),
@@ -84,9 +81,10 @@ def matrix_section(report: Report, table: ResultTable) -> list[Block]:
     blocks.append(Grid(MATRIX_HEAD, rows, frozenset(range(1, 9))))
     blocks.append(
         Paragraph(
-            "Speed-ups are against this table's k = 1: in full-depth forwards a token (layers run / layers where the "
-            f"summary counts them), and in new tokens a second{where}, against the median of the k = 1 columns (where "
-            "there are none, the configuration that the others are compared with) under the same conditions. "
+            "Speed-ups are against this table's k = 1: in tokens per full-depth forward, all forwards counted "
+            f"(layers run / layers where the summary counts them), and in new tokens per second{where}, against the "
+            "median of the k = 1 columns (where there are none, the configuration that the others are compared with) "
+            "under the same conditions. "
             "Intervals are Wilson's."
         )
     )
@@ -181,7 +179,7 @@ def comparison_section(report: Report) -> list[Block]:
         blocks.append(
             Paragraph(
                 "Each result with reuse against the most accurate plain setting (threshold, sub-block size) with at "
-                "least as many tokens a full-depth forward; results faster than every plain setting are left out."
+                "least as many tokens per full-depth forward; results faster than every plain setting are left out."
             )
         )
         blocks.append(Grid(CONTRAST_HEAD, rows, frozenset(range(2, 12))))
@@ -200,7 +198,7 @@ def parallelism_section(report: Report) -> list[Block]:
         Heading(3, "AUP"),
         Grid(("experiment", "AUP", "points", "of them dropped"), rows, frozenset((1, 2, 3))),
         Paragraph(
-            "Accuracy under parallelism as arXiv 2601.07568 defines it: the area under accuracy (%) against tokens a "
+            "Accuracy under parallelism as arXiv 2601.07568 defines it: the area under accuracy (%) against tokens per "
             "full-depth forward, each accuracy weighted by min(exp(-3 (1 - y / best)), 1), points more than 5 points "
             "below the slowest one dropped. It depends on which settings were run: compare sweeps that are alike."
         ),
@@ -293,23 +291,35 @@ def _relative(report: Report, run: RunResult):
 
 
 def sections(report: Report, pictures: list[Picture], flips: list[Flip], totals: dict[str, int]) -> list[Block]:
-    """The whole report."""
+    """The whole report: the verdict and a table of contents, then every section."""
+    drawn: list[Block] = [*pictures] or [Paragraph("Nothing to draw.")]
     alarms = [f"{a.table}: {a.text} [{a.kind}]" for a in report.alarms if a.level == ALARM]
     notes = [f"{a.table}: {a.text} [{a.kind}]" for a in report.alarms if a.level != ALARM]
+    sentences = details(report)
+    bodies: list[tuple[Section, list[Block]]] = [
+        (Section("Alarms", _number_of(alarms, "alarm"), is_open=bool(alarms)), _alarm_blocks(alarms, notes)),
+        (Section("Details"), [Items("plain", sentences) if sentences else Paragraph("Nothing has been run.")]),
+        (Section("The matrices"), [block for table in report.tables for block in matrix_section(report, table)]),
+        (Section("Compared on the same questions"), comparison_section(report)),
+        (Section("Pictures"), [*drawn, *parallelism_section(report)]),
+        (Section("Flips"), flip_section(report, flips, totals)),
+        (Section("Provenance"), provenance_section(report)),
+    ]
     blocks: list[Block] = [
         Heading(1, f"Report: {report.folder}"),
         Heading(2, "Verdict"),
         Items("verdict", verdict(report)),
+        Contents([section for section, _ in bodies]),
     ]
-    blocks.append(Heading(2, "Alarms"))
-    blocks.append(Items("alarm", alarms) if alarms else Paragraph("None."))
-    if notes:
-        blocks += [Heading(3, "Notes"), Items("note", notes)]
-    blocks.append(Heading(2, "The matrices"))
-    for table in report.tables:
-        blocks += matrix_section(report, table)
-    blocks += [Heading(2, "Compared on the same questions"), *comparison_section(report)]
-    drawn: Sequence[Block] = pictures or [Paragraph("Nothing to draw.")]
-    blocks += [Heading(2, "Pictures"), *drawn, *parallelism_section(report)]
-    blocks += [Heading(2, "Flips"), *flip_section(report, flips, totals)]
-    return [*blocks, Heading(2, "Provenance"), *provenance_section(report)]
+    for section, body in bodies:
+        blocks += [section, *body]
+    return blocks
+
+
+def _number_of(items: list[str], what: str) -> str:
+    return f"{len(items)} {what}{'s' * (len(items) > 1)}" if items else "none"
+
+
+def _alarm_blocks(alarms: list[str], notes: list[str]) -> list[Block]:
+    blocks: list[Block] = [Items("alarm", alarms) if alarms else Paragraph("No alarms.")]
+    return blocks + ([Heading(3, "Notes"), Items("note", notes)] if notes else [])

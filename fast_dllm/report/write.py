@@ -1,4 +1,4 @@
-"""A Report on the disk (report.md, report.html, report.json, pictures), and what the terminal gets."""
+"""Writes a Report (report.md, report.html, report.json, pictures), and makes the text for the terminal."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fast_dllm.report import figures
+from fast_dllm.report.alarms import ALARM
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import accuracy_of
+from fast_dllm.report.drift_maps import drift_maps
 from fast_dllm.report.flips import Flip, count_changes, flips_of
 from fast_dllm.report.markdown import markdown, text_table, visible
 from fast_dllm.report.page import page
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.sections import sections
 from fast_dllm.report.speeds import reference_speed
-from fast_dllm.report.verdict import verdict
+from fast_dllm.report.verdict import details, verdict
 from fast_dllm.report.words import span
 from fast_dllm.spec.files import write_whole
 
@@ -65,6 +67,7 @@ def as_json(report: Report, flips: list[Flip], totals: dict[str, int]) -> dict[s
         "task": report.task,
         "limit": report.limit,
         "verdict": verdict(report),
+        "details": details(report),
         "num_alarms": report.num_alarms,
         "alarms": [asdict(alarm) for alarm in report.alarms],
         "tables": tables,
@@ -81,7 +84,7 @@ def write(report: Report, folder: Path, most_flips: int, against: RunResult | No
     flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
     totals = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
     models = {run.facts.get("model") for run in report.runs()}
-    made, drift = figures.draw(report), figures.drift_maps(report.root, report.task, models)
+    made, drift = figures.draw(report), drift_maps(report.root, report.task, models)
     blocks = sections(report, figures.blocks(made, drift), flips, totals)
     images = {name: figures.png(figure) for name, (figure, _) in made.items()}
     vectors = {name: figures.svg(figure) for name, (figure, _) in made.items()}
@@ -104,14 +107,12 @@ def write(report: Report, folder: Path, most_flips: int, against: RunResult | No
 
 
 def terminal(report: Report, brief: bool = False) -> str:
-    """Verdict, alarms and the numbers, as lines; where `brief` the alarms alone."""
-    lines = [] if brief else [f"== {report.folder}", *(f"- {sentence}" for sentence in verdict(report))]
-    for alarm in report.alarms:
-        if alarm.level == "alarm":
-            lines.append(f"! {alarm.table}: {alarm.text}")
+    """The verdict, the alarms and the table of numbers, as lines. brief: without the table."""
+    lines = [f"== {report.folder}", *(f"- {sentence}" for sentence in verdict(report))]
+    lines += [f"! {alarm.table}: {alarm.text}" for alarm in report.alarms if alarm.level == ALARM]
     if brief:
         return visible("\n".join(lines))
-    head = ("", "accuracy %", "95% interval", "tokens/s", "tokens/forward", "speed-up, forwards")
+    head = ("", "accuracy %", "95% interval", "tokens/s", "tokens per forward", "speed-up, forwards")
     rows = []
     for each in report.tables:
         for run in each.runs.values():

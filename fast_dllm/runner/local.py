@@ -71,16 +71,27 @@ def run_local(options: LocalOptions) -> int:
         say(f"local.sh: failed: {' '.join(failed)}")
     if options.mode != "named":
         print_status(request, with_table=True)
-    if options.mode == "demo" and report(request, environment) != 0:
-        return 1
+    if options.mode == "demo":
+        return status if make_report(request, environment) == 0 else 1
+    if status != WRONG_INPUT:
+        say_report(request)
     return status
 
 
-def report(request: Request, environment: dict) -> int:
-    """Make the report of the request's table; returns its exit status."""
-    command = ["python", "-m", "fast_dllm.report", "--brief", "--experiment", request.experiment]
-    command += ["--task", request.task, *(["--limit", str(request.limit)] if request.limit is not None else [])]
+def report_options(request: Request) -> list[str]:
+    limit = ["--limit", str(request.limit)] if request.limit is not None else []
+    return ["--experiment", request.experiment, "--task", request.task, *limit]
+
+
+def make_report(request: Request, environment: dict) -> int:
+    """Make the report of the request's table, which prints its verdict and its path; returns its exit status."""
+    command = ["python", "-m", "fast_dllm.report", "--brief", *report_options(request)]
     return subprocess.run(command, env=environment).returncode
+
+
+def say_report(request: Request) -> None:
+    """Name the command that makes the report."""
+    say(f"what these results show: {quoted(['bash', 'sbatch/run.sh', '--report', *report_options(request)])}")
 
 
 def say_interrupted(request: Request, words: list[str]) -> None:

@@ -1,8 +1,7 @@
-"""The table of results on 80 columns: its numbers, what they mean, a picture, and what can be said of them."""
+"""The table of results on 80 columns: its numbers, what they mean, and bars. The report makes the claims."""
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from typing import Callable, Iterator, Mapping
 
@@ -12,20 +11,23 @@ from fast_dllm.spec.matrix import NINE
 from fast_dllm.spec.request import Request
 
 SUBSETS = ("first", "middle", "last")
-ROWS = {f"k = {k}": [f"k{k}_{subset}" for subset in SUBSETS] for k in (1, 2, 3)}
+ROWS = {
+    f"k = {k}": [name for name, arguments in NINE.configurations.items() if arguments["reuse_k"] == k]
+    for k in sorted({int(str(arguments["reuse_k"])) for arguments in NINE.configurations.values()})
+}
 BAR = 40  # columns of the longest bar
 NOISE = 1.1  # two speeds of the same work that are further apart say that the machine had more to do
 
 EXPLAINED = """\
 accuracy, %: right answers ± one standard error. tokens/s: new tokens per second
-of decoding, on this machine. tokens a forward: new tokens for each forward of
-the model, prefill and commits counted; a step that reads stored predictions
-again runs none."""
+of decoding, on this machine. tokens per forward: new tokens per forward of the
+model, all forwards counted (prefill and commits too); a step that reads stored
+predictions again runs none."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the table shows of one configuration that is complete; None where it is not told."""
+    """What the table shows of one complete configuration; None where its summary does not record it."""
 
     name: str
     is_foreign: bool  # of the lab's first runner
@@ -63,10 +65,11 @@ def per_forward(result: Result) -> str:
     return "-" if result.per_forward is None else f"{result.per_forward:.2f}"
 
 
-COLUMNS: tuple[tuple[str, Callable[[Result], str]], ...] = (
-    ("accuracy, %", accuracy),
-    ("tokens/s", speed),
-    ("tokens a forward", per_forward),
+# title, cell, width in a list
+COLUMNS: tuple[tuple[str, Callable[[Result], str], int], ...] = (
+    ("accuracy, %", accuracy, 20),
+    ("tokens/s", speed, 12),
+    ("tokens per forward", per_forward, 20),
 )
 
 
@@ -74,17 +77,18 @@ def table(request: Request, states: list[State]) -> Iterator[str]:
     """The nine as k by subset, one measure below the other; any other matrix as a list."""
     found = {state.run.name: Result.of(state) for state in states if state.is_complete}
     if request.matrix == NINE:
-        for title, cell in COLUMNS:
+        for title, cell, _ in COLUMNS:
             yield f"{title:<18}" + "".join(f"{subset:>20}" for subset in SUBSETS)
             for row, names in ROWS.items():
                 cells = (cell(found[name]) if name in found else "-" for name in names)
                 yield f"  {row:<16}" + "".join(f"{text:>20}" for text in cells)
     else:
-        yield f"{'configuration':<26}" + "".join(f"{title:>18}" for title, _ in COLUMNS)
+        yield f"{'configuration':<26}" + "".join(f"{title:>{width}}" for title, _, width in COLUMNS)
         for state in states:
-            cells = (cell(found[state.run.name]) if state.run.name in found else "-" for _, cell in COLUMNS)
+            result = found.get(state.run.name)
+            cells = (f"{'-' if result is None else cell(result):>{width}}" for _, cell, width in COLUMNS)
             mark = "*" if state.run.name == request.matrix.compare_with else ""
-            yield f"{state.run.folder + mark:<26}" + "".join(f"{text:>18}" for text in cells)
+            yield f"{state.run.folder + mark:<26}" + "".join(cells)
         yield "* the others are compared with it"
     if not found:
         return
@@ -98,7 +102,6 @@ def table(request: Request, states: list[State]) -> Iterator[str]:
         (state.run.folder, found[state.run.name]) for state in states if state.run.name in found
     ]  # fmt: skip
     yield from picture(shown)
-    yield from conclusion(shown, request.matrix.compare_with, found)
 
 
 def columns_are_one_result(found: Mapping[str, Result]) -> bool:
@@ -121,43 +124,15 @@ def spread(found: Mapping[str, Result]) -> Iterator[str]:
         text = f"Speeds of the same work are up to {100 * (ratio - 1):.0f}% apart ({row}: {low:.1f} to {high:.1f})"
         yield f"{text}{':' if ratio > NOISE else '.'}"
         if ratio > NOISE:
-            yield "the machine had other things to do, so compare tokens a forward."
+            yield "the machine had other things to do, so compare tokens per forward."
 
 
 def picture(shown: list[tuple[str, Result]]) -> Iterator[str]:
-    """Tokens a forward as bars."""
+    """Tokens per forward as bars."""
     values = [result.per_forward or 0.0 for _, result in shown]
     if len(values) < 2 or not max(values):
         return
-    yield from ("", "tokens a forward")
+    yield from ("", "tokens per forward")
     for (name, result), value in zip(shown, values):
         length = "█" * max(1, round(BAR * value / max(values)))
         yield f"  {name[:16]:<16} {length:<{BAR}} {value:5.2f} {100 * result.accuracy:6.1f}%"
-
-
-def conclusion(shown: list[tuple[str, Result]], compare_with: str, found: Mapping[str, Result]) -> Iterator[str]:
-    """One sentence: what the fastest gives and costs against the configuration that all are compared with."""
-    base = found.get(compare_with)
-    others = [
-        (name, result) for name, result in shown if base and result.per_forward and result.name != base.name
-    ]  # fmt: skip
-    if not others or not base or not base.per_forward:
-        return
-    parts = [
-        f"{name} gives {(result.per_forward or 0) / base.per_forward:.2f} times the tokens a forward "
-        f"at {_points(result.accuracy - base.accuracy)}"
-        for name, result in sorted(others, key=lambda pair: -(pair[1].per_forward or 0))[:2]
-    ]
-    error = f" (one standard error is {100 * base.error:.1f})" if base.error is not None else ""
-    yield ""
-    yield from _wrapped(f"Against {base.name}, {' and '.join(parts)}{error}.")
-
-
-def _points(difference: float) -> str:
-    if abs(difference) < 0.0005:
-        return "the same accuracy"
-    return f"{abs(100 * difference):.1f} points {'more' if difference > 0 else 'less'}"
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 80)
