@@ -68,7 +68,7 @@ def configurations(experiment: experiments.Experiment) -> dict[str, dict[str, An
     """Configuration of the experiment's matrix -> its decoding options, with NEW_TOKENS and THRESHOLD as above."""
     root = experiments.EXPERIMENTS.parent
     matrix, defaults = matrix_of(experiment.name, root), defaults_of(experiment.name, root)
-    found = {}
+    by_name = {}
     for name in matrix.names:
         given = {} if "threshold" in matrix.configurations[name] else {"threshold": THRESHOLD}
         arguments: dict[str, Any] = effective_arguments(matrix, name, given, defaults)
@@ -76,8 +76,8 @@ def configurations(experiment: experiments.Experiment) -> dict[str, dict[str, An
         options["max_new_tokens"] = min(arguments["max_new_tokens"], NEW_TOKENS)
         if arguments["bd_size"] is not None:
             options["block_size"] = arguments["bd_size"]
-        found[name] = options
-    return found
+        by_name[name] = options
+    return by_name
 
 
 def answers(
@@ -168,7 +168,7 @@ def differences(
     chosen: Collection[str] | None = None,
 ) -> list[str]:
     """One line for each answer that today's engine gives otherwise, of the configurations `chosen` (default: all)."""
-    found = []
+    lines = []
     for name in transcript["configurations"] if chosen is None else chosen:
         written = transcript["configurations"][name]
         for which, model in models.items():
@@ -177,20 +177,20 @@ def differences(
             for index, (now, was) in enumerate(zip(got, expected, strict=True)):
                 what = [key for key in ("tokens", "forwards") if now[key] != was[key]]
                 if what:
-                    told = f"{what[0]} {now[what[0]]}, were {was[what[0]]}"
-                    found.append(f"{experiment.name}, {name} on {which}, prompt {index}: {told}")
-    return found
+                    change = f"{what[0]} {now[what[0]]}, were {was[what[0]]}"
+                    lines.append(f"{experiment.name}, {name} on {which}, prompt {index}: {change}")
+    return lines
 
 
 def replay(names: Sequence[str]) -> list[str]:
     """Replay transcripts; the differences, none where all are given again. Raises UsageError (see `check_frozen`)."""
     models = {name: golden_model(name) for name in GOLDEN_MODELS}
-    found = []
+    lines = []
     for name in names:
         experiment, transcript = experiments.load(name), read_transcript(name)
         check_frozen(experiment, transcript)
-        found += differences(experiment, transcript, models)
-    return found
+        lines += differences(experiment, transcript, models)
+    return lines
 
 
 def record(names: Sequence[str], *, anew: bool = False) -> None:
@@ -235,10 +235,10 @@ def main() -> int:
             print(f"wrote {write(given.write, given.golden_parity, given.force)}")
             return 0
         names = given.experiment or experiments.available()
-        found = replay(names)
-        if found:
-            print("\n".join(found))
-            print(f"{len(found)} answers differ; nothing is recorded", file=sys.stderr)
+        lines = replay(names)
+        if lines:
+            print("\n".join(lines))
+            print(f"{len(lines)} answers differ; nothing is recorded", file=sys.stderr)
             return 1
         record(names)
         print(f"replayed {', '.join(names)}; recorded in {REPLAYS_FILE}")

