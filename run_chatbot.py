@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.ui.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
+from fast_dllm.ui.chat import Chatbot, Conversation, Frame, check_text, parse_model_args, with_defaults
 
 HELP = """\
 /set NAME VALUE   change a setting, e.g. /set threshold 0.8
@@ -205,6 +206,10 @@ def talk(console: Console, conversation: Conversation) -> None:
 def main() -> None:
     arguments = parse_arguments()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a wrong byte is the fault of its message, not the talk's end
+    if arguments.once is not None:
+        check_text(arguments.once)  # before a model is loaded for it
     console = Screen(highlight=False)
     given = parse_model_args(arguments.model_args)
     if arguments.model is not None:

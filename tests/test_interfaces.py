@@ -123,3 +123,17 @@ def test_bad_arguments_are_one_line_and_exit_code_2(random_model):
         assert done.returncode == 2
         assert done.stderr.strip().splitlines()[-1].endswith("threshold must be a number from 0 to 1, not 3")
         assert "Traceback" not in done.stderr
+
+
+def test_a_byte_that_is_no_utf8_is_one_line_and_the_talk_goes_on(random_model):
+    given = [sys.executable, "run_chatbot.py", "--model", str(random_model), "--model_args", "max_new_tokens=32"]
+    once = subprocess.run([*given, "--once", b"caf\xe9"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert once.returncode == 2
+    assert len(once.stderr.splitlines()) == 1
+    assert b"character 4 of the message is not valid UTF-8" in once.stderr
+    typed = b"caf\xe9\nHello\n"
+    talk = subprocess.run(given, cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=120, input=typed)
+    assert talk.returncode == 0
+    assert b"character 4 of the message is not valid UTF-8" in talk.stderr
+    assert b"Traceback" not in talk.stderr
+    assert talk.stdout.strip()

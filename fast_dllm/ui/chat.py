@@ -141,20 +141,33 @@ class Frame:
 
     @cached_property
     def number(self) -> int:
-        """This frame's number: 1 for an answer's first forward."""
+        """This frame's number, from 1: forwards, and steps that read the last predictions again."""
         return sum(self.forwards.values())
+
+    @property
+    def num_forwards(self) -> int:
+        """The forwards that ran. A step that reads the last predictions again is none."""
+        return sum(count for kind, count in self.forwards.items() if FORWARD_KINDS[kind].runs_layers)
 
     def counts(self) -> str:
         """Tokens and steps in words."""
         return f"{self.num_tokens} tokens, {self.steps} denoising steps ({self.tokens_per_step:.2f} tokens/step)"
 
     def kinds(self) -> str:
-        """Forwards by kind in words."""
-        return ", ".join(f"{kind} {count}" for kind, count in self.forwards.items() if count) or "none"
+        """Forwards by kind, and the steps that ran none, in words."""
+        ran, not_run = (
+            ", ".join(
+                f"{kind} {count}"
+                for kind, count in self.forwards.items()
+                if count and FORWARD_KINDS[kind].runs_layers == runs_layers
+            )
+            for runs_layers in (True, False)
+        )
+        return f"forwards: {ran or 'none'}" + (f"; steps without a forward: {not_run}" if not_run else "")
 
     def statistics(self) -> str:
         """One line: steps, tokens per step, tokens/s in the model's time, forwards by kind."""
-        return f"{self.counts()}, {self.tokens_per_second:.1f} tokens/s; forwards: {self.kinds()}"
+        return f"{self.counts()}, {self.tokens_per_second:.1f} tokens/s; {self.kinds()}"
 
 
 class Chatbot:
@@ -203,10 +216,11 @@ class Chatbot:
 
         A conversation is cut at a user's turn; a system message at its head stays. A model whose config says
         `single_turn` knows one question at a time: it is sent the last message alone, which counts as none left out.
-        Raises UsageError when not even the last message fits, or when it is empty.
+        Raises UsageError when not even the last message fits, when it is empty, and when it is no text.
         """
         if not messages or not messages[-1]["content"].strip():
             raise UsageError("the message is empty")
+        check_text(messages[-1]["content"])
         if self.model.config.single_turn:
             messages = messages[-1:]
         system = [message for message in messages[:1] if message["role"] == "system"]
@@ -341,6 +355,16 @@ class Conversation:
         finally:
             if last is not None:
                 self.messages = [*kept, {"role": "assistant", "content": last.text}]
+
+
+def check_text(text: str) -> None:
+    """Raises UsageError for text that cannot be written as UTF-8: Python keeps a wrong byte of a command line or of
+    stdin as half a character (surrogate), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = f"character {error.start + 1} of the message"
+        raise UsageError(f"{place} is not valid UTF-8; is the terminal's or the file's encoding another one?") from None
 
 
 def with_defaults(given: dict[str, object]) -> ModelArguments:
