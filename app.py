@@ -23,12 +23,22 @@ from starlette.middleware import Middleware
 
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.ui.cells import LEGEND, cells_html, error_html
-from fast_dllm.ui.chat import Chatbot, Conversation, Frame, parse_model_args, with_defaults
+from fast_dllm.ui.chat import Chatbot, Conversation, Frame, load_experiment, parse_model_args, with_defaults
 from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
-from fast_dllm.ui.controls import controls, in_words, read_settings
+from fast_dllm.ui.controls import control_values, controls, in_words, read_settings
 from fast_dllm.ui.gate import Gate
 from fast_dllm.ui.layers import layers_html
-from fast_dllm.ui.style import CHOOSE_STEP, COPY_ANSWER, STYLE
+from fast_dllm.ui.style import (
+    CHOOSE_STEP,
+    COPY_AGAIN,
+    COPY_ANSWER,
+    FORGET_MESSAGES,
+    KEEP_MESSAGES,
+    RECALL_MESSAGES,
+    SHOW_TOKENS,
+    STYLE,
+    WALK_TOKENS,
+)
 from fast_dllm.ui.turns import Turn
 
 GRADIO_TUNNEL = ".gradio.live"  # names that gradio gives to pages started with --share
@@ -37,15 +47,28 @@ LAYERS_SECONDS = 0.25  # the layer view grows with every forward, so that it is 
 MAX_WAITING = 32  # events in the queue, of all visitors; a visitor's next one is refused with a word
 MAX_SESSIONS = 200  # whose replay is kept; the one not used for longest loses it
 SPEEDS = (1, 2, 4, 8, 16)  # forwards a second of the replay
+# what the examples carry: name -> the settings that differ from those at the start
+PRESETS: dict[str, dict[str, object]] = {
+    "plain": {"experiment_name": "00_baseline", "reuse_k": 1},
+    "k = 3, middle": {"experiment_name": "02_residual_reuse", "reuse_k": 3, "layer_subset": "middle"},
+    "re-read while sure": {"experiment_name": "01_adaptive_skip", "reuse_k": None, "reread_above": 0.9},
+}
+CARDS = (
+    "Ann buys 8 boxes of 8 cards each. She makes 23 more. Next she drops 11. How many cards does Ann have in the end?"
+)
 EXAMPLES = [
-    "Tom has 12 apples. He buys 7 more. How many apples does he have now?",
-    "Ann buys 8 boxes of 8 cards each. She makes 23 more. Next she drops 11. How many cards does Ann have in the end?",
-    PROMPT,
-    "Rosa has 35 marbles. Max has 7 more than Rosa. How many marbles do they have together?",
+    ("plain", "Tom has 12 apples. He buys 7 more. How many apples does he have now?"),
+    ("k = 3, middle", PROMPT),
+    ("re-read while sure", "Rosa has 35 marbles. Max has 7 more than Rosa. How many marbles do they have together?"),
+    ("k = 3, middle", CARDS),
 ]
-OTHER_EXAMPLES = ["Explain in two sentences why the sky is blue.", "Write a haiku about a tensor."]
+OTHER_EXAMPLES = [
+    ("plain", "Explain in two sentences why the sky is blue."),
+    ("k = 3, middle", "Write a haiku about a tensor."),
+]
 SKIP: Any = gr.skip()
 QUEUE_FULL = "<div class='note'>Not sent: too many messages wait already. Send it again in a moment.</div>"
+SINGLE = "<div class='note'>This model answers single questions: it does not see the messages before this one.</div>"
 NOT_SENT = "<div class='note'>Not sent: the answer before is still being written. Wait for it or press Stop.</div>"
 
 
@@ -88,7 +111,7 @@ class Page:
         asked = [*messages, {"role": "user", "content": text}]
         seen: list[Frame] = []
         # the box is emptied once, as the answer begins: what a visitor types while it is written stays
-        told, box, drawn = "", "", 0.0
+        told, box, drawn = SINGLE if messages and self.chatbot.model.config.single_turn else "", "", 0.0
         try:
             for frame in throttled(frames, seen, turn):
                 messages = [*asked, {"role": "assistant", "content": frame.text}]
@@ -167,6 +190,12 @@ def checked_messages(stored: object) -> list[dict[str, str]]:
         if message["role"] not in ("user", "assistant") or not isinstance(message["content"], str):
             return []
     return stored
+
+
+def restore(stored: object) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(conversation, what is shown of it) for a page that was loaded again."""
+    messages = checked_messages(stored)
+    return messages, shown_messages(messages)
 
 
 def shown_messages(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -252,7 +281,8 @@ def build(chatbot: Chatbot) -> gr.Blocks:
             messages, talk = build_chat(page, turn, settings)
         with gr.Tab("Side by side"):
             build_comparison(page, turn, settings)
-        blocks.load(lambda stored: shown_messages(checked_messages(stored)), messages, talk, **AT_ONCE)
+        # a conversation is kept by its own tab, so that a reload shows it again and two tabs have one each
+        blocks.load(restore, messages, [messages, talk], js=RECALL_MESSAGES, **AT_ONCE)
     return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=8)
 
 
@@ -264,12 +294,27 @@ AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 IN_TURN: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "replay", "show_progress": "hidden"}
 
 
-def build_chat(page: Page, turn: gr.State, settings: list) -> tuple[gr.BrowserState, gr.Chatbot]:
+def examples_of(chatbot: Chatbot) -> tuple[list[list], list[str]]:
+    """(values of the message box and of every control, label) of the examples, without presets that this checkout or
+    this model cannot run."""
+    offered = EXAMPLES if chatbot.model.config.single_turn else [*EXAMPLES, *OTHER_EXAMPLES]
+    rows, labels = [], []
+    for preset, question in offered:
+        try:
+            settings = chatbot.default_settings().changed(**PRESETS[preset])
+            load_experiment(settings.experiment_name).subset(settings.knobs, chatbot.model.config.num_hidden_layers)
+        except ValueError:
+            continue
+        rows.append([question, *control_values(settings)])
+        labels.append(f"{preset}: {question}")
+    return rows, labels
+
+
+def build_chat(page: Page, turn: gr.State, settings: list) -> tuple[gr.JSON, gr.Chatbot]:
     """The chat's tab; what holds the conversation, and what shows it."""
     chatbot = page.chatbot
     frames, playing, place = gr.State([]), gr.State(False), gr.State(1)
-    # in the visitor's browser, so that a reload keeps it; the key is no secret: what is stored comes from the visitor
-    messages = gr.BrowserState([], storage_key=f"fast-dllm {chatbot.arguments.model_path}", secret="fast-dllm")
+    messages = gr.JSON([], visible=False)
     timer = gr.Timer(1 / SPEEDS[1], active=False)
     with gr.Row(elem_id="talking"):
         with gr.Column(elem_id="left"):
@@ -295,18 +340,22 @@ def build_chat(page: Page, turn: gr.State, settings: list) -> tuple[gr.BrowserSt
                 stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=60)
                 clear = gr.Button("Clear", elem_id="clear", min_width=60)
                 copy = gr.Button("Copy", elem_id="copy", min_width=60)
-            examples = EXAMPLES if chatbot.model.config.single_turn else [*EXAMPLES, *OTHER_EXAMPLES]
-            gr.Examples(examples, inputs=text, elem_id="examples")
+            examples, labels = examples_of(chatbot)
+            gr.Examples(
+                examples,
+                [text, *settings],
+                label="examples: a question, and settings for it",
+                example_labels=labels,
+                elem_id="examples",
+            )
         with gr.Column(elem_id="right"):
-            cells = gr.HTML(cells_html(None), elem_id="cells")
-            with gr.Row(elem_id="replaying"):
+            with gr.Row(elem_id="replaying"):  # above the tokens, whose height changes while it plays
                 play_button = gr.Button("▶ Play", elem_id="play", min_width=60, scale=1)
                 speed = gr.Dropdown(
                     list(SPEEDS), value=SPEEDS[1], label="a second", elem_id="speed", min_width=90, scale=1
                 )
-                step = gr.Slider(
-                    1, 2, value=1, step=1, label="replay: forward", interactive=False, elem_id="replay", scale=4
-                )
+                step = gr.Slider(1, 2, value=1, step=1, label="replay", interactive=False, elem_id="replay", scale=4)
+            cells = gr.HTML(cells_html(None), elem_id="cells", js_on_load=WALK_TOKENS)
             layers = gr.HTML(layers_html([]), elem_id="layers", js_on_load=CHOOSE_STEP)
             gr.HTML(LEGEND, elem_id="legend")
 
@@ -314,6 +363,7 @@ def build_chat(page: Page, turn: gr.State, settings: list) -> tuple[gr.BrowserSt
     stilled = [timer, play_button, playing, step]
     begun = gr.on([send.click, text.submit], begin, turn, [stop, told], **AT_ONCE)
     begun = begun.success(still, None, stilled, **AT_ONCE)
+    begun.success(None, None, None, js=SHOW_TOKENS)
     answered = begun.success(
         page.answer, [text, messages, turn, *settings], list(outputs), show_progress_on=cells, **ONE_AT_A_TIME
     )
@@ -327,14 +377,15 @@ def build_chat(page: Page, turn: gr.State, settings: list) -> tuple[gr.BrowserSt
         list(outputs),
         **IN_TURN,
     )
-    emptied.then(still, None, stilled, **AT_ONCE)
-    copy.click(None, messages, None, js=COPY_ANSWER)
+    emptied.then(still, None, stilled, **AT_ONCE).then(None, None, None, js=FORGET_MESSAGES)
+    copy.click(None, messages, copy, js=COPY_ANSWER).then(None, None, copy, js=COPY_AGAIN)
     shown = [place, cells, layers]
     step.input(replay, [step, frames], shown, **IN_TURN)
     layers.click(choose_step, frames, [step, *shown], **IN_TURN)
     play_button.click(play, [playing, step, frames, speed], [*stilled, place], **IN_TURN)
     timer.tick(tick, [playing, place, frames], [*stilled, *shown], **IN_TURN)
     speed.input(lambda speed: gr.Timer(1 / speed), speed, timer, show_progress="hidden")
+    messages.change(None, messages, None, js=KEEP_MESSAGES)
     return messages, talk
 
 
@@ -370,7 +421,12 @@ def build_comparison(page: Page, turn: gr.State, settings: list) -> None:
 def launch_options(names: Sequence[str]) -> dict[str, Any]:
     """Options of gradio's launch(): the page's style, and what it refuses. names: as `Gate` takes them."""
     gate = Middleware(Gate, names=names)
-    return {"css": STYLE, "app_kwargs": {"middleware": [gate]}, "state_session_capacity": MAX_SESSIONS}
+    return {
+        "css": STYLE,
+        "footer_links": ["gradio"],  # its own Settings link would be a second one of this name
+        "app_kwargs": {"middleware": [gate]},
+        "state_session_capacity": MAX_SESSIONS,
+    }
 
 
 def check_address(host: str, port: int) -> None:

@@ -1,7 +1,7 @@
 """The README's pictures, from the embedded model's real events and the real page.
 
 python docs/make_pictures.py            # writes docs/pictures/denoising.png: one answer being denoised, step by step
-python docs/make_pictures.py --page     # docs/pictures/page.png: app.py in a browser, the replay at an early step
+python docs/make_pictures.py --page     # docs/pictures/page.png: app.py in a browser; layers are reused
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def strip(frames: list[Frame], question: str, footer: str) -> Image.Image:
     return image.crop((0, 0, WIDTH, top + ROW_HEIGHT))
 
 
-def photograph_page(model: str, question: str, path: Path) -> None:
-    """The page's answer to the question, in a real browser, replayed to its third forward."""
+def photograph_page(model: str, path: Path) -> None:
+    """Photograph the page in a real browser: an example with k = 3, replayed to a forward in which layers rest."""
     from playwright.sync_api import sync_playwright
 
     with socket.socket() as listener:
@@ -89,7 +89,7 @@ def photograph_page(model: str, question: str, path: Path) -> None:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox", "--disable-gpu"]
             )
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page = browser.new_page(viewport={"width": 1280, "height": 960})
             for _ in range(240):
                 try:
                     page.goto(f"http://127.0.0.1:{port}/")
@@ -98,11 +98,13 @@ def photograph_page(model: str, question: str, path: Path) -> None:
                     if server.poll() is not None:
                         raise
                     time.sleep(0.5)
-            page.fill("#message textarea", question)
+            page.wait_for_timeout(2000)  # a click before the page is alive is forgotten
+            page.locator("#examples button", has_text="k = 3").last.click()
+            page.wait_for_function("document.querySelector('#message textarea').value")
             page.click("#send")
             page.wait_for_selector("#cells .done", timeout=120_000)
-            replay = page.locator("#replay input[type=range]")
-            replay.evaluate("e => { e.value = 3; e.dispatchEvent(new Event('input', {bubbles: true})); }")
+            resting = page.locator("#layers g[data-step]:has(.reused)")
+            resting.nth(resting.count() // 2).click()
             page.wait_for_selector("#cells .m")
             page.wait_for_timeout(1000)
             page.evaluate("window.scrollTo(0, 0)")
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="photograph the page instead; needs chromium")
     arguments = parser.parse_args()
     if arguments.page:
-        photograph_page(arguments.model, arguments.question, ROOT / "docs" / "pictures" / "page.png")
+        photograph_page(arguments.model, ROOT / "docs" / "pictures" / "page.png")
         return
     chatbot = Chatbot(ModelArguments.parse(model_path=arguments.model, max_new_tokens=96))
     conversation = Conversation(chatbot, chatbot.default_settings())

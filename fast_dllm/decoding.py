@@ -39,7 +39,8 @@ class Options:
     """The options of every policy. An experiment's `class Options(decoding.Options)` adds its own knobs, with defaults.
 
     mask_id, stop_token: token ids. max_new_tokens, block_size, small_block_size: numbers of tokens. threshold: a
-    probability; every row whose confidence is higher is unmasked (1.0: one token a step).
+    probability; every row whose confidence is higher is unmasked (1.0: one token a step). use_block_cache: False
+    makes every step run the whole block.
     """
 
     mask_id: int

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from browser_page import ALL_UNMASKED, ask, set_number
 
+from fast_dllm.decoding import FORWARD_KINDS
 from fast_dllm.ui.cells import LEGEND, cells_html
 from fast_dllm.ui.chat import Cell, Frame
 from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
-from fast_dllm.ui.layers import layer_states, layers_html
+from fast_dllm.ui.layers import SIGNS, layer_states, layers_html
 
 
 def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more) -> Frame:
@@ -142,12 +143,12 @@ def test_the_replay_plays_to_the_end_moves_the_layer_view_and_goes_with_clear(pa
     last = int(slider.get_attribute("max"))
     assert page.locator("#layers g[data-step]").count() == last
     page.locator("#layers g[data-step='2']").click()
-    page.wait_for_selector("#layers .stats:has-text('forward 2 of')")
+    page.wait_for_selector("#layers .stats:has-text('2 of')")
     assert slider.input_value() == "2"
     page.locator("#speed input").click()
     page.get_by_role("option", name="16").click()
     page.click("#play")
-    page.wait_for_selector(f"#layers .stats:has-text('forward {last} of')")
+    page.wait_for_selector(f"#layers .stats:has-text('{last} of {last}')")
     page.wait_for_selector("#play:has-text('Play')")
     assert slider.input_value() == str(last)
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
@@ -169,6 +170,7 @@ def test_the_last_answer_can_be_copied(page, page_address):
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
     page.evaluate("navigator.clipboard.writeText('')")
     page.click("#copy")
+    page.wait_for_selector("#copy:has-text('Copied')")
     page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
     copied = page.evaluate("navigator.clipboard.readText()")
     shown = page.locator("#talk .bot").last.inner_text()
@@ -240,19 +242,148 @@ def test_side_by_side_starts_with_a_pair_that_differs_and_says_what_both_cost(pa
 
 
 @pytest.mark.slow
-def test_on_a_phone_tokens_stand_above_the_input_and_nothing_is_wider_than_the_screen(browser, page_address):
-    phone = browser.new_page(viewport={"width": 420, "height": 850})
+@pytest.mark.parametrize("width", [420, 640])  # 640: a window of 1280 at 200% zoom
+def test_on_a_small_screen_examples_stand_by_the_input_and_send_leads_to_the_tokens(browser, page_address, width):
+    phone = browser.new_page(viewport={"width": width, "height": 450 if width == 640 else 850})
     phone.set_default_timeout(120_000)
     phone.goto(page_address)
     phone.wait_for_selector("#message textarea")
-    tops = [phone.locator(each).bounding_box()["y"] for each in ("#talk", "#cells", "#message", "#buttons", "#layers")]
+    assert not phone.is_visible("#talk")  # while it is empty
+    names = ("#message", "#buttons", "#examples", "#replaying", "#cells", "#layers", "#legend")
+    tops = [phone.locator(each).bounding_box()["y"] for each in names]
     assert tops == sorted(tops)
-    assert phone.evaluate("document.documentElement.scrollWidth") <= 420
+    assert phone.evaluate("document.documentElement.scrollWidth") <= width
+    ask(phone, "Hello")
+    phone.wait_for_selector("#cells .m")
+    phone.wait_for_timeout(500)
+    top = phone.locator("#cells").bounding_box()["y"]
+    assert 0 <= top < phone.viewport_size["height"] - 50
+    phone.wait_for_function(ALL_UNMASKED.format("#cells"))
+    phone.evaluate("window.scrollTo(0, 0)")
     phone.get_by_role("tab", name="Side by side").click()
     phone.fill("#prompt textarea", "Hello")
     phone.click("#compare")
     phone.wait_for_function(ALL_UNMASKED.format("#side-b"))
     first, second = (phone.locator(each).bounding_box() for each in ("#side-a", "#side-b"))
     assert second["y"] >= first["y"] + first["height"]
-    assert phone.evaluate("document.documentElement.scrollWidth") <= 420
+    assert phone.evaluate("document.documentElement.scrollWidth") <= width
     phone.close()
+
+
+def test_words_on_buttons_can_be_read_and_every_button_has_a_name_of_its_own(page):
+    def contrast(selector: str) -> float:
+        colours = page.locator(selector).evaluate(
+            "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor].map(c => c.match(/[0-9.]+/g))"
+        )
+        lights = []
+        for colour in colours:
+            parts = [float(part) / 255 for part in colour[:3]]
+            linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+            lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+        return max(lights) / min(lights)
+
+    for selector in ("#send", "#stop", "#clear", "#copy"):
+        assert contrast(selector) >= 4.5, selector
+        assert page.locator(selector).evaluate("e => getComputedStyle(e).opacity") == "1"
+    ask(page, "Hello")  # the conversation, and with it gradio's own buttons
+    page.wait_for_selector("#cells .m")
+    assert contrast("#stop") >= 4.5
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    for name in ("Send", "Stop", "Clear", "Copy", "Settings"):
+        assert page.get_by_role("button", name=name).count() == 1, name
+
+
+@pytest.mark.slow
+def test_columns_and_tokens_can_be_reached_with_the_keyboard(page):
+    ask(page, "Hello")
+    page.wait_for_selector("#stop:disabled")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    last = page.locator("#layers g[data-step]").count()
+    page.locator("#layers g[tabindex='0']").focus()
+    for step in (last - 1, last - 2):
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_selector(f"#layers .stats:has-text('{step} of {last}')")
+        page.wait_for_function(f"document.activeElement.dataset.step === '{step}'")
+    page.locator("#cells [data-sure][tabindex='0']").focus()
+    page.keyboard.press("ArrowRight")
+    second = page.locator("#cells [data-sure]").nth(1)
+    assert second.evaluate("each => document.activeElement === each")
+
+
+@pytest.mark.slow
+def test_the_marked_last_column_of_a_long_answer_is_in_sight(page):
+    set_number(page, "threshold", 1)  # one token a step: more columns than fit
+    ask(page, "Hello")
+    page.wait_for_selector("#stop:disabled")
+    page.wait_for_function(ALL_UNMASKED.format("#cells"))
+    page.wait_for_timeout(500)
+    mark, sight = (page.locator(each).bounding_box() for each in ("#layers .at", "#layers .scroll"))
+    assert page.locator("#layers svg").bounding_box()["width"] > sight["width"]
+    assert sight["x"] <= mark["x"]
+    assert mark["x"] + mark["width"] <= sight["x"] + sight["width"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("value", "told"), [("7", "from 0 to 1, not 7"), ("", "threshold needs a value")])
+def test_a_setting_out_of_range_is_refused_in_words(page, value, told):
+    set_number(page, "threshold", value)
+    ask(page, "Hello")
+    page.wait_for_selector(f"#told .err:has-text('{told}')")
+
+
+@pytest.mark.slow
+def test_two_tabs_keep_a_conversation_each_after_a_reload(browser, page_address):
+    both = browser.new_context()
+    tabs = [both.new_page() for _ in range(2)]
+    for tab, text in zip(tabs, ("the first tab", "another tab"), strict=True):
+        tab.set_default_timeout(120_000)
+        tab.goto(page_address)
+        tab.wait_for_selector("#message textarea")
+        ask(tab, text)
+        tab.wait_for_selector("#stop:disabled")
+        tab.wait_for_function(ALL_UNMASKED.format("#cells"))
+    for tab, text in zip(tabs, ("the first tab", "another tab"), strict=True):
+        tab.reload()
+        tab.wait_for_selector(f"#talk :text('{text}')")
+        assert tab.locator("#talk .user").count() == 1
+    both.close()
+
+
+def test_every_knob_of_every_experiment_has_a_line_of_help():
+    from fast_dllm.ui.controls import COMMON, knob_help, own_knobs, policies
+
+    for shown in policies():
+        help_lines = knob_help(shown)
+        assert not [name for name in (*COMMON, *own_knobs(shown)) if not help_lines.get(name)], shown
+        assert all(": " not in line[:20] for line in help_lines.values())
+
+
+def test_the_settings_of_the_examples_show_rest_and_reuse_and_say_what_the_model_does_not_see():
+    import app
+    from fast_dllm.ui.chat import Chatbot, with_defaults
+    from fast_dllm.ui.turns import Turn
+
+    chatbot = Chatbot(with_defaults({"model_path": "tiny", "device": "cpu"}))
+    page = app.Page(chatbot)
+    kinds: dict[str, set[str]] = {}
+    messages: list = []
+    for (question, *values), label in zip(*app.examples_of(chatbot), strict=True):
+        frames = list(page.answer(question, messages, Turn(), *values))
+        note = frames[0].told
+        assert ("single questions" in note) == bool(messages)
+        messages = frames[-1].messages
+        kinds[label.partition(":")[0]] = {frame.kind for frame in frames[-1].frames}
+    assert kinds.keys() == app.PRESETS.keys()
+    assert not kinds["plain"] & {"partial", "reused"}
+    assert "partial" in kinds["k = 3, middle"]
+    assert "reused" in kinds["re-read while sure"]
+
+
+def test_no_two_kinds_of_forward_have_one_sign_and_a_re_read_is_no_forward():
+    assert SIGNS.keys() == FORWARD_KINDS.keys()
+    assert len(set(SIGNS.values())) == len(SIGNS)
+    frame = frame_of("a", kind="reused", forwards={"full": 3, "reused": 2}, layers_at_rest=range(36))
+    assert frame.num_forwards == 3
+    assert frame.kinds() == "forwards: full 3; steps without a forward: reused 2"
+    assert "3 forwards" in layers_html([frame])
+    assert "not a measurement" in comparison_html(frame, frame)

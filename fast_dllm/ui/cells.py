@@ -13,7 +13,7 @@ EMPTY = "<div class='cells'>{heading}<div class='stats'>The tokens of the next a
 
 
 def confidence_colour(confidence: float) -> str:
-    """Red for a guess, green for a certainty."""
+    """Red where the model was unsure, green where it was sure. A sure token may still be wrong."""
     return f"hsl({int(120 * confidence)} 75% 78%)"
 
 
@@ -21,7 +21,7 @@ LEGEND = f"""<details class='legend' open><summary>What the picture says</summar
 <span><i class='blk'></i> a block begins</span> <span><i class='sub'></i> a sub-block begins</span>
 <span><i class='c m'>▒</i> masked</span> <span><i class='c m on'>▒</i> masked, in the sub-block at work</span>
 <span>{"".join(f"<i class='c' style='background:{confidence_colour(each)}'>{each:.0%}</i>" for each in (0.2, 0.6, 1))}
-how sure the model was (point at a token, or tap it)</span>
+how sure the model was, not whether it is right (point at a token, or tap it)</span>
 <span><i class='c new' style='background:{confidence_colour(1)}'>7</i> just unmasked</span>
 <span><i class='c'>⏎</i> a line break</span> <span><i class='c'>∅</i> no text: an end mark</span></details>"""
 
@@ -44,9 +44,10 @@ def cells_html(frame: Frame | None, title: str = "", stopped: bool = False, diff
             parts.append("<span class='blk'></span>")
         elif cell.position % frame.small_block_size == 0:
             parts.append("<span class='sub'></span>")
-        parts.append(_cell_html(frame, cell, cell.position == differs) + "<br>" * text.count("\n"))
+        first = not any("data-sure" in part for part in parts)
+        parts.append(_cell_html(frame, cell, cell.position == differs, first) + "<br>" * text.count("\n"))
     parts.append("</span>" * in_number)
-    state, statistics = "cells", f"{frame.counts()}; forwards: {frame.kinds()}"
+    state, statistics = "cells", f"{frame.counts()}; {frame.kinds()}"
     if frame.done:
         state = "cells done"
     elif stopped:
@@ -57,16 +58,17 @@ def cells_html(frame: Frame | None, title: str = "", stopped: bool = False, diff
     )
 
 
-def _cell_html(frame: Frame, cell: Cell, differs: bool) -> str:
+def _cell_html(frame: Frame, cell: Cell, differs: bool, is_first: bool) -> str:
     if cell.text is None:
         working = not frame.done and frame.kind in STEP_KINDS and cell.position in range(*frame.sub_block)
         return f"<span class='c m{' on' * working}'>▒</span>"
     shown = html.escape(cell.text.replace("\n", "⏎")) or "∅"
     classes = f"c{' new' * frame.is_new(cell)}{' diff' * differs}"
-    # with a tab index a tap gives it the focus; -1: the Tab key passes hundreds of tokens by
+    # With a tab index a tap gives it the focus. The Tab key goes to the first token alone, not through hundreds of
+    # them; the arrow keys go on from there (style.WALK_TOKENS).
     return (
-        f"<span class='{classes}' tabindex='-1' style='background:{confidence_colour(cell.confidence)}' "
-        f"data-sure='{cell.confidence:.1%} sure'>{shown}</span>"
+        f"<span class='{classes}' tabindex='{0 if is_first else -1}' "
+        f"style='background:{confidence_colour(cell.confidence)}' data-sure='{cell.confidence:.1%} sure'>{shown}</span>"
     )
 
 

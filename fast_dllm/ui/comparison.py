@@ -19,6 +19,7 @@ PAIRS = {
     # the embedded model's tokens are nearly always the same; their cost is not
     "threshold 1 against 0.9": ("threshold=1", "threshold=0.9"),
 }
+ONE_RUN = "Time and tokens/s are of one run, not a measurement: other work on this machine changes them."
 # one for which the tokens of the pairs with k = 3 differ on the embedded model
 PROMPT = "Ivan fills 5 baskets with 5 lemons each. He makes 15 more. How many lemons does he have?"
 
@@ -39,11 +40,10 @@ def comparison_html(first: Frame, second: Frame | None) -> str:
     rows = []
     for side, frame in zip("AB", (first, second), strict=True):
         if frame is not None:
-            forwards = sum(frame.forwards.values()) - frame.forwards["reused"]  # a re-read is none
             told = (
                 f"{frame.num_tokens}",
                 f"{frame.steps}",
-                f"{forwards}",
+                f"{frame.num_forwards}",
                 f"{frame.layer_forwards:,.0f}",
                 f"{frame.model_seconds:.2f} s",
                 f"{frame.tokens_per_second:.1f}",
@@ -51,7 +51,8 @@ def comparison_html(first: Frame, second: Frame | None) -> str:
             rows.append(f"<tr><th>{side}</th>{''.join(f'<td>{each}</td>' for each in told)}</tr>")
     names = ("", "tokens", "steps", "forwards", "layer-forwards", "time", "tokens/s")
     head = "".join(f"<th>{name}</th>" for name in names)
-    return f"<table class='both'><tr>{head}</tr>{''.join(rows)}</table>{_where_they_part(first, second)}"
+    table = f"<table class='both'><tr>{head}</tr>{''.join(rows)}</table>"
+    return f"{table}<div class='stats'>{ONE_RUN}</div>{_where_they_part(first, second)}"
 
 
 def _where_they_part(first: Frame, second: Frame | None) -> str:

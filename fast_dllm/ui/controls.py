@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,8 +34,29 @@ def own_knobs(shown: str) -> dict[str, object]:
     return {name: value for name, value in load_policy(shown).model_arguments.items() if name not in COMMON}
 
 
+@functools.cache
+def knob_help(shown: str) -> dict[str, str]:
+    """What each knob of a policy means, by name: its part of the docstrings of the policy's Options and their bases.
+
+    A docstring explains a knob as `name: text` or `name, name: text`, up to the next one.
+    """
+    options_type = load_policy(shown).options_type
+    names = "|".join(map(re.escape, load_policy(shown).knobs))
+    starts = re.compile(rf"(?:^|(?<=[.;)] ))((?:{names}|{'|'.join(experiments.REQUIRED)})(?:, \w+)*): ")
+    meanings: dict[str, str] = {}
+    for each in reversed(options_type.__mro__):
+        words = " ".join((each.__dict__.get("__doc__") or "").split())
+        _, *parts = starts.split(words)
+        for told, meaning in zip(parts[::2], parts[1::2], strict=True):
+            meanings.update(dict.fromkeys(told.split(", "), meaning.strip()))
+    return meanings
+
+
 def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, *knobs) -> Settings:
-    """The page's controls as checked settings; `knobs` are the values of every policy's own (see `knob_controls`)."""
+    """The page's controls as checked settings; `knobs` are the values of every policy's own (see `controls`).
+
+    Raises UsageError for a value out of range and for an empty control.
+    """
     own = {}
     values = iter(knobs)
     for shown in policies():
@@ -44,12 +66,24 @@ def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, 
     return Settings.parse(
         experiment_name=None if experiment == ACTIVE else experiment,
         threshold=threshold,
-        small_block_size=int(sub_block),
+        small_block_size=sub_block,
         temperature=temperature,
         top_p=top_p,
-        max_new_tokens=int(budget),
+        max_new_tokens=budget,
         **own,
     )
+
+
+def control_values(settings: Settings) -> list:
+    """The values of the controls, in their order, that stand for these settings."""
+    experiment = settings.experiment_name or ACTIVE
+    own = []
+    for shown in policies():
+        values = settings.knobs if shown == experiment else own_knobs(shown)
+        own += [NO_VALUE if values[name] is None else values[name] for name in own_knobs(shown)]
+    knobs = settings.knobs
+    shared = [knobs["threshold"], knobs["small_block_size"], settings.temperature, settings.top_p]
+    return [experiment, *shared, knobs["max_new_tokens"], *own]
 
 
 def in_words(settings: Settings) -> str:
@@ -64,31 +98,47 @@ def in_words(settings: Settings) -> str:
 def controls(chatbot: Chatbot) -> list:
     """The settings' widgets, in the order of `read_settings`."""
     start = chatbot.default_settings()
+    now = start.experiment_name or ACTIVE
+    meanings = knob_help(now)
     sizes = [size for size in (1, 2, 4, 8, 16, 32) if chatbot.block_size % size == 0]
     with gr.Row():
         experiment = gr.Dropdown(
-            policies(), value=start.experiment_name or ACTIVE, label="experiment", elem_id="experiment"
+            policies(),
+            value=now,
+            label="experiment",
+            info="the policy that decides what each step computes",
+            elem_id="experiment",
         )
-        sub_block = gr.Dropdown(sizes, value=start.knobs["small_block_size"], label="sub-block size")
+        sub_block = gr.Dropdown(
+            sizes,
+            value=start.knobs["small_block_size"],
+            label="sub-block size",
+            info=f"tokens; must divide the block of {chatbot.block_size}",
+        )
     knobs, rows = [], []
     for shown in policies():
-        chosen = start if shown == (start.experiment_name or ACTIVE) else None
-        with gr.Row(visible=chosen is not None) as row:
-            for name, default in own_knobs(shown).items():
-                knobs.append(knob_control(shown, name, default if chosen is None else chosen.knobs[name]))
+        values = start.knobs if shown == now else own_knobs(shown)
+        with gr.Row(visible=shown == now) as row:
+            knobs += [knob_control(shown, name, values[name]) for name in own_knobs(shown)]
         rows.append(row)
     experiment.change(lambda picked: [gr.Row(visible=shown == picked) for shown in policies()], experiment, rows)
+    # numbers without bounds: gradio would make a value out of range another one without a word; `read_settings` refuses
     with gr.Row():
-        threshold = gr.Slider(0, 1, value=start.knobs["threshold"], step=0.01, label="threshold", elem_id="threshold")
-        temperature = gr.Slider(0, 2, value=start.temperature, step=0.05, label="temperature")
-        top_p = gr.Slider(0.05, 1, value=start.top_p, step=0.05, label="top-p")
-        most = chatbot.max_length // 2
-        budget = gr.Slider(
-            32,
-            most,
-            value=min(start.knobs["max_new_tokens"], most),
-            step=32,
+        threshold = gr.Number(
+            start.knobs["threshold"], label="threshold", info=meanings.get("threshold"), elem_id="threshold"
+        )
+        temperature = gr.Number(
+            start.temperature, label="temperature", info="0: the likeliest token; above: tokens are drawn at random"
+        )
+        top_p = gr.Number(
+            start.top_p,
+            label="top-p",
+            info="tokens are drawn from the likeliest ones that have this probability together",
+        )
+        budget = gr.Number(
+            min(start.knobs["max_new_tokens"], chatbot.max_length // 2),
             label="new-token budget",
+            info=f"the longest answer in tokens, in whole blocks of {chatbot.block_size}",
             elem_id="budget",
         )
     return [experiment, threshold, sub_block, temperature, top_p, budget, *knobs]
@@ -97,11 +147,12 @@ def controls(chatbot: Chatbot) -> list:
 def knob_control(shown: str, name: str, value: Any):
     """A control for one knob: its policy's CHOICES where it names some, else by the kind of its value."""
     offered: Sequence[Any] = load_policy(shown).options_type.CHOICES.get(name, ())
+    named: dict[str, Any] = {"label": name, "info": knob_help(shown).get(name)}
     if offered:
         words = [NO_VALUE if choice is None else choice for choice in offered]
-        return gr.Dropdown(words, value=NO_VALUE if value is None else value, label=name, allow_custom_value=True)
+        return gr.Dropdown(words, value=NO_VALUE if value is None else value, allow_custom_value=True, **named)
     if isinstance(value, bool):
-        return gr.Checkbox(value, label=name)
+        return gr.Checkbox(value, **named)
     if isinstance(value, (int, float)):
-        return gr.Number(value, label=name)
-    return gr.Textbox(NO_VALUE if value is None else str(value), label=name)
+        return gr.Number(value, **named)
+    return gr.Textbox(NO_VALUE if value is None else str(value), **named)

@@ -9,10 +9,12 @@ from fast_dllm.ui.chat import Frame
 
 COLOURS = {"run": "#4f46e5", "reused": "#f59e0b", "skipped": "#cbd5e1"}
 MEANINGS = {
-    "run": "it ran",
-    "reused": "what it gave earlier stands in",
-    "skipped": "not needed: nothing below it changed",
+    "run": "the layer ran",
+    "reused": "its earlier result was used again",
+    "skipped": "not needed, because nothing below it changed",
 }
+# what stands under a column, by kind of forward: one character each, no two alike
+SIGNS = {"prefill": "p", "full": "f", "sub": "s", "partial": "◐", "reused": "r", "commit": "c"}
 HEIGHT, GAP = 5, 1  # of a cell, in pixels; between two
 NARROW, WIDE, ALL = 11, 28, 560  # of a column: the least, the most, and what all have together where they can
 TOP, LEFT = 4, 22
@@ -58,35 +60,37 @@ def layers_html(seen: Sequence[Frame], step: int | None = None, linked: bool = T
             f"height='{len(layers) * (HEIGHT + GAP) - GAP}' fill='{COLOURS[state]}'/>"
             for layers, state in layer_states(frame)
         ]
-        marks.append(f"<text x='{x + width / 2}' y='{bottom + 11}' text-anchor='middle'>{frame.kind[0]}</text>")
-        parts.append(f"<g data-step='{number}'><title>{number}: {_in_words(frame)}</title>{''.join(marks)}</g>")
+        marks.append(f"<text x='{x + width / 2}' y='{bottom + 11}' text-anchor='middle'>{SIGNS[frame.kind]}</text>")
+        words = f"{number}: {_in_words(frame)}"
+        # the Tab key goes to the marked column, the arrow keys from there to the others (style.CHOOSE_STEP)
+        keys = f" role='button' tabindex='{0 if number == step else -1}' aria-label='{words}'" if linked else ""
+        parts.append(f"<g data-step='{number}'{keys}><title>{words}</title>{''.join(marks)}</g>")
     lines = "".join(  # one line a layer, over the joined rectangles
         f"<line x1='{LEFT}' x2='{LEFT + len(seen) * (width + GAP)}' y1='{y}' y2='{y}'/>"
         for y in range(TOP + HEIGHT, bottom, HEIGHT + GAP)
     )
     x = LEFT + (step - 1) * (width + GAP) - 1
     at = f"<rect class='at' x='{x}' y='{TOP - 2}' width='{width + 2}' height='{height + 16}' rx='2'/>"
-    at, tap = (at, "; tap one") if linked else ("", "")
-    size = f"width='{LEFT + len(seen) * (width + GAP) + 4}' height='{bottom + 18}'"
+    at, tap = (at, "; tap one, or move with the arrow keys") if linked else ("", "")
+    size = f"width='{LEFT + len(seen) * (width + GAP) + 6}' height='{bottom + 18}'"
+    role = "group" if linked else "img"
     shown = seen[step - 1]
-    told = (
-        f"forward {step} of {len(seen)}: {_in_words(shown)} · layer-forwards so far: " if linked else "layer-forwards: "
-    )
+    where = f"{step} of {len(seen)}: {_in_words(shown)} · so far: " if linked else ""
     return (
         f"<div class='layers'><b>Layers</b> (up) of every forward (across{tap})<div class='scroll'>"
-        f"<svg {size} role='img' aria-label='layers run in each forward'>{''.join(parts)}{lines}{at}</svg></div>"
+        f"<svg {size} role='{role}' aria-label='layers run in each forward'>{''.join(parts)}{lines}{at}</svg></div>"
         f"<div class='legend'>{_legend(seen)}</div>"
-        f"<div class='stats'>{told}{shown.layer_forwards:,.0f} of {num_layers * shown.number:,} with every layer each "
-        "time</div></div>"
+        f"<div class='stats'>{where}{shown.num_forwards} forwards, {shown.layer_forwards:,.0f} layer-forwards "
+        f"({num_layers * shown.number:,} if every layer ran in every column)</div></div>"
     )
 
 
 def _in_words(frame: Frame) -> str:
-    told = ", ".join(
+    states = ", ".join(
         f"layers {layers.start}-{layers.stop - 1} {state}" if len(layers) > 1 else f"layer {layers.start} {state}"
         for layers, state in layer_states(frame)
     )
-    return f"{frame.kind} ({FORWARD_KINDS[frame.kind].meaning}); {told}"
+    return f"{frame.kind} ({FORWARD_KINDS[frame.kind].meaning}); {states}"
 
 
 def _legend(seen: Sequence[Frame]) -> str:
@@ -95,4 +99,4 @@ def _legend(seen: Sequence[Frame]) -> str:
         for state, meaning in MEANINGS.items()
     ]
     kinds = dict.fromkeys(frame.kind for frame in seen)
-    return " ".join(states) + " <span>" + ", ".join(f"{kind[0]} {kind}" for kind in kinds) + "</span>"
+    return " ".join(states) + " <span>" + ", ".join(f"{SIGNS[kind]} {kind}" for kind in kinds) + "</span>"

@@ -1,4 +1,4 @@
-"""The page's looks, light and dark, wide and on a phone, and the two scripts that run in the browser.
+"""The page's looks, light and dark, wide and on a phone, and the scripts that run in the browser.
 
 Gradio puts a prefix behind every comma of a selector, so that none may stand within :has() or :not().
 """
@@ -22,7 +22,8 @@ STYLE = """
    background:#111827;color:#fff;font:12px/1.6 system-ui,sans-serif;padding:0 6px;border-radius:4px;z-index:9}
 .stats{font-size:13px;line-height:1.5;opacity:.85;margin-top:.6em}
 .legend{font-size:12px;line-height:2;opacity:.9}
-.legend span{white-space:nowrap;margin-right:.9em}
+.legend span{display:inline-block;max-width:100%;margin-right:.9em}
+.legend summary,.cells b{overflow-wrap:anywhere}
 .legend summary{cursor:pointer}
 .err{color:#b91c1c;font-weight:600}
 .dark .err{color:#fca5a5}
@@ -37,44 +38,111 @@ table.both{width:100%;border-collapse:collapse;font-size:14px;margin:.4em 0}
 table.both th,table.both td,table.both tr{border:0 !important}
 table.both th,table.both td{text-align:right;padding:2px 8px}
 table.both td{border-top:1px solid var(--border-color-primary) !important}
-@media (max-width:640px){
-  .legend span{white-space:normal}
+.layers g:focus:not(:focus-visible){outline:none}
+.layers g:focus-visible,.c:focus-visible{outline:2px solid #dc2626;outline-offset:1px}
+#talk:not(:has(.message)){display:none}
+#talk button[aria-label="Clear"]{display:none}
+.gradio-container{--block-info-text-color:#4b5563}
+.dark .gradio-container,.gradio-container.dark{--block-info-text-color:#d1d5db}
+#send,#compare{background:#c2410c;color:#fff}
+#stop:enabled,#stop-compare:enabled{background:#b91c1c;color:#fff}
+#stop:disabled,#stop-compare:disabled{background:#e5e7eb;color:#374151;opacity:1}
+@media (max-width:760px){
   #talking{flex-direction:column;flex-wrap:nowrap}
   #left,#right{display:contents}
   #talk{order:1;height:220px !important}
-  #cells{order:2}
+  .form:has(#message){order:2}
   #told{order:3}
-  .form:has(#message){order:4}
-  #buttons{order:5}
+  #buttons{order:4}
+  #examples{order:5}
   #replaying{order:6}
-  #layers{order:7}
-  #legend{order:8}
-  #examples{order:9}
+  #cells{order:7}
+  #layers{order:8}
+  #legend{order:9}
   #sides{flex-direction:column}
   table.both{font-size:11px}
   table.both th,table.both td{padding:2px 3px !important}
 }
 """
 
-# a tap on a column of the layer view goes to that forward
+# A tap on a column of the layer view, or an arrow key within it, goes to that forward. The marked column is brought
+# into sight, and keeps the focus where a key chose it.
 CHOOSE_STEP = """
-element.addEventListener('click', event => {
+const choose = column => column && trigger('click', {step: Number(column.dataset.step)});
+let byKey = false;
+element.addEventListener('click', event => choose(event.target.closest('[data-step]')));
+element.addEventListener('keydown', event => {
   const column = event.target.closest('[data-step]');
-  if (column) trigger('click', {step: Number(column.dataset.step)});
+  const next = {ArrowRight: 'nextElementSibling', ArrowLeft: 'previousElementSibling'}[event.key];
+  if (!column || !next) return;
+  event.preventDefault();
+  const goal = column[next];
+  if (!goal || !goal.matches('[data-step]')) return;
+  byKey = true;
+  choose(goal);
+});
+new MutationObserver(() => {
+  const marked = element.querySelector("g[tabindex='0']");
+  const frame = element.querySelector('.scroll');
+  if (!marked || !frame) return;
+  const [column, sight] = [marked.getBoundingClientRect(), frame.getBoundingClientRect()];
+  if (column.right + 6 > sight.right) frame.scrollLeft += column.right + 6 - sight.right;
+  if (column.left - 6 < sight.left) frame.scrollLeft -= sight.left - column.left + 6;
+  if (byKey) marked.focus();
+  byKey = false;
+}).observe(element, {childList: true, subtree: true, attributes: true, attributeFilter: ['tabindex']});
+"""
+
+# the arrow keys go from token to token; the focus shows how sure the model was
+WALK_TOKENS = """
+element.addEventListener('keydown', event => {
+  const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+  if (!step || !event.target.matches('[data-sure]')) return;
+  event.preventDefault();
+  const tokens = [...element.querySelectorAll('[data-sure]')];
+  const next = tokens[tokens.indexOf(event.target) + step];
+  if (next) next.focus();
 });
 """
 
-# navigator.clipboard is there on https and on this machine alone; a page in the local network takes the old way
+# brings the tokens into sight where the page is longer than the screen
+SHOW_TOKENS = """
+() => {
+  const place = document.getElementById('replaying').getBoundingClientRect();
+  if (place.top < 0 || place.top > window.innerHeight / 2)
+    document.getElementById('replaying').scrollIntoView({block: 'start'});
+}
+"""
+
+# The conversation in the browser: of one tab, for as long as the tab is open. A page that has just been loaded has an
+# empty one, which is not kept.
+KEEP_MESSAGES = """
+messages => { if (messages && messages.length) sessionStorage.setItem('conversation', JSON.stringify(messages)); }
+"""
+FORGET_MESSAGES = "() => { sessionStorage.removeItem('conversation'); }"
+RECALL_MESSAGES = """
+() => {
+  try { return [JSON.parse(sessionStorage.getItem('conversation')) || []]; } catch { return [[]]; }
+}
+"""
+
+# Copies the last answer and gives the button's next text. navigator.clipboard is there on https and on this machine
+# alone; a page in the local network takes the old way.
 COPY_ANSWER = """
 async messages => {
-  const answers = messages.filter(message => message.role === 'assistant');
-  if (!answers.length) return;
+  const answers = (messages || []).filter(message => message.role === 'assistant');
+  if (!answers.length) return 'Nothing yet';
   const text = answers[answers.length - 1].content;
-  if (navigator.clipboard) return void await navigator.clipboard.writeText(text);
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(text);
+    return 'Copied';
+  }
   const area = document.body.appendChild(document.createElement('textarea'));
   area.value = text;
   area.select();
-  document.execCommand('copy');
+  const copied = document.execCommand('copy');
   area.remove();
+  return copied ? 'Copied' : 'Not copied';
 }
 """
+COPY_AGAIN = "() => new Promise(show => setTimeout(() => show('Copy'), 1500))"
