@@ -126,7 +126,7 @@ def test_with_a_gpu_pytorch_is_the_package_indexs_own(machine, index_answers, ca
     assert name.endswith("-cuda.0001")
     assert installs(machine, name) == [machine.all]
     said = capsys.readouterr().err.splitlines()
-    assert "venv: this downloads about 4 GB: PyTorch with CUDA and the other packages" in said
+    assert "venv: this downloads about 3.5 GB: PyTorch with CUDA and the other packages" in said
 
 
 def test_a_venv_of_the_login_node_never_serves_a_gpu_node_nor_the_other_way_round(machine, index_answers):
@@ -149,7 +149,7 @@ def test_where_the_index_for_cpus_cannot_be_reached_a_line_says_what_comes_inste
     assert installs(machine, name) == [machine.all]
     said = capsys.readouterr().err
     assert f"{venv_build.CPU_INDEX} does not answer: PyTorch comes from the package index" in said
-    assert "this downloads 0.6 GB to 4 GB" in said
+    assert "this downloads 0.6 GB to 3.5 GB" in said
 
 
 def test_where_it_answers_and_has_no_such_version_the_build_goes_on_with_a_word(machine, index_answers, capsys):
