@@ -119,16 +119,16 @@ def run_shard(shard: Shard, config: EvaluatorConfig, task_manager: TaskManager, 
     from fast_dllm.errors import UsageError
     from fast_dllm.record.shards import ShardAnswered, check_run_is_free, claim_shard, request_kinds
     from fast_dllm.spec.files import write_json
-    from fast_dllm.spec.shares import DONE_FILE, share_folder
+    from fast_dllm.spec.shard_names import DONE_FILE, shard_folder
 
     check_run_is_free(run_folder)
-    folder = share_folder(run_folder, shard.name)
+    folder = shard_folder(run_folder, shard.name)
     claim, own_claim = claim_on(folder), None
     if claim is None and lm.rank == 0:
         own_claim = claim_shard(folder)
         claim = own_claim.path
     lm.barrier()  # the claim is there before any process looks who is at work
-    lm.keep_answers(run_folder, claim=claim, share=shard)
+    lm.keep_answers(run_folder, claim=claim, shard=shard)
     load_tasks = task_manager.load
 
     def load_and_note_kinds(names):

@@ -1,12 +1,12 @@
 """What `run.sh --shards` does on a large cluster: a simulation, and how many GPUs take how many hours.
 
-    python benchmarks/shards.py                    # 9 configurations x 64 shares on 200 GPUs, and what changes it
+    python benchmarks/shards.py                    # 9 configurations x 64 shards on 200 GPUs, and what changes it
     python benchmarks/shards.py --table            # the table of docs/operations.md
     python benchmarks/shards.py --shards 16 --gpus 50 --preemptions 0.5 --limit 4
 
 The simulation plays the rules of sbatch/_job.sh: a job submits at its start the one that continues it (sbatch) and
 withdraws it when it ends well (scancel); one that continues another asks the accounting how that ended (sacct); the
-share that ends last finishes the run; the job that waits for an array is released when the jobs that it knows have
+shard that ends last finishes the run; the job that waits for an array is released when the jobs that it knows have
 ended, asks who is alive (squeue) and is renewed (sbatch) where somebody is. Jobs start in the order of their
 submission, SCHEDULING seconds apart from what lets them. A job dies at its time limit, with its node, or by
 preemption, which takes its GPU away for PAID seconds on average; a killed job loses the answer in flight.
@@ -34,7 +34,7 @@ from fast_dllm.runner.costs import ROOFLINE_MARGIN, Cost
 from fast_dllm.runner.resources import script_option
 from fast_dllm.runner.roofline import GPUS, TASKS, Sizes
 from fast_dllm.runner.shard_jobs import FINISHING_SECONDS
-from fast_dllm.spec.shares import AT_ONCE
+from fast_dllm.spec.shard_names import MAX_SHARDS_AT_ONCE
 from fast_dllm.spec.tasks import ROOT, baseline_tasks
 
 CONFIGURATIONS, QUESTIONS = 9, 5000  # minerva_math
@@ -62,7 +62,7 @@ class Settings:
     preemptions: float = 0.3
     exempt: float = 1.0
     limit: float = 8.0
-    at_once: int = AT_ONCE
+    at_once: int = MAX_SHARDS_AT_ONCE
     configurations: int = CONFIGURATIONS
     seed: int = 0
 
@@ -72,7 +72,7 @@ class Job:
     """share: None for the one that waits. left: how many may still continue it. died: what it continues had begun."""
 
     configuration: int
-    share: int | None
+    shard: int | None
     left: int = CONTINUE
     died: bool = False
 
@@ -84,7 +84,7 @@ class Outcome:
     useful: float = 0.0
     deaths: int = 0
     renewals: int = 0
-    abandoned: int = 0  # shares whose chain ended before they were answered
+    abandoned: int = 0  # shards whose chain ended before they were answered
     calls: Counter = field(default_factory=Counter)
     minutes: Counter = field(default_factory=Counter)
 
@@ -101,14 +101,14 @@ class Simulation:
         self.events: list = []
         self.outcome = Outcome()
         self.queue: deque[Job] = deque()
-        self.work = [self.shares() for _ in range(settings.configurations)]
-        self.alive = [set(range(settings.shards)) for _ in range(settings.configurations)]  # shares in the queue
+        self.work = [self.shards() for _ in range(settings.configurations)]
+        self.alive = [set(range(settings.shards)) for _ in range(settings.configurations)]  # shards in the queue
         self.running = [0] * settings.configurations  # of the array
         self.complete = [False] * settings.configurations
         self.outcome.useful = sum(map(sum, self.work))
 
-    def shares(self) -> list[float]:
-        """Seconds of each share: equal by what was expected, and as long as the answers came out."""
+    def shards(self) -> list[float]:
+        """Seconds of each shard: equal by what was expected, and as long as the answers came out."""
         count = self.settings.shards
         mean = configuration_seconds() / count
         deviation = LENGTHS / max(1.0, QUESTIONS / count) ** 0.5
@@ -124,8 +124,8 @@ class Simulation:
     def run(self) -> Outcome:
         self.call("squeue", 2)  # run.sh's look at its jobs, and at all of the user's
         self.call("sbatch", 2 * self.settings.configurations)
-        shares = itertools.product(range(self.settings.configurations), range(self.settings.shards))
-        self.queue.extend(Job(*one) for one in shares)
+        shards = itertools.product(range(self.settings.configurations), range(self.settings.shards))
+        self.queue.extend(Job(*one) for one in shards)
         self.start()
         while self.events:
             self.now, _, what, arguments = heapq.heappop(self.events)
@@ -142,7 +142,7 @@ class Simulation:
         waiting: deque[Job] = deque()
         while self.queue and self.free:
             job = self.queue.popleft()
-            first = job.share is not None and not job.died
+            first = job.shard is not None and not job.died
             if first and self.running[job.configuration] >= self.settings.at_once:
                 waiting.append(job)
                 continue
@@ -161,15 +161,15 @@ class Simulation:
             self.call("sacct")
         if job.left:
             self.call("sbatch")
-        if job.share is None and not self.complete[job.configuration]:
+        if job.shard is None and not self.complete[job.configuration]:
             self.call("squeue")
-        if job.share is None and (self.complete[job.configuration] or self.alive[job.configuration]):
+        if job.shard is None and (self.complete[job.configuration] or self.alive[job.configuration]):
             self.at(10.0, self.renew, job, 10.0)
             return
         left = self.work[job.configuration]
-        needed = START + (sum(left) + FINISH if job.share is None else left[job.share])
+        needed = START + (sum(left) + FINISH if job.shard is None else left[job.shard])
         settings = self.settings
-        short = job.share is None and settings.shards > 1
+        short = job.shard is None and settings.shards > 1
         limit = min(settings.limit, FINISHING_SECONDS / HOUR if short else settings.limit) * HOUR
         death, preempted = min(limit, self.dice.expovariate(1 / NODE_LIFE)), False
         if settings.preemptions:
@@ -183,8 +183,8 @@ class Simulation:
     def leave(self, job: Job) -> None:
         """It is out of the queue, and nothing continues it; with the run's last one the job that waits is released."""
         alive = self.alive[job.configuration]
-        alive.discard(job.share)
-        if job.share is not None and not alive and not self.complete[job.configuration]:
+        alive.discard(job.shard)
+        if job.shard is not None and not alive and not self.complete[job.configuration]:
             self.at(SCHEDULING, self.enqueue, Job(job.configuration, None))
 
     def end(self, job: Job, lasted: float) -> None:
@@ -192,14 +192,14 @@ class Simulation:
         if job.left:
             self.call("scancel")
         left = self.work[job.configuration]
-        if job.share is None:
+        if job.shard is None:
             left[:] = [0.0] * len(left)
             self.done(job)
         else:
             self.running[job.configuration] -= not job.died
-            left[job.share] = 0.0
+            left[job.shard] = 0.0
             if not any(left):
-                self.alive[job.configuration].discard(job.share)
+                self.alive[job.configuration].discard(job.shard)
                 self.call("squeue")
                 self.outcome.busy += START + FINISH
                 self.at(START + FINISH, self.done, job)
@@ -210,7 +210,7 @@ class Simulation:
     def done(self, job: Job) -> None:
         self.complete[job.configuration] = True
         self.outcome.makespan = max(self.outcome.makespan, self.now)
-        if job.share is not None:
+        if job.shard is not None:
             self.call("scancel")  # the job that waits
         self.give_back()
 
@@ -220,14 +220,14 @@ class Simulation:
         left = self.work[job.configuration]
         in_flight = self.dice.random() * configuration_seconds() / QUESTIONS
         answered = max(0.0, lasted - START - in_flight)
-        for share in range(len(left)) if job.share is None else [job.share]:
-            spent = min(answered, left[share])
-            left[share], answered = left[share] - spent, answered - spent
-        if job.share is not None:
+        for shard in range(len(left)) if job.shard is None else [job.shard]:
+            spent = min(answered, left[shard])
+            left[shard], answered = left[shard] - spent, answered - spent
+        if job.shard is not None:
             self.running[job.configuration] -= not job.died
         if job.left:
-            self.at(SCHEDULING, self.enqueue, Job(job.configuration, job.share, job.left - 1, died=True))
-        elif job.share is not None:
+            self.at(SCHEDULING, self.enqueue, Job(job.configuration, job.shard, job.left - 1, died=True))
+        elif job.shard is not None:
             self.outcome.abandoned += 1
             self.leave(job)
         else:  # what a second run.sh submits
@@ -278,10 +278,10 @@ def simulation_table() -> list[str]:
     lines = [row(*heads), row(*["---"] * len(heads))]
     scenarios = [Settings(shards=count, preemptions=rate) for rate in (0.0, 0.3, 1.0) for count in (1, 8, 64)]
     scenarios += [Settings(preemptions=rate, exempt=0.0) for rate in (0.3, 1.0)]
-    scenarios += [Settings(shards=1000, gpus=9000, at_once=most) for most in (AT_ONCE, 1000)]
+    scenarios += [Settings(shards=1000, gpus=9000, at_once=most) for most in (MAX_SHARDS_AT_ONCE, 1000)]
     for one in scenarios:
         rate = f"{one.preemptions:g} an hour" + (", at once" if not one.exempt else "") if one.preemptions else "none"
-        shards = f"{one.shards}%{one.at_once}" if one.shards > AT_ONCE else one.shards
+        shards = f"{one.shards}%{one.at_once}" if one.shards > MAX_SHARDS_AT_ONCE else one.shards
         lines.append(row(shards, one.gpus, rate, *simulated(one, 5 if one.shards < 1000 else 2)))
     return lines
 

@@ -61,9 +61,9 @@ def evaluations(project):
 
 
 def preempt_share(project, job, evaluations, how="sleep"):
-    """A share's job that Slurm preempts during this evaluation (by number); returns the one that continues it."""
+    """A shard's job that Slurm preempts during this evaluation (by number); returns the one that continues it."""
     before = set(jobs_of(project))
-    share = project.start_job(job, *words_of(project, job.partition("_")[0]), FAKE_EVAL=how)
+    shard = project.start_job(job, *words_of(project, job.partition("_")[0]), FAKE_EVAL=how)
     deadline = time.monotonic() + 60
     while len(project.evaluations()) < evaluations:
         assert time.monotonic() < deadline, log_of(project, job)
@@ -73,8 +73,8 @@ def preempt_share(project, job, evaluations, how="sleep"):
         log.write(
             f"slurmstepd-n1: error: *** JOB {number} ON n1 CANCELLED AT 2026-11-22T06:41:36 DUE TO PREEMPTION ***\n"
         )
-    share.terminate()
-    assert share.wait(30) == 143
+    shard.terminate()
+    assert shard.wait(30) == 143
     project.set_job(job, "PREEMPTED")
     (continuation,) = set(jobs_of(project)) - before
     return continuation
@@ -186,7 +186,7 @@ def test_the_first_is_content_without_a_place_for_its_continuations(limited):
     assert len(jobs_of(limited)) == 16
 
 
-# -- from the first share to the last ----------------------------------------------------------------------------------
+# -- from the first shard to the last ----------------------------------------------------------------------------------
 def test_the_last_share_finishes_the_run_and_cancels_what_waits(project):
     submit(project, "--shards", "2")
     assert run_job(project, "1_1") == 0, log_of(project, "1_1")
@@ -196,7 +196,7 @@ def test_the_last_share_finishes_the_run_and_cancels_what_waits(project):
     assert status(project) == "✓ model tiny"
     assert (project.root / "artifacts" / NAME / "summary.json").exists()
     states = jobs_of(project)
-    # the job that waits, and each share's own continuation
+    # the job that waits, and each shard's own continuation
     assert [states[job][0] for job in ("2", "3_1", "4_0")] == ["CANCELLED"] * 3
     assert "--array=1" in command(project, "3")
     assert {"--dependency=afternotok:1_1"} <= set(command(project, "3"))
@@ -322,7 +322,7 @@ def test_answered_shares_are_not_answered_again(project):
         project.set_job(job, "CANCELLED")
     result = submit(project, "--shards", "3")
     assert "[1-2]" in result.stdout
-    # another number is another division: all of it, and what is answered is found in the store
+    # another number is another sharding: all of it, and what is answered is found in the store
     for job in jobs_of(project):
         project.set_job(job, "CANCELLED")
     assert "[0-1]" in submit(project, "--shards", "2").stdout

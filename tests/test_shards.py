@@ -38,16 +38,16 @@ def test_a_share_that_is_none_is_named_in_a_line(text):
 def test_shares_have_every_key_once_and_nearly_equal_sums(count):
     dice = random.Random(count)
     costs = {str(key): dice.uniform(1, 10) for key in range(100)}
-    shares = balanced(costs, count)
-    assert sorted(itertools.chain(*shares)) == sorted(costs)
-    sums = [sum(costs[key] for key in share) for share in shares]
+    shards = balanced(costs, count)
+    assert sorted(itertools.chain(*shards)) == sorted(costs)
+    sums = [sum(costs[key] for key in shard) for shard in shards]
     best = max(sum(costs.values()) / count, *costs.values())
     assert max(sums) <= 4 / 3 * best
-    assert balanced(dict(reversed(costs.items())), count) == shares
+    assert balanced(dict(reversed(costs.items())), count) == shards
 
 
 def test_what_is_answered_already_does_not_pile_up_in_one_share():
-    sizes = [len(share) for share in balanced({str(key): 0.0 for key in range(12)}, 4)]
+    sizes = [len(shard) for shard in balanced({str(key): 0.0 for key in range(12)}, 4)]
     assert sizes == [3, 3, 3, 3]
 
 
@@ -66,7 +66,7 @@ def test_another_number_of_shares_is_refused_while_one_is_at_work_and_taken_afte
     claim = claim_shard(tmp_path / "shards" / "0-of-2")
     Plan.of(tmp_path, tmp_path, Shard(0, 2))
     for other in (Shard(0, 3), Shard(0, 2, processes=2)):
-        with pytest.raises(UsageError, match=rf"in 2 shards \(0-of-2 at work\), not in {other.division}"):
+        with pytest.raises(UsageError, match=rf"in 2 shards \(0-of-2 at work\), not in {other.sharding}"):
             Plan.of(tmp_path, tmp_path, other)
     with pytest.raises(UsageError, match=r"shard 0-of-2 of .* is being answered by process"):
         check_nobody_at_work(tmp_path)
@@ -111,7 +111,7 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     given = 0
     for index in reversed(range(count)):
         lm = whole.configured(whole.arguments)
-        lm.keep_answers(tmp_path, share=Shard(index, count))
+        lm.keep_answers(tmp_path, shard=Shard(index, count))
         lm.answers.end_after({"generate_until", "loglikelihood"})
         with pytest.raises(ShardAnswered):
             ask(lm)

@@ -16,7 +16,7 @@ SMALL = {"shards": 4, "gpus": 10, "configurations": 3}
 def test_without_deaths_each_call_is_one_that_the_scripts_make():
     outcome = Simulation(Settings(**SMALL, preemptions=0.0, limit=72.0)).run()
     assert (outcome.deaths, outcome.renewals, outcome.abandoned) == (0, 0, 0)
-    # an array and a job that waits for each; each share's continuation; run.sh's two looks, and one of each last share
+    # an array and a job that waits for each; each shard's continuation; run.sh's two looks, and one of each last shard
     assert outcome.calls == {"sbatch": 2 * 3 + 12, "scancel": 12 + 3, "squeue": 2 + 3}
     assert outcome.busy == pytest.approx(outcome.useful + 12 * shards.START + 3 * (shards.START + shards.FINISH))
 

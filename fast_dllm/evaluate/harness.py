@@ -183,9 +183,9 @@ class FastDLLM(TemplateLM):
         self.answers.call_is_answered("loglikelihood_rolling")
         return totals
 
-    def keep_answers(self, folder: Path, claim: Path | None = None, share: Shard | None = None) -> None:
+    def keep_answers(self, folder: Path, claim: Path | None = None, shard: Shard | None = None) -> None:
         """Answer durably from here on (see RunAnswers.open_store)."""
-        self.answers.open_store(folder, self.identity(), claim, share)
+        self.answers.open_store(folder, self.identity(), claim, shard)
 
     # ---- processes, as lm_eval asks for them -------------------------------------------------------------------
 

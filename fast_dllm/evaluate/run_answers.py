@@ -12,7 +12,7 @@ from fast_dllm.record.answers import AnswerStore
 from fast_dllm.record.batches import BatchRecord, Ledger, combined
 from fast_dllm.record.cost import Cost
 from fast_dllm.record.shards import Plan, Shard, ShardAnswered
-from fast_dllm.spec.shares import share_folder
+from fast_dllm.spec.shard_names import shard_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class RunAnswers:
         TakenOverError. shard: the part of each call's requests that this process answers.
         """
         name = None if shard is None else shard.name
-        records = share_folder(folder, name)
+        records = shard_folder(folder, name)
         rank = self.processes.rank
         self.store = AnswerStore(folder, identity, rank=rank, claim=claim, shard=name, records=records)
         if shard is not None:

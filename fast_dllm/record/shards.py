@@ -25,7 +25,7 @@ from pathlib import Path
 from fast_dllm.errors import UsageError
 from fast_dllm.spec.files import read_json, write_json
 from fast_dllm.spec.locks import Claim, acquire, is_held, owner_of
-from fast_dllm.spec.shares import SHARES_FOLDER, division, share_folder
+from fast_dllm.spec.shard_names import SHARDS_FOLDER, shard_folder, sharding
 
 LOCK = ".lock"
 KEY_DIGITS = 16  # of a request's key, in a plan
@@ -58,12 +58,12 @@ class Shard:
 
     @property
     def name(self) -> str:
-        return f"{self.index}-of-{self.division}"
+        return f"{self.index}-of-{self.sharding}"
 
     @property
-    def division(self) -> str:
+    def sharding(self) -> str:
         """How the run is divided, like "4", or "4x2" where two processes answer each of the four."""
-        return division(self.count, self.processes)
+        return sharding(self.count, self.processes)
 
 
 def generation_cost(prompt_tokens: int, answer_tokens: int) -> float:
@@ -86,7 +86,7 @@ def balanced(costs: Mapping[str, float], count: int) -> list[list[str]]:
 # -- who is at work ----------------------------------------------------------------------------------------------------
 def shards_at_work(folder: Path) -> list[str]:
     """Names of the shards of a run that a living process holds."""
-    found = sorted((Path(folder) / SHARES_FOLDER).glob("*-of-*"))
+    found = sorted((Path(folder) / SHARDS_FOLDER).glob("*-of-*"))
     return [path.name for path in found if is_held(path / LOCK)]
 
 
@@ -94,7 +94,7 @@ def check_nobody_at_work(folder: Path) -> None:
     """Before everything of a run is evaluated at once. Raises UsageError."""
     names = shards_at_work(folder)
     if names:
-        owner = owner_of(share_folder(folder, names[0]) / LOCK)
+        owner = owner_of(shard_folder(folder, names[0]) / LOCK)
         raise UsageError(f"shard {names[0]} of {folder} is being answered by process {owner}; wait for it, or end it")
 
 
@@ -114,7 +114,7 @@ def claim_shard(folder: Path) -> Claim:
 
 def discard(folder: Path) -> None:
     """What is left of a run's shards, once it is complete."""
-    shutil.rmtree(Path(folder) / SHARES_FOLDER, ignore_errors=True)
+    shutil.rmtree(Path(folder) / SHARDS_FOLDER, ignore_errors=True)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -134,17 +134,17 @@ class Plan:
         while True:
             last = max(filter(_number_of_plan, answers.glob("plan.*")), key=_number_of_plan, default=None)
             found = read_json(last / "plan.json")[0] if last else None
-            if last and found and found.get("division") == shard.division:
+            if last and found and found.get("division") == shard.sharding:
                 return cls(last, shard)
-            others = [name for name in shards_at_work(folder) if not name.endswith(f"-of-{shard.division}")]
+            others = [name for name in shards_at_work(folder) if not name.endswith(f"-of-{shard.sharding}")]
             if others:
-                division = others[0].partition("-of-")[2]
+                present = others[0].partition("-of-")[2]
                 raise UsageError(
-                    f"{folder} is being answered in {division} shards ({', '.join(others)} at work), not in "
-                    f"{shard.division}: use the same number, or wait for them"
+                    f"{folder} is being answered in {present} shards ({', '.join(others)} at work), not in "
+                    f"{shard.sharding}: use the same number, or wait for them"
                 )
             number = _number_of_plan(last) + 1 if last else 1
-            _publish(answers / f"plan.{number:04d}", "plan.json", {"schema_version": 1, "division": shard.division})
+            _publish(answers / f"plan.{number:04d}", "plan.json", {"schema_version": 1, "division": shard.sharding})
 
     def own(self, costs: Mapping[str, float]) -> frozenset[str]:
         """The keys of this shard, of those that one call of the harness has, by what each costs."""

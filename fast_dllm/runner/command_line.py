@@ -28,7 +28,7 @@ from fast_dllm.runner.submission import SubmitOptions, run_submission
 from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT, PUBLISHED_MODELS
 from fast_dllm.spec.matrix import matrix_of
 from fast_dllm.spec.request import Request, check_count, experiments, read_request
-from fast_dllm.spec.shares import MOST, MOST_GPUS, division
+from fast_dllm.spec.shard_names import MAX_GPUS, MAX_SHARDS, sharding
 from fast_dllm.spec.tasks import ROOT, baseline_tasks, benchmarks
 
 # The words of a Request, as read_request takes them.
@@ -351,11 +351,11 @@ def _submit_options(options: argparse.Namespace, request: Request, dry_run: bool
 
 
 def _count_of_gpus(text: str | None) -> int:
-    return check_count("--gpus", "1" if text is None else text, most=MOST_GPUS)
+    return check_count("--gpus", "1" if text is None else text, most=MAX_GPUS)
 
 
 def _count_of_shards(text: str | None) -> int | str | None:
-    return text if text in (None, AUTO) else check_count("--shards", text, most=MOST, other=AUTO)
+    return text if text in (None, AUTO) else check_count("--shards", text, most=MAX_SHARDS, other=AUTO)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -458,7 +458,7 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
     if shards == AUTO:
         raise UsageError("--shards of a job is a number")
     number = os.environ.get("SLURM_ARRAY_TASK_ID")
-    shard = f"{number}-of-{division(shards, gpus)}" if isinstance(shards, int) and number else None
+    shard = f"{number}-of-{sharding(shards, gpus)}" if isinstance(shards, int) and number else None
     request = request.only(request.task, request.names).with_model(shard)
     return JobOptions(request, _chain(options), options.snapshot, shards if isinstance(shards, int) else None, gpus)
 

@@ -26,7 +26,7 @@ from fast_dllm.runner.watch import run_and_watch
 from fast_dllm.spec.files import is_newer, remove, set_aside
 from fast_dllm.spec.locks import Claim, acquire, owner_of
 from fast_dllm.spec.request import Request, Run, evaluation_words
-from fast_dllm.spec.shares import DONE_FILE
+from fast_dllm.spec.shard_names import DONE_FILE
 
 LOCK = ".lock"  # in a run's or a shard's folder
 BUSY = 75  # exit status: another process is at work on it

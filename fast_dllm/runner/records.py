@@ -15,7 +15,7 @@ from fast_dllm.record.judgement import Judge
 from fast_dllm.runner import failures
 from fast_dllm.spec.files import printable, read_json, remove, write_json, write_whole
 from fast_dllm.spec.request import Request, Run
-from fast_dllm.spec.shares import DONE_FILE, MOST, MOST_GPUS, share_folder
+from fast_dllm.spec.shard_names import DONE_FILE, MAX_GPUS, MAX_SHARDS, shard_folder
 
 JOB_FILE, FAILURE_FILE = "job.json", "failure.json"
 MOST_RECORD_BYTES, MOST_TEXT = 2**20, 1000
@@ -24,7 +24,7 @@ FORCE_FILE = "force"  # in a run's folder: it is to be run again from its first 
 
 def folder_of(request: Request, run: Run) -> Path:
     """The folder with the records of a run, or of the one shard of it that the request names."""
-    return share_folder(request.root / "results" / run.path, request.shard)
+    return shard_folder(request.root / "results" / run.path, request.shard)
 
 
 # -- job.json and failure.json -----------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ class Records:
         failure, failure_fault = read_json(folder / FAILURE_FILE, MOST_RECORD_BYTES)
         known = job or {}
         counts = {"shards": 0, "gpus": 1}
-        for name, most in (("shards", MOST), ("gpus", MOST_GPUS)):
+        for name, most in (("shards", MAX_SHARDS), ("gpus", MAX_GPUS)):
             value = known.get(name)
             if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
                 counts[name] = value or counts[name]

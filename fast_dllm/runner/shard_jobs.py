@@ -25,15 +25,15 @@ from fast_dllm.runner.states import State
 from fast_dllm.spec.files import remove
 from fast_dllm.spec.locks import is_held
 from fast_dllm.spec.request import Request, Run
-from fast_dllm.spec.shares import (
-    AT_ONCE,
+from fast_dllm.spec.shard_names import (
     DONE_FILE,
-    MOST,
-    SHARES_FOLDER,
+    MAX_SHARDS,
+    MAX_SHARDS_AT_ONCE,
+    SHARDS_FOLDER,
     array_words,
-    division,
     names_of,
-    share_folder,
+    shard_folder,
+    sharding,
 )
 
 AUTO = "auto"
@@ -123,7 +123,7 @@ def divide(request: Request, state: State, wanted: ShardOptions, count: int) -> 
         return RunPlan(action, why)
     alive: set[int] = set().union(*(job.shards for job in state.jobs))
     forced, missing, judge = wanted.force or is_forced(request.root, state.run), [], Judge(request)
-    for number, name in enumerate(names_of(division(count, wanted.gpus))):
+    for number, name in enumerate(names_of(sharding(count, wanted.gpus))):
         shard = dataclasses.replace(request, shard=name)
         if number not in alive and (forced or not shard_is_done(shard, state.run, judge)):
             missing.append(number)
@@ -149,7 +149,7 @@ def choose_count(request: Request, run: Run, resources: Resources, gpus: int, pl
             f"{as_hours(START_SECONDS)} are kept; --hours H"
         )
     needed = cost.shards(resources.wall, gpus)
-    count = min(needed, max(1, min(questions(run) or MOST, places, MOST)))
+    count = min(needed, max(1, min(questions(run) or MAX_SHARDS, places, MAX_SHARDS)))
     hours = f"{cost.about} {cost.seconds / 3600:.2g} GPU hours {cost.source}"
     told = f"{run.folder}: --shards {count}, {hours}, in jobs of {as_hours(resources.wall)}"
     return count, told + (f" ({needed} would each end in one job)" if needed > count else "")
@@ -175,17 +175,17 @@ def submit_shards(
     if wanted.force or is_forced(request.root, run):
         begin_again(request.only(run.task.name, [run.name]), run)
     record = {"shards": plan.shards, "gpus": wanted.gpus}
-    text = division(plan.shards, wanted.gpus)
-    shard_folders = {number: share_folder(folder, f"{number}-of-{text}") for number in plan.missing}
-    for shard_folder in shard_folders.values():
-        remove(shard_folder / DONE_FILE, shard_folder / "failure.json")
+    text = sharding(plan.shards, wanted.gpus)
+    shard_folders = {number: shard_folder(folder, f"{number}-of-{text}") for number in plan.missing}
+    for records_folder in shard_folders.values():
+        remove(records_folder / DONE_FILE, records_folder / "failure.json")
     waits_for = list(plan.alive)
     if plan.missing:
         job, reply = submit(_array(script, plan).command(), settings)
         if not job:
             return say_refused(run.folder, reply)
-        for number, shard_folder in shard_folders.items():
-            record_job(shard_folder, f"{job}_{number}", f"logs/{run.path}/slurm_{job}_{number}.log")
+        for number, records_folder in shard_folders.items():
+            record_job(records_folder, f"{job}_{number}", f"logs/{run.path}/slurm_{job}_{number}.log")
         print(f"  {run.folder}: job {job}[{array_words(plan.missing)}]")
         waits_for.append(job)
         record_job(folder, job, f"logs/{run.path}", **record)
@@ -211,7 +211,7 @@ def print_commands(plan: RunPlan, script: JobScript, settings: Mapping[str, str]
 
 
 def _array(script: JobScript, plan: RunPlan) -> JobScript:
-    at_once = f"%{AT_ONCE}" if len(plan.missing) > AT_ONCE else ""
+    at_once = f"%{MAX_SHARDS_AT_ONCE}" if len(plan.missing) > MAX_SHARDS_AT_ONCE else ""
     return dataclasses.replace(script, array=array_words(plan.missing) + at_once)
 
 
@@ -236,7 +236,7 @@ def begin_again(request: Request, run: Run) -> None:
     force(request)  # in case this is interrupted
     if (folder / "summary.json").exists():
         (folder / "summary.json").replace(folder / "summary.previous.json")
-    for name in ("answers", SHARES_FOLDER):
+    for name in ("answers", SHARDS_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
     record_job(folder, "", "")  # newer than the summary in artifacts/, which is of the last run
     remove(folder / FORCE_FILE)
@@ -281,7 +281,7 @@ def is_last(request: Request) -> bool:
     folder, judge = request.root / "results" / run.path, Judge(request)
     return all(
         shard_is_done(dataclasses.replace(request, shard=name), run, judge)
-        and not is_held(share_folder(folder, name) / ".lock")
+        and not is_held(shard_folder(folder, name) / ".lock")
         for name in names_of(str(request.shard).rpartition("-of-")[2])
     )
 

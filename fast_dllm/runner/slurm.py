@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Mapping
 
-from fast_dllm.spec.shares import array_numbers
+from fast_dllm.spec.shard_names import array_numbers
 
 SECONDS = 30  # that Slurm is waited for
 

@@ -17,7 +17,7 @@ from fast_dllm.runner.roofline import type_of_card
 from fast_dllm.runner.slurm import Job, read_ended, read_queue
 from fast_dllm.spec.locks import is_held, owner_of
 from fast_dllm.spec.request import Request, Run
-from fast_dllm.spec.shares import DONE_FILE, division, job_words, names_of, share_folder
+from fast_dllm.spec.shard_names import DONE_FILE, job_words, names_of, shard_folder, sharding
 
 LOCK = ".lock"
 
@@ -96,7 +96,7 @@ def _state_of(
     if records.tells_why:
         why = _failure_text(records.failure["class"], records.job, records.failure.get("log", ""))
         return State(run, "failed", f"failed: {why}", records.job, judgement)
-    # a run that shares its process with others is recorded before its turn comes
+    # a run that shards its process with others is recorded before its turn comes
     if records.begun and (records.job or records.has_answered):
         why = _failure_text(_class_from_accounting(records.job, accounting), records.job, records.log)
         return State(run, "failed", f"failed: {why}", records.job, judgement)
@@ -168,8 +168,8 @@ def ended_shards(records: Records, jobs: Sequence[Job]) -> dict[int, Records]:
     if not alive:
         return {}
     ended = {}
-    for number, name in enumerate(names_of(division(_num_shards(records, jobs), records.gpus))):
-        shard = Records.of(share_folder(records.folder, name))
+    for number, name in enumerate(names_of(sharding(_num_shards(records, jobs), records.gpus))):
+        shard = Records.of(shard_folder(records.folder, name))
         if number not in alive and shard.begun and not (shard.folder / DONE_FILE).exists():
             ended[number] = shard
     return ended
@@ -179,8 +179,8 @@ def _progress_of_shards(records: Records, count: int, at_work: int) -> str:
     """Like ", 412/1319, 3 of 4 shards, 180.2 tok/s, ~6 min left": answers of all shards, speed of those at work."""
     answered = total = 0
     tokens_per_second = answers_per_second = 0.0
-    for name in names_of(division(count, records.gpus)):
-        folder = share_folder(records.folder, name)
+    for name in names_of(sharding(count, records.gpus)):
+        folder = shard_folder(records.folder, name)
         works = not (folder / DONE_FILE).exists() and is_held(folder / LOCK)
         for path in folder.glob("progress.rank*.json"):
             progress = Progress.read(folder, path.name)

@@ -40,7 +40,7 @@ class SubmitOptions:
     shards: int | str | None = None
 
     @property
-    def division(self) -> ShardOptions:
+    def sharding(self) -> ShardOptions:
         return ShardOptions(self.shards, self.gpus, self.force)
 
     @property
@@ -164,7 +164,7 @@ def submit_run(plan: Plan, state: State, run_plan: RunPlan, options: SubmitOptio
         return 0
     (request.root / "logs" / run.path).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and loses the log
     if run_plan.shards:
-        return shard_jobs.submit_shards(request, run, run_plan, script, options.division, plan.settings, plan.wall)
+        return shard_jobs.submit_shards(request, run, run_plan, script, options.sharding, plan.settings, plan.wall)
     if options.force:
         force(request.only(run.task.name, [run.name]))
     job, reply = submit(script.command(), plan.settings)
@@ -188,7 +188,7 @@ def make_plan(request: Request, options: SubmitOptions) -> Plan | None:
     if fault:
         say_run(f"squeue failed, so nothing is submitted: {fault}")
         return None
-    plans, resources = [shard_jobs.plan_of(request, state, options.division) for state in states], None
+    plans, resources = [shard_jobs.plan_of(request, state, options.sharding) for state in states], None
     if any(run_plan.action == "submit" for run_plan in plans):
         present = gpu_types_of_table(request, states)
         runs = [state.run for state, run_plan in zip(states, plans) if run_plan.action == "submit"]
@@ -223,7 +223,7 @@ def divide_automatically(
         if new:
             count, reason = shard_jobs.choose_count(request, state.run, resources, options.gpus, most)
             say_run(reason)
-            run_plan = shard_jobs.divide(request, state, options.division, count)
+            run_plan = shard_jobs.divide(request, state, options.sharding, count)
         divided.append(run_plan)
     return divided
 

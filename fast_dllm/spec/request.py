@@ -11,7 +11,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.spec import matrix as matrices
 from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
 from fast_dllm.spec.matrix import GENERATION_FILE, NAME, NINE, Matrix
-from fast_dllm.spec.shares import parse_division
+from fast_dllm.spec.shard_names import parse_sharding
 from fast_dllm.spec.tasks import TASKS, Task, check_task, split_tasks, task_folder
 from fast_dllm.spec.values import canonical, check_arguments, parse_arguments
 
@@ -217,7 +217,7 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: str, confirm
     words += ["--limit", str(request.limit)] if request.limit is not None else []
     words += ["--confirm_run_unsafe_code"] if confirmed else []
     if request.shard:
-        words += ["--shard", f"{request.shard.partition('-')[0]}/{parse_division(request.shard)[0]}"]
+        words += ["--shard", f"{request.shard.partition('-')[0]}/{parse_sharding(request.shard)[0]}"]
     arguments: dict[str, object] = {"model_path": request.model_or_default}
     folder = f"results/{request.experiment}/{task_folder(first.task.name, request.limit)}/"
     common = {"show_speed": True, "experiment_name": request.experiment}

@@ -1,4 +1,4 @@
-"""run.sh --shards on a real Slurm: the same result as in one piece, whatever happens to a share or to the last job."""
+"""run.sh --shards on a real Slurm: the same result as in one piece, whatever happens to a shard or to the last job."""
 
 import contextlib
 import os
@@ -25,14 +25,14 @@ def whole(project):
     return project.numbers("k2_first", LIMIT)
 
 
-def share_job(project, share, config="k2_middle"):
-    """The running job of a share."""
-    jobs = [job for job in project.jobs(config, LIMIT) if job["JobID"].endswith(f"_{share}")]
+def share_job(project, shard, config="k2_middle"):
+    """The running job of a shard."""
+    jobs = [job for job in project.jobs(config, LIMIT) if job["JobID"].endswith(f"_{shard}")]
     return next(job for job in jobs if job["State"] == "RUNNING")
 
 
-def resume(project, share=""):
-    for process in project.processes("k2_middle", LIMIT, share):
+def resume(project, shard=""):
+    for process in project.processes("k2_middle", LIMIT, shard):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGCONT)
 
@@ -62,7 +62,7 @@ def test_two_shares_and_the_last_of_them_finishes(project, whole):
     # the accounting is told some time after the queue is empty
     ended = {"COMPLETED", "CANCELLED"}
     wait_for("all jobs' end in the accounting", lambda: {state for _, state in states()} <= ended, 60)
-    # neither the job that waits nor the shares' continuations have run: they were cancelled
+    # neither the job that waits nor the shards' continuations have run: they were cancelled
     assert [state for state in states() if state[1] == "COMPLETED"] == [("0", "COMPLETED"), ("1", "COMPLETED")]
 
 
@@ -97,16 +97,16 @@ def test_preempted_shares_are_continued(project, whole):
     preempt(project, job)
     wait_for("the preemption", lambda: project.cluster.state(job["JobIDRaw"]) == "PREEMPTED")
     check(project, whole)
-    shares = [job for job in project.jobs("k2_middle", LIMIT) if job["JobID"].endswith("_0")]
-    assert [job["State"] for job in shares][:2] == ["PREEMPTED", "COMPLETED"]
-    assert shares[0]["QOS"] == shares[1]["QOS"] == "embers"
+    shards = [job for job in project.jobs("k2_middle", LIMIT) if job["JobID"].endswith("_0")]
+    assert [job["State"] for job in shards][:2] == ["PREEMPTED", "COMPLETED"]
+    assert shards[0]["QOS"] == shards[1]["QOS"] == "embers"
 
 
 def test_the_last_job_is_preempted_and_continued(project, whole):
     project.submit(LIMIT, "k2_middle", "--shards", "2", SBATCH_QOS="embers")
     project.hold_shares("k2_middle", LIMIT, "0-of-2", "1-of-2")
-    for share in ("0-of-2", "1-of-2"):
-        kill(project.processes("k2_middle", LIMIT, share))
+    for shard in ("0-of-2", "1-of-2"):
+        kill(project.processes("k2_middle", LIMIT, shard))
     before = project.answered("k2_middle", LIMIT)
     wait_for("the last job's own answer", lambda: project.answered("k2_middle", LIMIT) > before, 240, every=0.05)
     for process in project.processes("k2_middle", LIMIT):

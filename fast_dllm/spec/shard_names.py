@@ -1,8 +1,8 @@
-"""Shares of a run, as the scripts see them: their records, which are answered, and which are at work in the queue.
+"""Names and limits of the shards of a run, and the numbers of a job array, one for each shard.
 
-A run's shares lie in shards/<i>-of-<division>/ of its folder, where the division is N, or NxP where P processes answer
-each. Each has the records that a run has: job.json, failure.json, progress, the claim; and done.json once it is
-answered.
+A shard's records are in shards/<i>-of-<sharding>/ of the run's folder. The sharding is N, or NxP where P processes
+answer each of the N shards. A shard has the records that a run has (job.json, failure.json, progress, the claim), and
+done.json once it is answered.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ import re
 from pathlib import Path
 from typing import Iterable, Sequence
 
-SHARES_FOLDER, DONE_FILE = "shards", "done.json"
-MOST = 1000  # elements of a job array, as Slurm has it by default (MaxArraySize 1001)
-MOST_GPUS = 16  # of a node
-AT_ONCE = 64  # of an array's jobs; benchmarks/shards.py shows what more of them cost the scheduler
+SHARDS_FOLDER, DONE_FILE = "shards", "done.json"
+MAX_SHARDS = 1000  # elements of a job array, as Slurm has it by default (MaxArraySize 1001)
+MAX_GPUS = 16  # of a node
+MAX_SHARDS_AT_ONCE = 64  # of an array's jobs; benchmarks/shards.py shows what more of them cost the scheduler
 
 
-def share_folder(folder: Path, name: str | None) -> Path:
-    """Where the records of a share lie, or for None those of the whole run."""
-    return Path(folder) if name is None else Path(folder) / SHARES_FOLDER / name
+def shard_folder(folder: Path, name: str | None) -> Path:
+    """The folder of a shard's records; for None that of the whole run."""
+    return Path(folder) if name is None else Path(folder) / SHARDS_FOLDER / name
 
 
-def division(count: int, processes: int = 1) -> str:
+def sharding(count: int, processes: int = 1) -> str:
+    """How a run is divided: "4", or "4x2" where two processes answer each shard."""
     return str(count) if processes == 1 else f"{count}x{processes}"
 
 
-def parse_division(text: str) -> tuple[int, int]:
-    """(N, P) of "4x2", "4", or what follows -of- in a share's name."""
+def parse_sharding(text: str) -> tuple[int, int]:
+    """(N, P) of "4x2", "4", or what follows -of- in a shard's name."""
     count, _, processes = text.rpartition("-of-")[2].partition("x")
     return int(count), int(processes or 1)
 
 
 def names_of(text: str) -> list[str]:
-    """The shares of a division."""
-    return [f"{number}-of-{text}" for number in range(parse_division(text)[0])]
+    """The names of all shards of a sharding like "4x2"."""
+    return [f"{number}-of-{text}" for number in range(parse_sharding(text)[0])]
 
 
 # -- numbers of an array -----------------------------------------------------------------------------------------------
