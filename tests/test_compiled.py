@@ -181,7 +181,7 @@ def test_scores_are_those_of_whole_forwards_as_written(chain, random_model, fold
     lm = FastDLLM(ModelArguments.parse(model_path=str(random_model), batch_size=5, device="cpu"))
     with_compiled_layers(lm.model, folder)
     pairs = few_shot_load(subjects=2, questions=2)
-    got = lm.scorer.score([lm.scorer.masked_inputs(*pair, chain) for pair in pairs], disable_tqdm=True)
+    got = lm.scorer.score([lm.scorer.masked_inputs(*pair, chain) for pair in pairs], quiet=True)
     assert loaded(lm.model)
     for pair, (value, greedy), (alone, best) in zip(pairs, got, plainly(lm, pairs, chain), strict=True):
         assert value == pytest.approx(alone, abs=(len(pair[1]) if chain else 1) * SCORE)
