@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +40,18 @@ MARGINS = (-0.5, -1.0)  # points that a setting may be worse than that
 PICTURE = ROOT / "docs" / "pictures" / "findings.png"
 SHOWN = (5.0, 85.0)  # the picture's least tokens per forward and accuracy; threshold 1 is far to the left
 SPEED = "tokens per denoising forward"
+ENLARGED = ((8.2, 9.6), (96.3, 98.1))  # where most settings are as right as plain decoding and faster
+# settings that findings.md names -> (text, its offset from the point)
+LABELS = {
+    PLAIN: ("plain decoding, the lab's setting", (-20, 14)),
+    "01_adaptive_skip/r0.90_s1": ("01 r0.90_s1", (-10, 18)),
+    "01_adaptive_skip/r0.80_s1": ("01 r0.80_s1", (22, 12)),
+    "05_two_bars/p0.90_t0.98_s8": ("05 p0.90_t0.98_s8", (-60, 14)),
+    "05_two_bars/p0.80_t0.98_s8": ("05 p0.80_t0.98_s8", (22, 16)),
+    "03_carry_rows/carry_r0.90": ("03 carry_r0.90", (-48, -66)),
+    "00_baseline/k2_first": ("00 k = 2", (-48, -16)),
+    "04_threshold/s32_t0.90": ("04 s32_t0.90", (-72, -22)),
+}
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -211,32 +224,58 @@ TABLES: Mapping[str, Callable[[list[Result]], str]] = {
 
 
 def picture(results: list[Result]) -> Figure:
-    """Accuracy against tokens a full-depth forward of the denoising steps, the control's envelope drawn through."""
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    places = {id(result): (result.tokens_per_step_forward, 100 * result.run.accuracy) for result in results}
-    control = [places[id(result)] for result in results if of_control(result)]
-    axes.plot(*zip(*[control[index] for index in pareto(control)], strict=True), "--", color="black", linewidth=1,
-              label="the control's envelope")  # fmt: skip
-    for name in sorted({result.run.experiment for result in results}):
-        own = [r for r in results if r.run.experiment == name and (name == CONTROL or not r.is_plain)]
-        intervals = [accuracy_of(r.run).interval for r in own]
-        errors = [
-            [100 * (r.run.accuracy - i.low) for r, i in zip(own, intervals, strict=True)],
-            [100 * (i.high - r.run.accuracy) for r, i in zip(own, intervals, strict=True)],
-        ]
-        colour, marker = style_of(name)
-        across, up = zip(*[places[id(r)] for r in own], strict=True)
-        edge = {"markeredgecolor": "black", "markeredgewidth": 0.5}
-        axes.errorbar(
-            across, up, yerr=errors, fmt=marker, color=colour, markersize=5, elinewidth=0.6, label=name, **edge
-        )
-    axes.set(xlabel="new tokens a full-depth forward (denoising steps)", ylabel="right, % (95% interval)")
-    axes.set_xlim(left=SHOWN[0])
-    axes.set_ylim(bottom=SHOWN[1])
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    """Accuracy against tokens per denoising forward: all results, and the upper right enlarged."""
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    whole, enlarged = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    control = [_place(result) for result in results if of_control(result)]
+    envelope = [control[index] for index in pareto(control)]
+    for axes, with_errors in ((whole, True), (enlarged, False)):
+        axes.plot(*zip(*envelope, strict=True), "--", color="black", linewidth=1, label="the control's envelope")
+        for name in sorted({result.run.experiment for result in results}):
+            shown = [r for r in results if r.run.experiment == name and (name == CONTROL or not r.is_plain)]
+            _draw_results(axes, name, shown, with_errors)
+        axes.set(xlabel="tokens per denoising forward")
+        axes.grid(alpha=0.3)
+    whole.set(ylabel="right, % (95% interval)", title="all results")
+    whole.set_xlim(left=SHOWN[0])
+    whole.set_ylim(bottom=SHOWN[1])
+    whole.legend(loc="lower left", bbox_to_anchor=(0.17, 0.0), frameon=False, fontsize=8)
+    enlarged.set(xlim=ENLARGED[0], ylim=ENLARGED[1], title="the upper right, enlarged (no intervals)")
+    _label(whole, results, {PLAIN: LABELS[PLAIN]})
+    _label(enlarged, results, {name: label for name, label in LABELS.items() if name != PLAIN})
     return figure
+
+
+def _place(result: Result) -> tuple[float, float]:
+    return result.tokens_per_step_forward, 100 * result.run.accuracy
+
+
+def _draw_results(axes: Axes, experiment: str, results: list[Result], with_errors: bool) -> None:
+    colour, marker = style_of(experiment)
+    across, up = zip(*[_place(result) for result in results], strict=True)
+    errors = None
+    if with_errors:
+        intervals = [accuracy_of(result.run).interval for result in results]
+        errors = [
+            [100 * (r.run.accuracy - i.low) for r, i in zip(results, intervals, strict=True)],
+            [100 * (i.high - r.run.accuracy) for r, i in zip(results, intervals, strict=True)],
+        ]
+    edge = {"markeredgecolor": "black", "markeredgewidth": 0.5}
+    axes.errorbar(
+        across, up, yerr=errors, fmt=marker, color=colour, markersize=5, elinewidth=0.6, label=experiment, **edge
+    )
+
+
+def _label(axes: Axes, results: list[Result], labels: Mapping[str, tuple[str, tuple[int, int]]]) -> None:
+    """Write a name beside each result that findings.md recommends or compares with. labels: see LABELS."""
+    for result in results:
+        for run in result.runs:
+            text, offset = labels.get(f"{run.experiment}/{run.config}", ("", (0, 0)))
+            if text:
+                arrow = {"arrowstyle": "-", "linewidth": 0.6, "shrinkB": 3}
+                axes.annotate(
+                    text, _place(result), xytext=offset, textcoords="offset points", fontsize=8, arrowprops=arrow
+                )
 
 
 def filled(text: str, results: list[Result]) -> str:

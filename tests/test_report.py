@@ -645,6 +645,17 @@ def test_speeds_that_an_alarm_calls_incomparable_are_grey_and_without_a_front(pr
     )
 
 
+def test_all_speeds_of_a_table_are_grey_where_its_plain_run_is_slow_beside_another_table(project):
+    project.nine()
+    project.experiment("01_idea", BARS, matrix={"configurations": {"r1": {"reread_above": 1.0},
+                       "r0.9": {"reread_above": 0.9}}, "compare_with": "r1"})  # fmt: skip
+    project.run("r1", answers(300, range(10)), experiment="01_idea", seconds=30.0)
+    project.run("r0.9", answers(300, range(11)), experiment="01_idea", seconds=20.0, forwards={**FULL, "full": 300})
+    labels = drawn_figures(project)["accuracy_tokens_per_second"][0].axes[0].get_legend_handles_labels()[1]
+    assert "01_idea: not comparable" in labels
+    assert "01_idea" not in labels
+
+
 def test_a_sweep_of_two_arguments_is_a_heat_map_and_the_envelope_is_drawn(project):
     sweep = {f"t{t}_s{s}": {"threshold": t, "small_block_size": s} for t in (0.5, 0.9) for s in (8, 32)}
     project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t0.9_s8"})

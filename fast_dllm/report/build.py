@@ -17,7 +17,7 @@ from fast_dllm.report.compare import (
     is_plain,
 )
 from fast_dllm.report.results import ResultTable, RunResult
-from fast_dllm.report.speeds import hardware
+from fast_dllm.report.speeds import hardware, outliers
 
 # accuracy alarms that leave the other configurations of a table as they are
 LOCAL = ("missing", "corrupt", "answers_never_stop", "too_few_questions")
@@ -84,16 +84,22 @@ class Report:
             c for alarm in self.alarms if (alarm.kind, alarm.table) == ("speed_outlier", table) for c in alarm.configs
         }
 
-    def spoiled_speeds(self, table: str) -> set[str]:
-        """The table's configurations whose speeds an alarm calls incomparable. Different hardware is not among them:
-        speeds are drawn for one kind of hardware at a time."""
-        return {
-            config
+    def spoiled_speeds(self, table: ResultTable) -> set[str]:
+        """The table's configurations whose speeds an alarm calls incomparable.
+
+        Different hardware is not among them: speeds are drawn for one kind of hardware at a time. Where a run is an
+        outlier only beside other tables, all speeds of its table were measured under other conditions.
+        """
+        alarms = [
+            alarm
             for alarm in self.alarms
-            if (alarm.spoils, alarm.level, alarm.table) == ("speed", ALARM, table)
+            if (alarm.spoils, alarm.level, alarm.table) == ("speed", ALARM, table.label)
             and alarm.kind not in ("reuse_slower", "mixed_gpu")
-            for config in alarm.configs
-        }
+        ]
+        odd_in_table = outliers(table).keys()
+        if any(alarm.kind == "speed_outlier" and not odd_in_table & set(alarm.configs) for alarm in alarms):
+            return set(table.runs)
+        return {config for alarm in alarms for config in alarm.configs}
 
     @property
     def hardware(self) -> str | None:

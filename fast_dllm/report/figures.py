@@ -107,7 +107,7 @@ def points_of(report: Report, speed: Callable[[RunResult], float | None], only: 
     found = []
     for table in report.own if any(table.runs for table in report.own) else report.foreign:
         odd = {*outliers(table), *report.odd_speeds(table.label)} if only is not None else set()
-        spoiled = report.spoiled_speeds(table.label)
+        spoiled = report.spoiled_speeds(table)
         for group in distinct(table.runs.values()):
             usual = [run for run in group if run.config not in odd and (only is None or hardware(run) == only)]
             timed = [(run, value) for run in usual if (value := speed(run))]
