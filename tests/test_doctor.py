@@ -20,9 +20,9 @@ import pytest
 import torch
 from script_project import NO_WEIGHTS, ROOT, Project, pretend_model, system_tools
 
-from fast_dllm.doctor import __main__ as doctor
-from fast_dllm.doctor import checks, cluster
-from fast_dllm.doctor.checks import GIB, DataSet, Situation, place_of_data
+from fast_dllm.doctor import cluster, data_sets, disks, gpu, model_files
+from fast_dllm.doctor.data_sets import place_of_data
+from fast_dllm.doctor.situation import GIB, DataSet, Situation
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner import slurm
 from fast_dllm.runner.venv import CUDA, requirements_key
@@ -175,13 +175,13 @@ def test_a_model_of_another_network_or_with_an_index_of_other_files_fails(cluste
 
 def test_a_model_that_has_no_room_fails_and_little_room_is_a_warning(monkeypatch, tmp_path):
     situation = Situation(tmp_path, (), MODEL, tmp_path / "venv", None, {"HF_HOME": str(tmp_path)}, {})
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**29))
-    [finding] = checks.check_model(situation)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**29))
+    [finding] = model_files.check_model(situation)
     assert (finding.level, "20 GiB are needed" in finding.text) == ("fail", True)
-    assert {finding.level for finding in checks.check_disk(situation)} == {"warn"}
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**40))
-    assert [finding.level for finding in checks.check_model(situation)] == ["warn"]
-    assert {finding.level for finding in checks.check_disk(situation)} == {"ok"}
+    assert {finding.level for finding in disks.check_disk(situation)} == {"warn"}
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**40))
+    assert [finding.level for finding in model_files.check_model(situation)] == ["warn"]
+    assert {finding.level for finding in disks.check_disk(situation)} == {"ok"}
 
 
 def test_cluster_settings_count_and_a_wrong_line_in_them_is_exit_2(cluster_project):
@@ -305,7 +305,7 @@ def test_with_a_python_too_old_for_the_check_run_submits_and_says_that_nothing_w
 
 
 def test_a_check_that_breaks_stops_no_submission(cluster_project):
-    (cluster_project.root / "fast_dllm" / "doctor" / "checks.py").write_text("1 / 0\n")
+    (cluster_project.root / "fast_dllm" / "doctor" / "situation.py").write_text("1 / 0\n")
     done = cluster_project.run("k1_first")
     assert done.returncode == 0
     assert "the check before the submission failed" in done.stderr
@@ -435,14 +435,14 @@ def test_a_hub_that_does_not_answer_is_a_failure_of_what_is_not_here(monkeypatch
         raise ConnectionError("no route")
 
     monkeypatch.setattr(HfApi, "auth_check", refuse)
-    finding = doctor.ask_hub("dataset", "openai/gsm8k")
+    finding = data_sets.ask_hub("dataset", "openai/gsm8k")
     assert (finding.level, finding.text) == (
         "fail", "data set openai/gsm8k: not in the cache, and the hub does not answer (no route)",
     )  # fmt: skip
 
 
 def test_the_data_sets_are_those_of_lm_evals_definitions():
-    found = doctor.data_sets_of(("mmlu", "gpqa_main_n_shot", "toy_choice"))
+    found = data_sets.data_sets_of(("mmlu", "gpqa_main_n_shot", "toy_choice"))
     assert {data.path for data in found["mmlu"]} == {"cais/mmlu"}
     assert len(found["mmlu"]) == 57
     assert found["gpqa_main_n_shot"] == {DataSet("Idavidrein/gpqa", "gpqa_main")}
@@ -531,27 +531,27 @@ def pretend_gpu(monkeypatch, capability, memory, built_for=("sm_75", "sm_80", "s
 )
 def test_a_gpu_is_judged_by_its_capability_and_memory(monkeypatch, seven_billion, capability, memory, level, text):
     pretend_gpu(monkeypatch, capability, memory)
-    [finding] = doctor.check_gpu(seven_billion)
+    [finding] = gpu.check_gpu(seven_billion)
     assert (finding.level, text in finding.text) == (level, True), finding
 
 
 def test_a_float32_gpu_needs_twice_the_memory(monkeypatch, seven_billion):
     pretend_gpu(monkeypatch, (6, 1), 24e9, built_for=("sm_61",))
-    [finding] = doctor.check_gpu(seven_billion)
+    [finding] = gpu.check_gpu(seven_billion)
     assert (finding.level, "28.4 GiB of weights in float32 do not fit" in finding.text) == ("fail", True)
 
 
 def test_the_weights_are_as_many_as_the_published_files_hold(seven_billion, shared):
     index = json.loads((shared / "reference" / "fast_dllm_v2_7b" / "model.safetensors.index.json").read_text())
-    assert doctor.weight_count(seven_billion) * 2 == index["metadata"]["total_size"]
+    assert model_files.weight_count(seven_billion) * 2 == index["metadata"]["total_size"]
 
 
 def test_without_a_gpu_and_without_slurm_the_7b_needs_the_memory(monkeypatch, seven_billion):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     for memory, level in ((16 * 2**30, "fail"), (64 * 2**30, "warn")):
         sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": memory // 4096}
-        monkeypatch.setattr(doctor.os, "sysconf", sizes.__getitem__)
-        [finding] = doctor.check_gpu(seven_billion)
+        monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+        [finding] = gpu.check_gpu(seven_billion)
         assert finding.level == level
 
 
@@ -562,9 +562,9 @@ def test_quota_is_linux_own_where_there_is_no_pace_quota(monkeypatch, tmp_path):
     program = tmp_path / "quota"
     program.write_text("#!/bin/sh\nexit 0\n")
     program.chmod(0o755)
-    assert [one.level for one in cluster.check_quota(situation)] == ["ok"]
+    assert [one.level for one in disks.check_quota(situation)] == ["ok"]
     program.write_text("#!/bin/sh\necho 'Over block quota on /home'; exit 1\n")
-    assert [one.text for one in cluster.check_quota(situation)] == ["quota: Over block quota on /home; make room"]
+    assert [one.text for one in disks.check_quota(situation)] == ["quota: Over block quota on /home; make room"]
 
 
 def test_a_slurm_that_does_not_answer_is_told_apart(monkeypatch, tmp_path):
@@ -596,12 +596,12 @@ def test_a_purge_looks_at_what_links_lead_to_and_only_on_scratch(tmp_path):
     (snapshot / "linked.safetensors").symlink_to(blob)
     os.utime(blob, (time.time() - 47.5 * DAY,) * 2)
     situation = Situation(tmp_path / "home", (), str(snapshot), tmp_path, None, {"HF_HOME": str(tmp_path / "none")}, {})
-    [finding] = cluster.check_purge(situation)
+    [finding] = disks.check_purge(situation)
     assert (finding.level, "untouched for 47 of 60 days" in finding.text) == ("warn", True)
     os.utime(blob, (time.time(), time.time() - 47.5 * DAY))  # read today
-    assert [one.level for one in cluster.check_purge(situation)] == ["ok"]
+    assert [one.level for one in disks.check_purge(situation)] == ["ok"]
     elsewhere = replace(situation, model=str(tmp_path))
-    assert [one.text for one in cluster.check_purge(elsewhere)] == [
+    assert [one.text for one in disks.check_purge(elsewhere)] == [
         "purge: neither model, data, venv nor results are on a scratch disk"
     ]
 
@@ -649,8 +649,8 @@ def test_without_pace_quota_the_disks_of_home_and_scratch_are_looked_at(monkeypa
     situation = Situation(tmp_path, (), "tiny", tmp_path, None, {}, {})
     for used, level in ((50, "ok"), (95, "warn")):
         disk = SimpleNamespace(total=100 * GIB, used=used * GIB, free=(100 - used) * GIB)
-        monkeypatch.setattr(cluster.shutil, "disk_usage", lambda _, disk=disk: disk)
-        home, scratch = cluster.check_quota(situation)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, disk=disk: disk)
+        home, scratch = disks.check_quota(situation)
         assert (home.level, scratch.level) == (level, level)
         assert scratch.text.startswith(f"quota: {tmp_path}/scratch: {100 - used}.0 GiB free, as far as its disk tells")
 

@@ -235,7 +235,7 @@ def wrong_imports(name: str, path: Path, text: str) -> list[str]:
 def test_imports_run_one_way_in_every_module_of_the_project():
     modules = project_modules()
     names = {path.name for path in modules}
-    assert {"eval.py", "app.py", "run_chatbot.py", "generation_functions.py", "checks.py", "decode.py"} <= names
+    assert {"eval.py", "app.py", "run_chatbot.py", "generation_functions.py", "situation.py", "decode.py"} <= names
     for path, name in modules.items():
         assert name in RANK or path.parts[len(ROOT.parts)] != "fast_dllm" or path.name == "__init__.py", f"rank {name}"
         assert wrong_imports(name, path, path.read_text()) == [], path

@@ -642,6 +642,37 @@ def test_a_model_folder_is_passed_on_with_its_full_path(project):
     assert arguments[arguments.index("--model") + 1] == str(project.root / "my model")
 
 
+def test_a_script_is_called_through_a_link_from_another_folder(project, tmp_path):
+    project.summary("k1_first")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for script in ("run.sh", "local.sh"):
+        (elsewhere / script).symlink_to(project.root / "sbatch" / script)
+    status = subprocess.run(
+        ["bash", "./run.sh", "--status"], cwd=elsewhere, env=project.environment, capture_output=True, text=True
+    )
+    assert (status.returncode, status.stderr) == (0, "")
+    assert "  ✓ k1_first\n" in status.stdout
+    words = ["bash", "./local.sh", "--limit", "5", "--model", "tiny"]
+    assert subprocess.run(words, cwd=elsewhere, env=project.environment, capture_output=True).returncode == 0
+    assert "✓" in project.statuses("--limit", "5", "plain")["plain"]
+
+
+def test_settings_from_windows_have_no_carriage_return(project):
+    (project.root / "sbatch" / "cluster.env").write_bytes(b"SBATCH_ACCOUNT=gts-lab\r\n# a comment\r\n\r\n")
+    assert project.run("k1_first").returncode == 0
+    assert (project.state / "ids" / "1" / "settings").read_text() == "SBATCH_ACCOUNT=gts-lab\n"
+
+
+def test_artifacts_that_cannot_be_written_are_a_line_and_the_result_stays(project):
+    (project.root / "artifacts").write_text("a file where a folder should be")
+    assert project.job("10", "--config", "k1_first", "--limit", "5", "--model", "tiny") == 0
+    log = (project.root / "logs" / "job_10.log").read_text()
+    assert "artifacts/ cannot be written (" in log
+    assert "Traceback" not in log
+    assert "✓" in project.statuses("--limit", "5", "k1_first")["k1_first"]
+
+
 def test_help_names_every_option_task_and_configuration(project):
     text = project.run("--help").stdout
     for word in ("--status", "--dry-run", "--force", "--limit", "--continue", "minerva_math", "01_other", *CONFIGS):

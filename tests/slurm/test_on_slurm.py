@@ -10,8 +10,8 @@ import pytest
 from cluster import NODES, wait_for
 from slurm_project import TASK, SlurmProject
 
-from fast_dllm.doctor.checks import Situation
 from fast_dllm.doctor.cluster import check_slurm
+from fast_dllm.doctor.situation import Situation
 
 pytestmark = pytest.mark.slurm
 LIMIT = 24  # questions
