@@ -63,14 +63,19 @@ def test_the_first_command_on_free_hours_gives_a_job_that_starts(project):
         (["--hours", "73"], {"SBATCH_QOS": "inferno"}, "inferno ends jobs after 3 days"),
         ([], {"SBATCH_QOS": "nosuch"}, "account gts-lab may not use QOS nosuch, only embers, inferno, normal"),
         ([], {"SBATCH_ACCOUNT": "gts-nobody"}, "account gts-nobody is none of yours, which are gts-lab, gts-other"),
-        ([], {"SBATCH_ACCOUNT": ""}, "no account is named; write one of yours as SBATCH_ACCOUNT in sbatch/cluster.env: "
-         "gts-lab, gts-other"),
     ],
 )  # fmt: skip
 def test_what_slurm_would_refuse_or_never_start_is_refused_in_a_line(project, words, extra, named):
     before = len(project.cluster.jobs())
     assert named in one_line(project.bash("sbatch/run.sh", *WORDS, *words, check=False, **extra))
     assert len(project.cluster.jobs()) == before
+
+
+def test_where_no_account_is_named_slurms_default_one_is_taken_and_named(project):
+    """The cluster's accounting gives its user the default account root (cluster.py)."""
+    result = project.bash("sbatch/run.sh", *WORDS, "--dry-run", "k1_last", SBATCH_ACCOUNT="", **EMBERS)
+    assert "run.sh: account root, your default one\n" in result.stderr
+    assert "SBATCH_ACCOUNT=root" in result.stdout
 
 
 def test_slurm_itself_accepts_a_job_that_never_starts_and_run_offers_one_that_does(project):
