@@ -39,7 +39,7 @@ NUM_REMEMBERED = 1000  # typed lines
 
 
 class Screen(Console):
-    """A closed pipe is told by an exception, as print() tells it."""
+    """A console that raises BrokenPipeError for a closed pipe, as print() does."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -71,7 +71,7 @@ def render(frame: Frame) -> Text:
 
 
 def last_lines(console: Console, text: Text) -> Text:
-    """Of a text that is taller than the window what stands at its end: what has scrolled out cannot be drawn over."""
+    """The end of a text, as many lines as the window has: lines that have scrolled out cannot be drawn over."""
     lines = text.wrap(console, console.width)
     return Text("\n").join(lines[-(console.height - 1) :])
 
@@ -137,7 +137,7 @@ def command(console: Console, conversation: Conversation, line: str) -> None:
 
 
 def show_settings(console: Console, conversation: Conversation) -> None:
-    """One line each; what is not as it was at the start is marked."""
+    """Print one line for each setting, and mark those that were changed since the start."""
     now, first = conversation.settings.as_dict(), conversation.chatbot.default_settings().as_dict()
     width = max(map(len, now))
     for name, value in now.items():
@@ -148,7 +148,7 @@ def show_settings(console: Console, conversation: Conversation) -> None:
 
 
 def edit_lines() -> None:
-    """Lines typed at the prompt can be edited and called back, also those of earlier talks."""
+    """Let the user edit a line at the prompt and call back lines of this and earlier talks."""
     try:
         import readline
     except ImportError:  # a Python built without it
@@ -173,8 +173,8 @@ def talk(console: Console, conversation: Conversation) -> None:
     if console.is_terminal:
         edit_lines()
         chatbot = conversation.chatbot
-        told = f"{chatbot.arguments.model_path}: {chatbot.describe()}\n/help tells what can be typed here."
-        console.print(told, markup=False)
+        greeting = f"{chatbot.arguments.model_path}: {chatbot.describe()}\n/help tells what can be typed here."
+        console.print(greeting, markup=False)
     while True:
         try:
             line = input("> " if console.is_terminal else "").strip()

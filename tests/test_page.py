@@ -77,16 +77,16 @@ def test_a_second_message_waits_until_the_first_is_answered(page):
 @pytest.mark.slow
 def test_an_empty_and_a_too_long_message_are_told_and_harm_nothing(page):
     ask(page, " ")
-    page.wait_for_selector("#told .err:has-text('empty')")
+    page.wait_for_selector("#note .err:has-text('empty')")
     ask(page, "x" * 4000)
-    page.wait_for_selector("#told .err:has-text('the prompt has 4,0')")
-    told = page.inner_text("#told .err")
+    page.wait_for_selector("#note .err:has-text('the prompt has 4,0')")
+    told = page.inner_text("#note .err")
     assert re.search(r"4,\d{3} tokens, [\d,]+ fit with 64 kept for the answer$", told)
-    assert page.locator("#told").bounding_box()["y"] > page.locator("#message").bounding_box()["y"]
+    assert page.locator("#note").bounding_box()["y"] > page.locator("#message").bounding_box()["y"]
     assert page.is_disabled("#stop")
     ask(page, "Hello")
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
-    assert page.locator("#told .err").count() == 0
+    assert page.locator("#note .err").count() == 0
 
 
 @pytest.mark.slow
@@ -171,15 +171,15 @@ def test_a_control_changes_the_next_answer(page):
 
 
 def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, monkeypatch):
-    import app
     from fast_dllm.decode.arguments import ModelArguments
     from fast_dllm.network.eager import EagerExecutor
     from fast_dllm.ui import controls as widgets
     from fast_dllm.ui.chat import Chatbot
+    from fast_dllm.ui.page_events import Page
     from fast_dllm.ui.turns import Turn
 
     chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
-    page = app.Page(chatbot)
+    page = Page(chatbot)
     own = [value for each in widgets.policies() for value in widgets.own_knobs(each).values()]
     controls = (widgets.ACTIVE, 0.5, 8, 0.0, 0.95, 64, *own)
     with monkeypatch.context() as broken:
@@ -187,7 +187,7 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
             EagerExecutor, "run_block", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
         )
         *_, last = page.answer("Hello", [], Turn(), *controls)
-        assert "out of &lt;memory&gt;" in last.told
+        assert "out of &lt;memory&gt;" in last.note
         *_, last = page.compare("Hello", "threshold=1", "reuse_k=3,layer_subset=last", Turn(), *controls)
         assert "out of &lt;memory&gt;" in last[0]
     *_, last = page.answer("Hello", [], Turn(), *controls)

@@ -328,7 +328,7 @@ def test_the_marked_last_column_of_a_long_answer_is_in_sight(page):
 def test_a_setting_out_of_range_is_refused_in_words(page, value, told):
     set_number(page, "threshold", value)
     ask(page, "Hello")
-    page.wait_for_selector(f"#told .err:has-text('{told}')")
+    page.wait_for_selector(f"#note .err:has-text('{told}')")
 
 
 @pytest.mark.slow
@@ -359,21 +359,22 @@ def test_every_knob_of_every_experiment_has_a_line_of_help():
 
 
 def test_the_settings_of_the_examples_show_rest_and_reuse_and_say_what_the_model_does_not_see():
-    import app
     from fast_dllm.ui.chat import Chatbot, with_defaults
+    from fast_dllm.ui.examples import PRESETS, examples_of
+    from fast_dllm.ui.page_events import Page
     from fast_dllm.ui.turns import Turn
 
     chatbot = Chatbot(with_defaults({"model_path": "tiny", "device": "cpu"}))
-    page = app.Page(chatbot)
+    page = Page(chatbot)
     kinds: dict[str, set[str]] = {}
     messages: list = []
-    for (question, *values), label in zip(*app.examples_of(chatbot), strict=True):
+    for (question, *values), label in zip(*examples_of(chatbot), strict=True):
         frames = list(page.answer(question, messages, Turn(), *values))
-        note = frames[0].told
+        note = frames[0].note
         assert ("single questions" in note) == bool(messages)
         messages = frames[-1].messages
         kinds[label.partition(":")[0]] = {frame.kind for frame in frames[-1].frames}
-    assert kinds.keys() == app.PRESETS.keys()
+    assert kinds.keys() == PRESETS.keys()
     assert not kinds["plain"] & {"partial", "reused"}
     assert "partial" in kinds["k = 3, middle"]
     assert "reused" in kinds["re-read while sure"]

@@ -98,7 +98,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Frame:
-    """An answer as it stands after one forward.
+    """An answer after one forward.
 
     cells: from the answer's first position to the end of its open block. sub_block: the (start, end) positions just
     worked on. kind: the forward that led here. text: the answer up to its first mask, without its stop token.
@@ -316,7 +316,7 @@ class Chatbot:
 
 
 def _timed(events: Iterator[DenoisingEvent]) -> Iterator[tuple[DenoisingEvent, float]]:
-    """Each event, and the seconds that it took to come: without those that its reader takes."""
+    """Each event with the seconds that it took, without the time of its reader."""
     began = time.perf_counter()
     for event in events:
         yield event, time.perf_counter() - began

@@ -40,7 +40,7 @@ def comparison_html(first: Frame, second: Frame | None) -> str:
     rows = []
     for side, frame in zip("AB", (first, second), strict=True):
         if frame is not None:
-            told = (
+            values = (
                 f"{frame.num_tokens}",
                 f"{frame.steps}",
                 f"{frame.num_forwards}",
@@ -48,7 +48,7 @@ def comparison_html(first: Frame, second: Frame | None) -> str:
                 f"{frame.model_seconds:.2f} s",
                 f"{frame.tokens_per_second:.1f}",
             )
-            rows.append(f"<tr><th>{side}</th>{''.join(f'<td>{each}</td>' for each in told)}</tr>")
+            rows.append(f"<tr><th>{side}</th>{''.join(f'<td>{each}</td>' for each in values)}</tr>")
     names = ("", "tokens", "steps", "forwards", "layer-forwards", "time", "tokens/s")
     head = "".join(f"<th>{name}</th>" for name in names)
     table = f"<table class='both'><tr>{head}</tr>{''.join(rows)}</table>"

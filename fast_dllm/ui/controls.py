@@ -20,7 +20,7 @@ COMMON = ("threshold", "small_block_size", "max_new_tokens")
 
 @functools.cache
 def policies() -> list[str]:
-    """What the experiment's control offers: what was there when the page was built, for so long its controls fit."""
+    """The experiments that the page offers. They are listed once: the knobs' controls are built for these."""
     return [ACTIVE, *experiments.available()]
 
 
@@ -47,8 +47,8 @@ def knob_help(shown: str) -> dict[str, str]:
     for each in reversed(options_type.__mro__):
         words = " ".join((each.__dict__.get("__doc__") or "").split())
         _, *parts = starts.split(words)
-        for told, meaning in zip(parts[::2], parts[1::2], strict=True):
-            meanings.update(dict.fromkeys(told.split(", "), meaning.strip()))
+        for knobs, meaning in zip(parts[::2], parts[1::2], strict=True):
+            meanings.update(dict.fromkeys(knobs.split(", "), meaning.strip()))
     return meanings
 
 
@@ -90,8 +90,10 @@ def in_words(settings: Settings) -> str:
     """The experiment, the threshold, and the experiment's knobs that are not at their defaults, on one line."""
     defaults = own_knobs(settings.experiment_name or ACTIVE)
     own = {name: settings.knobs[name] for name, default in defaults.items() if settings.knobs[name] != default}
-    told = {"threshold": settings.knobs["threshold"], **own}
-    words = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items())
+    shown_knobs = {"threshold": settings.knobs["threshold"], **own}
+    words = (
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown_knobs.items()
+    )
     return f"{settings.experiment_name or ACTIVE}, {', '.join(words)}"
 
 

@@ -42,8 +42,8 @@ class Gate:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self.serves(host):
-            told = f"this page is not served under the name {host!r}; app.py --name NAME adds one"
-            return PlainTextResponse(told, 421)
+            text = f"this page is not served under the name {host!r}; app.py --name NAME adds one"
+            return PlainTextResponse(text, 421)
         if scope["path"].rstrip("/").rpartition("/")[2] in UPLOADS:
             return PlainTextResponse("this page takes no files", 403)
         length = headers.get("content-length", "0")

@@ -23,8 +23,8 @@ TOP, LEFT = 4, 22
 def layer_states(frame: Frame) -> list[tuple[range, str]]:
     """What each layer did in the frame's forward, from the lowest up, as ranges of equal state.
 
-    Where a step reads its last predictions again no layer runs: those of the policy's subset are the reused ones, and
-    all others would give again what they gave, which is why none is needed.
+    A step that reads the last predictions again runs no layer. The layers of the policy's subset are then "reused". The
+    others would give their last results again, so that they are "skipped".
     """
     everything = range(frame.num_layers)
     if FORWARD_KINDS[frame.kind].runs_layers:
@@ -42,8 +42,8 @@ def layer_states(frame: Frame) -> list[tuple[range, str]]:
 
 
 def layers_html(seen: Sequence[Frame], step: int | None = None, linked: bool = True) -> str:
-    """Every forward of an answer; `step`, counted from 1, is the one marked (default: the last). `linked`: a replay
-    hangs on it."""
+    """Every forward of an answer; `step`, counted from 1, is the one marked (default: the last). `linked`: a tap
+    on a column, or an arrow key, chooses the forward to replay."""
     if not seen:
         return "<div class='layers'><div class='stats'>Which layers run in each forward of the answer.</div></div>"
     step = min(len(seen) if step is None else step, len(seen))

@@ -27,7 +27,7 @@ STYLE = """
 .legend summary{cursor:pointer}
 .err{color:#b91c1c;font-weight:600}
 .dark .err{color:#fca5a5}
-#told:not(:has(.note)),#told-compare:not(:has(.note)){display:none}
+#note:not(:has(.note)),#note-compare:not(:has(.note)){display:none}
 .layers .scroll{overflow-x:auto;padding:4px 0}
 .layers svg{display:block}
 .layers text{font:9px ui-monospace,monospace;fill:currentColor;opacity:.8}
@@ -52,7 +52,7 @@ table.both td{border-top:1px solid var(--border-color-primary) !important}
   #left,#right{display:contents}
   #talk{order:1;height:220px !important}
   .form:has(#message){order:2}
-  #told{order:3}
+  #note{order:3}
   #buttons{order:4}
   #examples{order:5}
   #replaying{order:6}
