@@ -637,7 +637,7 @@ def test_speeds_that_an_alarm_calls_incomparable_are_grey_and_without_a_front(pr
     for k, lost in ((1, 10), (3, 40)):
         project.run(f"k{k}_first", answers(300, range(lost)), arguments={"batch_size": 8})
     figure, caption = drawn_figures(project)["accuracy_tokens_per_second"]
-    assert figure.axes[0].get_legend_handles_labels()[1] == ["00_baseline: not comparable"]
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["00_baseline, grey"]
     assert "Grey: speeds that cannot be compared" in caption
     assert (
         "Pareto front"
@@ -652,7 +652,7 @@ def test_all_speeds_of_a_table_are_grey_where_its_plain_run_is_slow_beside_anoth
     project.run("r1", answers(300, range(10)), experiment="01_idea", seconds=30.0)
     project.run("r0.9", answers(300, range(11)), experiment="01_idea", seconds=20.0, forwards={**FULL, "full": 300})
     labels = drawn_figures(project)["accuracy_tokens_per_second"][0].axes[0].get_legend_handles_labels()[1]
-    assert "01_idea: not comparable" in labels
+    assert "01_idea, grey" in labels
     assert "01_idea" not in labels
 
 

@@ -26,26 +26,27 @@ from fast_dllm.report.folders import (
     task_of_folder,
 )
 from fast_dllm.report.results import TASK_SIZE, ResultTable, RunResult
+from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT
 from fast_dllm.spec.tasks import ROOT, task_folder
 
 FOLDER = Path("results") / "report"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = OneLineParser(
+    options = OneLineParser(
         prog="python -m fast_dllm.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--experiment", metavar="E[,E]", help="only these experiments (default: all with results)")
-    made.add_argument("--task", metavar="T", help="only this task (default: all with results)")
-    made.add_argument("--limit", metavar="N", help="of runs on the first N questions; without it, of whole runs")
-    made.add_argument("--against", metavar="E/CONFIG", help="compare everything with this run instead of each k = 1")
-    made.add_argument("--import", metavar="DIR", dest="imported", help="read the summary.json files below DIR as well")
-    made.add_argument(
+    options.add_argument("--experiment", metavar="E[,E]", help="only these experiments (default: all with results)")
+    options.add_argument("--task", metavar="T", help="only this task (default: all with results)")
+    options.add_argument("--limit", metavar="N", help="of runs on the first N questions; without it, of whole runs")
+    options.add_argument("--against", metavar="E/CONFIG", help="compare everything with this run instead of each k = 1")
+    options.add_argument("--import", metavar="DIR", dest="imported", help="read the summary.json files below DIR too")
+    options.add_argument(
         "--flips", metavar="N", default="10", help="changed answers to show of each experiment (default 10)"
     )
-    made.add_argument("--brief", action="store_true", help="print verdict, alarms and path, without the table")
-    made.add_argument("--fail-on", choices=["alarm"], help="exit status 3 where there is an alarm")
-    return made
+    options.add_argument("--brief", action="store_true", help="print verdict, alarms and path, without the table")
+    options.add_argument("--fail-on", choices=["alarm"], help="exit status 3 where there is an alarm")
+    return options
 
 
 def _names(text: str, root: Path) -> list[str]:
@@ -65,7 +66,7 @@ def _whole(option: str, text: str, minimum: int) -> int:
 
 
 def _chosen(found: list[str], task: str | None, limit: int | None) -> list[str]:
-    """Folders of tasks to report on. Raises UsageError that lists those there are."""
+    """The task folders to report on. Raises UsageError, which lists the valid ones."""
     if task is None:
         chosen = [name for name in found if limit is None or task_of_folder(name)[1] == limit]
         if not chosen:
@@ -104,7 +105,7 @@ def _against(text: str | None, tables: list[ResultTable]) -> RunResult | None:
 
 
 def command_of(words: list[str], folder: str) -> str:
-    """The words, with the task that this report is of."""
+    """The command that makes the report of this task folder again, from the words of this call."""
     task, limit = task_of_folder(folder)
     rest, skip = [], False
     for word in words:
@@ -128,7 +129,7 @@ def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str,
     # with an import alone, the results of this checkout are not asked for
     own = names if names is not None else [] if imported else experiments_with_results(root)
     if not own and not imported and options.task:
-        own = _names("00_baseline", root)
+        own = _names(DEFAULT_EXPERIMENT, root)
     folders = set(task_folders(root, own))
     chosen = _chosen(sorted(folders | {task_folder(t.task, t.limit) for t in imported}), options.task, limit)
     tables = {
@@ -139,9 +140,9 @@ def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str,
         for folder in chosen
     }
     if names is None:  # experiments that were not asked for and have nothing here need no empty table
-        for folder, found in tables.items():
-            kept = [table for table in found if table.runs or table.problems]
-            tables[folder] = kept or found
+        for folder, of_task in tables.items():
+            kept = [table for table in of_task if table.runs or table.problems]
+            tables[folder] = kept or of_task
     return options, tables
 
 
@@ -149,7 +150,7 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     words = sys.argv[1:] if words is None else words
     try:
         options, tables = collect(words, root)
-        against = {folder: _against(options.against, found) for folder, found in tables.items()}
+        against = {folder: _against(options.against, of_task) for folder, of_task in tables.items()}
     except UsageError as error:
         print(f"fast_dllm.report: error: {line_of(error)}", file=sys.stderr)
         return 2
@@ -157,12 +158,11 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     from fast_dllm.report.write import terminal, write
 
     num_alarms = 0
-    for folder, found in tables.items():
+    for folder, of_task in tables.items():
         task, limit = task_of_folder(folder)
-        report = build(folder, task, limit, found, root, command_of(words, folder), against[folder])
+        report = build(folder, task, limit, of_task, root, command_of(words, folder), against[folder])
         path = write(report, root / FOLDER / folder, options.flips, against[folder])
-        told = terminal(report, options.brief)
-        print(*[told] * bool(told), f"wrote {path.relative_to(root)}\n", sep="\n")
+        print(terminal(report, options.brief), f"wrote {path.relative_to(root)}\n", sep="\n")
         num_alarms += report.num_alarms
     return 3 if options.fail_on == "alarm" and num_alarms else 0
 

@@ -1,4 +1,4 @@
-"""From tables to one Report: alarms, contrasts, the curve to beat, AUP. Plain data; verdict.py puts it in words."""
+"""Builds one Report from tables: alarms, contrasts, the curve to beat, AUP. verdict.py puts it in words."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Parallelism:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the report tells of one task.
+    """Everything that the report says about one task.
 
     folder: of the task, as `gsm8k_limit_10`; own: tables of this code; foreign: imported ones; contrasts: of each
     table's label; control: plain decoding's runs, front: those on its Pareto front; equal_speed: results against the
@@ -103,7 +103,7 @@ class Report:
 
     @property
     def hardware(self) -> str | None:
-        """What most runs ran on: speeds are drawn for this alone."""
+        """The hardware of most runs. Speeds are drawn for this hardware alone."""
         counts: dict[str, int] = {}
         for run in self.runs(timed=True):
             name = hardware(run)
@@ -112,14 +112,14 @@ class Report:
         return max(counts, key=counts.__getitem__) if counts else None
 
     def runs(self, timed: bool = False) -> list[RunResult]:
-        """Of this code; where there is none, of the imported tables."""
+        """The runs of this code; where there are none, the imported ones. timed: only those with a speed."""
         tables = self.own if any(table.runs for table in self.own) else self.foreign
-        found = [run for table in tables for run in table.runs.values()]
-        return [run for run in found if run.tokens_per_second and hardware(run)] if timed else found
+        runs = [run for table in tables for run in table.runs.values()]
+        return [run for run in runs if run.tokens_per_second and hardware(run)] if timed else runs
 
 
 def control_runs(tables: list[ResultTable]) -> list[RunResult]:
-    """Plain decoding in the experiments that are its control, or k = 1 of whatever there is."""
+    """Plain decoding in the control experiments; where there are none, k = 1 of every table."""
     plain = [
         (table, run)
         for table in tables

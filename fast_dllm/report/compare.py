@@ -22,9 +22,9 @@ from fast_dllm.report.statistics import (
 )
 from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT
 
-LOSSES = (0.01, 0.02)  # for which the questions needed are told
+LOSSES = (0.01, 0.02)  # the report says how many questions would show these losses
 NOT_AN_ANSWER = ("layer_subset", "experiment_name", "batch_size", "show_speed", "device", "model_path", "dtype")
-# what plain decoding is told, in every experiment
+# the arguments that every experiment's plain decoding has
 PLAIN_ARGUMENTS = (
     "threshold", "small_block_size", "bd_size", "use_block_cache", "refresh", "reuse_k", "max_new_tokens",
     "temperature", "top_p",
@@ -83,7 +83,7 @@ class Accuracy:
 
 
 def accuracy_of(run: RunResult) -> Accuracy:
-    """Of a metric that is no count, the normal interval from the standard error, where there is one."""
+    """The accuracy with Wilson's interval, or the normal one where the metric is no count of right answers."""
     if run.counts is not None:
         return Accuracy(run.accuracy, wilson(*run.counts))
     if run.stderr is not None:
@@ -104,7 +104,7 @@ def shared_questions(run: RunResult, other: RunResult) -> list[tuple[Question, Q
 
 
 def can_pair(run: RunResult, other: RunResult) -> bool:
-    """Both have all their questions on record, the same ones, each plainly right or wrong."""
+    """Whether both runs recorded all their questions, the same ones, and each answer is right or wrong, not in part."""
     if not run.questions or not other.questions:
         return False
     pairs = shared_questions(run, other)
@@ -113,7 +113,7 @@ def can_pair(run: RunResult, other: RunResult) -> bool:
 
 
 def num_flips(run: RunResult, other: RunResult) -> int | None:
-    """Questions whose answers differ; None where answers are not on record for the same questions."""
+    """How many answers differ; None where the two runs did not record answers to the same questions."""
     if not run.questions or not other.questions:
         return None
     pairs = shared_questions(run, other)
@@ -130,10 +130,10 @@ def computation(run: RunResult) -> tuple:
 
 
 def rereads(run: RunResult) -> bool:
-    """Stored outputs: reuse reads old logits again, so that the choice of layers cannot matter.
+    """Whether reuse reads stored logits again, so that the choice of layers makes no difference.
 
-    Seen from the forwards (steps reused and no forward without a layer); where they are not recorded, the run is
-    the lab's, whose only experiment did just that.
+    The forwards show it: some steps were reused, and no forward ran without a layer. A foreign run without recorded
+    forwards is the lab's, whose only experiment read stored logits.
     """
     if run.scored or run.reuse_k is None or run.reuse_k < 2:
         return False
@@ -143,8 +143,10 @@ def rereads(run: RunResult) -> bool:
 
 
 def is_plain(run: RunResult, table: ResultTable) -> bool:
-    """Plain decoding at some threshold and sub-block size: nothing reused, nothing skipped, and no knob of the
-    experiment's own set otherwise than in the run that its table is compared with."""
+    """Whether the run is plain decoding, at some threshold and sub-block size.
+
+    Nothing is reused or skipped, and the experiment's knobs are those of the run that its table is compared with.
+    """
     if (run.reuse_k or 1) != 1 or (run.forwards or {}).get("reused") or run.skips_layers:
         return False
     base = table.runs.get(table.compare_with or "")

@@ -155,12 +155,12 @@ def _draw_points(axes, table: ResultTable, points: list[Point], is_comparable: b
         markeredgecolor="black" if is_comparable else colour,
         markeredgewidth=0.4,
         markerfacecolor="white" if table.is_foreign else colour,
-        label=_short(table.label) if is_comparable else f"{_short(table.label)}: not comparable",
+        label=_short(table.label) if is_comparable else f"{_short(table.label)}, grey",
     )
 
 
 def _names(axes, found: list[Point]) -> None:
-    """Where they are few, each point's name; of columns that lie together, their k once."""
+    """Write each point's name where the points are few. Columns of one k that share a point get one name."""
     named: dict[tuple[str, str], Point] = {}
     for point in found:
         stem = point.name.split("_")[0] if point.run.config in NINE.configurations else point.name
