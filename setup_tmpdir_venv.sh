@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# A fast venv on the node's own disk for interactive work: source setup_tmpdir_venv.sh
-# To be sourced by bash or zsh: it activates the venv in the shell that it is called from, and changes nothing else there.
+# A fast venv on the node's own disk for interactive work: source setup_tmpdir_venv.sh To be
+# sourced by bash or zsh: it activates the venv in the shell that it is called from, and changes
+# nothing else there.
 
 _fast_dllm_setup() {
   local here=$1 place venv
@@ -14,11 +15,12 @@ _fast_dllm_setup() {
   venv=$(FAST_DLLM_VENV="$place/venv" bash "$here/sbatch/venv.sh") || return 1
   # shellcheck disable=SC1091 # made a moment ago
   . "$venv/bin/activate" || return 1
-  echo "venv: $venv is active (deactivate ends that; the node's disk is cleared when the allocation ends)"
+  echo "venv: $venv is active (deactivate ends that; the node's disk is cleared after the job)"
 }
 
 if [ -n "${ZSH_VERSION:-}" ]; then
-  # shellcheck disable=SC2154,SC2296,SC2298 # zsh: the file being read, and how the shell came to read it
+  # zsh: the file being read, and how the shell came to read it
+  # shellcheck disable=SC2154,SC2296,SC2298
   case $ZSH_EVAL_CONTEXT in *:file*) _fast_dllm_file=${(%):-%x} ;; *) _fast_dllm_file="" ;; esac
 elif [ -n "${BASH_VERSION:-}" ] && [ "${BASH_SOURCE[0]}" != "$0" ]; then
   _fast_dllm_file=${BASH_SOURCE[0]}
@@ -27,7 +29,8 @@ else
 fi
 
 if [ -z "$_fast_dllm_file" ]; then
-  echo "setup_tmpdir_venv.sh: must be sourced, so that it can activate the venv: source setup_tmpdir_venv.sh" >&2
+  echo "setup_tmpdir_venv.sh: source it, so that it can activate the venv:" \
+    "source setup_tmpdir_venv.sh" >&2
   exit 2
 fi
 if _fast_dllm_setup "$(CDPATH='' cd -- "$(dirname -- "$_fast_dllm_file")" && pwd -P)"; then

@@ -10,8 +10,9 @@
 #SBATCH --qos=inferno
 #SBATCH --no-requeue
 #SBATCH --output=layer_reuse_%A_%a.log
-# Deprecated: an experiment's configurations as one job array. It knows neither what is complete nor what is queued, and
-# nothing continues it: bash sbatch/run.sh does. Options: those of _job.sh without --config.
+# Deprecated: an experiment's configurations as one job array. It knows neither what is complete
+# nor what is queued, and nothing continues it: bash sbatch/run.sh does. Options: those of _job.sh
+# without --config.
 set -euo pipefail
 cd -- "${SLURM_SUBMIT_DIR:?submit this with sbatch, from the project folder}"
 # shellcheck source=sbatch/python.sh

@@ -8,8 +8,8 @@
 #SBATCH --qos=inferno
 #SBATCH --no-requeue
 #SBATCH --open-mode=append
-# One configuration's job. run.sh submits it, with the code of that moment (--snapshot ID comes first then).
-# What it does: fast_dllm/runner/job.py.
+# One configuration's job. run.sh submits it, with the code of that moment (--snapshot ID comes
+# first then). What it does: fast_dllm/runner/job.py.
 set -euo pipefail
 cd -- "${SLURM_SUBMIT_DIR:?submit this with sbatch}"
 code=.

@@ -9,9 +9,10 @@
 #SBATCH --qos=inferno
 #SBATCH --no-requeue
 #SBATCH --output=baseline_%j.log
-# The plain model, without layer reuse, at threshold 1, on every task: sbatch sbatch/baseline.sh [OPTION...]
-# Submitted from the project's folder. Also runs without Slurm: bash sbatch/baseline.sh --model tiny --limit 2 --task toy_math
-# Its 8 hours are what the free QOS allows. What it does: fast_dllm/runner/baseline.py.
+# The plain model, without layer reuse, at threshold 1, on every task: sbatch sbatch/baseline.sh
+# [OPTION...] Submitted from the project's folder. Also runs without Slurm: bash
+# sbatch/baseline.sh --model tiny --limit 2 --task toy_math Its 8 hours are what the free QOS
+# allows. What it does: fast_dllm/runner/baseline.py.
 set -euo pipefail
 # Slurm runs a copy of this script, from a folder of its own; the project is where sbatch was called
 if [[ -n ${SLURM_JOB_ID:-} && ${SLURM_TASK_PID:-} == "$$" ]]; then

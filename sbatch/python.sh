@@ -4,14 +4,16 @@
 start_runner() { # the code's folder, the command, its options
   local code=$1 python builds
   shift
-  for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8; do
+  for python in python3 python3.{14,13,12,11,10,9,8}; do
     if "$python" -Sc 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then
       exec "$python" -BS -X utf8 "$code/fast_dllm/runner" "$@"
     fi
   done
   # where PATH has none: the one of a venv that these scripts have built
   builds=${FAST_DLLM_VENV:-$code/.venv}.d
-  [[ -n ${FAST_DLLM_VENV:-} || ! -d ${HOME:-}/scratch ]] || builds=$HOME/scratch/Fast-dLLM/v2/.venv.d
+  if [[ -z ${FAST_DLLM_VENV:-} && -d ${HOME:-}/scratch ]]; then
+    builds=$HOME/scratch/Fast-dLLM/v2/.venv.d
+  fi
   for python in "$builds"/*/bin/python; do
     [[ ! -x $python ]] || exec "$python" -BS -X utf8 "$code/fast_dllm/runner" "$@"
   done

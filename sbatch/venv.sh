@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the venv if it is missing, and prints its folder: source "$(bash sbatch/venv.sh)/bin/activate"
+# Makes the venv if it is missing, and prints its folder: source "$(bash
+# sbatch/venv.sh)/bin/activate"
 set -euo pipefail
 sbatch=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 # shellcheck source=sbatch/python.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint and tests: bash tests/run.sh [pytest arguments]. Makes the venv if it is missing. Leaves out what takes minutes
-# (-m slow) or drives a real Slurm (-m slurm).
+# Lint and tests: bash tests/run.sh [pytest arguments]. Makes the venv if it is missing. Leaves
+# out what takes minutes (-m slow) or drives a real Slurm (-m slurm).
 set -euo pipefail
 PROJECT_ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
@@ -13,11 +13,13 @@ shell_scripts() { # nul-terminated
   fi
 }
 
-lint_types() { # .mypy_cache keeps what the libraries' types are: half a minute the first time, seconds afterwards
+# .mypy_cache keeps the libraries' types: half a minute the first time, seconds afterwards
+lint_types() {
   local policy
   echo "== mypy"
   mypy
-  for policy in experiments/*/generation_functions.py; do # each by itself: they share one module name
+  # each by itself: they have one module name
+  for policy in experiments/*/generation_functions.py; do
     mypy "$policy"
   done
 }
@@ -58,7 +60,8 @@ main() {
   lint_shell
   echo "== pytest"
   # two files at a time: each test is one thread; a file's tests share what they set up
-  python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm" "$@"
+  python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+    -m "not slow and not slurm" "$@"
 }
 
 { # read as a whole before it starts: a pull may change this file meanwhile

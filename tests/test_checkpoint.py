@@ -26,7 +26,16 @@ from fast_dllm.network.tokenizer import load_tokenizer, render
 from fast_dllm.spec.checkpoint import CONFIG_FILE, INDEX_FILE, MOST_JSON_BYTES
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-GONE = object()  # the value of a field that is taken out
+
+
+class _Gone:
+    """Stands for a field that the file lacks; has the same name in every process, for the names of tests."""
+
+    def __repr__(self) -> str:
+        return "GONE"
+
+
+GONE = _Gone()  # the value of a field that is taken out
 
 
 @pytest.fixture
