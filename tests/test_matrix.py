@@ -84,6 +84,7 @@ def test_a_file_gives_names_arguments_and_order(root):
             SWEEP | {"configurations": {"a": {"threshold": 2}}},
             "a: threshold must be a number from 0 to 1",
         ),
+        (SWEEP | {"control": "yes"}, "control must be true or false, not 'yes'"),
         (SWEEP | {"configurations": {"a": {"tolerance": "much"}}}, "tolerance must be a number, not 'much'"),
         (SWEEP | {"configurations": {"a": {"model_path": "tiny"}}}, "unknown model argument 'model_path'"),
     ],
