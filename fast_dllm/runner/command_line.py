@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Callable, NoReturn, Sequence
 
@@ -41,6 +42,13 @@ def project_root() -> Path:
 
 
 # -- parsers -----------------------------------------------------------------------------------------------------------
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps hub ids whole: they have hyphens, and are copied from the help."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class ScriptParser(argparse.ArgumentParser):
     """A parser whose complaints are one line with the valid choices."""
 
@@ -52,7 +60,7 @@ class ScriptParser(argparse.ArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
             add_help=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_HelpFormatter,
         )
 
     def error(self, message: str) -> NoReturn:

@@ -186,7 +186,7 @@ def make_plan(request: Request, options: SubmitOptions) -> Plan | None:
     as_given, request = request, dataclasses.replace(request, model=request.model_or_default)
     states, fault = examine(request)
     if fault:
-        say_run(f"squeue failed, so nothing is submitted: {fault}")
+        say_run(f"squeue failed, so nothing is submitted: {fault}; sbatch/local.sh evaluates on this machine")
         return None
     plans, resources = [shard_jobs.plan_of(request, state, options.sharding) for state in states], None
     if any(run_plan.action == "submit" for run_plan in plans):
