@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ class Experiment:
     name: str | None
     path: Path
     options_type: type[Options]
-    decode_one: DecodeOne
-    text: bytes
-    subset_layers: Callable[[str, int], range] | None = None
+    decode_one: DecodeOne = field(repr=False)
+    text: bytes = field(repr=False)
+    subset_layers: Callable[[str, int], range] | None = field(default=None, repr=False)
 
     @property
     def policy_sha256(self) -> str:
