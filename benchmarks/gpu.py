@@ -69,6 +69,8 @@ def parse_arguments() -> argparse.Namespace:
 class Bench:
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
+        if arguments.device == "auto" and not torch.cuda.is_available():
+            raise UsageError("no CUDA GPU here; --device cpu --random_weights 36x64 tries the benchmark on a CPU")
         self.device = pick_device(arguments.device)
         self.dtype = pick_dtype(arguments.dtype, self.device)
         self.model = random_model(arguments.random_weights, self.device, self.dtype)

@@ -133,6 +133,12 @@ def test_what_is_counted_as_run_is_what_was_run():
     assert sum(count for (part, *_), count in counts.items() if part == "head") == sum(answer.forwards.values())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is here")
+def test_the_gpu_benchmark_says_at_once_that_there_is_no_gpu(capsys, monkeypatch):
+    with pytest.raises(UsageError, match=r"^no CUDA GPU here; --device cpu"):
+        run(capsys, monkeypatch, "gpu")
+
+
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_without_one(capsys, monkeypatch, tmp_path):
     """All of its sections, so that the minutes of a GPU are not spent on a typing mistake."""
