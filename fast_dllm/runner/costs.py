@@ -1,4 +1,4 @@
-"""What an evaluation will take: from a run of the same task, model and kind of GPU that is complete, else at best."""
+"""How long an evaluation will take: as a complete run of the same task, model and GPU took, else by the roofline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ ROOFLINE_MARGIN = 4.0
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds of one GPU, for the questions alone. about, source: for people."""
+    """A time. seconds: of one GPU, for the questions alone. margin: by how much to multiply them. about, source: words
+    for people."""
 
     seconds: float
     margin: float
@@ -44,14 +45,14 @@ def questions(run: Run) -> int | None:
 
 
 def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
-    """gpu: a type of roofline.GPUS. None where neither a result nor the table tells a time."""
+    """The time of a run on a type of GPU (roofline.GPUS); None where neither a result nor the table tells one."""
     count = questions(run)
     if count is None:
         return None
-    found = list(_measured(request, run, gpu))
-    if found:
+    measured = list(_measured(request, run, gpu))
+    if measured:
         # the longest runs of the same threshold tell most; of those the slowest
-        same = [one for one in found if one[0]] or found
+        same = [one for one in measured if one[0]] or measured
         full = max(one[1] for one in same)
         _, _, seconds, name = max(one for one in same if one[1] == full)
         return Cost(seconds * count, MEASURED_MARGIN, "about", f"as {name} measured")

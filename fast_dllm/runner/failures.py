@@ -85,7 +85,7 @@ def class_of_state(state: str) -> str:
     """Of "state|exit code:signal", as sacct writes it; "" while it says nothing about an end."""
     if re.match(r"FAILED.*:9$", state):
         return "killed"
-    return next((found for start, found in _STATES if state.startswith(start)), "")
+    return next((name for start, name in _STATES if state.startswith(start)), "")
 
 
 def cgroup_oom() -> bool:
@@ -100,9 +100,9 @@ def cgroup_oom() -> bool:
         (r"^0::(.+)$", "/sys/fs/cgroup{}/memory.events"),
         (r"^\d+:memory:(.+)$", "/sys/fs/cgroup/memory{}/memory.oom_control"),
     ):
-        found = re.search(pattern, groups, re.MULTILINE)
+        group = re.search(pattern, groups, re.MULTILINE)
         try:
-            if found and re.search(r"^oom_kill [1-9]", Path(file.format(found[1])).read_text(), re.MULTILINE):
+            if group and re.search(r"^oom_kill [1-9]", Path(file.format(group[1])).read_text(), re.MULTILINE):
                 return True
         except OSError:
             continue
@@ -113,18 +113,18 @@ def classify(status: int, text: str, told_to_stop: bool) -> str:
     """text: the run's part of the log. told_to_stop: the shell received SIGTERM."""
     job = re.escape(os.environ.get("SLURM_JOB_ID") or "none")
     ended = re.findall(rf"slurmstepd[^ \n]*: error: \*\*\* (?:JOB|STEP) {job}[ .].*", text)
-    for words, found in _DUE if ended else ():
+    for words, name in _DUE if ended else ():
         if words in ended[-1]:
-            return found
+            return name
     if told_to_stop:
         return "terminated"
     if status == INTERRUPTED:
         return "interrupted"
     if status == 2:
         return "wrong_input"
-    for found, pattern in PATTERNS:
+    for name, pattern in PATTERNS:
         if re.search(pattern, text, re.MULTILINE):
-            return found
+            return name
     # accelerate's launcher turns the death of eval.py into a silent status 1
     if status == 137 or not re.search(r"Traceback|[Ee]rror", text):
         return "host_oom" if cgroup_oom() else "killed"

@@ -58,31 +58,31 @@ def choose_gpu(
         return present[0], [f"GPU {present[0]}, as the table's other configurations have"]
     if not shutil.which("sbatch"):
         return wanted[0], [f"GPU {wanted[0]}: no sbatch here that could say which one starts soonest"]
-    starts, told = {}, []
+    starts, replies = {}, []
     for gpu in wanted:
         start, reply = first_start(request, {**settings(gpu), "SBATCH_GRES": f"gpu:{gpu}:1"})
-        told.append(f"{gpu}: {reply}")
+        replies.append(f"{gpu}: {reply}")
         if start:
             starts[gpu] = start
     if not starts:
-        raise UsageError(f"--gpu {text}: Slurm would start none of them; {'; '.join(told)}")
+        raise UsageError(f"--gpu {text}: Slurm would start none of them; {'; '.join(replies)}")
     best = min(starts, key=lambda gpu: (starts[gpu], wanted.index(gpu)))
-    return best, [f"GPU {best} starts soonest, at {starts[best]} ({'; '.join(told)})"]
+    return best, [f"GPU {best} starts soonest, at {starts[best]} ({'; '.join(replies)})"]
 
 
 def first_start(request: Request, settings: Mapping[str, str]) -> tuple[str, str]:
     """(when Slurm would start such a job, or ""; its reply). Nothing is submitted."""
     script = str(request.code_root / "sbatch" / "_job.sh")
     worked, reply = ask("sbatch", "--test-only", script, settings=settings)
-    found = re.search(r"to start at (\S+)", reply)
+    match = re.search(r"to start at (\S+)", reply)
     said = re.sub(r"sbatch: (error: )?|allocation failure: ", "", reply)
-    return (found[1], found[1]) if worked and found else ("", said or "no reply")
+    return (match[1], match[1]) if worked and match else ("", said or "no reply")
 
 
 def count_of(gres: str) -> int:
     """GPUs of gpu:a100:2."""
-    found = re.search(r":(\d+)$", gres)
-    return int(found[1]) if found else 1
+    match = re.search(r":(\d+)$", gres)
+    return int(match[1]) if match else 1
 
 
 def memory_for(gpu: str, asked: str) -> dict[str, str]:

@@ -28,8 +28,8 @@ sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {' '.join(str(e
 MODEL_CODE = f"{ONE_LINE}from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))"
 TASK_CODE = f"""{ONE_LINE}
 from lm_eval.tasks import TaskManager
-found = TaskManager(include_path=sys.argv[2]).load([sys.argv[1]])
-print("data of", len(found["tasks"]), "task(s) is here")"""
+tasks = TaskManager(include_path=sys.argv[2]).load([sys.argv[1]])
+print("data of", len(tasks["tasks"]), "task(s) is here")"""
 
 
 def is_on_hub(model: str) -> bool:

@@ -1,4 +1,4 @@
-"""Slurm's reasons for a pending job, in words: which ones no waiting resolves, and what does."""
+"""Slurm's reasons for a pending job, in words: which of them waiting does not resolve, and what does."""
 
 from __future__ import annotations
 

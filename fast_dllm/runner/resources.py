@@ -53,9 +53,9 @@ class ResourceOptions:
 def script_option(code_root: Path, name: str) -> str:
     """What the job's script itself asks for."""
     text = (code_root / "sbatch" / "_job.sh").read_text(encoding="utf-8")
-    found = re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)
-    assert found, f"sbatch/_job.sh names no --{name}"
-    return found[1]
+    match = re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)
+    assert match, f"sbatch/_job.sh names no --{name}"
+    return match[1]
 
 
 def check_hours(text: str) -> float | None:
@@ -147,12 +147,12 @@ def _account(qos: str, given: str | None) -> Association | None:
 
 def _qos(name: str) -> Qos:
     """With its limits: Slurm's, or those that are known of PACE. Raises UsageError where Slurm has no such QOS."""
-    found = slurm.all_qos()
-    for one in KNOWN_QOS if found is None else found:
+    known = slurm.all_qos()
+    for one in KNOWN_QOS if known is None else known:
         if one.name == name:
             return one
-    if found is not None:
-        raise UsageError(f"no QOS {name!r} here (SBATCH_QOS); there is: {', '.join(one.name for one in found)}")
+    if known is not None:
+        raise UsageError(f"no QOS {name!r} here (SBATCH_QOS); there is: {', '.join(one.name for one in known)}")
     return Qos(name)
 
 

@@ -151,8 +151,8 @@ def choose_count(request: Request, run: Run, resources: Resources, gpus: int, pl
     needed = cost.shards(resources.wall, gpus)
     count = min(needed, max(1, min(questions(run) or MAX_SHARDS, places, MAX_SHARDS)))
     hours = f"{cost.about} {cost.seconds / 3600:.2g} GPU hours {cost.source}"
-    told = f"{run.folder}: --shards {count}, {hours}, in jobs of {as_hours(resources.wall)}"
-    return count, told + (f" ({needed} would each end in one job)" if needed > count else "")
+    text = f"{run.folder}: --shards {count}, {hours}, in jobs of {as_hours(resources.wall)}"
+    return count, text + (f" ({needed} would each end in one job)" if needed > count else "")
 
 
 # -- the submission ----------------------------------------------------------------------------------------------------

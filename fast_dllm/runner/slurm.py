@@ -1,4 +1,4 @@
-"""What Slurm says: jobs, the limits of a QOS, a user's accounts. Each question is asked once a command."""
+"""Asks Slurm for jobs, limits of a QOS and a user's accounts. Each question is asked at most once per command."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from typing import Iterable, Mapping
 
 from fast_dllm.spec.shard_names import array_numbers
 
-SECONDS = 30  # that Slurm is waited for
+SECONDS = 30  # how long to wait for Slurm's answer
 
 
 def ask(*command: str, settings: Mapping[str, str] | None = None) -> tuple[bool, str]:
-    """(whether it worked, what it said), of one of Slurm's programs. settings: SBATCH_ variables for sbatch, which
-    would take a surrounding job's SLURM_ variables for settings too; both of its streams are what it said."""
+    """Run one of Slurm's programs; returns (whether it worked, its output).
+
+    settings: SBATCH_ variables for sbatch. The SLURM_ variables of a surrounding job are removed then, because sbatch
+    would take them for settings; and the output is that of both streams, on one line.
+    """
     environment = None
     if settings is not None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
@@ -52,13 +55,16 @@ def user() -> str:
 
 # -- times -------------------------------------------------------------------------------------------------------------
 def read_time(text: str) -> float | None:
-    """Seconds of Slurm's M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; infinity where there is no limit; None for no time."""
+    """Seconds of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+
+    Infinity where there is no limit; None for a text that is no time.
+    """
     if text.upper() in ("", "UNLIMITED", "INFINITE", "NONE"):
         return math.inf
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text, re.ASCII)
-    if not found:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text, re.ASCII)
+    if not match:
         return None
-    days, *parts = found.groups()
+    days, *parts = match.groups()
     first, second, third = (int(part) if part else 0 for part in parts)
     if days is not None:
         return int(days) * 86400.0 + first * 3600 + second * 60 + third
@@ -83,14 +89,15 @@ def as_hours(seconds: float) -> str:
 # -- limits and accounts -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Qos:
-    """wall: seconds that a job may last. submitted: jobs of a user, queued and running; None: no such limit."""
+    """A quality of service. wall: seconds that a job may last. submitted: the most jobs of a user, queued and running;
+    None: no limit."""
 
     name: str
     wall: float = math.inf
     submitted: int | None = None
 
 
-# Of PACE, where Slurm does not say: docs/reference/pace-cluster.md.
+# The limits on PACE, used where Slurm does not tell them (docs/reference/pace-cluster.md).
 KNOWN_QOS = (Qos("inferno", 3 * 86400, 500), Qos("embers", 8 * 3600, 50))
 KNOWN_FROM = "users' notes of 2026, docs/reference/pace-cluster.md"
 
@@ -115,7 +122,7 @@ def all_qos() -> tuple[Qos, ...] | None:
 
 @functools.lru_cache(maxsize=None)
 def associations() -> tuple[Association, ...] | None:
-    """This user's on this cluster; one entry an account."""
+    """The accounts of this user on this cluster, one entry each; None where Slurm does not answer."""
     words = ("sacctmgr", "-nP", "show", "assoc", f"user={user()}", "format=Cluster,Account,QOS,MaxWall,MaxSubmit")
     lines = lines_of(*words)
     if lines is None:
@@ -123,12 +130,12 @@ def associations() -> tuple[Association, ...] | None:
     if len({line[0] for line in lines}) > 1:  # a site's clusters may share one accounting
         here = next((line[0] for line in lines_of("scontrol", "show", "config") or () if "ClusterName" in line[0]), "")
         lines = [line for line in lines if line[0] == here.partition("=")[2].strip()] or lines
-    found: dict[str, Association] = {}
+    accounts: dict[str, Association] = {}
     for _, *line in lines:
         if len(line) == 4:  # an account with several partitions stands there more than once
             names = tuple(name for name in line[1].split(",") if name)
-            found.setdefault(line[0], Association(line[0], names, _limit(line[2]), _count(line[3])))
-    return tuple(found.values())
+            accounts.setdefault(line[0], Association(line[0], names, _limit(line[2]), _count(line[3])))
+    return tuple(accounts.values())
 
 
 def default_account() -> str:
@@ -159,7 +166,7 @@ def _count(text: str) -> int | None:
 # -- jobs --------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Job:
-    """left, limit: seconds of its wall time. gpu: the type that it asked for, or ""."""
+    """A job in the queue. left, limit: seconds of its wall time. gpu: the type that it asked for, or ""."""
 
     job_id: str
     state: str
@@ -194,8 +201,8 @@ def _job(line: str) -> Job | None:
 
 def gpu_type(gres: str) -> str:
     """Of gres/gpu:a100:1 or gpu:a100:1; "" where none is named."""
-    found = re.search(r"gpu[:/]([A-Za-z_]\w*)", gres)
-    return found[1].lower() if found else ""
+    match = re.search(r"gpu[:/]([A-Za-z_]\w*)", gres)
+    return match[1].lower() if match else ""
 
 
 def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, list[Job]], str]:
@@ -215,7 +222,7 @@ def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, list[Job]], 
 
 @dataclass(frozen=True)
 class Place:
-    """One job of this user, each of an array for itself. waits: for another job to end."""
+    """One job of this user; each job of an array counts. waits: whether it waits for another job to end."""
 
     account: str
     qos: str
@@ -225,7 +232,7 @@ class Place:
 
 
 def own_jobs() -> list[Place] | None:
-    """All of this user, whatever they are; None where squeue does not say."""
+    """All jobs of this user, of every project; None where squeue does not answer."""
     command = ("squeue", "--noheader", "--array", f"--user={user()}", "--format=%a|%q|%T|%r|%Z")
     worked, text = ask(*command)
     if not worked:
@@ -238,7 +245,7 @@ def own_jobs() -> list[Place] | None:
 
 
 def read_ended(job_ids: list[str]) -> dict[str, str]:
-    """job -> "state|exit code", of jobs that are gone and left no record."""
+    """job -> "state|exit code" as the accounting has it, for jobs that are gone and left no record."""
     if not job_ids or not shutil.which("sacct"):
         return {}
     worked, text = ask("sacct", "-X", "-n", "-P", "-j", ",".join(job_ids), "-o", "JobID,State,ExitCode")

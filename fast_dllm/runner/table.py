@@ -75,47 +75,47 @@ COLUMNS: tuple[tuple[str, Callable[[Result], str], int], ...] = (
 
 def table(request: Request, states: list[State]) -> Iterator[str]:
     """The nine as k by subset, one measure below the other; any other matrix as a list."""
-    found = {state.run.name: Result.of(state) for state in states if state.is_complete}
+    results = {state.run.name: Result.of(state) for state in states if state.is_complete}
     if request.matrix == NINE:
         for title, cell, _ in COLUMNS:
             yield f"{title:<18}" + "".join(f"{subset:>20}" for subset in SUBSETS)
             for row, names in ROWS.items():
-                cells = (cell(found[name]) if name in found else "-" for name in names)
+                cells = (cell(results[name]) if name in results else "-" for name in names)
                 yield f"  {row:<16}" + "".join(f"{text:>20}" for text in cells)
     else:
         yield f"{'configuration':<26}" + "".join(f"{title:>{width}}" for title, _, width in COLUMNS)
         for state in states:
-            result = found.get(state.run.name)
+            result = results.get(state.run.name)
             cells = (f"{'-' if result is None else cell(result):>{width}}" for _, cell, width in COLUMNS)
             mark = "*" if state.run.name == request.matrix.compare_with else ""
             yield f"{state.run.folder + mark:<26}" + "".join(cells)
         yield "* the others are compared with it"
-    if not found:
+    if not results:
         return
     yield from ("", *EXPLAINED.split("\n"))
-    one_result = request.matrix == NINE and columns_are_one_result(found)
+    one_result = request.matrix == NINE and columns_are_one_result(results)
     if one_result:
         yield "The three columns of a row are one result: same answers, whichever layers are"
         yield "skipped (docs/design.md)."
-        yield from spread(found)
-    shown = [(row, found[names[0]]) for row, names in ROWS.items() if names[0] in found] if one_result else [
-        (state.run.folder, found[state.run.name]) for state in states if state.run.name in found
+        yield from spread(results)
+    shown = [(row, results[names[0]]) for row, names in ROWS.items() if names[0] in results] if one_result else [
+        (state.run.folder, results[state.run.name]) for state in states if state.run.name in results
     ]  # fmt: skip
     yield from picture(shown)
 
 
-def columns_are_one_result(found: Mapping[str, Result]) -> bool:
+def columns_are_one_result(results: Mapping[str, Result]) -> bool:
     """Every row that is complete has three times the same accuracy, tokens and forwards, and there is such a row."""
-    rows = [[found[name] for name in names] for names in ROWS.values() if all(name in found for name in names)]
+    rows = [[results[name] for name in names] for names in ROWS.values() if all(name in results for name in names)]
     rows = [row for row in rows if not any(result.is_foreign for result in row)]
     return bool(rows) and all(len({result.work for result in row}) == 1 for row in rows)
 
 
-def spread(found: Mapping[str, Result]) -> Iterator[str]:
+def spread(results: Mapping[str, Result]) -> Iterator[str]:
     """How far apart the speeds of one row are, which all did the same work."""
     ranges = []
     for row, names in ROWS.items():
-        speeds = [found[name].speed or 0.0 for name in names if name in found]
+        speeds = [results[name].speed or 0.0 for name in names if name in results]
         if len(speeds) == len(names) and min(speeds) > 0:
             ranges.append((row, min(speeds), max(speeds)))
     if ranges:

@@ -1,4 +1,4 @@
-"""What is shown while this machine evaluates: one line a configuration. All that the evaluation says is in its log."""
+"""Shows how far an evaluation on this machine is: one line per configuration. Its log has what it prints."""
 
 from __future__ import annotations
 
