@@ -27,7 +27,7 @@ from fast_dllm.spec.files import read_json, write_json
 from fast_dllm.spec.locks import Claim, acquire, is_held, owner_of
 from fast_dllm.spec.shard_names import SHARDS_FOLDER, shard_folder, sharding
 
-LOCK = ".lock"
+LOCK = ".lock"  # the base of the claims in a run's or a shard's folder
 KEY_DIGITS = 16  # of a request's key, in a plan
 # A forward over this many rows takes a GPU about as long as one over a few: up to there, reading the weights is what
 # takes the time,

@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import Mapping
 
 from fast_dllm.record.judgement import Judge, Judgement, fault_of_new, set_aside_foreign
+from fast_dllm.record.shards import LOCK
 from fast_dllm.record.summary import QUESTIONS_FILE
 from fast_dllm.runner import artifacts, failures
 from fast_dllm.runner.environment import has_gpu, log_of_this_process
@@ -28,7 +29,6 @@ from fast_dllm.spec.locks import Claim, acquire, owner_of
 from fast_dllm.spec.request import Request, Run, evaluation_words
 from fast_dllm.spec.shard_names import DONE_FILE
 
-LOCK = ".lock"  # in a run's or a shard's folder
 BUSY = 75  # exit status: another process is at work on it
 NO_SUMMARY = 70  # exit status: the evaluation ended well and left no whole summary
 TOLD_TO_STOP = 143  # exit status after SIGTERM, as a shell has it: 128 + 15

@@ -14,6 +14,7 @@ from typing import Mapping, Sequence
 
 from fast_dllm.errors import UsageError
 from fast_dllm.record.judgement import Judge, set_aside_foreign
+from fast_dllm.record.shards import LOCK
 from fast_dllm.runner.costs import START_SECONDS, cost_of, questions
 from fast_dllm.runner.failures import own_job, write_failure
 from fast_dllm.runner.messages import quoted, say
@@ -281,7 +282,7 @@ def is_last(request: Request) -> bool:
     folder, judge = request.root / "results" / run.path, Judge(request)
     return all(
         shard_is_done(dataclasses.replace(request, shard=name), run, judge)
-        and not is_held(shard_folder(folder, name) / ".lock")
+        and not is_held(shard_folder(folder, name) / LOCK)
         for name in names_of(str(request.shard).rpartition("-of-")[2])
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Mapping, Sequence
 
 from fast_dllm.record.judgement import Judge, Judgement
+from fast_dllm.record.shards import LOCK
 from fast_dllm.runner import reasons
 from fast_dllm.runner.failures import TEXTS, class_of_state
 from fast_dllm.runner.progress import Progress, describe, progress_text
@@ -18,8 +19,6 @@ from fast_dllm.runner.slurm import Job, read_ended, read_queue
 from fast_dllm.spec.locks import is_held, owner_of
 from fast_dllm.spec.request import Request, Run
 from fast_dllm.spec.shard_names import DONE_FILE, job_words, names_of, shard_folder, sharding
-
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
