@@ -232,7 +232,7 @@ def test_mmlu_weighs_its_subjects_by_their_questions(plant):
     assert summary["accuracy"] != pytest.approx(sum(sum(row) / len(row) for row in hits.values()) / 57, abs=0.01)
     assert (summary["metric"], summary["num_samples"]) == ("acc,none", len(values))
     assert summary["accuracy_stderr"] > 0
-    assert all(subtask["accuracy_stderr"] is not None for subtask in subtasks.values())
+    assert all(subtask["stderr"] is not None for subtask in subtasks.values())
 
 
 @pytest.mark.parametrize(("task", "num_fewshot", "there"), [("mmlu_anatomy", 6, 5), ("minerva_math_algebra", 9, 4)])

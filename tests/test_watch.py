@@ -78,7 +78,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(project):
     shown.expect(pexpect.EOF)
     assert shown.wait() == 130
     told = shown.before.splitlines()[-1]
-    command = "bash sbatch/local.sh --model tiny --limit 5 --config k1_first\\,k1_middle"
+    command = "bash sbatch/local.sh --model tiny --limit 5 --config k1_first,k1_middle"
     kept = "0 of 2 configurations and 2 answers of k1_first"
     assert told == f"interrupted; kept: {kept}. To go on: {command}"
     statuses = project.statuses("--limit", "5", "--model", "tiny")
