@@ -2,14 +2,13 @@
 
     python -m benchmarks.batches                        # 256 questions of toy_math, the embedded model, 32 rows
     python -m benchmarks.batches --refresh block --questions 1200
-    python -m benchmarks.batches --graphs compiled --commit 23a3dff      # and that commit's engine, batch after batch
+    python -m benchmarks.batches --graphs compiled      # and the layers as written
 
-Each way answers the same questions, in turns; another commit does it in a process of its own. How many answers are
-equal is told. forwards: of the model, whatever number of rows shares them, which is what a GPU pays for; rows: in a
-forward, on average. seconds: of the processor, which is what a busy machine can compare. products: what the linear
-layers of these forwards take by themselves, at the same shapes and with each layer's own weights; "share" is that over
-the whole; "+ attention" adds the two products of each attention, queries by keys and what comes of it by values, at
-their shapes.
+Each way answers the same questions, in turns. How many answers are equal is printed. forwards: of the model, whatever
+number of rows shares them, which is what a GPU pays for; rows: in a forward, on average. seconds: of the processor,
+which is what a busy machine can compare. products: what the linear layers of these forwards take by themselves, at the
+same shapes and with each layer's own weights; "share" is that over the whole; "+ attention" adds the two products of
+each attention, queries by keys and what comes of it by values, at their shapes.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from fast_dllm.guard import one_line
 import torch
 from torch import nn
 
-from benchmarks.commits import answering
 from benchmarks.decode import check_options
 from benchmarks.questions import toy_prompts
 from fast_dllm.decode import experiments
@@ -44,12 +42,10 @@ from fast_dllm.network.cache import Attend
 from fast_dllm.network.compiled import CompiledExecution, CompiledExecutor
 from fast_dllm.network.devices import pick_device
 from fast_dllm.network.eager import EagerExecutor
-from fast_dllm.network.loading import load_model, model_source
+from fast_dllm.network.loading import load_model
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written, use_graphs
 from fast_dllm.network.tokenizer import load_tokenizer, special_ids
-
-OTHER = "other commit"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -61,7 +57,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--graphs", default="auto", help="as of the model; compiled: beside layers as written, too")
-    parser.add_argument("--commit", help="a commit of this project, to answer them too, batch by batch")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     arguments = parser.parse_args()
@@ -139,13 +134,12 @@ class Measured:
         return statistics.median(self.seconds)
 
     def facts(self) -> dict[str, float]:
-        """As the JSON line has them; another commit's process counts no forwards."""
-        found = {"seconds": self.median, "tokens_per_second": sum(map(len, self.answers)) / self.median}
-        if not self.counts:
-            return found
+        """As the JSON line has them."""
         ran = [(sequences * rows, n) for (part, sequences, rows, _), n in self.counts.items() if part == "forward"]
         linear, attention = (statistics.median(each) for each in zip(*self.products, strict=True))
-        return found | {
+        return {
+            "seconds": self.median,
+            "tokens_per_second": sum(map(len, self.answers)) / self.median,
             "forwards": sum(n for _, n in ran),
             "rows": sum(rows * n for rows, n in ran),
             "product_seconds": linear,
@@ -186,19 +180,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Measured]:
     }
     if isinstance(model.execution, CompiledExecution):
         ways["as written"] = lambda: timed(by_written_layers)
-    with ExitStack() as stack:
-        if arguments.commit:
-            where = str(model.device), str(model.dtype).removeprefix("torch.")
-            asked = (model_source("tiny"), prompts, size, settings, arguments.threads, *where)
-            ways[OTHER] = stack.enter_context(answering(arguments.commit, *asked)).answer
-        found = {name: Measured() for name in ways}
-        for name, way in ways.items():  # which also warms up
-            with shapes_run(model) as found[name].counts:
-                _, found[name].answers = way()
-        for _ in range(arguments.runs):
-            for name, way in ways.items():  # in turns: a machine's speed changes
-                found[name].seconds.append(way()[0])
-                found[name].products.append(product_seconds(model, found[name].counts))
+    found = {name: Measured() for name in ways}
+    for name, way in ways.items():  # which also warms up
+        with shapes_run(model) as found[name].counts:
+            _, found[name].answers = way()
+    for _ in range(arguments.runs):
+        for name, way in ways.items():  # in turns: a machine's speed changes
+            found[name].seconds.append(way()[0])
+            found[name].products.append(product_seconds(model, found[name].counts))
     return found
 
 
@@ -226,14 +215,11 @@ def main() -> None:
     for name, way in found.items():
         facts = report[name] = way.facts()
         facts["continuous_is_times"] = way.median / found["continuous"].median
-        title = arguments.commit[:14] if name == OTHER else name
-        counted = f"{'':>9} {'':>7}", ""
-        if way.counts:
-            counted = (
-                f"{facts['forwards']:9} {facts['rows'] / facts['forwards']:7.0f}",
-                f" {facts['product_seconds']:11.2f} {facts['product_share']:6.0%} {facts['all_products_share']:11.0%}",
-            )
-        print(f"{title:>14} {counted[0]} {facts['seconds']:8.2f} {facts['tokens_per_second']:9.1f}{counted[1]}")
+        print(
+            f"{name:>14} {facts['forwards']:9} {facts['rows'] / facts['forwards']:7.0f} {facts['seconds']:8.2f} "
+            f"{facts['tokens_per_second']:9.1f} {facts['product_seconds']:11.2f} {facts['product_share']:6.0%} "
+            f"{facts['all_products_share']:11.0%}"
+        )
     print(json.dumps(report))
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from golden_models import ROOT, generate, golden_json, golden_model
 
-from benchmarks import commits
 from benchmarks.batches import shapes_run
 from benchmarks.decode import PARTS
 from benchmarks.straightforward import Straightforward
@@ -86,29 +85,6 @@ def test_batches_compares_the_same_answers_and_counts_forwards(capsys, monkeypat
     assert "6 questions" in text
 
 
-def test_batches_has_another_commit_answer_too(capsys, monkeypatch):
-    """The commit that is checked out, so that any clone has it; and what is said of one that there is not."""
-    words = ["--questions", "3", "--batch_size", "2", "--runs", "1", "--commit"]
-    text, found = run(capsys, monkeypatch, "batches", *words, "HEAD")
-    assert found["equal_answers"] == 3
-    assert found["other commit"]["seconds"] > 0
-    ratio = found["other commit"]["seconds"] / found["continuous"]["seconds"]
-    assert found["other commit"]["continuous_is_times"] == pytest.approx(ratio)
-    assert "HEAD" in text
-    with pytest.raises(UsageError, match=r"^--commit: .*no-such-commit"):
-        run(capsys, monkeypatch, "batches", *words, "no-such-commit")
-
-
-def test_a_commit_whose_files_do_not_run_is_told(monkeypatch):
-    other = "raise ImportError('of another time')"
-    monkeypatch.setattr(commits, "extract", lambda commit, folder: (folder / "fast_dllm.py").write_text(other))
-    with (
-        pytest.raises(UsageError, match=r"^--commit: its files do not run this: ImportError: of another time$"),
-        commits.answering("HEAD", "tiny", [[5] * 100_000], 1, {}, 1),
-    ):
-        pass
-
-
 @pytest.mark.slow
 def test_compiled_layers_stand_beside_those_as_written(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -160,17 +136,6 @@ def test_the_gpu_benchmark_runs_without_one(capsys, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "found.json").read_text()) == found
     assert found["tokens"]["embedded"] == {"answers": 2, "as padded": 2, "as off": 2}
     assert {"forwards", "tokens", "batch", "experiments", "context"} <= found.keys()
-
-
-@pytest.mark.slow
-def test_load_measures_both_sides(capsys, monkeypatch):
-    text, found = run(capsys, monkeypatch, "load", "--random_weights", "2x768", "--runs", "1", "--shards", "2")
-    assert found["checkpoint_bytes"] > 1e6
-    for side in ("fast_dllm", "transformers"):
-        assert found[side]["seconds"] > 0
-        assert side in text
-    # transformers maps the file instead
-    assert 0.7 < found["fast_dllm"]["peak_bytes"] / found["checkpoint_bytes"] < 5
 
 
 def test_context_lays_a_line_through_its_times_and_draws_them(capsys, monkeypatch, tmp_path):
