@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import re
 import subprocess
@@ -829,3 +830,42 @@ def test_the_report_stands_on_the_lowest_floor():
                 parts = node.module.split(".")
                 names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
                 assert set(names) <= allowed, f"{path.name} imports {names}"
+
+
+# ---- CSV files ----
+
+
+def rows_of(project: Project, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text_of(project, name).splitlines()))
+
+
+def test_csv_files_have_what_the_report_has(project):
+    project.nine(num_questions=50, lost=(1, 2, 4), arguments={"note": "=1+1"})
+    project.run("k3_last", answers(50, wrong=range(4)), changes={"gpu": "NVIDIA A40"}, arguments={"note": "=1+1"})
+    content = made(project, "--task", "toy_math", "--csv")
+    assert content["num_alarms"]
+    runs, (table,) = rows_of(project, "runs.csv"), content["tables"]
+    assert [row["config"] for row in runs] == NINE
+    for row, run in zip(runs, table["runs"], strict=True):
+        assert float(row["accuracy"]) == run["accuracy"]
+        assert [float(row["accuracy_low"]), float(row["accuracy_high"])] == run["interval"]
+        assert float(row["tokens_per_full_depth_forward"]) == run["tokens_per_full_depth_forward"]
+        assert float(row["speed_up_forwards"]) == run["speed_up_forwards"]
+        assert (row["arg_reuse_k"], row["arg_layer_subset"]) == (row["config"][1], row["config"][3:])
+        assert (row["forwards_prefill"], row["forwards_partial"], row["limit"]) == ("100", "", "")
+        assert row["arg_note"] == "'=1+1"  # a spreadsheet would compute it
+    of_alarms = {(alarm["kind"], config) for alarm in content["alarms"] for config in alarm["configs"]}
+    assert {(kind, row["config"]) for row in runs for kind in row["alarms"].split()} == of_alarms
+
+    questions = rows_of(project, "questions.csv")
+    assert len(questions) == 9 * 50
+    assert len({row["key"] for row in questions}) == 50  # the same question has the same key in each run
+    right = sum(float(row["correct"]) for row in questions if row["config"] == "k3_last")
+    assert right == float(runs[NINE.index("k3_last")]["num_correct"]) == 46
+
+    documented = re.findall(r"`([a-z_0-9<>]+)`", (ROOT / "docs" / "report.md").read_text())
+    columns = {name for rows in (runs, questions) for name in rows[0] if not name.startswith("arg_")}
+    assert columns <= set(documented), "docs/report.md names every column"
+
+    made(project, "--task", "toy_math")
+    assert not (project.root / "results" / "report" / "toy_math" / "runs.csv").exists()  # of another report

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         "--flips", metavar="N", default="10", help="changed answers to show of each experiment (default 10)"
     )
     options.add_argument("--brief", action="store_true", help="print verdict, alarms and path, without the table")
+    options.add_argument("--csv", action="store_true", help="write runs.csv and questions.csv beside the report too")
     options.add_argument("--fail-on", choices=["alarm"], help="exit status 3 where there is an alarm")
     return options
 
@@ -161,7 +162,7 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     for folder, of_task in tables.items():
         task, limit = task_of_folder(folder)
         report = build(folder, task, limit, of_task, root, command_of(words, folder), against[folder])
-        path = write(report, root / FOLDER / folder, options.flips, against[folder])
+        path = write(report, root / FOLDER / folder, options.flips, against[folder], options.csv)
         print(terminal(report, options.brief), f"wrote {path.relative_to(root)}\n", sep="\n")
         num_alarms += report.num_alarms
     return 3 if options.fail_on == "alarm" and num_alarms else 0

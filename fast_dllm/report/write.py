@@ -17,6 +17,7 @@ from fast_dllm.report.page import page
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.sections import sections
 from fast_dllm.report.speeds import reference_speed
+from fast_dllm.report.spreadsheets import FILES, spreadsheets
 from fast_dllm.report.verdict import details, verdict
 from fast_dllm.report.words import span
 from fast_dllm.spec.files import write_whole
@@ -79,8 +80,13 @@ def as_json(report: Report, flips: list[Flip], totals: dict[str, int]) -> dict[s
     }
 
 
-def write(report: Report, folder: Path, most_flips: int, against: RunResult | None = None) -> Path:
-    """Write all files into `folder`; returns report.html's path. Old pictures in it are removed."""
+def write(
+    report: Report, folder: Path, most_flips: int, against: RunResult | None = None, with_csv: bool = False
+) -> Path:
+    """Write all files into `folder`; returns report.html's path. Old pictures and CSV files in it are removed.
+
+    with_csv: write runs.csv and questions.csv too.
+    """
     flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
     totals = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
     models = {run.facts.get("model") for run in report.runs()}
@@ -94,10 +100,11 @@ def write(report: Report, folder: Path, most_flips: int, against: RunResult | No
         "report.json": json.dumps(as_json(report, flips, totals), indent=2, ensure_ascii=False, default=str) + "\n",
         "report.md": markdown(blocks),
         "report.html": page(title, blocks, images),
+        **(spreadsheets(report) if with_csv else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
-        old.unlink()
+    for old in (*folder.glob("*.png"), *folder.glob("*.svg"), *map(folder.joinpath, FILES)):
+        old.unlink(missing_ok=True)
     for suffix, files in (("png", images), ("svg", vectors)):
         for name, content in files.items():
             write_whole(folder / f"{name}.{suffix}", content)
