@@ -175,7 +175,7 @@ def test_a_failure_is_named_by_what_the_log_says(project, text, expected):
 def test_the_record_holds_any_text(project):
     text = 'quote " backslash \\ tab \t bell \a escape \x1b[31m and \u2713'
     project.job("10", *JOB, FAKE_EVAL=f"fail:{text}")
-    assert 'quote " backslash \\ tab   bell  escape [31m and \u2713' in failure(project)["last_lines"]
+    assert 'quote " backslash \\ tab   bell \\x07 escape \\x1b[31m and \u2713' in failure(project)["last_lines"]
 
 
 def test_words_of_an_earlier_run_in_the_same_log_do_not_name_this_failure(project):

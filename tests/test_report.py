@@ -23,7 +23,7 @@ from fast_dllm.report.build import build
 from fast_dllm.report.compare import contrasts
 from fast_dllm.report.flips import split_at_difference
 from fast_dllm.report.folders import read_tables
-from fast_dllm.report.markdown import escape, fence
+from fast_dllm.report.markdown import code, escape, paragraph
 
 BARS = "class Options(Base):\n    reread_above: float = 1.0\n"  # an experiment with a knob
 
@@ -472,7 +472,8 @@ def test_html_and_markdown_in_names_and_answers_stay_text(project, tmp_path):
     html = text_of(project, "report.html")
     page = Page(html)
     assert "script" not in page.tags
-    assert page.tags.count("b") == 2 * html.count('<details class="flip"')
+    assert not {"b", "strong", "em"} & set(page.tags)
+    assert page.tags.count("a") == 14  # seven links and their anchors
     assert "<script>alert(1)</script>" in page.text
     markdown = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text_of(project, "report.md"), flags=re.MULTILINE | re.DOTALL)
     assert "<script>" not in markdown.replace("\\<script\\>", "")
@@ -520,7 +521,10 @@ def test_one_damaged_summary_is_left_out_and_the_report_is_made(project, text):
 
 def test_escaping():
     assert escape("a|b\n<i>*c*") == r"a\|b \<i\>\*c\*"
-    assert fence("a ``` b").startswith("````")
+    assert code("a ``` b").startswith("````")
+    assert code("\x1b[31m\n\t") == "```text\n\\x1b[31m\n\t\n```"
+    for start in ("1. a", "- a", "+ a", "=== a"):
+        assert "\\" in paragraph(start)
 
 
 def test_a_terminal_sees_no_control_characters(project, tmp_path, capsys):

@@ -11,7 +11,6 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,7 +21,6 @@ from matplotlib.figure import Figure
 from fast_dllm.report.aup import pareto
 from fast_dllm.report.build import Report
 from fast_dllm.report.compare import Contrast, accuracy_of, distinct, is_plain
-from fast_dllm.report.document import Picture
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.speeds import hardware, outliers
 from fast_dllm.report.words import name_of
@@ -358,7 +356,3 @@ def svg(figure: Figure) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
-
-
-def blocks(made: dict[str, tuple[Figure, str]], drift: dict[str, tuple[Path, str]]) -> list[Picture]:
-    return [Picture(name, text) for found in (made, drift) for name, (_, text) in found.items()]

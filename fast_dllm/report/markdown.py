@@ -1,99 +1,119 @@
-"""Blocks as Markdown, and as the lines of a terminal. Names and answers are data: nothing in them is markup."""
+"""The report's only renderer: it writes Markdown. page.py turns that into HTML, terminal.py into lines for a terminal.
+
+Names and answers come from files and are data. Every function here escapes what it is given, so no text from a file
+becomes markup, and the other two modules need no rule of their own.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
-from fast_dllm.report.document import Block, Change, Code, Contents, Grid, Heading, Items, Paragraph, Picture, Section
 from fast_dllm.report.flips import LONGEST, Flip, Side
+from fast_dllm.spec.files import printable
 
-SPECIAL = re.compile(r"([\\`*_\[\]<>|#~!$&])")
-OPEN, CLOSE = "⟦", "⟧"  # around the first differing token
+MARKUP = re.compile(r"([\\`*_\[\]<>|#~!$&])")
+LIST_START = re.compile(r"^(\d+(?=[.)])|(?=[-+=]))")  # at the start of a line: a list, or the line below a heading
+MARK_OPEN, MARK_CLOSE = "⟦", "⟧"  # around the first token that differs in an answer
+SECTION_LEVEL = 2  # of the headings that start a section; page.py folds them
+FLIP_LEVEL = 4  # of the headings that start a changed answer; page.py folds them too
 
 
 def escape(text: str) -> str:
-    """One line in which no character starts markup or HTML; an address becomes no link."""
-    line = " ".join(str(text).split())
-    return SPECIAL.sub(r"\\\1", line).replace("://", ":\\//")
+    """One line in which no character starts markup or HTML, no address becomes a link, nothing moves a cursor."""
+    line = printable(" ".join(str(text).split()))
+    return MARKUP.sub(r"\\\1", line).replace("://", ":\\//")
 
 
-def fence(text: str) -> str:
+def _line(text: str) -> str:
+    """The escaped text as the start of a line."""
+    return LIST_START.sub(r"\1\\", escape(text))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the report, which a heading starts. In HTML it is folded unless `is_open`; note: HTML shows it
+    beside the title."""
+
+    title: str
+    note: str = ""
+    is_open: bool = False
+
+    @property
+    def anchor(self) -> str:
+        return "-".join(self.title.lower().split())
+
+
+def heading(level: int, text: str) -> str:
+    return f"{'#' * level} {_line(text)}"
+
+
+def paragraph(text: str) -> str:
+    return _line(text)
+
+
+def bullets(items: Iterable[str]) -> str:
+    """A list; each item is one line."""
+    return "\n".join(f"- {_line(item)}" for item in items)
+
+
+def contents(sections: Sequence[Section]) -> str:
+    """Links to the sections. The other bullet sign separates this list from one directly above it."""
+    return "\n".join(f"* [{escape(section.title)}](#{section.anchor})" for section in sections)
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """A table. numbers: the columns that are set flush right."""
+    rule = ["---:" if column in numbers else "---" for column in range(len(head))]
+    lines = [[escape(cell) for cell in row] for row in (head, *rows)]
+    lines.insert(1, rule)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def picture(name: str, caption: str) -> str:
+    """The picture in the file <name>.png."""
+    return f"![{escape(caption)}]({name}.png)"
+
+
+def code(text: str) -> str:
     """A code block that nothing in `text` can end."""
-    ticks = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
-    ticks = max(ticks, "```", key=len)
+    text = printable(text, keep="\n\t")
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    ticks = "`" * max(3, longest + 1)
     return f"{ticks}text\n{text}\n{ticks}"
 
 
-def shortened(text: str) -> str:
+def flip(change: Flip) -> list[str]:
+    """A question whose answer changed: title, prompt, target, and both answers with their first difference marked."""
+    also = f", also in {', '.join(change.others)}" if change.others else ""
+    title = f"{change.task}, question {change.doc_id}: {change.kind} in {change.config}{also}"
+    if change.before is None or change.after is None:
+        text = "The texts are not on this machine (they are kept under results/ only)."
+        return [heading(FLIP_LEVEL, title), paragraph(text)]
+    return [
+        heading(FLIP_LEVEL, title),
+        code(_shortened(change.prompt)),
+        paragraph(f"Target: {_shortened(change.target)}"),
+        paragraph(f"{change.baseline}:"),
+        code(_marked(change.before)),
+        paragraph(f"{change.config}:"),
+        code(_marked(change.after)),
+    ]
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
-def marked(side: Side) -> str:
-    return shortened(f"{side.same}{OPEN}{side.token}{CLOSE}{side.rest}")
+def _marked(side: Side) -> str:
+    """An answer with its first differing token in the mark's brackets; the answer's own such brackets become [ ]."""
+    same, token, rest = (
+        text.replace(MARK_OPEN, "[").replace(MARK_CLOSE, "]") for text in (side.same, side.token, side.rest)
+    )
+    return f"{same}{MARK_OPEN}{token or '(ends here)'}{MARK_CLOSE}{_shortened(rest)}"
 
 
-def _grid(grid: Grid) -> str:
-    rule = ["---:" if column in grid.numbers else "---" for column in range(len(grid.head))]
-    rows = [[escape(cell) for cell in row] for row in (grid.head, *grid.rows)]
-    rows.insert(1, rule)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def flip_title(flip: Flip) -> str:
-    also = f", also in {', '.join(flip.others)}" if flip.others else ""
-    return f"{flip.task}, question {flip.doc_id}: {flip.kind} in {flip.config}{also}"
-
-
-def _flip(flip: Flip) -> str:
-    parts = [f"**{escape(flip_title(flip))}**"]
-    if flip.before is None or flip.after is None:
-        return f"{parts[0]}\n\nThe texts are not on this machine (they are kept under results/ only)."
-    parts.append(fence(shortened(flip.prompt)))
-    parts.append(f"Target: {escape(shortened(flip.target))}")
-    parts.append(f"{escape(flip.baseline)}:\n\n{fence(marked(flip.before))}")
-    parts.append(f"{escape(flip.config)}:\n\n{fence(marked(flip.after))}")
-    return "\n\n".join(parts)
-
-
-def _block(block: Block) -> str:
-    match block:
-        case Heading(level, text):
-            return f"{'#' * level} {escape(text)}"
-        case Section(title, note):
-            return f"## {escape(title)}" + (f"\n\n{escape(note)}" if note else "")
-        case Contents(sections):
-            return "\n".join(f"- [{escape(s.title)}](#{s.anchor})" for s in sections)
-        case Paragraph(text):
-            return escape(text)
-        case Items(_, items):
-            return "\n".join(f"- {escape(item)}" for item in items)
-        case Grid():
-            return _grid(block)
-        case Picture(name, text):
-            return f"![{escape(text)}]({name}.png)"
-        case Code(text):
-            return fence(text)
-        case Change(flip):
-            return _flip(flip)
-
-
-def markdown(blocks: Sequence[Block]) -> str:
-    return "\n\n".join(_block(block) for block in blocks) + "\n"
-
-
-def visible(text: str) -> str:
-    """For a terminal: control characters, which could move its cursor or colour it, are shown as what they are."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell; numbers flush right."""
-    cells = [[visible(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(cells[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, cells[1:])])
+def document(blocks: Iterable[str]) -> str:
+    """The blocks as one Markdown text."""
+    return "\n\n".join(blocks) + "\n"

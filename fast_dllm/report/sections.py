@@ -1,12 +1,27 @@
-"""The report as blocks: the verdict on top, then every section."""
+"""What the report says, as Markdown: the verdict on top, then every section; and the short form for the terminal."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fast_dllm.report.alarms import ALARM
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import Contrast, accuracy_of
-from fast_dllm.report.document import Block, Change, Code, Contents, Grid, Heading, Items, Paragraph, Picture, Section
 from fast_dllm.report.flips import Flip
+from fast_dllm.report.markdown import (
+    SECTION_LEVEL,
+    Section,
+    bullets,
+    code,
+    contents,
+    document,
+    flip,
+    grid,
+    heading,
+    paragraph,
+    picture,
+)
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.speeds import hardware, outliers, reference_speed
 from fast_dllm.report.statistics import ALPHA
@@ -68,19 +83,19 @@ def _other_hardware(table: ResultTable, run: RunResult) -> bool:
     return len(kinds) > 1 and run not in next(iter(kinds.values()))
 
 
-def matrix_section(report: Report, table: ResultTable) -> list[Block]:
+def matrix_section(report: Report, table: ResultTable) -> list[str]:
     odd = {*outliers(table), *report.odd_speeds(table.label)}
     rows = [_matrix_row(report, table, run, odd) for run in table.runs.values()]
     rows += [[config, *[NONE] * 8, f"left out: {reason}"] for config, reason in table.problems.items()]
     rows += [[config, *[NONE] * 8, "no result"] for config in table.missing]
-    blocks: list[Block] = [Heading(3, table.label)]
+    blocks: list[str] = [heading(3, table.label)]
     if not rows:
-        return [*blocks, Paragraph("Nothing has been run.")]
+        return [*blocks, paragraph("Nothing has been run.")]
     kinds = by_value((run for run in table.runs.values() if run.tokens_per_second), hardware)
     where = f" on {listed(map(str, kinds))}" if kinds else ""
-    blocks.append(Grid(MATRIX_HEAD, rows, frozenset(range(1, 9))))
+    blocks.append(grid(MATRIX_HEAD, rows, frozenset(range(1, 9))))
     blocks.append(
-        Paragraph(
+        paragraph(
             "Speed-ups are against this table's k = 1: in tokens per full-depth forward, all forwards counted "
             f"(layers run / layers where the summary counts them), and in new tokens per second{where}, against the "
             "median of the k = 1 columns (where there are none, the configuration that the others are compared with) "
@@ -140,7 +155,7 @@ def _contrast_row(c: Contrast, table: ResultTable) -> list[str]:
     ]
 
 
-def _methods(found: list[Contrast]) -> Paragraph:
+def _methods(found: list[Contrast]) -> str:
     shares = [c.discordant_share for c in found]
     assumed = f"{percent(min(shares))}" + (f" to {percent(max(shares))}" if max(shares) - min(shares) > 5e-4 else "")
     level = f"{ALPHA / len(found):.2g}"
@@ -156,38 +171,38 @@ def _methods(found: list[Contrast]) -> Paragraph:
     )
     mixed = {c.paired for c in found}
     text = (paired if True in mixed else "") + (totals if False in mixed else "")
-    return Paragraph(
+    return paragraph(
         f"{text}{assumed}, and never less than the difference itself. Holm's correction is over these {len(found)} "
         f"contrasts; power is that of the exact test at its first step's level, {level}. Each interval is for one "
         "contrast by itself."
     )
 
 
-def comparison_section(report: Report) -> list[Block]:
-    blocks: list[Block] = []
+def comparison_section(report: Report) -> list[str]:
+    blocks: list[str] = []
     for table in report.tables:
         found = list(report.contrasts.get(table.label, ()))
         if found:
-            blocks.append(Heading(3, table.label))
-            blocks.append(Grid(CONTRAST_HEAD, [_contrast_row(c, table) for c in found], frozenset(range(2, 12))))
+            blocks.append(heading(3, table.label))
+            blocks.append(grid(CONTRAST_HEAD, [_contrast_row(c, table) for c in found], frozenset(range(2, 12))))
             blocks.append(_methods(found))
     if report.equal_speed and len(report.front) > 1:
         labels = {table.label: table for table in report.tables}
         found = [c for c, _ in report.equal_speed]
         rows = [[f"{c.table}/{row[0]}", *row[1:]] for c in found for row in [_contrast_row(c, labels[c.table])]]
-        blocks.append(Heading(3, "Against plain decoding at equal speed"))
+        blocks.append(heading(3, "Against plain decoding at equal speed"))
         blocks.append(
-            Paragraph(
+            paragraph(
                 "Each result with reuse against the most accurate plain setting (threshold, sub-block size) with at "
                 "least as many tokens per full-depth forward; results faster than every plain setting are left out."
             )
         )
-        blocks.append(Grid(CONTRAST_HEAD, rows, frozenset(range(2, 12))))
+        blocks.append(grid(CONTRAST_HEAD, rows, frozenset(range(2, 12))))
         blocks.append(_methods(found))
-    return blocks or [Paragraph("No two configurations that could be compared.")]
+    return blocks or [paragraph("No two configurations that could be compared.")]
 
 
-def parallelism_section(report: Report) -> list[Block]:
+def parallelism_section(report: Report) -> list[str]:
     if not report.parallelism:
         return []
     rows = [
@@ -195,9 +210,9 @@ def parallelism_section(report: Report) -> list[Block]:
         for p in sorted(report.parallelism, key=lambda p: -(p.value or 0))
     ]
     return [
-        Heading(3, "AUP"),
-        Grid(("experiment", "AUP", "points", "of them dropped"), rows, frozenset((1, 2, 3))),
-        Paragraph(
+        heading(3, "AUP"),
+        grid(("experiment", "AUP", "points", "of them dropped"), rows, frozenset((1, 2, 3))),
+        paragraph(
             "Accuracy under parallelism as arXiv 2601.07568 defines it: the area under accuracy (%) against tokens per "
             "full-depth forward, each accuracy weighted by min(exp(-3 (1 - y / best)), 1), points more than 5 points "
             "below the slowest one dropped. It depends on which settings were run: compare sweeps that are alike."
@@ -208,18 +223,18 @@ def parallelism_section(report: Report) -> list[Block]:
 # ---- flips, provenance ----
 
 
-def flip_section(report: Report, flips: list[Flip], totals: dict[str, int]) -> list[Block]:
-    blocks: list[Block] = []
+def flip_section(report: Report, flips: list[Flip], num_changed: Mapping[str, int]) -> list[str]:
+    blocks: list[str] = []
     for table in report.tables:
-        total = totals.get(table.label, 0)
+        total = num_changed.get(table.label, 0)
         if total:
-            shown = [flip for flip in flips if flip.table == table.label]
-            blocks.append(Heading(3, table.label))
+            shown = [change for change in flips if change.table == table.label]
+            blocks.append(heading(3, table.label))
             blocks.append(
-                Paragraph(f"{total} questions got another answer in some configuration; {len(shown)} are shown.")
+                paragraph(f"{total} questions got another answer in some configuration; {len(shown)} are shown.")
             )
-            blocks += [Change(flip) for flip in shown]
-    return blocks or [Paragraph("No question whose answer is known to have changed.")]
+            blocks += [block for change in shown for block in flip(change)]
+    return blocks or [paragraph("No question whose answer is known to have changed.")]
 
 
 PROVENANCE = (
@@ -252,8 +267,8 @@ PROVENANCE = (
 )
 
 
-def provenance_section(report: Report) -> list[Block]:
-    blocks: list[Block] = []
+def provenance_section(report: Report) -> list[str]:
+    blocks: list[str] = []
     for table in report.tables:
         runs = list(table.runs.values())
         if not runs:
@@ -272,17 +287,17 @@ def provenance_section(report: Report) -> list[Block]:
         if times:
             rows.append(["ended", times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"])
         arguments = by_value(runs, lambda run: ", ".join(f"{k}={v}" for k, v in run.arguments.items()))
-        blocks += [Heading(3, table.label), Grid(("fact", "value"), rows)]
+        blocks += [heading(3, table.label), grid(("fact", "value"), rows)]
         blocks.append(
-            Grid(
+            grid(
                 ("configuration", "model arguments"),
                 [[listed(r.config for r in rs), str(v)] for v, rs in arguments.items()],
             )
         )
         blocks.append(
-            Paragraph(f"Read from {listed(sorted({str(_relative(report, run).parent) for run in runs}), 12)}.")
+            paragraph(f"Read from {listed(sorted({str(_relative(report, run).parent) for run in runs}), 12)}.")
         )
-    return [*blocks, Paragraph("This report again:"), Code(report.command)]
+    return [*blocks, paragraph("This report again:"), code(report.command)]
 
 
 def _relative(report: Report, run: RunResult):
@@ -290,36 +305,79 @@ def _relative(report: Report, run: RunResult):
     return path.relative_to(report.root) if path.is_relative_to(report.root) else path
 
 
-def sections(report: Report, pictures: list[Picture], flips: list[Flip], totals: dict[str, int]) -> list[Block]:
-    """The whole report: the verdict and a table of contents, then every section."""
-    drawn: list[Block] = [*pictures] or [Paragraph("Nothing to draw.")]
+# ---- the whole ----
+
+
+@dataclass(frozen=True)
+class Document:
+    """The report in Markdown. sections: those that HTML folds."""
+
+    text: str
+    sections: tuple[Section, ...]
+
+
+def document_of(
+    report: Report, captions: Mapping[str, str], flips: list[Flip], num_changed: Mapping[str, int]
+) -> Document:
+    """The whole report: the verdict and a table of contents, then every section.
+
+    captions: of each picture, by its name; num_changed: of each table's label the number of changed answers.
+    """
+    pictures = [picture(name, caption) for name, caption in captions.items()] or [paragraph("Nothing to draw.")]
     alarms = [f"{a.table}: {a.text} [{a.kind}]" for a in report.alarms if a.level == ALARM]
     notes = [f"{a.table}: {a.text} [{a.kind}]" for a in report.alarms if a.level != ALARM]
     sentences = details(report)
-    bodies: list[tuple[Section, list[Block]]] = [
-        (Section("Alarms", _number_of(alarms, "alarm"), is_open=bool(alarms)), _alarm_blocks(alarms, notes)),
-        (Section("Details"), [Items("plain", sentences) if sentences else Paragraph("Nothing has been run.")]),
+    count = f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}" if alarms else "none"
+    bodies = [
+        (Section("Alarms", count, is_open=bool(alarms)), _alarm_section(alarms, notes)),
+        (Section("Details"), [bullets(sentences) if sentences else paragraph("Nothing has been run.")]),
         (Section("The matrices"), [block for table in report.tables for block in matrix_section(report, table)]),
         (Section("Compared on the same questions"), comparison_section(report)),
-        (Section("Pictures"), [*drawn, *parallelism_section(report)]),
-        (Section("Flips"), flip_section(report, flips, totals)),
+        (Section("Pictures"), [*pictures, *parallelism_section(report)]),
+        (Section("Flips"), flip_section(report, flips, num_changed)),
         (Section("Provenance"), provenance_section(report)),
     ]
-    blocks: list[Block] = [
-        Heading(1, f"Report: {report.folder}"),
-        Heading(2, "Verdict"),
-        Items("verdict", verdict(report)),
-        Contents([section for section, _ in bodies]),
-    ]
+    sections = tuple(section for section, _ in bodies)
+    blocks = [heading(1, f"Report: {report.folder}"), heading(SECTION_LEVEL, "Verdict"), bullets(verdict(report))]
+    blocks.append(contents(sections))
     for section, body in bodies:
-        blocks += [section, *body]
-    return blocks
+        blocks += [heading(SECTION_LEVEL, section.title), *body]
+    return Document(document(blocks), sections)
 
 
-def _number_of(items: list[str], what: str) -> str:
-    return f"{len(items)} {what}{'s' * (len(items) > 1)}" if items else "none"
+def _alarm_section(alarms: list[str], notes: list[str]) -> list[str]:
+    blocks = [bullets(alarms) if alarms else paragraph("No alarms.")]
+    return blocks + ([heading(3, "Notes"), bullets(notes)] if notes else [])
 
 
-def _alarm_blocks(alarms: list[str], notes: list[str]) -> list[Block]:
-    blocks: list[Block] = [Items("alarm", alarms) if alarms else Paragraph("No alarms.")]
-    return blocks + ([Heading(3, "Notes"), Items("note", notes)] if notes else [])
+# ---- the terminal ----
+
+TERMINAL_HEAD = ("", "accuracy %", "95% interval", "tokens/s", "tokens per forward", "speed-up, forwards")
+
+
+def terminal_verdict(report: Report) -> str:
+    """The verdict and the alarms, as Markdown."""
+    blocks = [heading(SECTION_LEVEL, report.folder), bullets(verdict(report))]
+    alarms = [f"{alarm.table}: {alarm.text}" for alarm in report.alarms if alarm.level == ALARM]
+    if alarms:
+        blocks += [heading(SECTION_LEVEL, "Alarms"), bullets(alarms)]
+    return document(blocks)
+
+
+def terminal_table(report: Report) -> str:
+    """The main numbers of every run, as Markdown; empty without any run."""
+    rows = []
+    for table in report.tables:
+        for run in table.runs.values():
+            interval = accuracy_of(run).interval
+            rows.append(
+                [
+                    f"{table.label}/{run.config}",
+                    f"{100 * run.accuracy:.2f}",
+                    span(interval) if interval else NONE,
+                    _value(run.tokens_per_second, ".1f"),
+                    _value(run.tokens_per_forward),
+                    _value(forward_gain(table, run)),
+                ]
+            )
+    return document([grid(TERMINAL_HEAD, rows, range(1, len(TERMINAL_HEAD)))]) if rows else ""

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from fast_dllm.report import figures
-from fast_dllm.report.alarms import ALARM
 from fast_dllm.report.build import Report, forward_gain
 from fast_dllm.report.compare import accuracy_of
 from fast_dllm.report.drift_maps import drift_maps
 from fast_dllm.report.flips import Flip, count_changes, flips_of
-from fast_dllm.report.markdown import markdown, text_table, visible
 from fast_dllm.report.page import page
 from fast_dllm.report.results import ResultTable, RunResult
-from fast_dllm.report.sections import sections
+from fast_dllm.report.sections import document_of, terminal_table, terminal_verdict
 from fast_dllm.report.speeds import reference_speed
 from fast_dllm.report.spreadsheets import FILES, spreadsheets
+from fast_dllm.report.terminal import UNLIMITED, laid_out, terminal_width
 from fast_dllm.report.verdict import details, verdict
-from fast_dllm.report.words import span
 from fast_dllm.spec.files import write_whole
 
 SCHEMA_VERSION = 1
@@ -48,7 +47,7 @@ def _run_facts(report: Report, table: ResultTable, run: RunResult) -> dict[str, 
     }
 
 
-def as_json(report: Report, flips: list[Flip], totals: dict[str, int]) -> dict[str, object]:
+def as_json(report: Report, flips: list[Flip], num_changed: Mapping[str, int]) -> dict[str, object]:
     """report.json's content."""
     tables = [
         {
@@ -59,7 +58,7 @@ def as_json(report: Report, flips: list[Flip], totals: dict[str, int]) -> dict[s
             "left_out": dict(table.problems),
             "missing": table.missing,
             "contrasts": [asdict(c) | {"outcome": c.outcome} for c in report.contrasts.get(table.label, ())],
-            "num_changed_questions": totals.get(table.label, 0),
+            "num_changed_questions": num_changed.get(table.label, 0),
         }
         for table in report.tables
     ]
@@ -88,26 +87,26 @@ def write(
     with_csv: write runs.csv and questions.csv too.
     """
     flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
-    totals = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
-    models = {run.facts.get("model") for run in report.runs()}
-    made, drift = figures.draw(report), drift_maps(report.root, report.task, models)
-    blocks = sections(report, figures.blocks(made, drift), flips, totals)
-    images = {name: figures.png(figure) for name, (figure, _) in made.items()}
-    vectors = {name: figures.svg(figure) for name, (figure, _) in made.items()}
-    images |= {name: path.read_bytes() for name, (path, _) in drift.items()}
-    title = f"Report: {report.folder}"
+    num_changed = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
+    drawn = figures.draw(report)
+    maps = drift_maps(report.root, report.task, {run.facts.get("model") for run in report.runs()})
+    captions = {name: caption for pictures in (drawn, maps) for name, (_, caption) in pictures.items()}
+    document = document_of(report, captions, flips, num_changed)
+    images = {f"{name}.png": figures.png(figure) for name, (figure, _) in drawn.items()}
+    images |= {f"{name}.png": path.read_bytes() for name, (path, _) in maps.items()}
+    vectors = {f"{name}.svg": figures.svg(figure) for name, (figure, _) in drawn.items()}
+    facts = as_json(report, flips, num_changed)
     texts = {
-        "report.json": json.dumps(as_json(report, flips, totals), indent=2, ensure_ascii=False, default=str) + "\n",
-        "report.md": markdown(blocks),
-        "report.html": page(title, blocks, images),
+        "report.json": json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n",
+        "report.md": document.text,
+        "report.html": page(f"Report: {report.folder}", document.text, images, document.sections),
         **(spreadsheets(report) if with_csv else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.png"), *folder.glob("*.svg"), *map(folder.joinpath, FILES)):
         old.unlink(missing_ok=True)
-    for suffix, files in (("png", images), ("svg", vectors)):
-        for name, content in files.items():
-            write_whole(folder / f"{name}.{suffix}", content)
+    for name, content in (images | vectors).items():
+        write_whole(folder / name, content)
     for name, text in texts.items():
         write_whole(folder / name, text.encode())
     return folder / "report.html"
@@ -115,18 +114,7 @@ def write(
 
 def terminal(report: Report, brief: bool = False) -> str:
     """The verdict, the alarms and the table of numbers, as lines. brief: without the table."""
-    lines = [f"== {report.folder}", *(f"- {sentence}" for sentence in verdict(report))]
-    lines += [f"! {alarm.table}: {alarm.text}" for alarm in report.alarms if alarm.level == ALARM]
-    if brief:
-        return visible("\n".join(lines))
-    head = ("", "accuracy %", "95% interval", "tokens/s", "tokens per forward", "speed-up, forwards")
-    rows = []
-    for each in report.tables:
-        for run in each.runs.values():
-            cells = (run.tokens_per_second, run.tokens_per_forward, forward_gain(each, run))
-            forms = (".1f", ".2f", ".2f")
-            numbers = ["–" if cell is None else format(cell, form) for cell, form in zip(cells, forms, strict=True)]
-            interval = accuracy_of(run).interval
-            row = [f"{each.label}/{run.config}", f"{100 * run.accuracy:.2f}", span(interval) if interval else "–"]
-            rows.append([*row, *numbers])
-    return visible("\n".join(lines)) + ("\n\n" + text_table(head, rows) if rows else "")
+    verdict_lines = laid_out(terminal_verdict(report), terminal_width())
+    # a name that is cut says nothing: the terminal itself breaks the lines of a table that is too wide
+    table_lines = "" if brief else laid_out(terminal_table(report), UNLIMITED)
+    return f"{verdict_lines}\n\n{table_lines}" if table_lines else verdict_lines

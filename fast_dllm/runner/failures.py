@@ -8,7 +8,7 @@ import socket
 from datetime import datetime, timezone
 from pathlib import Path
 
-from fast_dllm.spec.files import write_json
+from fast_dllm.spec.files import printable, write_json
 
 INTERRUPTED = 130  # the exit status after Ctrl-C, as a shell has it: 128 + SIGINT
 
@@ -148,10 +148,6 @@ def own_job() -> str:
     return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID", "")
 
 
-def printable(text: str) -> str:
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", "", text.replace("\t", " "))
-
-
 def write_failure(folder: Path, name: str, status: int, log: str, text: str) -> None:
     lines = [line for line in text.replace("\r", "\n").split("\n") if line.strip(" ")]
     record = {
@@ -163,6 +159,6 @@ def write_failure(folder: Path, name: str, status: int, log: str, text: str) -> 
         "host": socket.gethostname(),
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "log": printable(log),
-        "last_lines": printable("\n".join(lines[-15:])),
+        "last_lines": printable("\n".join(lines[-15:]).replace("\t", " "), keep="\n"),
     }
     write_json(Path(folder) / "failure.json", record)

@@ -87,7 +87,7 @@ def _text(content: Mapping[str, object], name: str) -> str:
 
 def record_job(folder: Path, job: str, log: str, **further: object) -> None:
     """Write job.json: the job whose end `--status` asks the accounting about, if it cannot write failure.json."""
-    write_json(folder / JOB_FILE, {"schema_version": 1, "job_id": job, "log": failures.printable(log), **further})
+    write_json(folder / JOB_FILE, {"schema_version": 1, "job_id": job, "log": printable(log), **further})
 
 
 def failed_before(request: Request, run: Run, after: Iterable[str]) -> str:

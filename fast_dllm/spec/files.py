@@ -116,9 +116,14 @@ def _check_depth_and_texts(content: object) -> None:
                 raise ValueError("half a surrogate pair in a text") from None
 
 
-def printable(text: str) -> str:
-    """For a screen: control characters, which could move the cursor or colour it, are written as escapes."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+def printable(text: str, keep: str = "") -> str:
+    """For a screen: control characters, which could move the cursor or colour it, are written as escapes.
+
+    keep: control characters that stay, as "\\n" in a text of several lines.
+    """
+    return "".join(
+        character if character.isprintable() or character in keep else repr(character)[1:-1] for character in text
+    )
 
 
 def is_file_name(text: str) -> bool:
