@@ -23,6 +23,8 @@ from script_project import NO_WEIGHTS, ROOT, Project, pretend_model, system_tool
 from fast_dllm.doctor import cluster, data_sets, disks, gpu, model_files
 from fast_dllm.doctor.data_sets import place_of_data
 from fast_dllm.doctor.situation import GIB, DataSet, Situation
+from fast_dllm.network import config as network_config
+from fast_dllm.network import memory as network_memory
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner import slurm
 from fast_dllm.runner.venv import CUDA, requirements_key
@@ -538,7 +540,8 @@ def test_a_gpu_is_judged_by_its_capability_and_memory(monkeypatch, seven_billion
 def test_a_float32_gpu_needs_twice_the_memory(monkeypatch, seven_billion):
     pretend_gpu(monkeypatch, (6, 1), 24e9, built_for=("sm_61",))
     [finding] = gpu.check_gpu(seven_billion)
-    assert (finding.level, "28.4 GiB of weights in float32 do not fit" in finding.text) == ("fail", True)
+    assert finding.level == "fail"
+    assert "28.4 GiB of weights in float32 do not fit; set dtype=float16, which takes 14.2 GiB" in finding.text
 
 
 def test_the_weights_are_as_many_as_the_published_files_hold(seven_billion, shared):
@@ -548,11 +551,31 @@ def test_the_weights_are_as_many_as_the_published_files_hold(seven_billion, shar
 
 def test_without_a_gpu_and_without_slurm_the_7b_needs_the_memory(monkeypatch, seven_billion):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    for memory, level in ((16 * 2**30, "fail"), (64 * 2**30, "warn")):
-        sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": memory // 4096}
-        monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    for gigabytes, level, text in (
+        (8, "fail", "it needs a machine with more than 14.2 GiB"),
+        (
+            16,
+            "fail",
+            "16.0 GiB of memory are free for float32, 28.4 GiB of weights; set dtype=bfloat16, which takes 14.2",
+        ),
+        (64, "warn", "a benchmark takes weeks"),
+    ):
+        monkeypatch.setattr(network_memory, "available_on_host", lambda amount=gigabytes * GIB: amount)
         [finding] = gpu.check_gpu(seven_billion)
-        assert finding.level == level
+        assert (finding.level, text in finding.text) == (level, True), finding
+
+
+def test_the_size_of_a_model_on_the_hub_is_known_before_its_weights_are_there(monkeypatch, seven_billion, tmp_path):
+    """The doctor downloads the configuration alone, and only where it may ask the hub."""
+    asked = []
+    monkeypatch.setattr(
+        network_config, "cached_file", lambda *words: asked.append(words) or f"{seven_billion.model}/config.json"
+    )
+    absent = replace(seven_billion, model=MODEL, environment={"HF_HOME": str(tmp_path / "empty")})
+    assert (model_files.weight_count(absent), asked) == (None, [])
+    online = replace(absent, reach=lambda kind, path: model_files.Finding("ok", path))
+    assert model_files.weight_count(online) == model_files.weight_count(seven_billion)
+    assert asked[0] == (MODEL, "config.json")
 
 
 # -- the cluster, where no subprocess is needed ------------------------------------------------------------------------

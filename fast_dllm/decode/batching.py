@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +12,7 @@ import torch
 from fast_dllm.decoding import DenoisingEvent, Generation
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.network.eager import PREFILL_ROWS
+from fast_dllm.network.memory import available_on_host, free_on_gpu
 from fast_dllm.network.model import FastDLLMForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -69,25 +67,11 @@ def streamed(
 def rows_that_fit(model: FastDLLMForCausalLM, longest: int, block_size: int) -> int:
     """How many sequences of up to `longest` positions fit in the free memory: at least one, at most MOST_ROWS."""
     kind = "cuda" if model.device.type == "cuda" else "cpu"
-    free = torch.cuda.mem_get_info(model.device)[0] + _cached(model) if kind == "cuda" else _available_on_host()
+    free = free_on_gpu(model.device) if kind == "cuda" else available_on_host()
     item = model.lm_head.weight.element_size()
     of_prefill = PREFILL_ROWS * _bytes_of_row(model.config, item, read=0)
     of_sequence = _cache_bytes(model.config, item) * longest + block_size * _bytes_of_row(model.config, item, read=1)
     return max(1, min(int((free * SHARE_OF_FREE[kind] - of_prefill) // of_sequence), MOST_ROWS[kind]))
-
-
-def _cached(model: FastDLLMForCausalLM) -> int:
-    """GPU memory in bytes that torch has reserved and does not use."""
-    return torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-
-
-def _available_on_host() -> int:
-    """Bytes of memory that can be allocated without swapping, as Linux estimates it; elsewhere the free pages."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cache_bytes(config: FastDLLMConfig, item: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ def check_gpu(situation: Situation) -> Iterator[Finding]:
     import torch
 
     from fast_dllm.network.devices import pick_device, pick_dtype
+    from fast_dllm.network.memory import what_to_set
 
     device = pick_device()
     dtype = pick_dtype("auto", device)
@@ -31,7 +31,7 @@ def check_gpu(situation: Situation) -> Iterator[Finding]:
         else f"{weights / GIB:.1f} GiB of weights"
     )
     if device.type == "cpu":
-        yield from findings_without_gpu(situation, weights, f"{str(dtype)[6:]}, {needs}")
+        yield from findings_without_gpu(situation, count, f"{str(dtype)[6:]}, {needs}")
         return
     properties = torch.cuda.get_device_properties(device)
     capability = torch.cuda.get_device_capability(device)
@@ -44,10 +44,11 @@ def check_gpu(situation: Situation) -> Iterator[Finding]:
         )
         return
     memory = f"{properties.total_memory / GIB:.1f} GiB for {needs} in {str(dtype)[6:]}"
-    if weights is None or weights + WORK_BYTES <= properties.total_memory:
+    if count is None or weights is None or weights + WORK_BYTES <= properties.total_memory:
         yield Finding("ok", f"{name}: {memory}")
     elif weights + CONTEXT_BYTES > properties.total_memory:
-        yield Finding("fail", f"{name}: {memory} do not fit; another GPU (SBATCH_GRES)")
+        advice = what_to_set(count, device, dtype, properties.total_memory - CONTEXT_BYTES)
+        yield Finding("fail", f"{name}: {memory} do not fit; {advice}")
     else:
         yield Finding("warn", f"{name}: {memory} leaves little for long questions; a larger GPU (SBATCH_GRES) is safer")
 
@@ -63,15 +64,23 @@ def runs_on(capability: tuple[int, int], built_for: list[str]) -> bool:
     return False
 
 
-def findings_without_gpu(situation: Situation, weights: int | None, needs: str) -> Iterator[Finding]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def findings_without_gpu(situation: Situation, count: int | None, needs: str) -> Iterator[Finding]:
+    """count: number of weights, None where it is not known. needs: dtype and size of the weights, in words."""
+    import torch
+
+    from fast_dllm.network.memory import available_on_host, what_to_set
+
+    memory = available_on_host()
     if situation.model == "tiny":
         yield Finding("ok", f"no GPU: the embedded model runs on the CPU ({needs})")
     elif shutil.which("sbatch"):
         yield Finding(
             "warn", f"no GPU on this node; jobs ask for {gpu_of_jobs(situation)}. In an salloc the doctor checks theirs"
         )
-    elif weights is not None and weights > memory:
-        yield Finding("fail", f"no GPU, and {memory / GIB:.0f} GiB of memory for {needs}; --model tiny runs on the CPU")
+    elif count is not None and count * torch.float32.itemsize > memory:
+        advice = what_to_set(count, torch.device("cpu"), torch.float32, memory)
+        yield Finding(
+            "fail", f"no GPU, and {memory / GIB:.1f} GiB of memory are free for {needs}; {advice}; or --model tiny"
+        )
     else:
         yield Finding("warn", f"no GPU: on the CPU ({needs}) a benchmark takes weeks; --model tiny is for trying out")

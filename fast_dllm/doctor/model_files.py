@@ -97,18 +97,26 @@ def check_model(situation: Situation) -> Iterator[Finding]:
 
 
 def weight_count(situation: Situation) -> int | None:
-    """How many weights the model has, from its configuration alone; None while that is not here."""
+    """How many weights the model has, from its configuration alone; None where that cannot be had.
+
+    Where the doctor may ask the hub, a configuration that is not in the cache yet is downloaded (2 kB).
+    """
     import torch
 
     from fast_dllm.network.config import read_config
+    from fast_dllm.network.memory import num_weights
     from fast_dllm.network.model import FastDLLMForCausalLM
 
     folder = situation.model_folder
-    if "config.json" in missing_model_files(folder) or damaged_model_files(folder):
-        return None  # check_model tells
+    if (folder / CONFIG_FILE).is_file():
+        source = str(folder)
+    elif situation.is_hub_model and situation.reach:
+        source = situation.model
+    else:
+        return None  # check_model says what is missing
     try:
-        config = read_config(str(folder))
-    except UsageError:
-        return None
+        config = read_config(source)
+    except (UsageError, OSError):
+        return None  # check_model says what is wrong
     with torch.device("meta"):
-        return sum(weight.numel() for weight in FastDLLMForCausalLM(config).parameters())
+        return num_weights(FastDLLMForCausalLM(config, randomise=False))

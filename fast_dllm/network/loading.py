@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 from fast_dllm.errors import UsageError, line_of
 from fast_dllm.network.config import FastDLLMConfig, read_config
 from fast_dllm.network.devices import default_dtype, pick_device, pick_dtype
+from fast_dllm.network.memory import check_fits
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.spec.checkpoint import INDEX_FILE, read_object, weight_files
 
@@ -29,20 +30,24 @@ def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -
     """Load a checkpoint by its tensor names, tensor by tensor to the device.
 
     `path_or_hub_id`: a folder, a hub id, or `tiny` (the embedded model). Raises UsageError where there is no such
-    checkpoint, it is of another model type or damaged, or a tensor is missing, extra or of the wrong shape. Memory for
-    the weights is taken only once the configuration and the headers of the weight files agree.
+    checkpoint, it is of another model type or damaged, its weights do not fit into the device's free memory, or a
+    tensor is missing, extra or of the wrong shape. Weights are downloaded only once the configuration says that they
+    fit. Memory for them is taken only once the configuration and the headers of the weight files agree.
     """
     source = model_source(path_or_hub_id)
     target = pick_device(device)
     try:
         config = read_config(source)
-        files = _weight_files(source)
+        number_format = pick_dtype(dtype, target)
         with torch.device("meta"):
-            faults = _weight_faults(FastDLLMForCausalLM(config, randomise=False), files)
+            shape = FastDLLMForCausalLM(config, randomise=False)
+        check_fits(shape, target, number_format)
+        files = _weight_files(source)
+        faults = _weight_faults(shape, files)
         if faults:
             more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
             raise UsageError(f"it {faults[0]}{more}")
-        with target, default_dtype(pick_dtype(dtype, target)):
+        with target, default_dtype(number_format):
             model = FastDLLMForCausalLM(config, randomise=False)
         model.requires_grad_(False)
         _read_weights(model, files)
