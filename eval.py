@@ -104,7 +104,8 @@ def run(
     samples = results.pop("samples")
     summary = summary_of(name, results, samples, config, lm, total, began, loaded)
     if folder and store:  # written before anything is shown: whatever happens to the terminal, the result is there
-        write_results(folder, results, samples, summary, lm.experiment.text, config.log_samples)
+        costs = lm.answers.question_costs(total)
+        write_results(folder, results, samples, summary, lm.experiment.text, config.log_samples, costs)
         store.discard()
         discard(folder)
     print(make_table(results))

@@ -103,7 +103,8 @@ class Forward:
     T tokens at block rows [offset, offset + T); a prefill's are the prompt's whole blocks. wanted: the positions,
     counted like rows from the block's start, whose predictions are sent back; each draws one random number when tokens
     are sampled. keep: the positions whose predictions later "reused" steps may want, `wanted` among them. The
-    prediction for position p is read at row p - 1 (token shift), so a window's first position has none.
+    prediction for position p is read at row p - 1 (token shift), so a window's first position has none. measure: a
+    further number for each wanted position, one of fast_dllm.sampling.MEASURES; empty asks for none.
     """
 
     kind: str
@@ -112,6 +113,7 @@ class Forward:
     wanted: range = range(0)
     keep: range = range(0)
     reuse: Reuse | None = None
+    measure: str = ""
 
     @property
     def held(self) -> range:
@@ -127,13 +129,15 @@ class Forward:
 class Prediction:
     """A forward's candidate tokens for the wanted positions, in order, and their confidences (probabilities).
 
-    kind: the kind of forward that was run. layers_at_rest: the layers that did not run.
+    kind: the kind of forward that was run. layers_at_rest: the layers that did not run. measures: what the forward's
+    `measure` asked for, one number for each wanted position.
     """
 
     kind: str
     tokens: list[int]
     confidences: list[float]
     layers_at_rest: range = range(0)
+    measures: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

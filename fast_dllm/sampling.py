@@ -55,6 +55,21 @@ def greedy_with_check(logits: Tensor, mask_id: int) -> Tensor:
     return torch.stack((tokens.double(), confidences.double(), is_finite(logits).double()))
 
 
+MEASURES = ("entropy", "margin")  # what a policy may ask for beside the confidence
+
+
+def measures(logits: Tensor, mask_id: int) -> Tensor:
+    """Logits (R, V) -> (2, R) in float64, in the order of MEASURES, of the distribution without the mask token.
+
+    entropy: -sum p log p, in nats. margin: the probability of the most likely token minus that of the next.
+    """
+    allowed = logits.float().clone()
+    allowed[..., mask_id] = float("-inf")
+    probs = allowed.softmax(dim=-1)
+    best = probs.topk(2, dim=-1).values
+    return torch.stack((torch.special.entr(probs).sum(dim=-1).double(), (best[..., 0] - best[..., 1]).double()))
+
+
 def is_finite(logits: Tensor) -> Tensor:
     """(R, V) -> (R,) bool: any infinity or NaN of a row shows in its sum."""
     return logits.sum(dim=-1, dtype=torch.float32).isfinite()

@@ -248,7 +248,8 @@ def test_a_venv_that_failed_or_lost_its_interpreter_is_a_warning(cluster_project
     [
         (
             ["--task", "gsm9k"],
-            "gsm8k mmlu gpqa_main_n_shot minerva_math ifeval toy_math toy_math_wide toy_math_held_out toy_math_train",
+            "gsm8k mmlu gpqa_main_n_shot minerva_math ifeval toy_math toy_math_wide toy_math_held_out toy_math_new "
+            "toy_math_train",
         ),
         (["--task", ""], "valid: gsm8k"),
         (["--task"], "expected one argument"),

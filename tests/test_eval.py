@@ -71,6 +71,7 @@ def test_a_run_leaves_results_summary_and_samples(one_process):
     samples = {"samples_made_up_sums.jsonl"}
     assert {path.name for path in folder.iterdir()} == {"results.json", "summary.json"} | samples | kept
     assert len(questions.read(folder / "questions.json.gz").questions) == 7
+    assert_costs_add_up(folder)
     assert read_summary(folder / "summary.json").sealed(folder).as_json() == summary
     assert summary["accuracy"] == results["results"]["made_up_sums"]["exact_match,flexible-extract"]
     assert (summary["experiment"], summary["task"], summary["config"]) == (
@@ -94,6 +95,14 @@ def test_a_run_leaves_results_summary_and_samples(one_process):
 
 
 @pytest.mark.slow
+def assert_costs_add_up(folder):
+    """What the questions cost by themselves is what the run cost."""
+    costs = read_summary(folder / "summary.json").throughput
+    kept = questions.read(folder / "questions.json.gz").questions
+    assert sum(question.new_tokens for question in kept) == costs.new_tokens
+    assert sum(question.layers for question in kept) == pytest.approx(sum(costs.layer_forwards.values()))
+
+
 def test_two_processes_give_the_same_scores_as_one(one_process, random_model, tmp_path):
     arguments = model_args(random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle")
     # torchrun is what `accelerate launch` itself uses for several GPUs; its own CPU launcher starts one process.
@@ -112,6 +121,9 @@ def test_two_processes_give_the_same_scores_as_one(one_process, random_model, tm
     assert {kind: forwards[kind] for kind in single["throughput"]["forwards"]} == single["throughput"]["forwards"]
     assert summary["throughput"]["scored_requests"] == 28
     assert forwards["score"] == 7
+    kept = [questions.read(each / "questions.json.gz").questions[:7] for each in (one_process[1], tmp_path)]
+    assert kept[0] == kept[1]
+    assert all(question.layers for question in kept[0])
 
 
 def test_the_documented_launch_works_unchanged(one_process, random_model, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from report_project import Project, answers, sample
 
 from fast_dllm.record import questions
+from fast_dllm.record.cost import Cost
 from fast_dllm.record.summary import content_sha256, parse_summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,23 @@ def test_what_is_written_is_read(tmp_path):
     assert found.versions == {"sums": 3.0}
     lines = questions.read_texts(tmp_path / questions.TEXTS_FILE)
     assert (lines["sums", 1]["answer"], lines["sums", 1]["target"]) == ("b", "1")
+
+
+def test_what_each_answer_cost_is_kept_where_all_are_known(tmp_path):
+    samples = {"sums": [sample("sums", i, "a", 1.0) for i in range(2)], "more": [sample("more", 0, "a", 1.0)]}
+    found = {"results": {task: {METRIC: 1.0} for task in samples}}
+    costs = {
+        ("sums", 0): Cost(new_tokens=20, layer_forwards={"full": 72, "partial": 24.5, "commit": 36}),
+        ("sums", 1): Cost(new_tokens=9, layer_forwards={"full": 36, "prefill": 36}),
+    }
+    content, texts = questions.collect(samples, found, costs)
+    questions.write(tmp_path, content, texts)
+    kept = [(q.new_tokens, q.layers, q.step_layers) for q in questions.read(tmp_path / "questions.json.gz").questions]
+    assert kept == [(20, 132.5, 96.5), (9, 72, 36), (None, None, None)]
+    content["tasks"]["sums"]["layers"].pop()
+    questions.write(tmp_path, content, texts)
+    with pytest.raises(questions.QuestionsError, match="different lengths"):
+        questions.read(tmp_path / "questions.json.gz")
 
 
 def test_equal_content_is_equal_bytes(tmp_path):

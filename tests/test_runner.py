@@ -603,7 +603,8 @@ def test_a_wrong_word_is_one_line_exit_2_and_nothing_written(project, option, wo
         (["--task", "gsm8k,mmlu"], "no task named 'gsm8k,mmlu'"),
         (
             ["--task", "gsm9k"],
-            "gsm8k mmlu gpqa_main_n_shot minerva_math ifeval toy_math toy_math_wide toy_math_held_out toy_math_train",
+            "gsm8k mmlu gpqa_main_n_shot minerva_math ifeval toy_math toy_math_wide toy_math_held_out toy_math_new "
+            "toy_math_train",
         ),
         (["--experiment", "02_none"], "00_baseline 01_other"),
         (["--config", "k4_first"], " ".join(CONFIGS)),

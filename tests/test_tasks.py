@@ -19,7 +19,7 @@ from fast_dllm.spec import hashes, tasks
 def test_lists_and_their_order():
     assert list(tasks.benchmarks()) == [
         "gsm8k", "mmlu", "gpqa_main_n_shot", "minerva_math", "ifeval",
-        "toy_math", "toy_math_wide", "toy_math_held_out", "toy_math_train", "toy_choice",
+        "toy_math", "toy_math_wide", "toy_math_held_out", "toy_math_new", "toy_math_train", "toy_choice",
     ]  # fmt: skip
     assert tasks.baseline_tasks() == ["mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval"]
     assert list(tasks.benchmarks(code=True)) == ["humaneval", "humaneval_instruct", "mbpp"]

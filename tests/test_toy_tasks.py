@@ -23,6 +23,7 @@ from tasks.toy.problems import (
     make_problem,
     math_prompt,
     math_questions,
+    new_questions,
 )
 from tasks.toy.wordings import HE, SHE, WORDINGS
 
@@ -43,7 +44,8 @@ def tasks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", no_network)
         manager = TaskManager(include_path=str(TASKS), include_defaults=False)
-        return manager.load(["toy_math", "toy_math_wide", "toy_math_held_out", "toy_math_train", "toy_choice"])["tasks"]
+        names = ["toy_math", "toy_math_wide", "toy_math_held_out", "toy_math_new", "toy_math_train", "toy_choice"]
+        return manager.load(names)["tasks"]
 
 
 def contents(split, count=6000):
@@ -59,6 +61,13 @@ def test_no_test_content_is_met_in_training(test_problems):
         choices = [make_choice(random.Random(f"{kind} {seed}"), kind, "train") for seed in range(300)]
         assert not held_out & {choice.problem.content for choice in choices}
         assert {choice.problem.split for choice in choice_questions(kind, "test")} == {"test"}
+
+
+def test_new_questions_are_of_the_test_split_and_none_of_toy_math(test_problems):
+    new = {problem.content: problem.split for problem in new_questions("a seed", 500)}
+    assert set(new.values()) == {"test"}
+    assert len(new) == 500
+    assert not new.keys() & {problem.content for problem in test_problems}
 
 
 def test_without_the_split_training_would_meet_test_contents(test_problems):

@@ -20,10 +20,10 @@ from fast_dllm.errors import non_finite
 from fast_dllm.layer_reuse import LayerStore
 from fast_dllm.network.executor import Choice, Executor
 from fast_dllm.network.packing import BlockRows
-from fast_dllm.sampling import predict
+from fast_dllm.sampling import MEASURES, measures, predict
 
 DecodeOne = Callable[[Answer, Options], Policy]
-Predicted = tuple[list[int], list[float]]  # tokens and confidences
+Predicted = tuple[list[int], list[float], list[float]]  # tokens, confidences, and what `Forward.measure` asked for
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class DecodingRun:
             if forward.kind != "reused" or self._is_drawn(forward):
                 sequence.waiting = forward
                 return
-            prediction = self._prediction(sequence, forward, sequence.reread(forward.wanted))
+            prediction = self._prediction(sequence, forward, (*sequence.reread(forward.wanted), []))
 
     def _is_drawn(self, forward: Forward) -> bool:
         """Whether its tokens are sampled. The first token of a block is greedy at any temperature."""
@@ -124,7 +124,7 @@ class DecodingRun:
             token_ids = [forward.token_ids for forward in forwards]
             logits = self._executor.prefill([member.cache_row for member in group], token_ids, read_last=read_last)
             if logits is None:
-                return [self._prediction(*each, ([], [])) for each in zip(sequences, forwards, strict=True)]
+                return [self._prediction(*each, ([], [], [])) for each in zip(sequences, forwards, strict=True)]
             logits = logits.unsqueeze(1)
         elif forwards[0].kind == "reused":
             logits = torch.stack([each.reread_logits(each.pending().wanted) for each in sequences])
@@ -192,7 +192,9 @@ class DecodingRun:
                 sequence.kept, sequence.kept_logits = held, logits[index, : len(held)].clone()
         if drawn:
             on_device = self._with_drawn(on_device, flat, drawn, torch.cat(uniforms))
-        tokens, confidences, finite = on_device.tolist()  # the forward's one transfer
+        if any(forward.measure for forward in forwards):
+            on_device = torch.cat((on_device, measures(flat, self._options.mask_id)))
+        tokens, confidences, finite, *measured = on_device.tolist()  # the forward's one transfer
         if not all(finite):
             raise non_finite(f"a {forwards[0].kind} forward", flat.dtype)
         predicted = []
@@ -205,7 +207,10 @@ class DecodingRun:
             if forward.keep and not self._is_drawn(forward):
                 sequence.kept, sequence.kept_predictions = held, known
             wanted_slice = slice_of(forward.wanted, held)
-            predicted.append((known[0][wanted_slice], known[1][wanted_slice]))
+            numbers: list[float] = []
+            if forward.measure:
+                numbers = measured[MEASURES.index(forward.measure)][first : first + len(held)][wanted_slice]
+            predicted.append((known[0][wanted_slice], known[1][wanted_slice], numbers))
         return predicted
 
     def _with_drawn(self, predictions: Tensor, logits: Tensor, rows: list[int], uniforms: Tensor) -> Tensor:
@@ -227,13 +232,14 @@ class DecodingRun:
         again. read: a store stood in for its layers."""
         kind, at_rest, num_layers = forward.kind, range(0), self._settings.num_layers
         if kind == "reused":
-            return Prediction(kind, *predicted, range(num_layers))
+            return Prediction(kind, *predicted[:2], range(num_layers))
         if read and forward.reuse is not None:
             kind, at_rest = "partial", forward.reuse.layers
         saves_mlps_only = forward.reuse is not None and forward.reuse.part == "mlp"
         layers = num_layers - len(at_rest) * (self._settings.mlp_share if saves_mlps_only else 1.0)
         sequence.answer.count(kind, layers, layers * len(forward.token_ids))
-        return Prediction(kind, *predicted, at_rest)
+        tokens, confidences, numbers = predicted
+        return Prediction(kind, tokens, confidences, at_rest, numbers)
 
 
 def _padded(rows: list[list[int]]) -> list[list[int]]:

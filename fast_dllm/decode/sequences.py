@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fast_dllm.decoding import FORWARD_KINDS, Answer, Forward, Policy
+from fast_dllm.sampling import MEASURES
 
 
 @dataclass
@@ -67,6 +68,8 @@ class SequenceState:
         for positions in (item.wanted, item.keep):
             if positions.step != 1:
                 raise ValueError(f"a forward's positions must be consecutive, not {positions}")
+        if item.measure and (item.measure not in MEASURES or item.kind == "reused"):
+            raise ValueError(f"no {item.measure!r} of a {item.kind} forward; a forward measures {', '.join(MEASURES)}")
         held = self.kept if item.kind == "reused" else item.held
         if item.wanted and not (held.start <= item.wanted.start and item.wanted.stop <= held.stop):
             raise ValueError(f"positions {item.wanted} are wanted, but only {held} are kept")

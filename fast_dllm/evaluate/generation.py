@@ -93,6 +93,8 @@ class TextGenerator:
         answers."""
         requests = [self.request(instance, repeat) for instance, repeat in with_repeats(instances)]
         keys = {request: request_key(*astuple(request)) for request in requests}
+        for instance, request in zip(instances, requests, strict=True):
+            self.answers.question_keys[instance.task_name or "", instance.doc_id or 0] = keys[request]
         own = keys if self.answers.plan is None else self._of_this_shard(keys, instances, requests)
         answers = self.answers.known(own.values(), of_run=len(keys))
         pending = [request for request, key in own.items() if key not in answers]

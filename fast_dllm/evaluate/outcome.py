@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.record import provenance, questions
 from fast_dllm.record.answers import Ledger
+from fast_dllm.record.cost import Cost
 from fast_dllm.record.scores import scores
 from fast_dllm.record.summary import AS_THE_SCRIPTS_RUN, SUMMARY_FILE, Summary, SummaryError, read_summary
 from fast_dllm.record.throughput import throughput
@@ -108,10 +110,11 @@ def write_results(
     summary: Summary,
     policy: bytes,
     log_samples: bool,
+    costs: Mapping[tuple[str, int], Cost],
 ) -> None:
     """Write results.json, the policy's text, the samples where asked for, and last summary.json, which marks the run
-    complete."""
-    results["samples_sha256"] = questions.write(folder, *questions.collect(samples, results))
+    complete. costs: what each question's answer cost, by (task, number of the question)."""
+    results["samples_sha256"] = questions.write(folder, *questions.collect(samples, results, costs))
     write_json(folder / "results.json", results, default=handle_non_serializable)
     write_whole(folder / GENERATION_FILE, policy)
     if log_samples:

@@ -21,7 +21,8 @@ class RunAnswers:
     """Answers by request key. In memory, and after `open_store` also in a folder, where they outlive the process.
 
     ledger: what this process answered, and its cost without loading the model. store: None without a folder. plan:
-    which requests belong to this process's shard; None where it answers the whole run.
+    which requests belong to this process's shard; None where it answers the whole run. question_keys: (task, number of
+    the question) -> the key of its request; after `total`, of all processes.
     """
 
     def __init__(self, processes: Processes):
@@ -29,6 +30,7 @@ class RunAnswers:
         self.ledger = Ledger()
         self.store: AnswerStore | None = None
         self.plan: Plan | None = None
+        self.question_keys: dict[tuple[str, int], str] = {}
         self._kinds_left: set[str] = set()
 
     def open_store(
@@ -92,10 +94,17 @@ class RunAnswers:
             if not self._kinds_left:
                 raise ShardAnswered
 
+    def question_costs(self, total: Ledger) -> dict[tuple[str, int], Cost]:
+        """(task, number of the question) -> what its answer cost, where that was recorded."""
+        return {place: total.costs[key] for place, key in self.question_keys.items() if key in total.costs}
+
     def total(self) -> Ledger | None:
         """What all processes and all segments of the run answered and what it cost, an answer that was given twice
         counted once; None but on the first process."""
+        gathered_keys = self.processes.gather_object(self.question_keys)
         gathered = self.processes.gather_object(self.ledger)
-        if gathered is None:
+        if gathered is None or gathered_keys is None:
             return None
+        for keys in gathered_keys:
+            self.question_keys.update(keys)
         return combined(gathered) if self.store is None else self.store.total(gathered)

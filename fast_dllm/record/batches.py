@@ -89,7 +89,7 @@ class Ledger:
     cost: its seconds are summed over processes, so they are GPU-seconds. segments: the lives of processes that answered
     something, (shard, number); those that ran side by side count as one. began, ended: Unix times of the first batch's
     start and the last one's end, by the clocks of the machines they ran on. batch_sizes: size -> answers that were
-    given in such a batch.
+    given in such a batch. costs: of single answers, by request key, where they were recorded.
     """
 
     def __init__(self) -> None:
@@ -99,6 +99,7 @@ class Ledger:
         self.began: float | None = None
         self.ended: float | None = None
         self.batch_sizes: Counter[int] = Counter()
+        self.costs: dict[str, Cost] = {}
 
     def add(self, batch: BatchRecord) -> None:
         """What the batch cost as a whole is split evenly over its answers; those that are known already count once."""
@@ -109,6 +110,7 @@ class Ledger:
         for key in new:
             self.answers[key] = batch.answers[key]
             if key in batch.costs:
+                self.costs[key] = batch.costs[key]
                 self.cost.add(batch.costs[key])
         self.batch_sizes[batch.batch_size] += len(new)
         self._extend(batch.began, batch.ended)
@@ -140,6 +142,7 @@ def combined(ledgers: Iterable[Ledger]) -> Ledger:
     total = Ledger()
     for ledger in ledgers:
         total.answers.update(ledger.answers)
+        total.costs.update(ledger.costs)
         total.cost.add(ledger.cost)
         total.batch_sizes += ledger.batch_sizes
         total._extend(ledger.began, ledger.ended)

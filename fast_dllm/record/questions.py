@@ -18,9 +18,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from fast_dllm.decoding import STEP_KINDS
 from fast_dllm.errors import line_of
+from fast_dllm.record.cost import Cost
 from fast_dllm.record.scores import score
 from fast_dllm.record.summary import QUESTIONS_FILE
 from fast_dllm.spec.files import parse_json, printable, write_whole
@@ -31,6 +34,7 @@ MOST_QUESTIONS_BYTES = 64 * 2**20  # inflated; MMLU's 14,042 questions take abou
 MOST_LINE_BYTES, MOST_TEXTS_BYTES = 16 * 2**20, 2**30
 MOST_ANSWER_HASH = 100  # characters
 MOST_METRIC = 1e15  # a metric is a number of any size, most often 0 or 1
+COST_COLUMNS = ("new_tokens", "layers", "step_layers")
 HASH_DIGITS = 12  # 48 bits: two different answers to one question look equal once in 3e14
 
 
@@ -39,7 +43,9 @@ class Question:
     """One question of one run.
 
     key: what tells it from others (a hash of document and target); answer: a hash of the answer's text, or for a
-    scored task the chosen option's number as "#2"; correct: the primary metric's value, 0 to 1.
+    scored task the chosen option's number as "#2"; correct: the primary metric's value, 0 to 1. new_tokens: of the
+    answer; layers, step_layers: layers that its forwards ran, all of them and those of denoising steps; None where they
+    were not recorded.
     """
 
     task: str
@@ -47,6 +53,9 @@ class Question:
     key: str
     answer: str
     correct: float
+    new_tokens: float | None = None
+    layers: float | None = None
+    step_layers: float | None = None
 
 
 class QuestionsError(ValueError):
@@ -92,11 +101,14 @@ def _rows(rows: Iterable[Mapping], metric: str) -> list[Mapping]:
 
 
 def collect(
-    samples: Mapping[str, Iterable[Mapping]], found: Mapping
+    samples: Mapping[str, Iterable[Mapping]],
+    found: Mapping,
+    costs: Mapping[tuple[str, int], Cost] = MappingProxyType({}),
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """(content of questions.json.gz, lines of texts.jsonl.gz).
 
-    samples: task -> lm_eval's samples; found: its results without them. A task whose primary metric is no number for a
+    samples: task -> lm_eval's samples; found: its results without them. costs: (task, number of the question) -> what
+    its answer cost; a task of which all are known keeps them. A task whose primary metric is no number for a
     single question is left out.
     """
     tasks: dict[str, dict[str, Any]] = {}
@@ -119,10 +131,24 @@ def collect(
             "answers": [answer for answer, _ in answers],
             "correct": [_number(row[name]) for row in kept],
         }
+        known = [costs.get((task, row["doc_id"])) for row in kept]
+        if all(known):
+            tasks[task] |= _cost_columns([cost for cost in known if cost])
         texts += [_text_line(task, row, name, text) for row, (_, text) in zip(kept, answers, strict=True)]
     sizes = {task: len(content["doc_ids"]) for task, content in tasks.items()}
     content = {"schema_version": SCHEMA_VERSION, "groups": _groups(found, tasks, sizes), "tasks": tasks}
     return content, texts
+
+
+def _cost_columns(costs: Iterable[Cost]) -> dict[str, list[float]]:
+    """The columns COST_COLUMNS of a task's questions."""
+    columns: dict[str, list[float]] = {name: [] for name in COST_COLUMNS}
+    for cost in costs:
+        layers = cost.layer_forwards
+        columns["new_tokens"].append(_number(cost.new_tokens))
+        columns["layers"].append(_number(sum(layers.values())))
+        columns["step_layers"].append(_number(sum(count for kind, count in layers.items() if kind in STEP_KINDS)))
+    return columns
 
 
 def _number(value: float) -> float:
@@ -222,6 +248,9 @@ def _questions_of(task: str, rows: Mapping[str, Any]) -> list[Question]:
     count = len(doc_ids)
     if not len(keys) == HASH_DIGITS * count == HASH_DIGITS * len(answers) == HASH_DIGITS * len(correct):
         raise ValueError(f"the columns of {task} have different lengths")
+    costs = [rows[name] for name in COST_COLUMNS] if COST_COLUMNS[0] in rows else []
+    if any(len(column) != count for column in costs):
+        raise ValueError(f"the columns of {task} have different lengths")
     questions = []
     for row, (doc_id, answer, right) in enumerate(zip(doc_ids, answers, correct)):
         if not isinstance(doc_id, int) or not isinstance(answer, str) or len(answer) > MOST_ANSWER_HASH:
@@ -229,7 +258,10 @@ def _questions_of(task: str, rows: Mapping[str, Any]) -> list[Question]:
         if not isinstance(right, (int, float)) or not -MOST_METRIC <= right <= MOST_METRIC:
             raise ValueError(f"question {row} of {task} has {right!r} as its metric")
         key = keys[row * HASH_DIGITS : (row + 1) * HASH_DIGITS]
-        questions.append(Question(task, doc_id, key, answer, float(right)))
+        amounts = [column[row] for column in costs]
+        if not all(isinstance(amount, (int, float)) and 0 <= amount <= MOST_METRIC for amount in amounts):
+            raise ValueError(f"question {row} of {task} has {amounts!r} as its cost")
+        questions.append(Question(task, doc_id, key, answer, float(right), *amounts))
     return questions
 
 

@@ -15,6 +15,7 @@ from fast_dllm.report.compare import (
     contrasts,
     distinct,
     is_plain,
+    reuses,
 )
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.speeds import hardware, outliers
@@ -119,15 +120,11 @@ class Report:
 
 
 def control_runs(tables: list[ResultTable]) -> list[RunResult]:
-    """Plain decoding in the control experiments; where there are none, k = 1 of every table."""
-    plain = [
-        (table, run)
-        for table in tables
-        for run in table.runs.values()
-        if is_plain(run, table) and run.tokens_per_forward
-    ]
-    of_controls = [run for table, run in plain if table.is_control]
-    return of_controls or [run for _, run in plain if run.reuse_k == 1]
+    """The runs of the control experiments that reuse nothing, whatever rule unmasks; where there are none, k = 1 of
+    every table."""
+    with_speed = [(table, run) for table in tables for run in table.runs.values() if run.tokens_per_forward]
+    of_controls = [run for table, run in with_speed if table.is_control and not reuses(run)]
+    return of_controls or [run for table, run in with_speed if run.reuse_k == 1 and is_plain(run, table)]
 
 
 def points(runs: list[RunResult]) -> list[tuple[float, float]]:

@@ -142,12 +142,17 @@ def rereads(run: RunResult) -> bool:
     return bool((run.forwards or {}).get("reused")) and not run.skips_layers
 
 
+def reuses(run: RunResult) -> bool:
+    """Whether logits were read again or layers rested."""
+    return (run.reuse_k or 1) != 1 or bool((run.forwards or {}).get("reused")) or run.skips_layers
+
+
 def is_plain(run: RunResult, table: ResultTable) -> bool:
     """Whether the run is plain decoding, at some threshold and sub-block size.
 
     Nothing is reused or skipped, and the experiment's knobs are those of the run that its table is compared with.
     """
-    if (run.reuse_k or 1) != 1 or (run.forwards or {}).get("reused") or run.skips_layers:
+    if reuses(run):
         return False
     base = table.runs.get(table.compare_with or "")
     if base is None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from tasks.toy.wordings import COLOURS, ONE_BOX, WORDINGS, Wording
 
 NUM_TEST = 1200  # toy_math questions
+NUM_NEW = 1200  # toy_math_new questions
 NUM_TEST_CHOICE = 300  # questions of each toy_choice subtask
 NUM_FEWSHOT = 64  # training questions offered to the harness as examples for few-shot prompts
 SEED = 20260  # of the fixed question lists; training draws from its own
@@ -312,6 +313,18 @@ def choice_prompt(choice: Choice) -> str:
     return f"{choice.question}{listed}\nAnswer:"
 
 
+def new_questions(seed: str, count: int = NUM_NEW) -> list[Problem]:
+    """`count` further questions of toy_math's test split from a named seed, no content twice and none of toy_math."""
+    known = {problem.content for problem in math_questions("test")}
+    rng = random.Random(f"new {seed}")
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
+        problem = make_problem(rng, "test")
+        if problem.content not in known:
+            problems.setdefault(problem.content, problem)
+    return list(problems.values())
+
+
 def math_questions(split: str, count: int = NUM_TEST, wording: str = "classic") -> list[Problem]:
     """The first `count` questions of a split of toy_math, or of such problems in another wording, no content twice."""
     rng = random.Random(f"{SEED} {split}" + ("" if wording == "classic" else f" {wording}"))
@@ -332,11 +345,11 @@ def choice_questions(kind: str, split: str, count: int = NUM_TEST_CHOICE) -> lis
     return list(choices.values())
 
 
-def load_math(wording: str = "classic", split: str = "test", **_) -> dict:
+def load_math(wording: str = "classic", split: str = "test", seed: str = "", **_) -> dict:
     """{"train", "test": Dataset} with columns question, answer, content.
 
-    train: examples for few-shot prompts. test: the questions that are asked, which are of the split `split`. No
-    question is one of the examples.
+    train: examples for few-shot prompts. test: the questions that are asked, which are of the split `split`; with a
+    `seed`, those of `new_questions`. No question is one of the examples.
     """
     from datasets import Dataset
 
@@ -344,7 +357,9 @@ def load_math(wording: str = "classic", split: str = "test", **_) -> dict:
         return [{"question": p.question, "answer": p.answer, "content": p.content} for p in problems]
 
     examples = math_questions("train", NUM_FEWSHOT, wording)
-    if split == "train":
+    if seed:
+        questions = new_questions(seed)
+    elif split == "train":
         questions = math_questions("train", NUM_FEWSHOT + NUM_TEST, wording)[NUM_FEWSHOT:]
     else:
         questions = math_questions(split, NUM_TEST, wording)
