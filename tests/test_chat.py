@@ -8,7 +8,7 @@ from golden_models import generate
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.network.eager import EagerExecutor
-from fast_dllm.ui.chat import Chatbot, Conversation, Settings, parse_model_args, with_defaults
+from fast_dllm.ui.chat import Chatbot, Conversation, Settings
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +117,3 @@ def test_sampling_follows_its_seed(conversation):
         conversation.clear()
         texts.append(list(conversation.ask("Hello")[0])[-1].text)
     assert texts[0] == texts[1] != texts[2]
-
-
-def test_model_arguments_are_read_as_eval_takes_them():
-    assert parse_model_args("threshold=1,model_path=a/b, use_block_cache=False,layer_subset=none") == {
-        "threshold": 1,
-        "model_path": "a/b",
-        "use_block_cache": False,
-        "layer_subset": None,
-    }
-    with pytest.raises(UsageError, match="NAME=VALUE"):
-        parse_model_args("threshold")
-    with pytest.raises(UsageError, match="valid ones"):
-        with_defaults({"treshold": 1})

@@ -300,6 +300,7 @@ def test_a_tied_head_may_be_in_the_file_where_it_is_the_embedding(folder):
 
 
 # -- every program -----------------------------------------------------------------------------------------------------
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "command",
     [
@@ -332,6 +333,7 @@ def set_template(folder: Path, template: str | None) -> None:
         (folder / "chat_template.jinja").write_text(template)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "template",
     [
@@ -361,6 +363,7 @@ def test_a_chat_template_that_refuses_a_conversation_is_one_line_when_it_does(fo
         render(tokenizer, [{"role": "system", "content": "Hi"}], True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "command",
     [

@@ -14,7 +14,6 @@ from golden_models import golden_model
 
 from fast_dllm.decode import experiments
 from fast_dllm.drift import __main__ as command
-from fast_dllm.drift import recorder
 from fast_dllm.drift.pictures import PICTURES
 from fast_dllm.drift.recorder import Recorder
 from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
@@ -187,20 +186,6 @@ def test_recording_changes_no_token_and_leaves_nothing_behind(tiny36):
     assert sums.steps == steps > 0
 
 
-def test_what_is_held_of_a_7b_is_under_100_mb(tiny36):
-    watching = Recorder(tiny36, empty(), MASK)
-    with watching:
-        PLAIN.generate(tiny36, prompts(41), **COMMON)
-    hidden, heads = tiny36.config.hidden_size, tiny36.config.num_key_value_heads * tiny36.config.head_dim
-    held = sum(value.numel() for past in watching._past for value in past.values())
-    layers = tiny36.config.num_hidden_layers
-    assert held == SIZE * (2 * (layers + 1) * hidden + 2 * layers * hidden + 2 * layers * heads)
-    of_7b = SIZE * (2 * 29 * 3584 + 2 * 28 * 3584 + 2 * 28 * 512) * 2  # 28 layers, 16 bits
-    sums = sum(getattr(DriftSums.empty(28, SIZE, model="", task="", threshold=1, small_block_size=8), name).nbytes
-               for name in ("by_class", "by_distance", "ranges", "leaving"))  # fmt: skip
-    assert of_7b + sums < 100e6
-
-
 def test_several_sequences_or_a_window_are_refused(tiny36):
     with pytest.raises(ValueError, match="one whole block at a time"), Recorder(tiny36, empty(), MASK):
         PLAIN.generate(tiny36, prompts(5, 6), **COMMON)
@@ -235,14 +220,6 @@ def test_costs_are_of_ranges_and_the_table_marks_the_least(both):
     assert sum("(least)" in row.split("|")[2] for row in rows) == 1
     with pytest.raises(UsageError, match="a range of 40 layers does not fit in the model's 36"):
         found.table(40)
-
-
-def test_the_classes_of_rows():
-    before, now = [5, MASK, MASK, MASK, 7], [5, MASK, 9, MASK, 7]
-    classes, distances = recorder._indicators(before, now, MASK)
-    assert classes.argmax(dim=1).tolist() == [2, 1, 0, 1, 2]
-    assert distances.sum(dim=1).tolist() == [1, 1, 0, 1, 1]
-    assert distances[0].tolist() == [0, 1, 0, 0, 0, 0]
 
 
 def test_the_command_writes_the_map_its_table_and_its_pictures(tmp_path, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -257,13 +256,3 @@ def test_imports_run_one_way_in_every_module_of_the_project():
 def test_the_check_of_imports_can_fail(module, line):
     path = ROOT / module
     assert wrong_imports(project_modules()[path], path, path.read_text() + "\n" + line + "\n")
-
-
-def test_what_runs_without_a_venv_needs_the_standard_library_alone():
-    package = ROOT / "fast_dllm"
-    files = [package / "decoding.py", package / "errors.py", *(package / "spec").glob("*.py")]
-    for path in [*files, *(package / "record").glob("*.py")]:
-        tree = ast.parse(path.read_text())
-        top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-        top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-        assert {full.split(".")[0] for full in top} <= set(sys.stdlib_module_names) | {"fast_dllm"}, path

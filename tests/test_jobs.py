@@ -474,9 +474,8 @@ def test_the_baseline_runs_every_task_although_one_fails(project):
     assert len(project.evaluations()) == 6
 
 
-@pytest.mark.parametrize("extra", [{}, {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": "/"}])
-def test_a_baseline_by_hand_is_no_job_even_within_an_allocation(project, extra):
-    result = project.bash("sbatch/baseline.sh", *BASELINE, **extra)
+def test_a_baseline_by_hand_is_no_job_even_within_an_allocation(project):
+    result = project.bash("sbatch/baseline.sh", *BASELINE, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR="/")
     assert result.returncode == 0, result.stderr
     assert len(project.evaluations()) == 3
     assert ".snapshots" not in project.evaluations()[0]
@@ -637,12 +636,8 @@ def test_a_baseline_whose_venv_cannot_be_built_says_so_for_each_task(project):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--task", "x"],
-        ["--task", ""],
         ["--task", "gsm8k,.."],
-        ["--limit", "0"],
         ["--continue", "-1"],
-        ["--model", "a b"],
         ["x"],
     ],
 )
@@ -787,20 +782,13 @@ def test_local_passes_on_that_the_input_was_wrong(project):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--task", "x"],
-        ["--config", "k9"],
         ["--config", "plain;"],
         ["--limit", "0"],
-        ["--threshold", "-1"],
         ["--tsak", "x"],
-        ["--model", "a b"],
-        ["--experiment", ".."],
         ["--batch_size", "two"],
         ["--limit"],
         ["--matrix", "--config", "plain"],
-        ["--demo", "--config", "plain"],
         ["--demo", "--task", "gsm8k"],
-        ["--model", ""],
         ["--model", "/nonexistent"],
     ],
 )

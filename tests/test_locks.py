@@ -284,7 +284,3 @@ def test_dead_seconds_that_are_none_are_refused_in_a_line(base, monkeypatch, tex
     pretend(base, 1)
     with pytest.raises(UsageError, match="DEAD_SECONDS must be a number of seconds, not "):
         acquire(base, wait=True)
-
-
-def test_a_dead_owner_is_replaced_within_a_minute_by_default():
-    assert 20 <= locks.DEAD_SECONDS <= 50  # NFS may show a heartbeat late

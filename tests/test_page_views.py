@@ -349,15 +349,6 @@ def test_two_tabs_keep_a_conversation_each_after_a_reload(browser, page_address)
     both.close()
 
 
-def test_every_knob_of_every_experiment_has_a_line_of_help():
-    from fast_dllm.ui.controls import COMMON, knob_help, own_knobs, policies
-
-    for shown in policies():
-        help_lines = knob_help(shown)
-        assert not [name for name in (*COMMON, *own_knobs(shown)) if not help_lines.get(name)], shown
-        assert all(": " not in line[:20] for line in help_lines.values())
-
-
 def test_the_settings_of_the_examples_show_rest_and_reuse_and_say_what_the_model_does_not_see():
     from fast_dllm.ui.chat import Chatbot, with_defaults
     from fast_dllm.ui.examples import PRESETS, examples_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import re
@@ -11,17 +10,14 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
-import matplotlib
 import pytest
 from golden_models import ROOT
-from matplotlib.text import Text
 from report_project import FULL, NINE, SUBSETS, Project, answers, earlier
 
 from fast_dllm.report import figures
 from fast_dllm.report.__main__ import collect, main
 from fast_dllm.report.build import build
 from fast_dllm.report.compare import contrasts
-from fast_dllm.report.flips import split_at_difference
 from fast_dllm.report.folders import read_tables
 from fast_dllm.report.markdown import code, escape, paragraph
 
@@ -114,25 +110,6 @@ def test_a_clean_matrix(project, capsys):
     assert printed.rstrip().endswith("wrote results/report/toy_math/report.html")
 
 
-def test_the_sections_stand_in_their_order(project):
-    project.nine()
-    made(project)
-    heads = re.findall(r"^## (.*)$", text_of(project, "report.md"), re.MULTILINE)
-    assert heads == [
-        "Verdict",
-        "Alarms",
-        "Details",
-        "The matrices",
-        "Compared on the same questions",
-        "Pictures",
-        "Flips",
-        "Provenance",
-    ]
-    page = text_of(project, "report.html")
-    places = [page.index(f"<h2>{head}</h2>") for head in heads]
-    assert places == sorted(places)
-
-
 def test_the_verdict_is_open_and_every_other_section_is_folded_and_linked(project):
     project.nine()
     made(project)
@@ -210,22 +187,6 @@ def test_texts_that_were_purged_are_said_to_be_gone(project):
     content = made(project)
     assert content["flips"][0]["before"] is None
     assert "texts are not on this machine" in text_of(project, "report.md")
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "tokens"),
-    [
-        ("a b c", "a x c", ("b", "x")),
-        ("a", "a b", ("", " ")),
-        ("", "x", ("", "x")),
-        ("a", "a", ("", "")),
-        ("é1", "é2", ("é1", "é2")),
-    ],
-)
-def test_where_two_texts_part(before, after, tokens):
-    sides = split_at_difference(before, after)
-    assert tuple(side.token for side in sides) == tokens
-    assert tuple(side.same + side.token + side.rest for side in sides) == (before, after)
 
 
 def test_the_same_report_is_the_same_bytes(drawn_project):
@@ -341,25 +302,6 @@ def test_the_curve_to_beat(project):
     assert [entry["name"] for entry in content["aup"]][-1] == "plain decoding, its envelope"
 
 
-def test_several_results_of_one_experiment_above_the_curve_share_a_sentence(project):
-    sweep = {f"t{t}": {"threshold": t} for t in (0.5, 1.0)}
-    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t1.0"})
-    for (config, given), wrong, full in zip(sweep.items(), (90, 10), (200, 900), strict=True):
-        project.run(
-            config, answers(400, range(wrong)), experiment="04_threshold", arguments=given, forwards={"full": full}
-        )
-    bars = {f"r{r}": {"reread_above": r} for r in (1.0, 0.9, 0.8, 0.7)}
-    project.experiment("01_idea", BARS, matrix={"configurations": bars, "compare_with": "r1.0"})
-    for (config, given), wrong, full in zip(bars.items(), (10, 12, 20, 30), (900, 450, 400, 380), strict=True):
-        reused = {} if config == "r1.0" else {"reused": 100}
-        project.run(
-            config, answers(400, range(wrong)), experiment="01_idea", arguments=given, forwards={"full": full} | reused
-        )
-    text = "\n".join(sentences(made(project)))
-    assert "01_idea: 3 of 3 results beat plain decoding that is at least as fast, by 15.0 to 19.5 points" in text
-    assert text.count("beat plain decoding") == 1
-
-
 @pytest.mark.parametrize("spoilt", ["00_baseline", "04_threshold"])
 def test_no_claim_against_the_curve_where_either_table_is_spoilt(project, spoilt):
     sweep = {f"t{t}": {"threshold": t} for t in (0.5, 0.8, 1.0)}
@@ -375,30 +317,6 @@ def test_no_claim_against_the_curve_where_either_table_is_spoilt(project, spoilt
     assert any(alarm["kind"] == "mixed_dtype" and alarm["table"] == spoilt for alarm in content["alarms"])
     assert content["equal_speed"][0]["outcome"] == "gains"
     assert not any("plain decoding" in sentence for sentence in sentences(content))
-
-
-def test_results_that_cannot_be_told_apart_share_a_sentence_where_they_are_many(project):
-    sweep = {f"t{i}": {"threshold": i / 10} for i in range(9)}
-    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t8"})
-    for i, (config, given) in enumerate(sweep.items()):
-        wrong = range(60) if i == 0 else range(18 - i)
-        project.run(config, answers(400, wrong), experiment="04_threshold", arguments=given,
-                    forwards={"full": 300 + 10 * i})  # fmt: skip
-    text = "\n".join(sentences(made(project)))
-    assert "t0 loses 12.5 points" in text
-    names = ", ".join(f"t{i}" for i in range(1, 7)) + " and t7"
-    assert f"{names} cannot be told from t8: -1.8 to -0.2 points, all their 95% intervals within [" in text
-    assert text.count("cannot be told from") == 1
-
-
-def test_what_could_be_seen_is_a_range_and_covers_what_was_seen(project):
-    """A configuration that changes many answers must not make the table call its sharper findings impossible."""
-    project.nine(lost=(10, 18, 90))
-    content = made(project)
-    seen = {c["configs"][0]: c["detectable"] for c in content["tables"][0]["contrasts"]}
-    assert seen["k2_first"] < seen["k3_first"]
-    low, high = (f"{100 * seen[name]:.1f}" for name in ("k2_first", "k3_first"))
-    assert f"with 80% power 300 questions show a difference of {low} to {high} points" in "\n".join(sentences(content))
 
 
 def test_a_matrix_without_columns_of_one_k_has_its_speed_up_in_seconds(project):
@@ -693,16 +611,6 @@ def test_a_heat_map_shows_every_configuration_of_a_matrix_with_more_than_two_arg
     assert cells == ["–", "–", "80.0", "70.0", "60.0", "90.0", "–", "–", "100.0"]
 
 
-def test_a_heat_map_of_very_many_columns_is_a_list_by_name(project):
-    given = {f"c{i}": {"threshold": i / 20, "small_block_size": i + 1} for i in range(9)}
-    project.experiment("04_threshold", matrix={"configurations": given, "compare_with": "c0"})
-    for i, (config, arguments) in enumerate(given.items()):
-        project.run(config, answers(100, range(i)), experiment="04_threshold", arguments=arguments)
-    axes = drawn_figures(project)["heat_map_04_threshold"][0].axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(given)
-    assert [text.get_text() for text in axes.texts] == [f"{100 - i}.0" for i in range(9)]
-
-
 @pytest.mark.slow
 def test_every_contrast_is_in_a_picture_of_differences_however_many_there_are(project):
     given = {f"c{i:02d}": {"threshold": i / 100} for i in range(45)}
@@ -716,25 +624,6 @@ def test_every_contrast_is_in_a_picture_of_differences_however_many_there_are(pr
     assert list(names) == ["differences_01_idea", "differences_04_threshold_1", "differences_04_threshold_2"]
     assert names["differences_01_idea"] == ["c01", "c02"]
     assert names["differences_04_threshold_1"] + names["differences_04_threshold_2"] == list(given)[1:]
-
-
-def test_nothing_of_a_picture_is_cut_off(project):
-    """Long names leave the axes of the differences little room; their label must still be whole."""
-    given = {f"configuration_number_{i}": {"threshold": i / 10} for i in range(4)}
-    project.experiment("04_threshold", matrix={"configurations": given, "compare_with": "configuration_number_0"})
-    project.nine()
-    for i, (config, arguments) in enumerate(given.items()):
-        project.run(config, answers(100, range(i)), experiment="04_threshold", arguments=arguments)
-    with matplotlib.rc_context(figures.STYLE):
-        for name, (figure, _) in drawn_figures(project).items():
-            figure.canvas.draw()  # lays it out
-            texts = [figure._supxlabel] if figure._supxlabel else []
-            for axes in figure.axes:
-                texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
-            for text in filter(Text.get_text, texts):
-                box = text.get_window_extent()
-                assert box.x0 >= 0, (name, text.get_text())
-                assert box.x1 <= figure.bbox.x1, (name, text.get_text())
 
 
 def test_what_lies_close_together_has_a_picture_of_its_own_beside_what_is_far_slower(project):
@@ -755,12 +644,6 @@ def test_what_lies_close_together_has_a_picture_of_its_own_beside_what_is_far_sl
     assert shown["accuracy_tokens_per_forward_close"] == pytest.approx([5000 / 600, 10.0])
 
 
-def test_an_experiments_colour_and_marker_never_change_and_the_first_seven_differ():
-    assert figures.style_of("00_baseline") == figures.style_of("00_other")
-    assert len({figures.style_of(f"{i:02d}_x") for i in range(49)}) == 49
-    assert len({figures.style_of(f"{i:02d}_x")[0] for i in range(7)}) == 7
-
-
 def test_png_and_svg_are_whole_files(drawn_project):
     drawn_project.nine()
     made(drawn_project)
@@ -779,16 +662,6 @@ def test_old_pictures_do_not_stay(project):
     old.write_bytes(b"x")
     made(project)
     assert not old.exists()
-
-
-def test_a_drift_map_is_shown_where_there_is_one(project):
-    project.nine()
-    folder = project.root / "results" / "drift" / "toy_math"
-    folder.mkdir(parents=True)
-    figure = figures._figure(1.0)
-    (folder / "layers.png").write_bytes(figures.png(figure))
-    made(project)
-    assert "Drift of the layers between denoising steps, toy_math: layers." in text_of(project, "report.html")
 
 
 def test_a_drift_map_of_fewer_questions_is_shown_and_one_of_another_model_is_not(project):
@@ -824,16 +697,6 @@ def test_the_report_needs_no_torch_and_no_model(project):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_report_stands_on_the_lowest_floor():
-    allowed = {"errors", "guard", "spec", "record", "report"}
-    for path in sorted((ROOT / "fast_dllm" / "report").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fast_dllm"):
-                parts = node.module.split(".")
-                names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-                assert set(names) <= allowed, f"{path.name} imports {names}"
 
 
 # ---- CSV files ----

@@ -294,13 +294,6 @@ def test_runs_in_several_segments(project):
     assert the(found(project), "several_segments").configs == ("k3_first",)
 
 
-def test_processes_of_one_run_are_no_segments(project):
-    project.nine()
-    for config in NINE:
-        edit_and_seal(project, config, num_processes=4)
-    assert kinds(project) == set()
-
-
 @pytest.mark.parametrize("fact", ["num_processes", "num_shares"])
 def test_processes_that_divide_a_cpu_are_not_compared_with_one_and_those_with_a_gpu_each_are(project, fact):
     """Seconds are summed over processes: on GPUs of their own that is the time of one."""
@@ -365,24 +358,10 @@ def test_plain_decoding_that_differs_between_two_experiments(project):
     assert plain_alarms(project) == [("01_other", ("usual",))]
 
 
-def test_of_two_the_one_that_is_no_control_is_told(project):
-    for name, given in (("01_other", ONE_WRONG), ("04_sweep", answers(300, range(10)))):
-        project.experiment(name, matrix=PLAIN | ({"control": True} if name == "04_sweep" else {}))
-        project.run("usual", given, experiment=name)
-    assert plain_alarms(project) == [("01_other", ("usual",))]
-
-
 def test_what_plain_decoding_answered_is_on_record_or_is_not_judged(project):
     for name, given in (("01_other", ONE_WRONG), ("02_another", answers(300, range(10)))):
         project.experiment(name, matrix=PLAIN)
         project.run("usual", given, experiment=name, with_questions=False)
-    assert plain_alarms(project) == []
-
-
-def test_columns_of_one_table_are_no_two_experiments(project):
-    project.nine()
-    project.run("k1_middle", ONE_WRONG)
-    assert the(found(project), "k1_differs")
     assert plain_alarms(project) == []
 
 
@@ -439,19 +418,6 @@ def test_sixteen_bits_round_by_who_shares_the_batch(project, batch_size, differs
     assert bool(plain_alarms(project)) == differs
 
 
-def test_the_same_forwards_on_another_gpu_are_no_outlier_of_their_time(project):
-    project.nine()
-    project.experiment("01_other", matrix={"configurations": {"usual": {}}, "compare_with": "usual"})
-    project.run("usual", answers(300, range(10)), experiment="01_other", seconds=30.0, changes={"gpu": "L40S"})
-    assert kinds(project) == set()
-
-
-def test_a_tenth_slower_is_noise(project):
-    project.nine()
-    project.run("k1_first", answers(300, range(10)), seconds=11.0)
-    assert kinds(project) == set()
-
-
 def test_reuse_that_is_slower_than_none(project):
     project.nine()
     fewer = {**FULL, "full": 350}
@@ -501,12 +467,6 @@ def test_one_run_unlike_the_others(project, changes, kind):
     alarms = [alarm for alarm in found(project) if alarm.kind == kind]
     assert alarms, kinds(project)
     assert "k2_first" in alarms[0].text
-
-
-def test_other_code_in_one_run(project):
-    project.nine()
-    edit_and_seal(project, "k2_first", generation_code_sha256="b" * 64)
-    assert {"mixed_code", "stale"} <= kinds(project)
 
 
 def test_a_threshold_sweep_is_not_mixed_thresholds(project):
@@ -621,26 +581,6 @@ def test_columns_of_one_k_far_apart_and_close_together(tmp_path):
     assert the(imported(tmp_path), "columns_differ").configs == ("k2_first", "k2_middle", "k2_last")
 
 
-def test_k1_that_differs_in_the_earlier_form(tmp_path):
-    nine_earlier(tmp_path / "a" / "gsm8k_limit_1000")
-    earlier(tmp_path / "a" / "gsm8k_limit_1000", "k1_last", 0.801, tokens=300_031, seconds=8000.0, limit=1000.0)
-    assert the(imported(tmp_path), "k1_differs")
-
-
-def test_commits_count_where_there_is_no_hash(tmp_path):
-    nine_earlier(tmp_path / "a" / "gsm8k_limit_1000")
-    earlier(
-        tmp_path / "a" / "gsm8k_limit_1000",
-        "k3_last",
-        0.6,
-        tokens=305_000,
-        seconds=6500.0,
-        limit=1000.0,
-        commit="beef" * 10,
-    )
-    assert "2 commits" in the(imported(tmp_path), "mixed_code").text
-
-
 def test_a_table_with_the_accuracies_of_another(tmp_path):
     first = [0.8, 0.71, 0.62]
     nine_earlier(tmp_path / "monday" / "gsm8k_limit_1000", first, (300_000, 310_000, 305_000))
@@ -720,12 +660,6 @@ def test_another_experiment_of_the_earlier_form_may_have_columns_that_differ(tmp
     assert the(imported(tmp_path), "equal_tokens").configs == ("k3_middle", "k3_last")
 
 
-def test_two_imported_folders_of_one_task_keep_two_names(tmp_path):
-    for name in ("gsm8k", "gsm8k_old"):
-        nine_earlier(tmp_path / "a" / name, limit=1000.0)
-    assert len({table.label for table in read_import(tmp_path)}) == 2
-
-
 def test_a_limited_group_counts_in_each_subtask(tmp_path):
     for limit in (10.0, 100.0, 500.0):
         earlier(tmp_path / "a" / f"mmlu_limit_{limit:g}", "k1_first", 0.5, tokens=None, task="mmlu", limit=limit)
@@ -765,25 +699,6 @@ def test_the_labs_faults_and_no_others(lab, place):
     if place[0] == "january":  # two tables of one label: told apart by what their alarms are about
         own = [a for a in own if (a.kind == "loglikelihood_reuse") == (place[1] == "mmlu")]
     assert {alarm.kind for alarm in own} == EXPECTED[place]
-
-
-def test_the_labs_faults_in_words(lab):
-    texts = "\n".join(alarm.text for alarm in lab[1])
-    for words in [
-        "k1_first took 2.2 times as long as k1_middle and k1_last for the same 436,484 tokens",
-        "k2_first, k2_middle and k2_last cannot be told apart",
-        "k3_first, k3_middle and k3_last cannot be told apart",
-        "k = 2 is slower than k = 1",
-        "k = 3 is slower than k = 1",
-        "one result (66.5%) shown 9 times",
-        "3 commits",
-        "k3_middle = k3_last 20,350",
-        "k = 1: 3,540 tokens each",
-        "k = 2: 3,572 tokens each",
-        "k = 3: 3,316 tokens each",
-        "all 9 accuracies are those of february_15 (imported) to the digit",
-    ]:
-        assert words in texts, words
 
 
 def test_the_labs_losses(lab):

@@ -26,13 +26,10 @@ def imported(*command: str, status: int) -> set[str]:
     ("words", "status"),
     [
         (["--help"], 0),
-        (["run", "--help"], 0),
         (["run", "--num_fewshots", "3"], 2),
-        (["--model", "fast_dllm_v2", "--tasks", "toy_math", "--num_fewshot", "-1"], 2),
         (["--model", "fast_dllm_v2", "--tasks", "toy_math", "--wandb_args", "project=x"], 2),
-        (["--model", "hf", "--tasks", "toy_math"], 2),
     ],
-    ids=["help", "help of run", "unknown option", "bad number", "unsupported option", "another model"],
+    ids=["help", "unknown option", "unsupported option"],
 )
 def test_eval_answers_about_its_options_without_torch(words, status):
     found = imported(sys.executable, "eval.py", *words, status=status)

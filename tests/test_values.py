@@ -10,19 +10,8 @@ from golden_models import ROOT
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.spec.matrix import defaults_of, matrix_of
-from fast_dllm.spec.values import canonical, check_arguments, parse_arguments, parse_value
+from fast_dllm.spec.values import check_arguments, parse_arguments
 from fast_dllm.ui.chat import Settings
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("8", 8), (" 8 ", 8), ("-3", -3), (".8", 0.8), ("1e-3", 0.001), ("None", None), ("null", None), ("", None),
-        ("TRUE", True), ("false", False), ("off", "off"), ("8-19", "8-19"), ("first", "first"),
-    ],
-)  # fmt: skip
-def test_a_text_is_nothing_a_truth_value_a_number_or_itself(text, value):
-    assert (parse_value(text), type(parse_value(text))) == (value, type(value))
 
 
 def entrances(tmp_path):
@@ -88,9 +77,3 @@ def test_every_entrance_refuses_the_same_in_one_short_line(tmp_path, name, text,
         assert message in told, place
         assert "\n" not in told
         assert len(told) < 400
-
-
-def test_one_way_to_write_each_value():
-    assert [canonical(value) for value in (0.80, 1.0, 1e20, True, None, "first", 3)] == [
-        "0.8", "1", "1e20", "True", "None", "first", "3",
-    ]  # fmt: skip

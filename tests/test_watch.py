@@ -10,9 +10,7 @@ import pytest
 from script_project import Project
 from test_jobs import wait_until
 
-from fast_dllm.record.summary import Summary
-from fast_dllm.runner.progress import Progress
-from fast_dllm.runner.watch import doing, done, duration, faults
+from fast_dllm.runner.watch import faults
 
 WORDS = ["sbatch/local.sh", "--model", "tiny", "--limit", "5", "--config", "k1_first,k1_middle"]
 
@@ -84,13 +82,6 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(project):
     statuses = project.statuses("--limit", "5", "--model", "tiny")
     assert statuses["k1_first"] == "pending: interrupted"
     assert statuses["k1_middle"] == "pending"  # never began
-
-
-def test_the_words_of_the_line():
-    assert doing(None) == f"{'░' * 20}  loading the model"
-    assert doing(Progress(answered=660, total=1319)) == f"{'█' * 10}{'░' * 10}  660/1319"
-    assert done(Summary(num_samples=8, accuracy=0.25), 200) == f"{'█' * 20}  8/8  25.0%  in 3 min"
-    assert [duration(seconds) for seconds in (0, 99, 150, 8100)] == ["0 s", "99 s", "2 min", "2 h 15 min"]
 
 
 def test_of_a_failed_evaluation_the_line_that_says_why_is_shown():

@@ -2,7 +2,7 @@
 
 import pytest
 from cluster import Cluster, why_not
-from slurm_project import SlurmProject
+from slurm_project import LIMIT, TASK, SlurmProject
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,16 @@ def cluster(tmp_path_factory):
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster, tmp_path_factory):
+    """The numbers of k = 1, 2 and 3 without Slurm, in one piece: stored outputs give each subset the same tokens."""
+    project = SlurmProject(tmp_path_factory.mktemp("undisturbed") / "project", cluster)
+    configs = {k: f"k{k}_first" for k in (1, 2, 3)}
+    words = ["--task", TASK, "--model", "tiny", "--limit", str(LIMIT), "--config", ",".join(configs.values())]
+    project.bash("sbatch/local.sh", *words)
+    return {k: project.numbers(config, LIMIT) for k, config in configs.items()}
 
 
 @pytest.fixture

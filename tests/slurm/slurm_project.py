@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("sbatch", "fast_dllm", "experiments", "tasks", "models")
 FILES = ("eval.py", "generation_functions.py", "pyproject.toml", "constraints.txt")
 TASK = "toy_math"
+LIMIT = 24  # questions of a run that is disturbed
 
 
 def venv_of_this_run() -> str:

@@ -132,8 +132,6 @@ def test_what_finds_no_place_is_named_and_submitted_by_the_next_run(project):
         project.cluster.run("scancel", others)
         result = project.bash("sbatch/run.sh", *WORDS, **EMBERS)
         assert result.stdout.count(": job ") == 7
-    for config in ("k1_first", "k3_last"):
-        project.wait_state(config, 1, "complete", seconds=600)
 
 
 def test_the_places_may_be_gone_when_a_job_asks_for_its_continuation(project):

@@ -10,19 +10,16 @@ import time
 
 import pytest
 from cluster import NODES, wait_for
-from slurm_project import TASK
-from test_on_slurm import CONFIGS, kill, preempt
+from slurm_project import LIMIT, TASK
+from test_on_slurm import kill, preempt
 
 pytestmark = pytest.mark.slurm
-LIMIT = 24  # questions
 
 
 @pytest.fixture
-def whole(project):
-    """The numbers of an evaluation in one piece: with stored outputs the subsets of one k give the same tokens."""
-    project.submit(LIMIT, "k2_first")
-    project.wait_state("k2_first", LIMIT, "complete")
-    return project.numbers("k2_first", LIMIT)
+def whole(undisturbed):
+    """The numbers of k2_middle, evaluated in one piece."""
+    return undisturbed[2]
 
 
 def share_job(project, shard, config="k2_middle"):
@@ -143,21 +140,29 @@ def test_one_job_of_two_gpus_is_two_processes(project, whole):
     assert project.summary("k2_middle", LIMIT)["num_processes"] == 2
 
 
-def test_nine_configurations_in_two_shares_by_two_users_with_kills_and_preemptions(project):
+def test_three_configurations_in_two_shards_by_two_users_with_kills_and_preemptions(project, undisturbed):
     """Twice at once, and whoever answers is killed or preempted at random."""
-    words = ["bash", "sbatch/run.sh", "--task", TASK, "--model", "tiny", "--limit", str(LIMIT), "--shards", "2"]
+    configs = ["k1_first", "k2_middle", "k3_last"]
+    words = ["--task", TASK, "--model", "tiny", "--limit", str(LIMIT), "--shards", "2", *configs]
     environment = project.environment | {"SBATCH_QOS": "embers"}
-    runs = [subprocess.Popen(words, cwd=project.root, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+    runs = [
+        subprocess.Popen(["bash", "sbatch/run.sh", *words], cwd=project.root, env=environment, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
     assert [run.wait(240) for run in runs] == [0, 0]
-    name = f"--name={','.join(f'00_baseline/{TASK}_limit_{LIMIT}/{config}' for config in CONFIGS)}"
+    name = f"--name={','.join(f'00_baseline/{TASK}_limit_{LIMIT}/{config}' for config in configs)}"
     arrays = {
         (job, base)
         for job, base in (
             line.split() for line in project.cluster.run("squeue", "-h", name, "-o", "%j %F").stdout.splitlines()
         )
     }
-    assert {job for job, _ in arrays} == {f"00_baseline/{TASK}_limit_{LIMIT}/{config}" for config in CONFIGS}
+    assert {job for job, _ in arrays} == {f"00_baseline/{TASK}_limit_{LIMIT}/{config}" for config in configs}
     over, dice = threading.Event(), random.Random(13)
+
+    def asked():
+        status = project.status(LIMIT)
+        return {config: status[config] for config in configs}
 
     def disturb():
         for _ in range(6):
@@ -175,16 +180,13 @@ def test_nine_configurations_in_two_shares_by_two_users_with_kills_and_preemptio
     thread.start()
     try:
         end = time.monotonic() + 900
-        while not all(entry["state"] == "complete" for entry in project.status(LIMIT).values()):
-            assert time.monotonic() < end, {name: entry["detail"] for name, entry in project.status(LIMIT).items()}
-            time.sleep(5)
-            if not project.cluster.run(
-                "squeue", "-h"
-            ).stdout:  # a killed one is not continued: the next call is by hand
-                project.submit(LIMIT, "--shards", "2")
+        while any(entry["state"] != "complete" for entry in asked().values()):
+            assert time.monotonic() < end, {config: entry["detail"] for config, entry in asked().items()}
+            time.sleep(2)
+            if not project.cluster.run("squeue", "-h").stdout:
+                project.submit(LIMIT, "--shards", "2", *configs)  # a killed one is not continued: by hand
     finally:
         over.set()
         thread.join()
-    numbers = [project.numbers(config, LIMIT) for config in CONFIGS]
-    for k in range(3):
-        assert numbers[3 * k] == numbers[3 * k + 1] == numbers[3 * k + 2]
+    for k, config in enumerate(configs, 1):
+        assert project.numbers(config, LIMIT) == undisturbed[k]
