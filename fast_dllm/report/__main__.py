@@ -66,20 +66,20 @@ def _whole(option: str, text: str, minimum: int) -> int:
     return int(text)
 
 
-def _chosen(found: list[str], task: str | None, limit: int | None) -> list[str]:
+def _chosen(available: list[str], task: str | None, limit: int | None) -> list[str]:
     """The task folders to report on. Raises UsageError, which lists the valid ones."""
     if task is None:
-        chosen = [name for name in found if limit is None or task_of_folder(name)[1] == limit]
+        chosen = [name for name in available if limit is None or task_of_folder(name)[1] == limit]
         if not chosen:
-            there = f"there are: {', '.join(found)}" if found else "nothing has been run"
-            raise UsageError(f"no results{'' if limit is None else f' with --limit {limit}'}; {there}")
+            valid = f"there are: {', '.join(available)}" if available else "nothing has been run"
+            raise UsageError(f"no results{'' if limit is None else f' with --limit {limit}'}; {valid}")
         return chosen
-    tasks = sorted({task_of_folder(name)[0] for name in found} | set(TASK_SIZE))
+    tasks = sorted({task_of_folder(name)[0] for name in available} | set(TASK_SIZE))
     if task not in tasks:
         raise UsageError(f"unknown task {task!r}; valid: {', '.join(tasks)}")
     folder = task_folder(task, limit)
-    others = [name for name in found if task_of_folder(name)[0] == task]
-    if folder not in found and others:
+    others = [name for name in available if task_of_folder(name)[0] == task]
+    if folder not in available and others:
         raise UsageError(f"no results of {folder}; there are: {', '.join(others)}")
     return [folder]
 
@@ -105,19 +105,19 @@ def _against(text: str | None, tables: list[ResultTable]) -> RunResult | None:
     return runs[text]
 
 
-def command_of(words: list[str], folder: str) -> str:
+def command_of(given_words: list[str], folder: str) -> str:
     """The command that makes the report of this task folder again, from the words of this call."""
     task, limit = task_of_folder(folder)
-    rest, skip = [], False
-    for word in words:
+    kept_words, skip = [], False
+    for word in given_words:
         if skip or word.startswith(("--task=", "--limit=")):
             skip = False
             continue
         skip = word in ("--task", "--limit")
         if not skip:
-            rest.append(word)
-    rest += ["--task", task, *(["--limit", f"{limit:g}"] if limit is not None else [])]
-    return shlex.join(["python", "-m", "fast_dllm.report", *rest])
+            kept_words.append(word)
+    kept_words += ["--task", task, *(["--limit", f"{limit:g}"] if limit is not None else [])]
+    return shlex.join(["python", "-m", "fast_dllm.report", *kept_words])
 
 
 def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str, list[ResultTable]]]:
@@ -128,22 +128,22 @@ def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str,
     names = _names(options.experiment, root) if options.experiment else None
     imported = _imports(options.imported)
     # with an import alone, the results of this checkout are not asked for
-    own = names if names is not None else [] if imported else experiments_with_results(root)
-    if not own and not imported and options.task:
-        own = _names(DEFAULT_EXPERIMENT, root)
-    folders = set(task_folders(root, own))
+    local_names = names if names is not None else [] if imported else experiments_with_results(root)
+    if not local_names and not imported and options.task:
+        local_names = _names(DEFAULT_EXPERIMENT, root)
+    folders = set(task_folders(root, local_names))
     chosen = _chosen(sorted(folders | {task_folder(t.task, t.limit) for t in imported}), options.task, limit)
     tables = {
         folder: [
-            *(table for name in own for table in read_tables(root, name, folder)),
+            *(table for name in local_names for table in read_tables(root, name, folder)),
             *(table for table in imported if task_folder(table.task, table.limit) == folder),
         ]
         for folder in chosen
     }
     if names is None:  # experiments that were not asked for and have nothing here need no empty table
         for folder, of_task in tables.items():
-            kept = [table for table in of_task if table.runs or table.problems]
-            tables[folder] = kept or of_task
+            with_results = [table for table in of_task if table.runs or table.problems]
+            tables[folder] = with_results or of_task
     return options, tables
 
 

@@ -1,6 +1,6 @@
-"""The table of alarms: what each is called, which claim it spoils, what it says, and when it applies.
+"""The rules of all alarms: name, the claim that the alarm forbids, its sentence, and the condition.
 
-An alarm spoils a claim; a note is something to know. docs/report.md lists the kinds.
+An alarm forbids a claim; a note only informs. The conditions are in conditions_*.py. docs/report.md lists the kinds.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from fast_dllm.report import alarm_conditions as when
-from fast_dllm.report.alarm_conditions import Match
+from fast_dllm.report import conditions_answers as answers
+from fast_dllm.report import conditions_files as files
+from fast_dllm.report import conditions_settings as settings
+from fast_dllm.report import conditions_speeds as speeds
+from fast_dllm.report.matches import Match
 from fast_dllm.report.results import ResultTable
 from fast_dllm.report.words import listed
 
@@ -19,7 +22,10 @@ ALARM, NOTE = "alarm", "note"
 
 @dataclass(frozen=True)
 class Alarm:
-    """kind: its name in report.json; spoils: accuracy, speed, reuse or provenance; text: one line for people."""
+    """kind: its name in report.json; spoils: the claim that it forbids (accuracy, speed, reuse or provenance).
+
+    text: one line for people.
+    """
 
     kind: str
     table: str
@@ -41,7 +47,7 @@ class Rule:
     condition: Callable[..., Iterator[Match]]
 
 
-# what must be one in a table, and in all tables of a picture: (kind, what differs, the facts that are compared)
+# Facts that must be the same in a whole table, and in all tables of a picture: (kind, what differs, facts to compare).
 SAME_FACTS = (
     ("mixed_model", "models", ("model", "model_revision")),
     ("mixed_dtype", "dtypes", ("dtype",)),
@@ -60,9 +66,9 @@ SAME_ANSWERS = "{names} gave the same answers with the same work: "
 
 TABLE_RULES: tuple[Rule, ...] = (
     # the files
-    Rule("corrupt", ALARM, "accuracy", "{names}: corrupt, left out: {reason}", when.left_out),
+    Rule("corrupt", ALARM, "accuracy", "{names}: corrupt, left out: {reason}", files.left_out),
     *(
-        Rule(kind, ALARM, "accuracy", "{names}: " + what + ": {reason}", partial(when.file_faults, kind=kind))
+        Rule(kind, ALARM, "accuracy", "{names}: " + what + ": {reason}", partial(files.file_faults, kind=kind))
         for kind, what in (
             ("hand_edited", "changed by hand"),
             ("copies_differ", "two different files"),
@@ -70,22 +76,24 @@ TABLE_RULES: tuple[Rule, ...] = (
             ("mixed_limit", "another number of questions than its folder says"),
         )
     ),
-    Rule("missing", ALARM, "accuracy", "{count} of {total} configurations have no result: {names}", when.missing),
-    Rule("stale", ALARM, "provenance", "stale, its generation code is no longer the experiment's: {names}", when.stale),
+    Rule("missing", ALARM, "accuracy", "{count} of {total} configurations have no result: {names}", files.missing),
+    Rule(
+        "stale", ALARM, "provenance", "stale, its generation code is no longer the experiment's: {names}", files.stale
+    ),
     # answers
     Rule(
         "too_few_questions",
         ALARM,
         "accuracy",
         "{total} questions are too few for any claim: they can show {shown} (80% power, 10% of answers changing)",
-        when.too_few_questions,
+        answers.too_few_questions,
     ),
     Rule(
         "loglikelihood_reuse",
         ALARM,
         "reuse",
         "{task} is scored by log-likelihood, where nothing can be reused: {what}",
-        when.reuse_of_scored_task,
+        answers.reuse_of_scored_task,
     ),
     Rule(
         "equal_tokens",
@@ -93,16 +101,18 @@ TABLE_RULES: tuple[Rule, ...] = (
         "accuracy",
         "k = {k}: {tokens} tokens each, so the same answers, and yet other accuracies ({accuracies}): these numbers "
         "cannot be of the same answers",
-        when.equal_tokens,
+        answers.equal_tokens,
     ),
-    Rule("k1_differs", ALARM, "accuracy", ONE_COMPUTATION, partial(when.column_differences, kind="k1_differs")),
-    Rule("columns_differ", ALARM, "accuracy", ONE_COMPUTATION, partial(when.column_differences, kind="columns_differ")),
+    Rule("k1_differs", ALARM, "accuracy", ONE_COMPUTATION, partial(answers.column_differences, kind="k1_differs")),
+    Rule(
+        "columns_differ", ALARM, "accuracy", ONE_COMPUTATION, partial(answers.column_differences, kind="columns_differ")
+    ),
     Rule(
         "columns_alike",
         NOTE,
         "reuse",
         "k = {k}: {names} cannot be told apart: {difference}",
-        partial(when.column_differences, kind="columns_alike"),
+        partial(answers.column_differences, kind="columns_alike"),
     ),
     *(
         Rule(
@@ -110,7 +120,7 @@ TABLE_RULES: tuple[Rule, ...] = (
             level,
             "reuse",
             "k = {k}: " + SAME_ANSWERS + "the choice of layers had no effect",
-            partial(when.layers_without_effect, really_skipped=level == ALARM),
+            partial(answers.layers_without_effect, really_skipped=level == ALARM),
         )
         for level in (ALARM, NOTE)
     ),
@@ -119,21 +129,21 @@ TABLE_RULES: tuple[Rule, ...] = (
         ALARM,
         "reuse",
         SAME_ANSWERS + "none of {count} settings had any effect",
-        when.no_setting_has_effect,
+        answers.no_setting_has_effect,
     ),
     Rule(
         "identical_answers",
         ALARM,
         "reuse",
         SAME_ANSWERS + "reuse had no effect",
-        partial(when.setting_without_effect, differs_in_k=True),
+        partial(answers.setting_without_effect, differs_in_k=True),
     ),
     Rule(
         "identical_answers",
         NOTE,
         "reuse",
         SAME_ANSWERS + "the setting had no effect, or too few questions show one",
-        partial(when.setting_without_effect, differs_in_k=False),
+        partial(answers.setting_without_effect, differs_in_k=False),
     ),
     Rule(
         "unexplained_difference",
@@ -141,41 +151,41 @@ TABLE_RULES: tuple[Rule, ...] = (
         "accuracy",
         "{config} ({accuracy}) differs from {base} ({base_accuracy}), but reused nothing and skipped no layer: no "
         "forward explains it",
-        when.unexplained_difference,
+        answers.unexplained_difference,
     ),
     Rule(
         "answers_never_stop",
         ALARM,
         "accuracy",
         "answers ran on to the limit of {longest} tokens instead of ending: {lengths}",
-        when.answers_never_stop,
+        answers.answers_never_stop,
     ),
     # one table, one thing
-    Rule("mixed_code", ALARM, "accuracy", "mixed code in one table, {count} {what}: {values}", when.mixed_code),
+    Rule("mixed_code", ALARM, "accuracy", "mixed code in one table, {count} {what}: {values}", settings.mixed_code),
     Rule(
         "name_contradicts",
         ALARM,
         "accuracy",
         "{names} ran with {argument} = {value}, its name says {expected}",
-        when.contradicting_names,
+        settings.contradicting_names,
     ),
-    Rule("mixed_arguments", ALARM, "accuracy", "mixed {argument} in one table: {values}", when.mixed_arguments),
-    Rule("mixed_limit", ALARM, "accuracy", "different limits in one table: {values}", when.several_limits),
+    Rule("mixed_arguments", ALARM, "accuracy", "mixed {argument} in one table: {values}", settings.mixed_arguments),
+    Rule("mixed_limit", ALARM, "accuracy", "different limits in one table: {values}", settings.several_limits),
     Rule(
         "mixed_questions",
         ALARM,
         "accuracy",
         "different numbers of questions in one table: {values}",
-        when.several_question_counts,
+        settings.several_question_counts,
     ),
-    Rule("mixed_task", ALARM, "accuracy", "different tasks in one table: {values}", when.several_tasks),
+    Rule("mixed_task", ALARM, "accuracy", "different tasks in one table: {values}", settings.several_tasks),
     *(
         Rule(
             kind,
             ALARM,
             "accuracy",
             "different " + what + " in one table ({fact}): {values}",
-            partial(when.several_values, facts=facts),
+            partial(settings.several_values, facts=facts),
         )
         for kind, what, facts in (*SAME_FACTS, ("mixed_seeds", "seeds", ("seeds",)))
     ),
@@ -185,33 +195,33 @@ TABLE_RULES: tuple[Rule, ...] = (
             NOTE,
             "provenance",
             "different versions of {fact}: {values}",
-            partial(when.several_values, facts=(package,)),
+            partial(settings.several_values, facts=(package,)),
         )
         for package in ("torch", "lm_eval")
     ),
     # speeds
-    Rule("mixed_gpu", ALARM, "speed", "speeds from different hardware: {values}", when.several_gpus),
+    Rule("mixed_gpu", ALARM, "speed", "speeds from different hardware: {values}", speeds.several_gpus),
     Rule(
         "gpu_memory",
         NOTE,
         "speed",
         "GPUs of one name with different memory in use (error correction on and off?): {values}",
-        when.several_memory_sizes,
+        speeds.several_memory_sizes,
     ),
     Rule(
         "several_segments",
         ALARM,
         "speed",
         "interrupted and continued, so each piece warmed up again: {names}",
-        when.interrupted,
+        speeds.interrupted,
     ),
-    Rule("mixed_batch_size", ALARM, "speed", "speeds at different batch sizes: {values}", when.several_batch_sizes),
+    Rule("mixed_batch_size", ALARM, "speed", "speeds at different batch sizes: {values}", speeds.several_batch_sizes),
     Rule(
         "mixed_num_processes",
         ALARM,
         "speed",
         "speeds at different numbers of processes on one CPU: {values}",
-        when.several_process_counts,
+        speeds.several_process_counts,
     ),
     Rule(
         "speed_outlier",
@@ -219,14 +229,14 @@ TABLE_RULES: tuple[Rule, ...] = (
         "speed",
         "{names} took {ratio} times as long as {peers} for the same {work}: its speed was measured under other "
         "conditions",
-        when.outliers_of_columns,
+        speeds.outliers_of_columns,
     ),
     Rule(
         "reuse_slower",
         ALARM,
         "speed",
         "k = {k} is slower than k = 1 on the same hardware ({ratio} times its tokens/s): this reuse saved nothing",
-        when.slower_than_without_reuse,
+        speeds.slower_than_without_reuse,
     ),
     # foreign results
     Rule(
@@ -234,15 +244,15 @@ TABLE_RULES: tuple[Rule, ...] = (
         NOTE,
         "provenance",
         "imported or from an earlier runner, no result of this code; not recorded: {lacking}",
-        when.not_recorded,
+        files.not_recorded,
     ),
-    Rule("no_throughput", NOTE, "speed", "tokens and seconds are not recorded: {names}", when.without_time),
+    Rule("no_throughput", NOTE, "speed", "tokens and seconds are not recorded: {names}", files.without_time),
     Rule(
         "dirty_checkout",
         NOTE,
         "provenance",
         "ran from a checkout with uncommitted changes, so the commit does not say which code: {names}",
-        when.uncommitted_changes,
+        files.uncommitted_changes,
     ),
 )
 
@@ -252,7 +262,7 @@ RULES_ACROSS: tuple[Rule, ...] = (
         ALARM,
         "accuracy",
         "{names} and {other} are plain decoding with the same settings, but {flips} answers differ",
-        when.plain_differs,
+        answers.plain_differs,
     ),
     Rule(
         "accuracies_of_another_table",
@@ -260,7 +270,7 @@ RULES_ACROSS: tuple[Rule, ...] = (
         "accuracy",
         "all {total} accuracies are those of {older} to the digit, though {changed} of its configurations wrote other "
         "answers (other token counts; by chance: {chance}): probably an older results file was read again",
-        when.accuracies_of_another_table,
+        answers.accuracies_of_another_table,
     ),
     *(
         Rule(
@@ -268,7 +278,7 @@ RULES_ACROSS: tuple[Rule, ...] = (
             ALARM,
             "accuracy",
             "the experiments differ in " + what + " ({fact}): {values}",
-            partial(when.experiments_differ, facts=facts),
+            partial(settings.experiments_differ, facts=facts),
         )
         for kind, what, facts in SAME_FACTS
     ),
@@ -278,7 +288,7 @@ RULES_ACROSS: tuple[Rule, ...] = (
         "speed",
         "{names} took up to {ratio} times as long as the very same forwards in {peers}: {whose} measured under other "
         "conditions",
-        when.outliers_across,
+        speeds.outliers_across,
     ),
 )
 

@@ -17,7 +17,7 @@ MAX_DROP = 5.0
 
 
 def weight(accuracy: float, best: float) -> float:
-    """W(y): 1 at the best accuracy, less below it."""
+    """W(y): 1 at the best accuracy, smaller below it."""
     return min(exp(-PENALTY * (1 - accuracy / best)), 1.0)
 
 
@@ -32,15 +32,15 @@ def aup(points: Iterable[tuple[float, float]], best: float) -> float | None:
     curve = sorted(by_rho.items())
     if not curve or best <= 0:
         return None
-    kept = [(rho, y) for rho, y in curve if y >= curve[0][1] - MAX_DROP]
-    total = kept[0][0] * kept[0][1]
-    for (left, y_left), (right, y_right) in pairwise(kept):
+    counted = [(rho, y) for rho, y in curve if y >= curve[0][1] - MAX_DROP]
+    total = counted[0][0] * counted[0][1]
+    for (left, y_left), (right, y_right) in pairwise(counted):
         total += (right - left) * (y_right * weight(y_right, best) + y_left * weight(y_left, best)) / 2
     return total
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other one beats in one coordinate without being beaten in the other, by speed."""
+    """Indices of the Pareto-optimal points, slowest first: no other point is at least as good in both coordinates."""
     order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
     front, best = [], float("-inf")
     for index in order:

@@ -57,11 +57,11 @@ class Report:
     root: Path
 
     @property
-    def own(self) -> list[ResultTable]:
+    def local_tables(self) -> list[ResultTable]:
         return [table for table in self.tables if not table.is_foreign]
 
     @property
-    def foreign(self) -> list[ResultTable]:
+    def imported_tables(self) -> list[ResultTable]:
         return [table for table in self.tables if table.is_foreign]
 
     @property
@@ -114,7 +114,7 @@ class Report:
 
     def runs(self, timed: bool = False) -> list[RunResult]:
         """The runs of this code; where there are none, the imported ones. timed: only those with a speed."""
-        tables = self.own if any(table.runs for table in self.own) else self.foreign
+        tables = self.local_tables if any(table.runs for table in self.local_tables) else self.imported_tables
         runs = [run for table in tables for run in table.runs.values()]
         return [run for run in runs if run.tokens_per_second and hardware(run)] if timed else runs
 
@@ -133,9 +133,9 @@ def points(runs: list[RunResult]) -> list[tuple[float, float]]:
 
 
 def _parallelism(tables: list[ResultTable], front: list[RunResult]) -> list[Parallelism]:
-    everything = [100 * run.accuracy for table in tables for run in table.runs.values()]
-    best = max(everything, default=0.0)
-    found = []
+    accuracies = [100 * run.accuracy for table in tables for run in table.runs.values()]
+    best = max(accuracies, default=0.0)
+    entries = []
     named = [(table.label, [group[0] for group in distinct(table.runs.values())]) for table in tables]
     if len(front) > 1:
         named.append(("plain decoding, its envelope", front))
@@ -143,8 +143,8 @@ def _parallelism(tables: list[ResultTable], front: list[RunResult]) -> list[Para
         curve = sorted(points(runs))
         dropped = sum(y < curve[0][1] - 5.0 for _, y in curve) if curve else 0
         if curve:
-            found.append(Parallelism(name, aup(curve, best), len(curve), dropped))
-    return found
+            entries.append(Parallelism(name, aup(curve, best), len(curve), dropped))
+    return entries
 
 
 def build(
@@ -157,12 +157,12 @@ def build(
     against: RunResult | None = None,
 ) -> Report:
     """The Report of the tables of one task."""
-    own = [table for table in tables if not table.is_foreign and not table.is_scored]
-    control = control_runs(own)
+    local_tables = [table for table in tables if not table.is_foreign and not table.is_scored]
+    control = control_runs(local_tables)
     front = [control[index] for index in pareto(points(control))]
     groups = [
         group
-        for table in own
+        for table in local_tables
         for group in distinct(table.runs.values())
         if not any(run in control for run in group) and not is_plain(group[0], table)
     ]
@@ -176,7 +176,7 @@ def build(
         control=tuple(control),
         front=tuple(front),
         equal_speed=tuple(at_equal_speed(groups, control, lambda run: run.tokens_per_forward)),
-        parallelism=tuple(_parallelism(own, front)),
+        parallelism=tuple(_parallelism(local_tables, front)),
         command=command,
         root=root,
     )

@@ -1,4 +1,4 @@
-"""Two runs on the same questions: what changed, by how much, how surely, and what could have been seen at all."""
+"""Compares two runs on the same questions: which answers changed, the difference with its interval, and the power."""
 
 from __future__ import annotations
 
@@ -97,14 +97,18 @@ def _by_place(run: RunResult) -> dict[tuple[str, int], Question]:
 
 
 def shared_questions(run: RunResult, other: RunResult) -> list[tuple[Question, Question]]:
-    """Pairs of the same question (place and content), in order."""
-    theirs = _by_place(other)
-    pairs = ((own, theirs.get(place)) for place, own in _by_place(run).items())
-    return [(own, its) for own, its in pairs if its is not None and its.key == own.key]
+    """Pairs (this run's, the other's) of the same question: same subtask, same number, same content."""
+    others = _by_place(other)
+    pairs = ((question, others.get(place)) for place, question in _by_place(run).items())
+    return [
+        (question, other_question)
+        for question, other_question in pairs
+        if other_question is not None and other_question.key == question.key
+    ]
 
 
 def can_pair(run: RunResult, other: RunResult) -> bool:
-    """Whether both runs recorded all their questions, the same ones, and each answer is right or wrong, not in part."""
+    """Whether both runs recorded the same questions, all of them, and each answer is either right or wrong."""
     if not run.questions or not other.questions:
         return False
     pairs = shared_questions(run, other)
@@ -119,11 +123,14 @@ def num_flips(run: RunResult, other: RunResult) -> int | None:
     pairs = shared_questions(run, other)
     if len(pairs) != len(run.questions.questions) or len(pairs) != len(other.questions.questions):
         return None
-    return sum(own.answer != its.answer or own.correct != its.correct for own, its in pairs)
+    return sum(
+        question.answer != other_question.answer or question.correct != other_question.correct
+        for question, other_question in pairs
+    )
 
 
 def computation(run: RunResult) -> tuple:
-    """What the answers depend on besides model and code; equal for first, middle and last of one k."""
+    """The arguments that can change an answer, for comparison. The columns of one k differ in none of them."""
     given = {k: v for k, v in run.arguments.items() if k not in NOT_AN_ANSWER and v is not None}
     given.setdefault("refresh", "rows")  # what a summary without it ran
     return tuple(sorted((key, str(value)) for key, value in given.items()))
@@ -179,13 +186,13 @@ def columns(table: ResultTable, alike: bool = True) -> dict[int, list[list[RunRe
 
     alike=False: the others instead, runs that differ in the layers that they skip.
     """
-    found: dict[int, dict[tuple, list[RunResult]]] = {}
+    groups_of_k: dict[int, dict[tuple, list[RunResult]]] = {}
     for run in table.runs.values():
         if run.reuse_k is None or not run.arguments.get("layer_subset"):
             continue
         if (run.reuse_k == 1 or rereads(run)) == alike:
-            found.setdefault(run.reuse_k, {}).setdefault(computation(run), []).append(run)
-    return {k: [group for group in groups.values() if len(group) > 1] for k, groups in sorted(found.items())}
+            groups_of_k.setdefault(run.reuse_k, {}).setdefault(computation(run), []).append(run)
+    return {k: [group for group in groups.values() if len(group) > 1] for k, groups in sorted(groups_of_k.items())}
 
 
 def distinct(runs: Iterable[RunResult], whatever_k: bool = False) -> list[list[RunResult]]:
@@ -215,10 +222,10 @@ def baseline_of(table: ResultTable, run: RunResult | None = None) -> RunResult |
 
 def _strata(pairs: list[tuple[Question, Question]], weighting: str) -> list[Stratum]:
     counts: dict[str, list[int]] = {}
-    for own, its in pairs:
-        row = counts.setdefault(own.task, [0, 0, 0])
-        row[0] += own.correct > its.correct
-        row[1] += own.correct < its.correct
+    for question, base_question in pairs:
+        row = counts.setdefault(question.task, [0, 0, 0])
+        row[0] += question.correct > base_question.correct
+        row[1] += question.correct < base_question.correct
         row[2] += 1
     equal = weighting == "equal"
     return [
@@ -247,18 +254,31 @@ def contrast(table: str, group: list[RunResult], base: RunResult) -> Contrast | 
     if run.counts is None or base.counts is None:
         return None
     counts = *run.counts, *base.counts
-    own, other = run.accuracy, base.accuracy
-    p, share = fisher(*counts), own * (1 - other) + other * (1 - own)
+    accuracy, base_accuracy = run.accuracy, base.accuracy
+    p, share = fisher(*counts), accuracy * (1 - base_accuracy) + base_accuracy * (1 - accuracy)
     size = min(run.counts[1], base.counts[1])
     return Contrast(
-        table, names, against, False, size, 1, None, None, None, own - other, newcombe(*counts), p, p, share
+        table,
+        names,
+        against,
+        False,
+        size,
+        1,
+        None,
+        None,
+        None,
+        accuracy - base_accuracy,
+        newcombe(*counts),
+        p,
+        p,
+        share,
     )
 
 
-def corrected(found: list[Contrast]) -> list[Contrast]:
+def corrected(uncorrected: list[Contrast]) -> list[Contrast]:
     """Holm over the contrasts, and the power at the level that its first step asks for."""
-    adjusted = holm([c.p_value for c in found])
-    alpha = ALPHA / max(1, len(found))
+    adjusted = holm([c.p_value for c in uncorrected])
+    alpha = ALPHA / max(1, len(uncorrected))
     return [
         replace(
             c,
@@ -266,7 +286,7 @@ def corrected(found: list[Contrast]) -> list[Contrast]:
             detectable=smallest_detectable(c.num_questions, c.discordant_share, alpha),
             needed=tuple(questions_needed(loss, c.discordant_share, alpha) for loss in LOSSES),
         )
-        for c, p in zip(found, adjusted, strict=True)
+        for c, p in zip(uncorrected, adjusted, strict=True)
     ]
 
 
@@ -277,34 +297,34 @@ def contrasts(table: ResultTable, against: RunResult | None = None) -> list[Cont
     """
     if is_scored(table.task):
         return []
-    found = []
+    comparisons = []
     for group in distinct(table.runs.values()):
         base = against or baseline_of(table, group[0])
         if base is None or base in group:
             continue
         if against is None and group[0].reuse_k == 1 and computation(group[0]) == computation(base):
             continue
-        made = contrast(table.label, group, base)
-        if made:
-            found.append(made)
-    return corrected(found)
+        comparison = contrast(table.label, group, base)
+        if comparison:
+            comparisons.append(comparison)
+    return corrected(comparisons)
 
 
 def at_equal_speed(
     groups: list[list[RunResult]], control: list[RunResult], speed: Callable[[RunResult], float | None]
 ) -> list[tuple[Contrast, RunResult]]:
     """Each result against the most accurate control run that is at least as fast; those beyond all are left out."""
-    found = []
+    compared = []
     for group in groups:
-        own = speed(group[0])
-        as_fast = [c for c in control if own and (speed(c) or 0) >= own and c not in group]
+        group_speed = speed(group[0])
+        as_fast = [c for c in control if group_speed and (speed(c) or 0) >= group_speed and c not in group]
         if as_fast:
             best = max(as_fast, key=lambda c: c.accuracy)
-            made = contrast(group[0].table, group, best)
-            if made:
-                found.append((made, best))
-    kept = corrected([made for made, _ in found])
-    return list(zip(kept, (best for _, best in found), strict=True))
+            comparison = contrast(group[0].table, group, best)
+            if comparison:
+                compared.append((comparison, best))
+    comparisons = corrected([comparison for comparison, _ in compared])
+    return list(zip(comparisons, (best for _, best in compared), strict=True))
 
 
 def by_task(runs: Iterable[RunResult]) -> Mapping[str, int]:

@@ -1,7 +1,8 @@
-"""The report's pictures: a paper's column wide, told apart by shape as well as colour, the same in every report.
+"""Draws the report's pictures, as wide as one column of a paper.
 
-An experiment's colour and marker follow from the number that its name starts with, so they never change. Each function
-returns a Matplotlib Figure, or None where there is nothing to draw; `png` and `svg` make the same bytes each time.
+The number at the start of an experiment's name fixes its colour and its marker, so they are the same in every report.
+Each function returns a Matplotlib Figure, or None if there is nothing to draw. `png` and `svg` give the same bytes for
+the same figure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fast_dllm.report.speeds import hardware, outliers
 from fast_dllm.report.words import name_of
 from fast_dllm.spec.matrix import NINE
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow that vanishes on white.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. Their yellow is left out: too weak on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B")
 MARKERS = "os^DvPX"
 COLUMN = 3.5  # inches
@@ -48,7 +49,7 @@ INCOMPARABLE = "#b0b0b0"  # points whose speeds cannot be compared
 MOST_NAMES = 14  # points that are still labelled with their names
 MOST_ROWS = 40  # contrasts in one picture of differences
 MOST_COLUMNS = 8  # of a heat map
-CLOSE = 0.5  # of the most tokens per forward: threshold 1 is far to the left of all that is compared
+CLOSE = 0.5  # the second picture leaves out speeds below this fraction of the highest one (threshold 1 is far below)
 
 
 def style_of(experiment: str) -> tuple[str, str]:
@@ -59,6 +60,7 @@ def style_of(experiment: str) -> tuple[str, str]:
 
 
 def _figure(height: float, width: float = COLUMN) -> Figure:
+    """An empty figure; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -69,6 +71,7 @@ def _short(name: str) -> str:
 
 
 def _errors(runs: list[RunResult]) -> list[list[float]]:
+    """Error bars of the runs' accuracies, in points: the lengths below, and those above."""
     intervals = [accuracy_of(run).interval for run in runs]
     low = [100 * (run.accuracy - i.low) if i else 0 for run, i in zip(runs, intervals, strict=True)]
     high = [100 * (i.high - run.accuracy) if i else 0 for run, i in zip(runs, intervals, strict=True)]
@@ -76,14 +79,15 @@ def _errors(runs: list[RunResult]) -> list[list[float]]:
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The Pareto-optimal points, by speed."""
     return [points[index] for index in pareto(points)]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One result in a picture: its speed (the median of several columns), one of its runs, a short name.
+    """One result in a picture. Several runs with the same answers are one result.
 
-    is_comparable: no alarm says that its speed cannot be compared.
+    run: one of these runs. speed: the median of theirs. is_comparable: whether no alarm forbids comparing the speed.
     """
 
     table: ResultTable
@@ -98,12 +102,12 @@ class Point:
 
 
 def points_of(report: Report, speed: Callable[[RunResult], float | None], only: str | None = None) -> list[Point]:
-    """Every distinct result with a speed; columns whose time is another kind of run's do not count.
+    """Every distinct result that has a speed.
 
-    only: the runs of this hardware alone.
+    only: use only runs on this hardware, and leave out runs whose time is an outlier.
     """
-    found = []
-    for table in report.own if any(table.runs for table in report.own) else report.foreign:
+    points = []
+    for table in report.local_tables if any(table.runs for table in report.local_tables) else report.imported_tables:
         odd = {*outliers(table), *report.odd_speeds(table.label)} if only is not None else set()
         spoiled = report.spoiled_speeds(table)
         for group in distinct(table.runs.values()):
@@ -112,23 +116,23 @@ def points_of(report: Report, speed: Callable[[RunResult], float | None], only: 
             if timed:
                 name = _short(name_of(tuple(run.config for run in group), table).split(" (")[0])
                 is_comparable = only is None or not {run.config for run, _ in timed} & spoiled
-                found.append(Point(table, timed[0][0], median(value for _, value in timed), name, is_comparable))
-    return found
+                points.append(Point(table, timed[0][0], median(value for _, value in timed), name, is_comparable))
+    return points
 
 
-def scatter(report: Report, found: list[Point], label: str) -> Figure | None:
-    """Accuracy against a speed, over all experiments, with plain decoding's envelope and the Pareto front."""
-    if not found:
+def scatter(report: Report, points: list[Point], label: str) -> Figure | None:
+    """Draws accuracy against a speed for all experiments, with the Pareto fronts of plain decoding and of all."""
+    if not points:
         return None
     figure = _figure(2.9)
     axes = figure.add_subplot()
     for table in report.tables:
         for is_comparable in (True, False):
-            of_table = [point for point in found if point.table is table and point.is_comparable == is_comparable]
+            of_table = [point for point in points if point.table is table and point.is_comparable == is_comparable]
             if of_table:
                 _draw_points(axes, table, of_table, is_comparable)
-    _names(axes, found)
-    _lines(axes, report, [point for point in found if point.is_comparable])
+    _names(axes, points)
+    _lines(axes, report, [point for point in points if point.is_comparable])
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy, % (95% interval)")
     axes.grid(color="#dddddd", linewidth=0.5)
@@ -137,7 +141,7 @@ def scatter(report: Report, found: list[Point], label: str) -> Figure | None:
 
 
 def _draw_points(axes, table: ResultTable, points: list[Point], is_comparable: bool) -> None:
-    """The points of one table; in grey where their speeds cannot be compared."""
+    """Draws the points of one table; grey if their speeds cannot be compared."""
     colour, marker = style_of(table.experiment or table.label)
     if not is_comparable:
         colour = INCOMPARABLE
@@ -157,10 +161,10 @@ def _draw_points(axes, table: ResultTable, points: list[Point], is_comparable: b
     )
 
 
-def _names(axes, found: list[Point]) -> None:
-    """Write each point's name where the points are few. Columns of one k that share a point get one name."""
+def _names(axes, points: list[Point]) -> None:
+    """Writes each point's name, if there are at most MOST_NAMES. Columns of one k at the same point get one name."""
     named: dict[tuple[str, str], Point] = {}
-    for point in found:
+    for point in points:
         stem = point.name.split("_")[0] if point.run.config in NINE.configurations else point.name
         named.setdefault((point.table.label, stem), point)
     if len(named) <= MOST_NAMES:
@@ -168,19 +172,22 @@ def _names(axes, found: list[Point]) -> None:
             axes.annotate(stem, point.place, xytext=(4, 3), textcoords="offset points", fontsize=6, color="#333333")
 
 
-def _lines(axes, report: Report, found: list[Point]) -> None:
-    """The curve to beat, and the front of all that was measured."""
-    envelope = _front([point.place for point in found if point.run in report.control])
+def _lines(axes, report: Report, points: list[Point]) -> None:
+    """Draws the Pareto front of plain decoding (the curve to beat), and the one of all results."""
+    envelope = _front([point.place for point in points if point.run in report.control])
     if len(envelope) > 1:
         axes.plot(*zip(*envelope, strict=True), "--", color="black", linewidth=1.1, zorder=1, label="plain: envelope")
-    front = _front([point.place for point in found])
-    if len(front) > 1 and not all(is_plain(point.run, point.table) for point in found):
+    front = _front([point.place for point in points])
+    if len(front) > 1 and not all(is_plain(point.run, point.table) for point in points):
         axes.plot(*zip(*front, strict=True), ":", color="#777777", linewidth=1.4, zorder=0, label="Pareto front")
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The cell of each configuration of a matrix. row: one argument; column: one or several, a line of each."""
+    """The heat map's axes. row: the argument of the rows; column: those of the columns, one line each.
+
+    rows, columns: their labels, in order. cells: configuration -> (row label, column label).
+    """
 
     row: str
     column: tuple[str, ...]
@@ -190,23 +197,26 @@ class Axes:
 
 
 def _in_order(values: Iterable[tuple]) -> list[tuple]:
-    """Distinct tuples: by number in the places that hold numbers alone, else as they first come."""
-    seen = list(dict.fromkeys(values))
+    """The distinct tuples, sorted by their first elements, then the second, and so on.
+
+    An element is compared as a number if all its values are numbers, else by which value came first.
+    """
+    distinct_values = list(dict.fromkeys(values))
     ranks = []
-    for place in zip(*seen, strict=True):
+    for place in zip(*distinct_values, strict=True):
         numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in place)
         first = {value: index for index, value in reversed(list(enumerate(place)))}
         ranks.append(place if numbers else [first[value] for value in place])
-    order = sorted(range(len(seen)), key=lambda index: tuple(rank[index] for rank in ranks))
-    return [seen[index] for index in order]
+    order = sorted(range(len(distinct_values)), key=lambda index: tuple(rank[index] for rank in ranks))
+    return [distinct_values[index] for index in order]
 
 
 def axes_of(table: ResultTable) -> Axes | None:
-    """Axes in which no two configurations of the table's matrix fall into one cell.
+    """Axes that give each configuration of the table's matrix a cell of its own; None if no argument varies.
 
-    The rows are the argument with the most values, the columns all others that vary. Where that takes more than
-    MOST_COLUMNS, each configuration is a row by its name. What a configuration leaves as it is has the value that such
-    a run recorded.
+    The rows are the values of the argument that has the most. The columns are the combinations of the other arguments
+    that vary. If there would be more than MOST_COLUMNS columns, each configuration is a row with its name. A
+    configuration that does not set an argument has the value that such a run recorded.
     """
     known = {config: table.announced(config) for config in table.matrix.configurations}
     names = list(dict.fromkeys(key for given in known.values() for key in given))
@@ -233,11 +243,12 @@ def axes_of(table: ResultTable) -> Axes | None:
 
 
 def _cell(values: tuple) -> str:
+    """The label of a row or column: one line for each value."""
     return "\n".join(_short(str(value)) for value in values)
 
 
 def heat_map(table: ResultTable) -> Figure | None:
-    """Accuracy over the two arguments that the matrix varies; each cell says its number."""
+    """Draws the accuracy of each configuration as a coloured cell with its number; see `axes_of`."""
     place = axes_of(table)
     if place is None:
         return None
@@ -267,15 +278,15 @@ def heat_map(table: ResultTable) -> Figure | None:
     return figure
 
 
-def differences(report: Report, found: list[Contrast]) -> Figure | None:
-    """Each contrast's difference with its interval; filled where it is significant after the correction."""
-    if not found:
+def differences(report: Report, contrasts: list[Contrast]) -> Figure | None:
+    """Draws each contrast's difference with its interval; filled markers are significant after the correction."""
+    if not contrasts:
         return None
     labels = {table.label: table for table in report.tables}
-    several = len({c.table for c in found}) > 1
-    figure = _figure(0.8 + 0.2 * len(found))
+    several = len({c.table for c in contrasts}) > 1
+    figure = _figure(0.8 + 0.2 * len(contrasts))
     axes = figure.add_subplot()
-    for y, c in enumerate(found):
+    for y, c in enumerate(contrasts):
         colour, marker = style_of(labels[c.table].experiment or c.table)
         sure = c.outcome in ("loses", "gains")
         middle = 100 * c.difference
@@ -285,63 +296,63 @@ def differences(report: Report, found: list[Contrast]) -> Figure | None:
             markerfacecolor=colour if sure else "white",
         )  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
-    names = [_short(name_of(c.configs, labels[c.table]).split(" (")[0]) for c in found]
-    names = [f"{_short(c.table)}/{n}" if several else n for c, n in zip(found, names, strict=True)]
-    axes.set_yticks(range(len(found)), names, fontsize=7 if len(found) < 25 else 5)
-    axes.set_ylim(len(found) - 0.5, -0.5)
-    # below the whole figure: under axes that long names have made narrow it would be cut off
+    names = [_short(name_of(c.configs, labels[c.table]).split(" (")[0]) for c in contrasts]
+    names = [f"{_short(c.table)}/{n}" if several else n for c, n in zip(contrasts, names, strict=True)]
+    axes.set_yticks(range(len(contrasts)), names, fontsize=7 if len(contrasts) < 25 else 5)
+    axes.set_ylim(len(contrasts) - 0.5, -0.5)
+    # A label of the whole figure: long names make the axes narrow, and an axis label would be cut off.
     figure.supxlabel("difference to the baseline, points (95% interval)\nfilled: significant after Holm", fontsize=8)
     axes.grid(axis="x", color="#dddddd", linewidth=0.5)
     return figure
 
 
 def all_differences(report: Report) -> dict[str, tuple[Figure | None, str]]:
-    """One picture of every contrast; where they are more than MOST_ROWS, one for each table, in parts if need be."""
+    """Name -> (figure, caption): one picture of all contrasts, or with more than MOST_ROWS, pictures of each table."""
     of_table = {table.label: list(report.contrasts.get(table.label, ())) for table in report.tables}
-    every = [contrast for found in of_table.values() for contrast in found]
+    every = [contrast for contrasts in of_table.values() for contrast in contrasts]
     text = "difference to the baseline, with 95% intervals."
     if len(every) <= MOST_ROWS:
         return {"differences": (differences(report, every), text.capitalize())}
-    made = {}
-    for label, found in of_table.items():
-        for start in range(0, len(found), MOST_ROWS):
-            part = f"_{start // MOST_ROWS + 1}" if len(found) > MOST_ROWS else ""
+    pictures = {}
+    for label, contrasts in of_table.items():
+        for start in range(0, len(contrasts), MOST_ROWS):
+            part = f"_{start // MOST_ROWS + 1}" if len(contrasts) > MOST_ROWS else ""
             name = f"differences_{file_name(label)}{part}"
-            made[name] = differences(report, found[start : start + MOST_ROWS]), f"{label}: {text}"
-    return made
+            pictures[name] = differences(report, contrasts[start : start + MOST_ROWS]), f"{label}: {text}"
+    return pictures
 
 
 def file_name(text: str) -> str:
-    """Letters, digits, `_`, `-` and `.` of a name; two names that become one are told apart by a hash."""
+    """A file name made of letters, digits, `_`, `-` and `.`. If that changes the name, a hash keeps it unique."""
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("._") or "x"
     return safe if safe == text else f"{safe}_{zlib.crc32(text.encode()):08x}"
 
 
 def draw(report: Report) -> dict[str, tuple[Figure, str]]:
-    """Picture name -> (figure, what it shows)."""
-    made: dict[str, tuple[Figure | None, str]] = {}
+    """Picture name -> (figure, caption), for all pictures of the report."""
+    pictures: dict[str, tuple[Figure | None, str]] = {}
     with matplotlib.rc_context(STYLE):
         unit = "tokens per full-depth forward, all forwards counted"
         text = f"Accuracy against {unit}."
         if len(report.front) > 1:
             text += " Dashed: plain decoding's envelope, the curve to beat."
-        found = points_of(report, lambda run: run.tokens_per_forward)
-        made["accuracy_tokens_per_forward"] = scatter(report, found, unit), text
-        fast = [point for point in found if point.speed >= CLOSE * max(point.speed for point in found)]
-        if 1 < len(fast) < len(found):
-            text = f"The same, without what gives less than {CLOSE:.0%} of the most tokens per forward."
-            made["accuracy_tokens_per_forward_close"] = scatter(report, fast, unit), text
+        points = points_of(report, lambda run: run.tokens_per_forward)
+        pictures["accuracy_tokens_per_forward"] = scatter(report, points, unit), text
+        fast = [point for point in points if point.speed >= CLOSE * max(point.speed for point in points)]
+        if 1 < len(fast) < len(points):
+            text = f"The same, without the points below {CLOSE:.0%} of the highest number of tokens per forward."
+            pictures["accuracy_tokens_per_forward_close"] = scatter(report, fast, unit), text
         where = report.hardware
-        found = points_of(report, lambda run: run.tokens_per_second, where) if where else []
+        points = points_of(report, lambda run: run.tokens_per_second, where) if where else []
         text = f"Accuracy against new tokens per second on {where}."
-        if not all(point.is_comparable for point in found):
+        if not all(point.is_comparable for point in points):
             text += " Grey: speeds that cannot be compared (see the alarms); no line is drawn through them."
-        made["accuracy_tokens_per_second"] = scatter(report, found, f"new tokens/s on {where}"), text
-        made |= all_differences(report)
+        pictures["accuracy_tokens_per_second"] = scatter(report, points, f"new tokens/s on {where}"), text
+        pictures |= all_differences(report)
         for table in report.tables:
             name = f"heat_map_{file_name(table.label)}"
-            made[name] = heat_map(table), f"{table.label}: accuracy of each configuration, in percent."
-    return {name: (figure, text) for name, (figure, text) in made.items() if figure is not None}
+            pictures[name] = heat_map(table), f"{table.label}: accuracy of each configuration, in percent."
+    return {name: (figure, text) for name, (figure, text) in pictures.items() if figure is not None}
 
 
 def png(figure: Figure) -> bytes:

@@ -1,6 +1,6 @@
-"""The questions whose answers changed, side by side, the first differing token marked.
+"""Finds the questions whose answers changed, and where each pair of answers starts to differ.
 
-No tokenizer is loaded: a token here is a run of letters and digits, or one other character.
+No tokenizer is loaded: here a token is a sequence of letters and digits, or one other character.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONGEST = 1500  # characters of an answer that are shown
 
 @dataclass(frozen=True)
 class Side:
-    """An answer cut at its first token that differs: what both begin with, that token, the rest."""
+    """An answer in three parts: the start that both answers share, the first token that differs, the rest."""
 
     same: str
     token: str
@@ -29,7 +29,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Flip:
-    """kind: regressed, improved or changed; sides: None where the texts are not on this machine."""
+    """A question whose answer differs from the baseline's.
+
+    others: further configurations in which it changed. kind: regressed, improved or changed (another wording). before,
+    after: the baseline's and the configuration's answer; None if the texts are not on this machine.
+    """
 
     table: str
     config: str
@@ -45,66 +49,70 @@ class Flip:
 
 
 def split_at_difference(before: str, after: str) -> tuple[Side, Side]:
-    """Both texts cut behind the tokens that they share at the start."""
-    ours, theirs = TOKEN.findall(before), TOKEN.findall(after)
+    """Both texts, each split after the tokens that they share at the start."""
+    tokens, other_tokens = TOKEN.findall(before), TOKEN.findall(after)
     shared = 0
-    while shared < min(len(ours), len(theirs)) and ours[shared] == theirs[shared]:
+    while shared < min(len(tokens), len(other_tokens)) and tokens[shared] == other_tokens[shared]:
         shared += 1
     sides = [
-        Side("".join(t[:shared]), "".join(t[shared : shared + 1]), "".join(t[shared + 1 :])) for t in (ours, theirs)
+        Side("".join(t[:shared]), "".join(t[shared : shared + 1]), "".join(t[shared + 1 :]))
+        for t in (tokens, other_tokens)
     ]
     return sides[0], sides[1]
 
 
 def _texts(run: RunResult) -> Mapping[tuple[str, int], Mapping[str, object]]:
+    """(task, doc_id) -> prompt, target and answer; empty if the run's texts cannot be read."""
     try:
         return read_texts(run.path.with_name(TEXTS_FILE))
     except QuestionsError:
         return {}
 
 
-def _kind(own: float, its: float) -> str:
-    return "regressed" if own < its else "improved" if own > its else "changed"
+def _kind(correct: float, base_correct: float) -> str:
+    return "regressed" if correct < base_correct else "improved" if correct > base_correct else "changed"
 
 
 def _changed(
-    table: ResultTable, found: tuple[Contrast, ...], against: RunResult | None
+    table: ResultTable, contrasts: tuple[Contrast, ...], against: RunResult | None
 ) -> dict[tuple[str, int], list[tuple[str, str]]]:
-    """(task, doc_id) -> (kind, configuration) of each contrast in which its answer changed."""
+    """(task, doc_id) -> (kind, configuration) for each contrast in which the answer to that question changed."""
     places: dict[tuple[str, int], list[tuple[str, str]]] = {}
-    for c in found:
+    for c in contrasts:
         run = table.runs[c.configs[0]]
         base = against or baseline_of(table, run)
-        for own, its in shared_questions(run, base) if c.paired and base else ():
-            if own.answer != its.answer or own.correct != its.correct:
-                places.setdefault((own.task, own.doc_id), []).append((_kind(own.correct, its.correct), run.config))
+        for question, base_question in shared_questions(run, base) if c.paired and base else ():
+            if question.answer != base_question.answer or question.correct != base_question.correct:
+                places.setdefault((question.task, question.doc_id), []).append(
+                    (_kind(question.correct, base_question.correct), run.config)
+                )
     return places
 
 
 def flips_of(report: Report, table: ResultTable, most: int = 10, against: RunResult | None = None) -> list[Flip]:
-    """Up to `most` changed questions of a table: lost answers first, then won ones, then other wordings."""
+    """Up to `most` changed questions of a table: first those regressed, then improved, then with another wording."""
     places = _changed(table, report.contrasts.get(table.label, ()), against)
     order = ("regressed", "improved", "changed")
     ranked = sorted(places.items(), key=lambda item: (min(order.index(kind) for kind, _ in item[1]), item[0]))
     texts: dict[str, Mapping] = {}
-    found = []
+    flips = []
     for (task, doc_id), changes in ranked[:most]:
         kind, config = min(changes, key=lambda entry: order.index(entry[0]))
         run = table.runs[config]
         base = against or baseline_of(table, run)
         if base is None:  # then nothing has changed
             continue
-        for one in (run, base):
-            texts.setdefault(str(one.path), _texts(one))
-        after, before = (texts[str(one.path)].get((task, doc_id)) for one in (run, base))
+        for each in (run, base):
+            texts.setdefault(str(each.path), _texts(each))
+        after, before = (texts[str(each.path)].get((task, doc_id)) for each in (run, base))
         sides = split_at_difference(str(before["answer"]), str(after["answer"])) if before and after else (None, None)
         shown = after or before or {}
         others = tuple(name for _, name in changes if name != config)
         prompt, target = str(shown.get("prompt", "")), str(shown.get("target", ""))
         names = (table.label, config, base.config)
-        found.append(Flip(*names, others, task, doc_id, kind, prompt, target, *sides))
-    return found
+        flips.append(Flip(*names, others, task, doc_id, kind, prompt, target, *sides))
+    return flips
 
 
-def count_changes(table: ResultTable, found: tuple[Contrast, ...], against: RunResult | None = None) -> int:
-    return len(_changed(table, found, against))
+def count_changes(table: ResultTable, contrasts: tuple[Contrast, ...], against: RunResult | None = None) -> int:
+    return len(_changed(table, contrasts, against))

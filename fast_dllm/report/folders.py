@@ -36,25 +36,25 @@ def _usable(run: RunResult) -> RunResult:
 
 def _places(root: Path, experiment: str, folder: str, bases: Sequence[str]) -> dict[str, list[Path]]:
     """Configuration -> its summary.json files, in the order of the bases."""
-    found: dict[str, list[Path]] = {}
+    paths: dict[str, list[Path]] = {}
     for base in bases:
         for path in sorted((root / base / experiment / folder).glob("*/summary.json")):
-            found.setdefault(path.parent.name, []).append(path)
-    return found
+            paths.setdefault(path.parent.name, []).append(path)
+    return paths
 
 
 def task_folders(root: Path, experiments: list[str]) -> list[str]:
     """Folder names of tasks with a summary of one of the experiments, as `gsm8k_limit_10`."""
-    found = set()
+    names = set()
     for base in BASES:
         for experiment in experiments:
-            found |= {path.parent.parent.name for path in (root / base / experiment).glob("*/*/summary.json")}
-    return sorted(found)
+            names |= {path.parent.parent.name for path in (root / base / experiment).glob("*/*/summary.json")}
+    return sorted(names)
 
 
 def experiments_with_results(root: Path, bases: Sequence[str] = BASES) -> list[str]:
-    found = {path.parents[2].name for base in bases for path in (root / base).glob("*/*/*/summary.json")}
-    return sorted(found - {"report"})
+    names = {path.parents[2].name for base in bases for path in (root / base).glob("*/*/*/summary.json")}
+    return sorted(names - {"report"})
 
 
 def read_tables(root: Path, experiment: str, folder: str, bases: Sequence[str] = BASES) -> list[ResultTable]:
@@ -143,15 +143,15 @@ def _spanned(runs: Mapping[str, RunResult]) -> Matrix:
 
 def read_import(folder: Path) -> list[ResultTable]:
     """Tables of all summary.json below `folder`: one for each folder of configurations."""
-    tables: dict[Path, list[Path]] = {}
+    paths_of: dict[Path, list[Path]] = {}
     for path in sorted(folder.rglob("summary.json")):
-        tables.setdefault(path.parent.parent, []).append(path)
-    found = {parent: _imported_table(folder, parent, paths) for parent, paths in tables.items()}
-    seen = [(table.label, table.task, table.limit) for table in found.values()]
-    for parent, table in found.items():
-        if seen.count((table.label, table.task, table.limit)) > 1:
-            found[parent] = _relabelled(table, f"{parent.relative_to(folder)} (imported)")
-    return list(found.values())
+        paths_of.setdefault(path.parent.parent, []).append(path)
+    tables = {parent: _imported_table(folder, parent, paths) for parent, paths in paths_of.items()}
+    keys = [(table.label, table.task, table.limit) for table in tables.values()]
+    for parent, table in tables.items():
+        if keys.count((table.label, table.task, table.limit)) > 1:
+            tables[parent] = _relabelled(table, f"{parent.relative_to(folder)} (imported)")
+    return list(tables.values())
 
 
 def _relabelled(table: ResultTable, label: str) -> ResultTable:

@@ -265,10 +265,10 @@ def _sample_seals(results: Path) -> list[tuple[str, str]]:
     content, fault = read_json(results, MOST_RESULTS_BYTES, finite=False)  # as lm_eval leaves them
     if content is None:
         return [("corrupt", f"results.json cannot be read: {fault or 'no file'}")]
-    kept = {name: value for name, value in as_object(content.get("samples_sha256")).items() if is_file_name(name)}
+    hashes = {name: value for name, value in as_object(content.get("samples_sha256")).items() if is_file_name(name)}
     changed = [
         name
-        for name, expected in kept.items()
+        for name, expected in hashes.items()
         if (results.parent / name).is_file() and file_sha256(results.parent / name) != expected
     ]
     return [("hand_edited", f"{name} is not the one that results.json was written with") for name in changed]
@@ -305,21 +305,21 @@ def _limit(limit: object) -> str:
 
 def _contradictions(run: RunResult) -> list[tuple[str, str]]:
     """Numbers of one summary that cannot all be true."""
-    found = []
+    faults = []
     stated = run.summary.throughput.tokens_per_second
     speed = run.tokens_per_second
     if stated and speed and abs(stated - speed) > 0.01 + 1e-3 * speed:
-        found.append(("hand_edited", f"it states {stated:g} tokens/s; its tokens and seconds give {speed:.2f}"))
+        faults.append(("hand_edited", f"it states {stated:g} tokens/s; its tokens and seconds give {speed:.2f}"))
     whole = run.metric is None or not run.metric.startswith(("inst_level", "pass"))
     if whole and run.num_samples and run.num_correct is None and run.questions is None:
-        found.append(
+        faults.append(
             ("not_a_count", f"an accuracy of {run.accuracy:.6g} is no whole number of {run.num_samples} questions")
         )
     if run.questions and run.questions.questions:
         mean = weighted_accuracy(run.questions, run.task)
         if mean is not None and abs(mean - run.accuracy) > 1e-9:
-            found.append(("hand_edited", f"it states {100 * run.accuracy:.4g}%; its questions give {100 * mean:.4g}%"))
-    return found
+            faults.append(("hand_edited", f"it states {100 * run.accuracy:.4g}%; its questions give {100 * mean:.4g}%"))
+    return faults
 
 
 def weighted_accuracy(questions: Questions, task: str) -> float | None:

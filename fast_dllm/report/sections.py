@@ -52,12 +52,12 @@ MATRIX_HEAD = (
 
 
 def _remarks(table: ResultTable, run: RunResult, odd: set[str]) -> str:
-    found = [kind.replace("_", " ") for kind, _ in run.faults]
+    remarks = [kind.replace("_", " ") for kind, _ in run.faults]
     if run.config in odd:
-        found.append("time measured under other conditions")
+        remarks.append("time measured under other conditions")
     if table.is_stale(run):
-        found.append("stale")
-    return ", ".join(dict.fromkeys(found))
+        remarks.append("stale")
+    return ", ".join(dict.fromkeys(remarks))
 
 
 def _matrix_row(report: Report, table: ResultTable, run: RunResult, odd: set[str]) -> list[str]:
@@ -155,11 +155,11 @@ def _contrast_row(c: Contrast, table: ResultTable) -> list[str]:
     ]
 
 
-def _methods(found: list[Contrast]) -> str:
-    shares = [c.discordant_share for c in found]
+def _methods(contrasts: list[Contrast]) -> str:
+    shares = [c.discordant_share for c in contrasts]
     assumed = f"{percent(min(shares))}" + (f" to {percent(max(shares))}" if max(shares) - min(shares) > 5e-4 else "")
-    level = f"{ALPHA / len(found):.2g}"
-    strata = max(c.num_strata for c in found)
+    level = f"{ALPHA / len(contrasts):.2g}"
+    strata = max(c.num_strata for c in contrasts)
     paired = (
         "Paired on the same questions: exact two-sided McNemar test; Tango's score interval"
         + (f", stratified over {strata} subtasks, weighted as the task weights them (MOVER)" if strata > 1 else "")
@@ -169,10 +169,10 @@ def _methods(found: list[Contrast]) -> str:
         "From totals, so unpaired and weaker: Fisher's exact test; Newcombe's interval; share of changing answers "
         "assumed by the power: that of independent answers, "
     )
-    mixed = {c.paired for c in found}
+    mixed = {c.paired for c in contrasts}
     text = (paired if True in mixed else "") + (totals if False in mixed else "")
     return paragraph(
-        f"{text}{assumed}, and never less than the difference itself. Holm's correction is over these {len(found)} "
+        f"{text}{assumed}, and never less than the difference itself. Holm's correction is over these {len(contrasts)} "
         f"contrasts; power is that of the exact test at its first step's level, {level}. Each interval is for one "
         "contrast by itself."
     )
@@ -181,15 +181,15 @@ def _methods(found: list[Contrast]) -> str:
 def comparison_section(report: Report) -> list[str]:
     blocks: list[str] = []
     for table in report.tables:
-        found = list(report.contrasts.get(table.label, ()))
-        if found:
+        contrasts = list(report.contrasts.get(table.label, ()))
+        if contrasts:
             blocks.append(heading(3, table.label))
-            blocks.append(grid(CONTRAST_HEAD, [_contrast_row(c, table) for c in found], frozenset(range(2, 12))))
-            blocks.append(_methods(found))
+            blocks.append(grid(CONTRAST_HEAD, [_contrast_row(c, table) for c in contrasts], frozenset(range(2, 12))))
+            blocks.append(_methods(contrasts))
     if report.equal_speed and len(report.front) > 1:
         labels = {table.label: table for table in report.tables}
-        found = [c for c, _ in report.equal_speed]
-        rows = [[f"{c.table}/{row[0]}", *row[1:]] for c in found for row in [_contrast_row(c, labels[c.table])]]
+        contrasts = [c for c, _ in report.equal_speed]
+        rows = [[f"{c.table}/{row[0]}", *row[1:]] for c in contrasts for row in [_contrast_row(c, labels[c.table])]]
         blocks.append(heading(3, "Against plain decoding at equal speed"))
         blocks.append(
             paragraph(
@@ -198,7 +198,7 @@ def comparison_section(report: Report) -> list[str]:
             )
         )
         blocks.append(grid(CONTRAST_HEAD, rows, frozenset(range(2, 12))))
-        blocks.append(_methods(found))
+        blocks.append(_methods(contrasts))
     return blocks or [paragraph("No two configurations that could be compared.")]
 
 

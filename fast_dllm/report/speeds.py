@@ -51,10 +51,12 @@ def outliers(table: ResultTable) -> dict[str, tuple[RunResult, list[RunResult]]]
     for group in (group for groups in columns(table).values() for group in groups):
         with_speed = [(run, speed) for run in group if (speed := run.tokens_per_second)]
         for run, speed in with_speed:
-            peers = [(other, its) for other, its in with_speed if other is not run and _same_work(run, other)]
+            peers = [
+                (other, other_speed) for other, other_speed in with_speed if other is not run and _same_work(run, other)
+            ]
             if not peers:
                 continue
-            speeds = [its for _, its in peers]
+            speeds = [other_speed for _, other_speed in peers]
             middle, spread = median(speeds), max(speeds) / min(speeds)
             ratio = max(speed / middle, middle / speed)
             if ratio >= OUTLIER and (spread < OUTLIER or len(peers) == 1):

@@ -1,9 +1,10 @@
-"""The report's statistics: intervals, exact tests, power. Numbers in, numbers out; docs/report.md names each source.
+"""The report's statistics: confidence intervals, exact tests, power. docs/report.md names the source of each.
 
-Differences are configuration minus baseline, as fractions of the questions: -0.02 is two points lost. A paired table is
-(improved, regressed, total): questions that only the configuration got right, that only the baseline got right, all.
-SciPy has the distributions; what it lacks (Tango's interval, Holm's correction, the power of the exact test) is held
-against statsmodels and independent forms by tests/test_report_statistics.py.
+A difference is the configuration's accuracy minus the baseline's, as a fraction: -0.02 is a loss of two points. Paired
+counts are (improved, regressed, total): the questions that only the configuration got right, those that only the
+baseline got right, and all questions. SciPy computes the distributions. This module adds what SciPy lacks: Tango's
+interval, Holm's correction and the power of the exact test. tests/test_report_statistics.py compares these with
+statsmodels and with independent formulas.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MAX_QUESTIONS = 10_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A closed interval with CONFIDENCE."""
+    """A confidence interval at level CONFIDENCE, both ends included."""
 
     low: float
     high: float
@@ -31,7 +32,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Stratum:
-    """A subtask's paired table. weight: its share of the whole difference; the weights of all strata add up to 1."""
+    """The paired counts of one subtask. weight: of this subtask in the total difference; all weights add up to 1."""
 
     improved: int
     regressed: int
@@ -40,21 +41,22 @@ class Stratum:
 
 
 def _z(tail: float) -> float:
+    """The value that a standard normal variable exceeds with probability `tail`."""
     return float(stats.norm.isf(tail))
 
 
 def wilson(correct: int, total: int) -> Interval:
     """Wilson's score interval of a proportion (1927), without continuity correction."""
-    found = stats.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    limits = stats.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(float(limits.low), float(limits.high))
 
 
 def newcombe(correct: int, total: int, base_correct: int, base_total: int) -> Interval:
     """Newcombe's hybrid score interval for the difference of two unpaired proportions (1998, method 10)."""
     p, base = correct / total, base_correct / base_total
-    own, other = wilson(correct, total), wilson(base_correct, base_total)
-    below = sqrt((p - own.low) ** 2 + (other.high - base) ** 2)
-    above = sqrt((own.high - p) ** 2 + (base - other.low) ** 2)
+    limits, base_limits = wilson(correct, total), wilson(base_correct, base_total)
+    below = sqrt((p - limits.low) ** 2 + (base_limits.high - base) ** 2)
+    above = sqrt((limits.high - p) ** 2 + (base - base_limits.low) ** 2)
     return Interval(p - base - below, p - base + above)
 
 
@@ -65,7 +67,7 @@ def fisher(correct: int, total: int, base_correct: int, base_total: int) -> floa
 
 
 def homogeneity(counts: Sequence[tuple[int, int]]) -> float:
-    """p-value of Pearson's chi-squared test that several (correct, total) are of one proportion."""
+    """p-value of Pearson's chi-squared test of the hypothesis that all (correct, total) have the same proportion."""
     table = np.array([[correct, total - correct] for correct, total in counts])
     if (table.sum(axis=0) == 0).any():  # all right or all wrong: nothing differs
         return 1.0
@@ -79,7 +81,7 @@ def mcnemar(improved: int, regressed: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979) over the contrasts of one table, in the given order."""
+    """p-values after Holm's step-down correction (1979) for several tests, in the given order."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -91,7 +93,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def tango(improved: int, regressed: int, total: int) -> Interval:
     """Tango's score interval for a paired difference of proportions (1998), in [-1, 1].
 
-    The set of differences that the score test, McNemar's at 0, does not reject.
+    It holds the differences that the score test does not reject. At difference 0 this test is McNemar's.
     """
     z2, observed = _z((1 - CONFIDENCE) / 2) ** 2, (improved - regressed) / total
 
@@ -106,8 +108,8 @@ def tango(improved: int, regressed: int, total: int) -> Interval:
     def root(end: float) -> float:
         if observed == end:
             return end
-        # without a discordant pair of one kind the variance can vanish at the observed difference, which is then a root
-        # of its own; the one sought lies beyond it
+        # If no question improved, or none regressed, the variance can be 0 at the observed difference. Then that is a
+        # root too, and the limit is the next root: start a little beyond it.
         start = observed + (1e-9 if end > observed else -1e-9) * (excess(observed) >= 0)
         return float(optimize.brentq(excess, end, start, xtol=1e-14, rtol=1e-14))
 
@@ -115,32 +117,34 @@ def tango(improved: int, regressed: int, total: int) -> Interval:
 
 
 def stratified_difference(strata: Sequence[Stratum]) -> tuple[float, Interval]:
-    """(weighted difference, interval): each stratum's Tango limits combined by MOVER (Zou and Donner 2008).
+    """(weighted difference, interval): the Tango intervals of all strata, combined by MOVER (Zou and Donner 2008).
 
-    The interval's lower half is the root of the summed squares of the strata's own lower halves, each times its weight;
-    so no stratum, not even one without a change, is taken for known. One stratum gives Tango's interval.
+    The distance from the difference to the lower limit is the square root of the sum, over the strata, of (weight times
+    the stratum's distance to its lower limit) squared; the upper limit alike. So a stratum without any change adds its
+    uncertainty too. With one stratum the result is Tango's interval.
     """
     difference = low = high = 0.0
     for stratum in strata:
-        own = (stratum.improved - stratum.regressed) / stratum.total
+        change = (stratum.improved - stratum.regressed) / stratum.total
         limits = tango(stratum.improved, stratum.regressed, stratum.total)
-        difference += stratum.weight * own
-        low += (stratum.weight * (own - limits.low)) ** 2
-        high += (stratum.weight * (limits.high - own)) ** 2
+        difference += stratum.weight * change
+        low += (stratum.weight * (change - limits.low)) ** 2
+        high += (stratum.weight * (limits.high - change)) ** 2
     return difference, Interval(max(-1.0, difference - sqrt(low)), min(1.0, difference + sqrt(high)))
 
 
 def mcnemar_power(difference: float, discordant_share: float, total: int, alpha: float = ALPHA) -> float:
-    """Exact power of the two-sided exact McNemar test at level `alpha`.
+    """Exact power of the two-sided exact McNemar test at level `alpha`, if the true difference is `difference`.
 
-    Unconditional: the number of discordant pairs is binomial(total, discordant_share), and the improved ones among d of
-    them are binomial(d, (1 + difference / discordant_share) / 2). `|difference|` is at most the share.
+    discordant_share: the probability that a question changes (improved or regressed); at least |difference|. The number
+    of changed questions d is binomial(total, discordant_share). The improved ones among them are
+    binomial(d, (1 + difference / discordant_share) / 2).
     """
     if discordant_share <= 0 or total < 1:
         return 0.0
     number = stats.binom(total, discordant_share)
     d = np.arange(max(0, int(number.ppf(1e-12)) - 1), min(total, int(number.isf(1e-12)) + 1) + 1)
-    # the largest count of the rarer kind that is still rejected: twice its tail is at most alpha
+    # The test rejects if the rarer kind of change occurs at most `critical` times among d: twice that tail <= alpha.
     critical = stats.binom.ppf(alpha / 2, d, 0.5)
     critical = np.where(2 * stats.binom.cdf(critical, d, 0.5) <= alpha, critical, critical - 1)
     improved = min(max((1 + difference / discordant_share) / 2, 0.0), 1.0)
@@ -149,9 +153,10 @@ def mcnemar_power(difference: float, discordant_share: float, total: int, alpha:
 
 
 def smallest_detectable(total: int, discordant_share: float, alpha: float = ALPHA) -> float | None:
-    """The smallest difference found with POWER on `total` questions; None where even losing every answer is not.
+    """The smallest true difference that the test detects with probability POWER on `total` questions.
 
-    discordant_share: the share of questions that change, assumed; never taken to be less than the difference itself.
+    None if it would not even detect the loss of every answer. discordant_share: the assumed probability that a question
+    changes; a difference larger than this share is used in its place.
     """
 
     def lacking(difference: float) -> float:
@@ -163,9 +168,9 @@ def smallest_detectable(total: int, discordant_share: float, alpha: float = ALPH
 
 
 def questions_needed(difference: float, discordant_share: float, alpha: float = ALPHA) -> int | None:
-    """How many questions find `difference` with POWER; None beyond MAX_QUESTIONS.
+    """The number of questions with which the test detects `difference` with probability POWER.
 
-    Starts from the normal approximation of Connor (1987) and ends at the exact power.
+    None above MAX_QUESTIONS. The search starts at the normal approximation of Connor (1987) and uses the exact power.
     """
     share = max(discordant_share, difference)
     z_alpha, z_beta = _z(alpha / 2), _z(1 - POWER)
@@ -185,6 +190,6 @@ def questions_needed(difference: float, discordant_share: float, alpha: float = 
 
 
 def tie_probability(correct: int, total: int) -> float:
-    """How likely two independent runs with this accuracy get equally many right."""
+    """The probability that two independent runs with accuracy correct / total give equally many right answers."""
     probabilities = stats.binom.pmf(np.arange(total + 1), total, correct / total)
     return float(np.sum(probabilities**2))

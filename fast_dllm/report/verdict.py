@@ -66,7 +66,7 @@ def details(report: Report) -> list[str]:
 def _candidates(report: Report) -> list[tuple[float, Contrast, ResultTable]]:
     """(gain in tokens per forward, contrast, table) of every paired result that no alarm spoils."""
     candidates = []
-    for table in report.own:
+    for table in report.local_tables:
         if _unfit(report, table) or report.spoiled(table.label, "reuse"):
             continue
         for contrast in report.contrasts.get(table.label, ()):
@@ -98,7 +98,7 @@ def _unfit(report: Report, table: ResultTable) -> list[str]:
 
 
 def _why_none(report: Report) -> str:
-    tables = [table for table in report.own if table.runs]
+    tables = [table for table in report.local_tables if table.runs]
     if not tables:
         return "all results are imported, and imported results are never named as the best"
     if all(table.is_scored for table in tables):
@@ -117,7 +117,7 @@ def _why_none(report: Report) -> str:
 
 def _baselines(report: Report) -> str:
     """In place of a cost: what the run gets that the others are compared with."""
-    table = next(table for table in (*report.own, *report.foreign) if table.runs)
+    table = next(table for table in (*report.local_tables, *report.imported_tables) if table.runs)
     base = baseline_of(table) or next(iter(table.runs.values()))
     asked = f" on {base.num_samples:,} questions" if base.num_samples else ""
     accuracy = f"{percent(base.accuracy)} {span(accuracy_of(base).interval)}"
@@ -169,7 +169,7 @@ def _not_told(report: Report, best: Best | None = None) -> str:
             sizes = value_range([100 * c.detectable for c in known if c.detectable is not None], ".1f")
             asked = max(c.num_questions for c in known)
             parts.append(f"a difference below {sizes} points (80% power, {asked:,} questions)")
-    contrasts = [c for table in report.own for c in report.contrasts.get(table.label, ())]
+    contrasts = [c for table in report.local_tables for c in report.contrasts.get(table.label, ())]
     unsure = sum(c.outcome == "inconclusive" for c in contrasts)
     if unsure:
         parts.append(f"whether {unsure} of {len(contrasts)} results differ from their baseline at all")
@@ -222,7 +222,7 @@ def _against_plain(report: Report) -> list[str]:
         if not any(report.spoiled(label, claim) for label in (c.table, best.table) for claim in ("accuracy", "reuse"))
     ]
     sentences = []
-    for table in report.own:
+    for table in report.local_tables:
         compared = [(c, best) for c, best in sound if c.table == table.label]
         better = [(c, best) for c, best in compared if c.p_adjusted < ALPHA and c.difference > 0]
         if len(better) <= MOST_BETTER:
