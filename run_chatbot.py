@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fast_dllm.errors import OneLineParser, UsageError
-from fast_dllm.ui.chat import Chatbot, Conversation, Frame, check_text, parse_model_args, with_defaults
+from fast_dllm.ui.chat import AnswerFrame, Chatbot, Conversation, check_text, parse_model_args, with_defaults
 
 HELP = """\
 /set NAME VALUE   change a setting, e.g. /set threshold 0.8
@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def render(frame: Frame) -> Text:
+def render(frame: AnswerFrame) -> Text:
     """The answer with its masks in place; what this step unmasked stands out, unsure tokens more than sure ones."""
     text = Text()
     for cell in frame.cells:

@@ -28,7 +28,7 @@ from fast_dllm.guard import one_line
 # isort: split
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.runner.roofline import GPUS, TASKS, Sizes, Task
+from fast_dllm.runner.roofline import GPUS, TASKS, Sizes, TaskSize
 from fast_dllm.spec.tasks import TASKS as DESCRIBED
 
 
@@ -67,7 +67,7 @@ def told(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def time_table(sizes: Sizes, tasks: tuple[Task, ...]) -> list[str]:
+def time_table(sizes: Sizes, tasks: tuple[TaskSize, ...]) -> list[str]:
     timed = [task for task in tasks if task.prompt]
     heads = [f"`{task.name}`" for task in timed]
     lines = [
@@ -90,7 +90,7 @@ def time_table(sizes: Sizes, tasks: tuple[Task, ...]) -> list[str]:
     return lines
 
 
-def with_answer_tokens(given: str) -> tuple[Task, ...]:
+def with_answer_tokens(given: str) -> tuple[TaskSize, ...]:
     """TASKS with the answers' mean tokens that "task=number,..." gives. Raises UsageError."""
     numbers = {}
     names = [task.name for task in TASKS if task.answer]

@@ -30,7 +30,7 @@ from fast_dllm.guard import one_line
 # isort: split
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.runner.costs import ROOFLINE_MARGIN, Cost
+from fast_dllm.runner.costs import ROOFLINE_MARGIN, TimeEstimate
 from fast_dllm.runner.resources import script_option
 from fast_dllm.runner.roofline import GPUS, TASKS, Sizes
 from fast_dllm.runner.shard_jobs import FINISHING_SECONDS
@@ -298,7 +298,7 @@ def gpus_table() -> list[str]:
     for task, gpu in itertools.product(named, GPUS):
         if gpu.slurm not in (default, "h100"):
             continue
-        cost = Cost(sizes.task_seconds(gpu, task, 1.0), ROOFLINE_MARGIN, "at best", "")
+        cost = TimeEstimate(sizes.task_seconds(gpu, task, 1.0), ROOFLINE_MARGIN, "at best", "")
         counts = [cost.shards(hour * HOUR) for hour in hours]
         lines.append(row(f"`{task.name}`", gpu.name, f"{cost.seconds / HOUR:.2g}", *counts))
     return lines

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fast_dllm.decode.arguments import ModelArguments
-from fast_dllm.ui.chat import Chatbot, Conversation, Frame
+from fast_dllm.ui.chat import AnswerFrame, Chatbot, Conversation
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = (
@@ -39,7 +39,7 @@ def load_font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def draw_frame(draw: ImageDraw.ImageDraw, frame: Frame, top: int, font: ImageFont.FreeTypeFont) -> int:
+def draw_frame(draw: ImageDraw.ImageDraw, frame: AnswerFrame, top: int, font: ImageFont.FreeTypeFont) -> int:
     """Draw one frame's cells from `top` down, a new line at every block; returns where the next thing may start."""
     label = f"step {frame.steps}, {frame.kind}: {frame.num_tokens} tokens"
     draw.text((PADDING, top), label, fill="#475569", font=font)
@@ -63,7 +63,7 @@ def draw_frame(draw: ImageDraw.ImageDraw, frame: Frame, top: int, font: ImageFon
     return top + ROW_HEIGHT + 8
 
 
-def strip(frames: list[Frame], question: str, footer: str) -> Image.Image:
+def strip(frames: list[AnswerFrame], question: str, footer: str) -> Image.Image:
     font = load_font(15)
     image = Image.new("RGB", (WIDTH, 2000), "white")
     draw = ImageDraw.Draw(image)

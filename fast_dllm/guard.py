@@ -66,15 +66,15 @@ def one_line() -> Iterator[None]:
 def place_of(error: BaseException) -> str:
     """`file, line` of the project's code that raised an error: an experiment's own line if it was at work."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [each for each in frames if _is_own(Path(each.filename))]
+    of_project = [each for each in frames if _is_of_project(Path(each.filename))]
     policies = [each for each in frames if Path(each.filename).name == "generation_functions.py"]
-    for frame in reversed(policies or own or frames):
+    for frame in reversed(policies or of_project or frames):
         path = Path(frame.filename)
-        return f"{path.relative_to(ROOT) if _is_own(path) else path}, line {frame.lineno}"
+        return f"{path.relative_to(ROOT) if _is_of_project(path) else path}, line {frame.lineno}"
     return "unknown place"
 
 
-def _is_own(path: Path) -> bool:
+def _is_of_project(path: Path) -> bool:
     """Whether a file is the project's own; a venv may lie within the project's folder."""
     return path.is_relative_to(ROOT) and "site-packages" not in path.parts
 

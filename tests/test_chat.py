@@ -8,7 +8,7 @@ from golden_models import generate
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.network.eager import EagerExecutor
-from fast_dllm.ui.chat import Chatbot, Conversation, Settings
+from fast_dllm.ui.chat import Chatbot, ChatSettings, Conversation
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_oldest_turns_are_left_out_where_they_no_longer_fit(chatbot):
     messages.append({"role": "user", "content": "last"})
     system = {"role": "system", "content": "Be brief."}
     for head in ([], [system]):
-        kept, dropped = chatbot.fit([*head, *messages], Settings.parse(max_new_tokens=64))
+        kept, dropped = chatbot.fit([*head, *messages], ChatSettings.parse(max_new_tokens=64))
         assert dropped > 0
         assert kept == head + messages[dropped:]
         assert kept[len(head)]["role"] == "user"

@@ -9,7 +9,7 @@ import urllib.parse
 import pytest
 
 from fast_dllm.errors import UsageError
-from fast_dllm.ui.chat import Settings, parse_model_args
+from fast_dllm.ui.chat import ChatSettings, parse_model_args
 from fast_dllm.ui.gate import MAX_BODY_BYTES, Gate
 
 
@@ -111,7 +111,7 @@ def test_the_queue_has_a_bound_and_bare_calls_put_nobody_before_a_visitor(served
 def test_the_settings_of_a_visitor_say_nothing_about_the_servers_folders(path):
     for name in ("model_path", "device", "dtype"):
         with pytest.raises(UsageError, match=f"unknown setting '{name}'"):
-            Settings.parse().changed(**parse_model_args(f"{name}={path}"))
+            ChatSettings.parse().changed(**parse_model_args(f"{name}={path}"))
     with pytest.raises(UsageError, match="unknown experiment") as refused:
-        Settings.parse().changed(experiment_name=path)
+        ChatSettings.parse().changed(experiment_name=path)
     assert str(refused.value) == f"unknown experiment {path!r}; " + str(refused.value).partition("; ")[2]

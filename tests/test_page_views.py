@@ -7,18 +7,18 @@ from browser_page import ALL_UNMASKED, ask, set_number
 
 from fast_dllm.decoding import FORWARD_KINDS
 from fast_dllm.ui.cells import LEGEND, cells_html
-from fast_dllm.ui.chat import Cell, Frame
+from fast_dllm.ui.chat import AnswerFrame, Cell
 from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
 from fast_dllm.ui.layers import SIGNS, layer_states, layers_html
 
 
-def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more) -> Frame:
+def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more) -> AnswerFrame:
     cells = tuple(
         Cell(index, text, 0.5, 1, None if text is None else hash(text)) if text is not None else Cell(index)
         for index, text in enumerate(texts)
     )
     given = {"forwards": {"full": 2, "reused": 0}, "steps": 2, "num_layers": 36} | more
-    return Frame(cells, 32, 8, (0, 8), kind, "", done=done, **given)
+    return AnswerFrame(cells, 32, 8, (0, 8), kind, "", done=done, **given)
 
 
 def test_the_digits_of_a_number_stay_together_and_a_line_break_breaks_the_line():
@@ -64,10 +64,10 @@ def test_a_layer_is_run_reused_or_skipped(frame, states):
 
 
 def test_every_pair_that_the_page_offers_can_be_decoded():
-    from fast_dllm.ui.chat import Settings, parse_model_args
+    from fast_dllm.ui.chat import ChatSettings, parse_model_args
 
     for both in PAIRS.values():
-        first, second = (Settings.parse().changed(**parse_model_args(each)) for each in both)
+        first, second = (ChatSettings.parse().changed(**parse_model_args(each)) for each in both)
         assert first != second
 
 

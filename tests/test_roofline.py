@@ -91,12 +91,12 @@ def test_a_block_is_limited_by_reading_and_a_long_prompt_by_arithmetic():
 
 
 def test_a_task_is_its_questions_times_a_prefill_and_its_forwards():
-    task = roofline.Task("x", questions=10, prompt=100, answer=50)
+    task = roofline.TaskSize("x", questions=10, prompt=100, answer=50)
     prefill = SIZES.seconds(RTX_6000, 100, 100, 1)
     block = SIZES.seconds(RTX_6000, 32, 125, 32)
     assert SIZES.task_seconds(RTX_6000, task, 1.0) == pytest.approx(10 * (prefill + 50 * block))
     assert SIZES.task_seconds(RTX_6000, task, 0.9) == pytest.approx(10 * (prefill + 20 * block))
-    scored = roofline.Task("x", questions=10, choices=4, prompt=100)
+    scored = roofline.TaskSize("x", questions=10, choices=4, prompt=100)
     assert SIZES.task_seconds(RTX_6000, scored, 1.0) == pytest.approx(10 * prefill)
 
 

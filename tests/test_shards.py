@@ -55,10 +55,10 @@ def test_of_several_that_lay_a_plan_down_at_once_all_follow_one(tmp_path):
     costs = {f"{key:016x}": float(key) for key in range(20)}
     first = Plan.of(tmp_path, tmp_path, Shard(0, 2))
     second = Plan.of(tmp_path, tmp_path, Shard(1, 2))
-    own = first.own(costs)
+    own = first.keys_of_shard(costs)
     # by the time of the second one, answers are there and weigh nothing: the plan stays
-    assert own | second.own(dict.fromkeys(costs, 0.0)) == set(costs)
-    assert not own & second.own(costs)
+    assert own | second.keys_of_shard(dict.fromkeys(costs, 0.0)) == set(costs)
+    assert not own & second.keys_of_shard(costs)
     assert [path.name for path in tmp_path.glob("plan.*")] == ["plan.0001"]
 
 

@@ -11,7 +11,7 @@ from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.spec.matrix import defaults_of, matrix_of
 from fast_dllm.spec.values import check_arguments, parse_arguments
-from fast_dllm.ui.chat import Settings
+from fast_dllm.ui.chat import ChatSettings
 
 
 def entrances(tmp_path):
@@ -31,7 +31,7 @@ def entrances(tmp_path):
         )[name],
         "eval.py --model_args": lambda name, text: ModelArguments.parse(**{name: text}).knobs[name],
         "matrix.json": in_matrix,
-        "chat /set": lambda name, text: Settings.parse(**{name: text}).knobs[name],
+        "chat /set": lambda name, text: ChatSettings.parse(**{name: text}).knobs[name],
     }
 
 

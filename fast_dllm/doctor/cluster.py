@@ -12,7 +12,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.runner.gpus import why_not
 from fast_dllm.runner.resources import account_and_qos, script_option, source_of_limits
 from fast_dllm.runner.roofline import GPUS, sizes_of
-from fast_dllm.runner.slurm import as_hours, gpu_type, own_jobs
+from fast_dllm.runner.slurm import as_hours, gpu_type, user_jobs
 
 SLURM_SECONDS = 30
 
@@ -66,14 +66,14 @@ def check_account(situation: Situation) -> Iterator[Finding]:
         yield Finding("fail", f"account: {error}")
     else:
         name = account.account if account else situation.environment.get("SBATCH_ACCOUNT") or "not named"
-        own = [job for job in own_jobs() or [] if job.qos == qos.name]
+        jobs_of_qos = [job for job in user_jobs() or [] if job.qos == qos.name]
         limits = [f"jobs of at most {as_hours(qos.wall)}"] if qos.wall < math.inf else []
         if qos.submitted is not None:
-            limits.append(f"{qos.submitted} of a user queued and running, you have {len(own)}")
-        told = f"account {name}, QOS {qos.name}: {', '.join(limits) or 'no limits known'}{source_of_limits()}"
+            limits.append(f"{qos.submitted} of a user queued and running, you have {len(jobs_of_qos)}")
+        text = f"account {name}, QOS {qos.name}: {', '.join(limits) or 'no limits known'}{source_of_limits()}"
         unknown = account is None and not situation.environment.get("SBATCH_ACCOUNT")
         hint = "; write yours as SBATCH_ACCOUNT into sbatch/cluster.env (pace-quota shows it)"
-        yield Finding("warn", told + hint) if unknown else Finding("ok", told)
+        yield Finding("warn", text + hint) if unknown else Finding("ok", text)
     gpu = gpu_type(gpu_of_jobs(situation))
     cards = [card for card in GPUS if card.slurm == gpu]
     if not cards:

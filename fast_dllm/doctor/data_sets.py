@@ -100,12 +100,12 @@ def data_sets_of(tasks: tuple[str, ...]) -> dict[str, frozenset[DataSet]]:
 
 def learn_data_sets(situation: Situation) -> Situation:
     """With every task's data sets and the hub to ask. Kept in the scripts' venv, where the quick checks find them."""
-    found = data_sets_of(situation.tasks)
+    data_sets = data_sets_of(situation.tasks)
     if situation.venv and Path(sys.prefix).samefile(situation.venv):
-        known = {**situation.data_sets, **found}
+        known = {**situation.data_sets, **data_sets}
         content = {task: sorted([data.path, data.name] for data in needed) for task, needed in known.items()}
         write_json(situation.venv / DATA_SETS_FILE, content)
-    return dataclasses.replace(situation, data_sets=found, reach=None if situation.offline else ask_hub)
+    return dataclasses.replace(situation, data_sets=data_sets, reach=None if situation.offline else ask_hub)
 
 
 def check_sentences(situation: Situation) -> Iterator[Finding]:

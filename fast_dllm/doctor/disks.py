@@ -78,9 +78,9 @@ def check_quota(situation: Situation) -> Iterator[Finding]:
         for place in (Path.home(), Path.home() / "scratch"):
             if place.is_dir():
                 disk = shutil.disk_usage(place)  # of its own quota, where the file system tells that
-                share, told = 100 * disk.used / disk.total, f"{disk.free / GIB:.1f} GiB free, as far as its disk tells"
+                share, text = 100 * disk.used / disk.total, f"{disk.free / GIB:.1f} GiB free, as far as its disk tells"
                 level, hint = ("warn", "; make room") if share >= FULL_PERCENT else ("ok", "")
-                yield Finding(level, f"quota: {place}: {told}{hint}")
+                yield Finding(level, f"quota: {place}: {text}{hint}")
 
 
 def places_to_keep(situation: Situation) -> dict[str, Path]:
@@ -127,14 +127,14 @@ def check_purge(situation: Situation) -> Iterator[Finding]:
     places = {name: path for name, path in places.items() if path.exists() and on_scratch(path)}
     for name, path in places.items():
         days = days_untouched(path)
-        told = f"{name}: {path.resolve()} on scratch, a file in it untouched for {days} of {PURGE_DAYS} days"
+        text = f"{name}: {path.resolve()} on scratch, a file in it untouched for {days} of {PURGE_DAYS} days"
         if days < WARN_DAYS:
-            yield Finding("ok", told)
+            yield Finding("ok", text)
         else:
             touch = "bash sbatch/prefetch.sh --keep"
             if name == "results":
                 touch = f"find -L {path.resolve()} -type f -exec touch -a -c {{}} +"
-            yield Finding("warn", f"{told}; {touch}, or keep what matters elsewhere")
+            yield Finding("warn", f"{text}; {touch}, or keep what matters elsewhere")
     if not places:
         yield Finding("ok", "purge: neither model, data, venv nor results are on a scratch disk")
 
@@ -151,11 +151,11 @@ def days_untouched(folder: Path) -> int:
 def findings_on_venv_files(venv: Path) -> Iterator[Finding]:
     """Files that packages installed and a purge took away: the venv looks whole, and an import fails hours later."""
     for packages in venv.glob("lib/python3.*/site-packages"):
-        gone = 0
+        num_missing = 0
         for package in metadata.distributions(path=[str(packages)]):
             files = [file for file in package.files or () if file.suffix != ".pyc"]
-            gone += sum(not Path(file.locate()).exists() for file in files)
-        if gone:
+            num_missing += sum(not Path(file.locate()).exists() for file in files)
+        if num_missing:
             yield Finding(
-                "fail", f"venv: {gone} files of its packages are gone; rm -r {venv}, then bash sbatch/venv.sh"
+                "fail", f"venv: {num_missing} files of its packages are gone; rm -r {venv}, then bash sbatch/venv.sh"
             )

@@ -109,7 +109,8 @@ def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation
     known = {}
     if folder and (record := folder / DATA_SETS_FILE).is_file():
         known = {
-            task: frozenset(DataSet(*one) for one in found) for task, found in json.loads(record.read_text()).items()
+            task: frozenset(DataSet(*one) for one in data_sets)
+            for task, data_sets in json.loads(record.read_text()).items()
         }
     for task in tasks:
         described = task_of(task)

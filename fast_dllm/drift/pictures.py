@@ -23,16 +23,16 @@ def _heat_map(figure: Figure, axes, values: np.ndarray, title: str, most: float)
     figure.colorbar(image, ax=axes, label="relative L1 change, %")
 
 
-def _steps_seen(sums: DriftSums) -> slice:
-    seen = np.flatnonzero(sums.by_class[0, SUMS.index("rows")].sum(axis=(0, 2)))
-    return slice(1, int(seen[-1]) + 1 if len(seen) else 2)
+def _recorded_steps(sums: DriftSums) -> slice:
+    recorded = np.flatnonzero(sums.by_class[0, SUMS.index("rows")].sum(axis=(0, 2)))
+    return slice(1, int(recorded[-1]) + 1 if len(recorded) else 2)
 
 
 def layer_step(sums: DriftSums) -> Figure:
     """What each layer adds, against the step before: layer by step."""
     figure = _figure(COLUMN, 2.6)
     values = 100 * sums.relative("residual", ("layer", "step"))
-    steps = _steps_seen(sums)
+    steps = _recorded_steps(sums)
     values[:, : steps.start] = np.nan
     _heat_map(figure, figure.subplots(), values[:, : steps.stop], "what each layer adds, all rows", np.nanmax(values))
     return figure
@@ -41,7 +41,7 @@ def layer_step(sums: DriftSums) -> Figure:
 def row_class(sums: DriftSums) -> Figure:
     """The same for rows just unmasked, still masked, and unmasked before."""
     figure = _figure(2 * COLUMN, 2.4)
-    steps = _steps_seen(sums)
+    steps = _recorded_steps(sums)
     maps = [100 * sums.relative("residual", ("layer", "step"), rows) for rows in CLASSES]
     most = max(np.nanmax(each) if np.isfinite(each).any() else 0.0 for each in maps)
     for axes, values, rows in zip(figure.subplots(1, len(CLASSES)), maps, CLASSES, strict=True):
@@ -60,13 +60,13 @@ def depth(sums: DriftSums) -> Figure:
         left.plot(layers, 100 * sums.relative(quantity), label=quantity, **style)
     left.set(xlabel="layer", ylabel="relative L1 change, %", title="all rows", yscale="log")
     _legend_below(left, "quantity")
-    found = sums.by_distance[QUANTITIES.index("residual")]
+    sums_by_distance = sums.by_distance[QUANTITIES.index("residual")]
     for index, (least, most) in enumerate(DISTANCES):
-        size = found[SUMS.index("size"), :, index]
+        size = sums_by_distance[SUMS.index("size"), :, index]
         if size.any():
             name = str(least) if least == most else f"{least}-{most}" if most < 1000 else f"{least} and more"
             style = {"color": COLOURS[index], "marker": MARKERS[index], "markevery": every, "markersize": 3, "lw": 1}
-            right.plot(layers, 100 * found[SUMS.index("difference"), :, index] / size, label=name, **style)
+            right.plot(layers, 100 * sums_by_distance[SUMS.index("difference"), :, index] / size, label=name, **style)
     right.set(xlabel="layer", title="what a layer adds, by distance", yscale="log")
     _legend_below(right, "rows to the nearest new token")
     for axes in (left, right):

@@ -60,19 +60,19 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._exits.close()
-        for mine, device in (
+        for total, device in (
             (self.sums.by_class, self._by_class),
             (self.sums.by_distance, self._by_distance),
             (self.sums.ranges, self._ranges),
             (self.sums.leaving, self._leaving),
         ):
-            mine += device.cpu().numpy()
+            total += device.cpu().numpy()
         self.sums.steps += self._steps
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
     def _begin(self, network: nn.Module, args: tuple[Tensor, Attend]) -> None:
-        for kept in self._given.values():
-            kept.clear()
+        for tensors in self._given.values():
+            tensors.clear()
 
     def _keep_hidden(self, layer: nn.Module, args: tuple[Tensor, Attend], output: Tensor) -> None:
         hidden = self._given["hidden"]
@@ -113,7 +113,7 @@ class Recorder:
         assert attend.cache is not None
         block = slice(attend.num_keys - self.size, attend.num_keys)
         now = {
-            name: torch.stack([each[0] for each in kept]) for name, kept in self._given.items()
+            name: torch.stack([each[0] for each in tensors]) for name, tensors in self._given.items()
         }  # (L or L + 1, T, C)
         for name, buffer in (("keys", attend.cache.keys), ("values", attend.cache.values)):
             now[name] = buffer[:, row, block].flatten(-2).clone()  # written in place on the next step
@@ -127,9 +127,9 @@ class Recorder:
         classes, distances = classes.to(device), distances.to(device)
         before = self._past[0]
         for index, quantity in enumerate(QUANTITIES):
-            found = _sums(_quantity(now, quantity), _quantity(before, quantity))  # (S, L, T)
-            self._by_class[index, :, :, self._step] += found @ classes
-            self._by_distance[index] += found @ distances
+            step_sums = _sums(_quantity(now, quantity), _quantity(before, quantity))  # (S, L, T)
+            self._by_class[index, :, :, self._step] += step_sums @ classes
+            self._by_distance[index] += step_sums @ distances
         read = self._rows_read(tokens)
         hidden = now["hidden"][:, read].float()
         for lag, past in enumerate(self._past):

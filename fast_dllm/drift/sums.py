@@ -66,17 +66,17 @@ class DriftSums:
         """The sums of both runs. Raises UsageError for runs that are not of the same model, task and settings."""
         merged: dict[str, Any] = {}
         for field in fields(self):
-            mine, others = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(mine, np.ndarray):
-                if mine.shape != others.shape:
-                    raise UsageError(f"drift maps of other sizes do not add up: {mine.shape} and {others.shape}")
-                merged[field.name] = mine + others
+            value, other_value = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(value, np.ndarray):
+                if value.shape != other_value.shape:
+                    raise UsageError(f"drift maps of other sizes do not add up: {value.shape} and {other_value.shape}")
+                merged[field.name] = value + other_value
             elif field.name in ("questions", "steps"):
-                merged[field.name] = mine + others
-            elif mine != others:
-                raise UsageError(f"drift maps of another {field.name} do not add up: {mine} and {others}")
+                merged[field.name] = value + other_value
+            elif value != other_value:
+                raise UsageError(f"drift maps of another {field.name} do not add up: {value} and {other_value}")
             else:
-                merged[field.name] = mine
+                merged[field.name] = value
         return DriftSums(**merged)
 
     def write(self, path: Path) -> None:
@@ -95,8 +95,8 @@ class DriftSums:
         """Raises UsageError for a file that is no drift map."""
         try:
             content = json.loads(path.read_text())
-            found = content["format"] if isinstance(content, dict) else None
-            if found != FORMAT:
+            file_format = content["format"] if isinstance(content, dict) else None
+            if file_format != FORMAT:
                 raise UsageError(f"{path} is no drift map of format {FORMAT}")
             values: dict[str, Any] = {field.name: content[field.name] for field in fields(cls)}
             values = {name: np.array(each) if isinstance(each, list) else each for name, each in values.items()}
@@ -105,12 +105,12 @@ class DriftSums:
             raise UsageError(f"{path} is no drift map: {error!r}") from None
 
     # -- what they say -------------------------------------------------------------------------------------------------
-    def relative(self, quantity: str, kept: Sequence[str] = ("layer",), rows: str | None = None) -> np.ndarray:
+    def relative(self, quantity: str, axes: Sequence[str] = ("layer",), rows: str | None = None) -> np.ndarray:
         """sum |now - before| / sum |before| by what is `kept` ("layer", "step"), of one class of rows or of all; NaN
         where nothing was seen."""
         sums = self.by_class[QUANTITIES.index(quantity)]  # (S, L, T, CLASSES)
         sums = sums.sum(axis=-1) if rows is None else sums[..., CLASSES.index(rows)]
-        dropped = tuple(1 + index for index, axis in enumerate(("layer", "step")) if axis not in kept)
+        dropped = tuple(1 + index for index, axis in enumerate(("layer", "step")) if axis not in axes)
         sums = sums.sum(axis=dropped)
         with np.errstate(invalid="ignore", divide="ignore"):
             return sums[SUMS.index("difference")] / sums[SUMS.index("size")]

@@ -64,7 +64,7 @@ class RunAnswers:
 
     def of_this_shard(self, costs: Mapping[str, float]) -> Collection[str]:
         """The keys that this process answers, of those of one call. costs: of each key, in any unit."""
-        return costs.keys() if self.plan is None else self.plan.own(costs)
+        return costs.keys() if self.plan is None else self.plan.keys_of_shard(costs)
 
     def keep(
         self,

@@ -33,10 +33,10 @@ class Cost:
         for each in fields(self):
             amount = getattr(other, each.name)
             if isinstance(amount, dict):
-                own = getattr(self, each.name)
+                total = getattr(self, each.name)
                 for kind, count in amount.items():
                     if count:
-                        own[kind] = own.get(kind, 0) + count * factor
+                        total[kind] = total.get(kind, 0) + count * factor
             else:
                 setattr(self, each.name, getattr(self, each.name) + amount * factor)
 
@@ -58,11 +58,11 @@ class Cost:
         for name, amount in amounts.items():
             if not isinstance(amount, (int, float)) or isinstance(amount, bool) or not 0 <= amount <= MOST_AMOUNT:
                 raise ValueError("a cost is no number of at least 0")
-            what, _, kind = name.partition(".")
-            if not hasattr(cost, what) or isinstance(getattr(cost, what), dict) != bool(kind):
+            name_of_field, _, kind = name.partition(".")
+            if not hasattr(cost, name_of_field) or isinstance(getattr(cost, name_of_field), dict) != bool(kind):
                 raise ValueError("a cost of an unknown kind")
             if kind:
-                getattr(cost, what)[kind] = amount
+                getattr(cost, name_of_field)[kind] = amount
             else:
-                setattr(cost, what, amount)
+                setattr(cost, name_of_field, amount)
         return cost

@@ -51,10 +51,10 @@ class Shard:
     @classmethod
     def parse(cls, text: str, processes: int) -> Shard:
         """Of "0/4". Raises UsageError."""
-        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
-        if not found or not int(found[1]) < int(found[2]):
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
+        if not match or not int(match[1]) < int(match[2]):
             raise UsageError(f"--shard must be i/N with i from 0 to N - 1, as in 0/4, not {text!r}")
-        return cls(int(found[1]), int(found[2]), processes)
+        return cls(int(match[1]), int(match[2]), processes)
 
     @property
     def name(self) -> str:
@@ -86,8 +86,8 @@ def balanced(costs: Mapping[str, float], count: int) -> list[list[str]]:
 # -- who is at work ----------------------------------------------------------------------------------------------------
 def shards_at_work(folder: Path) -> list[str]:
     """Names of the shards of a run that a living process holds."""
-    found = sorted((Path(folder) / SHARDS_FOLDER).glob("*-of-*"))
-    return [path.name for path in found if is_held(path / LOCK)]
+    folders = sorted((Path(folder) / SHARDS_FOLDER).glob("*-of-*"))
+    return [path.name for path in folders if is_held(path / LOCK)]
 
 
 def check_nobody_at_work(folder: Path) -> None:
@@ -120,21 +120,22 @@ def discard(folder: Path) -> None:
 # -- the plan ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Plan:
-    """The plan that counts, and which shard of it is this process's."""
+    """Which questions each shard of a run answers, and which shard this process answers."""
 
     path: Path
     shard: Shard
 
     @classmethod
     def of(cls, answers: Path, folder: Path, shard: Shard) -> Plan:
-        """Read, or laid down where there is none, or nobody is at work by another one.
+        """The run's latest plan, if it is for this number of shards; else a new plan.
 
-        answers: the folder of the run's answers; folder: the run's. Raises UsageError while others divide it otherwise.
+        answers: the folder of the run's answers; folder: the run's folder. Raises UsageError while processes answer
+        another number of shards.
         """
         while True:
             last = max(filter(_number_of_plan, answers.glob("plan.*")), key=_number_of_plan, default=None)
-            found = read_json(last / "plan.json")[0] if last else None
-            if last and found and found.get("division") == shard.sharding:
+            content = read_json(last / "plan.json")[0] if last else None
+            if last and content and content.get("division") == shard.sharding:
                 return cls(last, shard)
             others = [name for name in shards_at_work(folder) if not name.endswith(f"-of-{shard.sharding}")]
             if others:
@@ -146,8 +147,11 @@ class Plan:
             number = _number_of_plan(last) + 1 if last else 1
             _publish(answers / f"plan.{number:04d}", "plan.json", {"schema_version": 1, "division": shard.sharding})
 
-    def own(self, costs: Mapping[str, float]) -> frozenset[str]:
-        """The keys of this shard, of those that one call of the harness has, by what each costs."""
+    def keys_of_shard(self, costs: Mapping[str, float]) -> frozenset[str]:
+        """The keys that this shard answers in one call of the harness. costs: key -> cost, of all keys of the call.
+
+        The first process writes how the keys are divided; the others read it. Raises OSError.
+        """
         digest = sha256("\n".join(sorted(costs)).encode()).hexdigest()[:KEY_DIGITS]
         if not (self.path / digest).is_dir():
             shards = [[key[:KEY_DIGITS] for key in keys] for keys in balanced(costs, self.shard.count)]
@@ -156,20 +160,20 @@ class Plan:
         if content is None:
             raise OSError(f"{self.path / digest}/shares.json cannot be read: {fault or 'no file'}")
         try:
-            own = frozenset(content["shares"][self.shard.index])
+            short_keys = frozenset(content["shares"][self.shard.index])
         except (KeyError, IndexError, TypeError):
             raise OSError(f"{self.path / digest}/shares.json is no plan of {self.shard.count} shards") from None
-        return frozenset(key for key in costs if key[:KEY_DIGITS] in own)
+        return frozenset(key for key in costs if key[:KEY_DIGITS] in short_keys)
 
 
 def _number_of_plan(path: Path) -> int:
-    """Of plan.0012; 0 for another name."""
+    """12 for plan.0012; 0 for a file that is no plan."""
     digits = path.name.partition(".")[2]
     return int(digits) if digits.isdecimal() and digits.isascii() and len(digits) <= 9 else 0
 
 
 def _publish(path: Path, name: str, content: dict) -> None:
-    """A folder with one file, whole, unless there is one already."""
+    """Create the folder `path` with one file in one step; an existing folder stays as it is."""
     new = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     write_json(new / name, content)
     try:

@@ -44,7 +44,7 @@ def submit_successor(request: Request, chain: Chain, stalled: int, successor: Jo
     """Submit the job that continues this one; returns its id, "" where there is none."""
     if chain.further_jobs <= 0:
         return ""
-    job = failures.own_job()
+    job = failures.current_job()
     words = chain.words_for_next(job, work_done(request), stalled)
     submitted, reply = submit(successor.with_words(words).command(dependency=f"afternotok:{job}"), {})
     if submitted:

@@ -1,4 +1,4 @@
-"""How long an evaluation will take: as a complete run of the same task, model and GPU took, else by the roofline."""
+"""Estimates how long an evaluation takes: from a complete run of the same task, model and GPU, else by the roofline."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ ROOFLINE_MARGIN = 4.0
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A time. seconds: of one GPU, for the questions alone. margin: by how much to multiply them. about, source: words
-    for people."""
+class TimeEstimate:
+    """How long an evaluation takes. seconds: on one GPU, for the questions alone. margin: the factor to be safe.
+
+    about, source: words for people, as "about" and "as k1_first measured".
+    """
 
     seconds: float
     margin: float
@@ -31,31 +33,32 @@ class Cost:
     source: str
 
     def wall(self, processes: int = 1) -> float:
-        """Seconds to ask Slurm for where so many, in one job or several, divide the questions."""
+        """Seconds of wall time to ask Slurm for, if `processes` share the questions, in one job or several."""
         return math.ceil((START_SECONDS + self.margin * self.seconds / processes) / STEP_SECONDS) * STEP_SECONDS
 
     def shards(self, wall: float, processes: int = 1) -> int:
-        """Of as many each is answered in a job of `wall` seconds (more than START_SECONDS) by so many processes."""
+        """The number of shards so that a job of `wall` seconds (above START_SECONDS) and `processes` answers one."""
         return max(1, math.ceil(self.margin * self.seconds / processes / (wall - START_SECONDS)))
 
 
 def questions(run: Run) -> int | None:
+    """How many questions a run answers; None if that is not known."""
     size = run.task.size(run.limit)
     return run.limit * run.task.subtasks if size is None and run.limit and run.task.subtasks else size
 
 
-def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
-    """The time of a run on a type of GPU (roofline.GPUS); None where neither a result nor the table tells one."""
+def estimate_of(request: Request, run: Run, gpu: str) -> TimeEstimate | None:
+    """How long a run takes on a type of GPU (roofline.GPUS); None if neither a result nor the roofline tells that."""
     count = questions(run)
     if count is None:
         return None
     measured = list(_measured(request, run, gpu))
     if measured:
-        # the longest runs of the same threshold tell most; of those the slowest
+        # Prefer runs with the same threshold, then those with the most questions, then the slowest of them.
         same = [one for one in measured if one[0]] or measured
         full = max(one[1] for one in same)
         _, _, seconds, name = max(one for one in same if one[1] == full)
-        return Cost(seconds * count, MEASURED_MARGIN, "about", f"as {name} measured")
+        return TimeEstimate(seconds * count, MEASURED_MARGIN, "about", f"as {name} measured")
     task = next((task for task in TASKS if task.name == run.task.name), None)
     sizes = sizes_of(request.model_or_default, request.root)
     cards = [card for card in GPUS if card.slurm == gpu]
@@ -64,11 +67,11 @@ def cost_of(request: Request, run: Run, gpu: str) -> Cost | None:
     threshold = next(known for known in sorted(TOKENS_PER_FORWARD) if float(str(run.arguments["threshold"])) <= known)
     fitting = [card for card in cards if sizes.fits(card)] or cards
     seconds = sizes.task_seconds(fitting[0], replace(task, questions=count), threshold)
-    return Cost(seconds, ROOFLINE_MARGIN, "at best", "by the roofline")
+    return TimeEstimate(seconds, ROOFLINE_MARGIN, "at best", "by the roofline")
 
 
 def _measured(request: Request, run: Run, gpu: str) -> Iterator[tuple[bool, int, float, str]]:
-    """(same threshold, questions, seconds a question, name) of whatever is complete, of any experiment."""
+    """(same threshold?, questions, seconds per question, name) of each complete run, of all experiments."""
     for name, summary in _complete(request.root, run.task.name):
         cost, count = summary.throughput, summary.num_samples
         seconds = (cost.seconds_generating or 0) + (cost.seconds_scoring or 0)
@@ -79,7 +82,7 @@ def _measured(request: Request, run: Run, gpu: str) -> Iterator[tuple[bool, int,
 
 @functools.lru_cache(maxsize=None)
 def _complete(root: Path, task: str) -> Sequence[tuple[str, Summary]]:
-    """(folders' names, summary) of the task's results; read once a command, whatever it asks them about."""
+    """(name, summary) of all results of the task. They are read once per command."""
     summaries = []
     for top in ("results", "artifacts"):
         for folder in (task, f"{task}_limit_*"):

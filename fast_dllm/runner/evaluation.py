@@ -232,7 +232,7 @@ def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
     remove(folder / "failure.json", *folder.glob("progress.rank*.json"))
     if request.shard is not None:
         remove(folder / DONE_FILE)
-        record_job(folder, failures.own_job(), log)
+        record_job(folder, failures.current_job(), log)
         return
     set_aside_foreign(folder / "summary.json", run)
     if forced:
@@ -242,7 +242,7 @@ def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
         remove(folder / FORCE_FILE)  # last: if the job ends before this, the next evaluation begins again
     before = Records.of(folder)
     division = {"shards": before.shards, "gpus": before.gpus} if before.shards else {}
-    record_job(folder, failures.own_job(), log, **division)
+    record_job(folder, failures.current_job(), log, **division)
 
 
 # -- the process -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Why a run ended: a class from what Slurm, Python and the kernel left behind, and its record, failure.json."""
+"""Classifies why a run failed, from its log, its exit status and the kernel's counters, and writes failure.json."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ TEXTS = {
     "no_progress": "no progress in two jobs",
     "no_result": "ended without a result",
 }
-# Followed by another job without anyone typing. A code error would only happen again.
+# Failures after which another job continues the run by itself. A code error would only happen again.
 CONTINUED = ("time_limit", "preemption", "node_failure")
 
-# First match wins; looked for in the last lines of the run's log. The data set's patterns stand before the network's,
-# because a refused download also says HTTP; memory stands first, because it breaks other things.
+# Searched for in the last lines of the run's log; the first match counts. Lack of memory comes first, because it causes
+# other errors. The data set comes before the network, because a refused download also mentions HTTP.
 PATTERNS = (
     (
         "gpu_oom",
@@ -60,7 +60,7 @@ PATTERNS = (
         r"|Network is unreachable|could not be fetched",
     ),
 )
-# slurmstepd says why before it sends the signal, often in the middle of a progress bar's line:
+# slurmstepd writes the reason before it sends the signal, often into the line of a progress bar:
 # "slurmstepd-n1: error: *** JOB 12 ON n1 CANCELLED AT ... DUE TO TIME LIMIT ***"
 _DUE = (
     ("DUE TO TIME LIMIT", "time_limit"),
@@ -82,14 +82,14 @@ _STATES = (
 
 
 def class_of_state(state: str) -> str:
-    """Of "state|exit code:signal", as sacct writes it; "" while it says nothing about an end."""
+    """The failure class of "state|exit code:signal", as sacct writes it; "" for a job that has not ended."""
     if re.match(r"FAILED.*:9$", state):
         return "killed"
     return next((name for start, name in _STATES if state.startswith(start)), "")
 
 
 def cgroup_oom() -> bool:
-    """Whether the kernel killed something in this job's memory cgroup (version 2, then 1)."""
+    """Whether the kernel killed a process of this job for lack of memory. Reads the cgroup, version 2 then 1."""
     if not os.environ.get("SLURM_JOB_ID"):
         return False
     try:
@@ -110,7 +110,7 @@ def cgroup_oom() -> bool:
 
 
 def classify(status: int, text: str, told_to_stop: bool) -> str:
-    """text: the run's part of the log. told_to_stop: the shell received SIGTERM."""
+    """The failure class of a run. text: the run's part of the log. told_to_stop: this process received SIGTERM."""
     job = re.escape(os.environ.get("SLURM_JOB_ID") or "none")
     ended = re.findall(rf"slurmstepd[^ \n]*: error: \*\*\* (?:JOB|STEP) {job}[ .].*", text)
     for words, name in _DUE if ended else ():
@@ -142,20 +142,21 @@ def end_of(log: Path, start: int = 0, size: int = 20000) -> str:
         return ""
 
 
-def own_job() -> str:
-    """The job that this runs in, of an array as "123_4"; "" without one."""
+def current_job() -> str:
+    """The id of the job that this process runs in, "123_4" for one of an array; "" outside Slurm."""
     array, number = (os.environ.get(f"SLURM_ARRAY_{name}", "") for name in ("JOB_ID", "TASK_ID"))
     return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID", "")
 
 
 def write_failure(folder: Path, name: str, status: int, log: str, text: str) -> None:
+    """Write failure.json. name: the class; status: the exit status; log: the log's path; text: the run's part of it."""
     lines = [line for line in text.replace("\r", "\n").split("\n") if line.strip(" ")]
     record = {
         "schema_version": 1,
         "class": name,
         "message": TEXTS[name],
         "exit_code": status,
-        "job_id": own_job(),
+        "job_id": current_job(),
         "host": socket.gethostname(),
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "log": printable(log),

@@ -1,4 +1,4 @@
-"""Which GPU a job asks for: what is refused and why, and the type that starts soonest."""
+"""Chooses the GPU type that a job asks for, and says why a type is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOONEST = "soonest"
 
 
 def check_gpu(request: Request, text: str) -> list[str]:
-    """The types that `--gpu` allows, in the table's order. Raises UsageError."""
+    """The types that the value of `--gpu` allows. Raises UsageError."""
     if text.lower() == SOONEST:
         return [one for one in TYPES if not why_not(request.model_or_default, request.code_root, one)]
     wanted = [one.lower() for one in text.split(",")]
@@ -31,7 +31,7 @@ def check_gpu(request: Request, text: str) -> list[str]:
 
 
 def why_not(model: str, code_root: Path, gpu: str) -> str:
-    """Why the model cannot run on any card of a type, or ""."""
+    """Why the model cannot run on any card of a GPU type; "" if it can."""
     cards, sizes = [card for card in GPUS if card.slurm == gpu], sizes_of(model, code_root)
     if all(card.capability < LEAST_CAPABILITY for card in cards):
         major, minor = cards[0].capability
@@ -48,8 +48,9 @@ def choose_gpu(
 ) -> tuple[str, list[str]]:
     """(a GPU type, lines about the choice).
 
-    The type of the table's other results and jobs (present) goes before the first start, because a table is of one
-    kind. settings: what sbatch is told for a type. Raises UsageError where Slurm would start none of them.
+    If the table's other results and jobs have one type (`present`), it is chosen, because speeds in one table must be
+    comparable; else the type that starts soonest. settings: the variables for sbatch, of a type. Raises UsageError if
+    Slurm would start none of them.
     """
     wanted, present = check_gpu(request, text), sorted(set(present))
     if len(wanted) == 1:
@@ -71,29 +72,29 @@ def choose_gpu(
 
 
 def first_start(request: Request, settings: Mapping[str, str]) -> tuple[str, str]:
-    """(when Slurm would start such a job, or ""; its reply). Nothing is submitted."""
+    """(when Slurm would start such a job, or ""; Slurm's reply). Nothing is submitted."""
     script = str(request.code_root / "sbatch" / "_job.sh")
     worked, reply = ask("sbatch", "--test-only", script, settings=settings)
     match = re.search(r"to start at (\S+)", reply)
-    said = re.sub(r"sbatch: (error: )?|allocation failure: ", "", reply)
-    return (match[1], match[1]) if worked and match else ("", said or "no reply")
+    reason = re.sub(r"sbatch: (error: )?|allocation failure: ", "", reply)
+    return (match[1], match[1]) if worked and match else ("", reason or "no reply")
 
 
 def count_of(gres: str) -> int:
-    """GPUs of gpu:a100:2."""
+    """The number of GPUs in gpu:a100:2."""
     match = re.search(r":(\d+)$", gres)
     return int(match[1]) if match else 1
 
 
 def memory_for(gpu: str, asked: str) -> dict[str, str]:
-    """Less memory than the script's, where a node of this type has less for each of its GPUs."""
+    """A smaller host memory than the script asks for (`asked`), if the nodes of this type have less for each GPU."""
     megabytes = int(asked.rstrip("G")) * 1024
     if os.environ.get("SBATCH_MEM_PER_NODE"):
         return {}
-    shares = []
+    per_gpu = []
     for gres, memory in lines_of("sinfo", "--noheader", "--format=%G|%m") or ():
         kinds = re.findall(r"gpu:([A-Za-z_]\w*):(\d+)", gres)
         if gpu in (kind.lower() for kind, _ in kinds):
-            shares.append(int(memory.rstrip("+")) // sum(int(count) for _, count in kinds))
-    share = max(shares, default=megabytes)
-    return {"SBATCH_MEM_PER_NODE": str(share)} if share < megabytes else {}
+            per_gpu.append(int(memory.rstrip("+")) // sum(int(count) for _, count in kinds))
+    smallest = max(per_gpu, default=megabytes)
+    return {"SBATCH_MEM_PER_NODE": str(smallest)} if smallest < megabytes else {}

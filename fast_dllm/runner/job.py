@@ -25,7 +25,7 @@ from fast_dllm.runner import artifacts, shard_jobs, venv
 from fast_dllm.runner.chain import Chain, cancel, decide, record_failure, submit_successor
 from fast_dllm.runner.environment import evaluation_environment, has_gpu, log_of_this_process
 from fast_dllm.runner.evaluation import Outcome, Settings, StopSignal, evaluate
-from fast_dllm.runner.failures import own_job
+from fast_dllm.runner.failures import current_job
 from fast_dllm.runner.messages import say
 from fast_dllm.runner.records import missing_runs
 from fast_dllm.runner.sbatch import JobScript
@@ -73,7 +73,9 @@ class JobOptions:
 def run_job(options: JobOptions) -> int:
     """Live the life of a job; returns its exit status."""
     request, run, chain = options.request, options.run, options.chain
-    say(f"job {own_job()} on {socket.gethostname()}: {run.path}, code {options.snapshot or 'of the project folder'}")
+    say(
+        f"job {current_job()} on {socket.gethostname()}: {run.path}, code {options.snapshot or 'of the project folder'}"
+    )
     if not missing_runs(request):
         say(f"{run.path} is complete, nothing to do")
         artifacts.keep(request, run)  # the job before may have ended between its last answer and this

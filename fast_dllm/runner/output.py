@@ -28,8 +28,8 @@ def frame(request: Request, states: list[State]) -> Iterator[str]:
     yield from (LINE, f"Completed: {sum(state.is_complete for state in states)} / {len(states)}")
     kinds = Counter(state.gpu for state in states if state.gpu)
     if len(kinds) > 1:
-        told = ", ".join(f"{count} on {kind}" for kind, count in kinds.items())
-        yield f"Mixed GPUs, whose speeds and roundings differ: {told}"
+        counts = ", ".join(f"{count} on {kind}" for kind, count in kinds.items())
+        yield f"Mixed GPUs, whose speeds and roundings differ: {counts}"
     yield LINE
 
 

@@ -1,4 +1,4 @@
-"""Slurm's reasons for a pending job, in words: which of them waiting does not resolve, and what does."""
+"""Explains why a job is pending: which of Slurm's reasons do not end by waiting, and what to do about them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fast_dllm.runner.slurm import Job
 
 AGAIN = "scancel {job}, then run.sh again"
 MEND = "scancel {job}, change what it asks for (--gpu, SBATCH_ settings), then run.sh again"
-# (reason, what it says, what to do). First match wins. The names are those of Slurm 22.05 to 24.11
-# (slurm.schedmd.com/job_reason_codes.html). What a running job's end resolves (Grp limits but for minutes, PerUser
-# limits, RunMinutes) is waiting and not here.
+# (pattern of Slurm's reason, what it means, what to do). The first match counts. The reasons are those of Slurm 22.05
+# to 24.11 (slurm.schedmd.com/job_reason_codes.html). Reasons that end when another job ends (Grp limits except
+# minutes, PerUser limits, RunMinutes) are not in this table.
 _BLOCKED = (
     (r"(QOS|Assoc)MaxWallDurationPerJobLimit|QOSTimeLimit|AssociationTimeLimit",
      "its wall time is longer than its QOS or account allows", AGAIN),
@@ -38,7 +38,7 @@ _WAITS = (
 
 
 def blocked(job: Job) -> tuple[str, str] | None:
-    """(what it says, what to do) of a pending job that waiting does not start; None of any other job."""
+    """(what the reason means, what to do) for a pending job that waiting does not start; None for any other job."""
     if job.state != "PENDING":
         return None
     for pattern, says, remedy in _BLOCKED:
@@ -48,6 +48,6 @@ def blocked(job: Job) -> tuple[str, str] | None:
 
 
 def waiting(job: Job) -> str:
-    """Slurm's word for what it waits for, or ours where that word is no help."""
+    """Why a pending job waits: Slurm's reason, or an explanation if the reason alone does not help."""
     words = (says for pattern, says in _WAITS if re.fullmatch(pattern, job.reason))
     return next(words, job.reason)

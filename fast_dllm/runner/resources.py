@@ -1,7 +1,7 @@
-"""What the jobs of one submission ask Slurm for: account, QOS, GPU and a wall time that its QOS allows.
+"""Decides what the jobs of one submission ask Slurm for: account, QOS, GPU, and a wall time that the QOS allows.
 
-A command line beats the environment (sbatch/cluster.env's lines included), which beats the lines of sbatch/_job.sh.
-What is decided here goes to sbatch as SBATCH_ variables, so that the job that continues one has them too.
+The command line takes precedence over the environment (with sbatch/cluster.env), and that over sbatch/_job.sh. The
+decision is given to sbatch in SBATCH_ variables, so that a job that continues another one has the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import slurm
-from fast_dllm.runner.costs import cost_of
+from fast_dllm.runner.costs import estimate_of
 from fast_dllm.runner.gpus import choose_gpu, count_of, memory_for
 from fast_dllm.runner.slurm import KNOWN_FROM, KNOWN_QOS, Association, Qos, as_hours, as_time, read_time
 from fast_dllm.spec.request import Request, Run
@@ -25,8 +25,11 @@ WHERE = "SBATCH_ACCOUNT in sbatch/cluster.env"
 
 @dataclass(frozen=True)
 class Resources:
-    """account, qos: with their limits, as far as Slurm tells or they are known. gpu: its type, or "". wall: seconds of
-    a job. settings: variables for sbatch beside those that are set. notes: what was decided, a line each."""
+    """What the jobs ask for.
+
+    account, qos: with the limits that Slurm reports or that are known. gpu: its type, or "". wall: seconds of a job.
+    settings: further variables for sbatch. notes: the decisions, one line each, for people.
+    """
 
     account: Association | None
     qos: Qos
@@ -51,7 +54,7 @@ class ResourceOptions:
 
 
 def script_option(code_root: Path, name: str) -> str:
-    """What the job's script itself asks for."""
+    """The value of an #SBATCH option in sbatch/_job.sh."""
     text = (code_root / "sbatch" / "_job.sh").read_text(encoding="utf-8")
     match = re.search(rf"^#SBATCH --{name}=(\S+)$", text, re.MULTILINE)
     assert match, f"sbatch/_job.sh names no --{name}"
@@ -59,7 +62,7 @@ def script_option(code_root: Path, name: str) -> str:
 
 
 def check_hours(text: str) -> float | None:
-    """Seconds; None for `auto`."""
+    """The seconds that `--hours` asks for; None for `auto`. Raises UsageError."""
     if text == "auto":
         return None
     if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text, re.ASCII) or float(text) * 60 < 1:
@@ -70,7 +73,7 @@ def check_hours(text: str) -> float | None:
 def decide(request: Request, runs: list[Run], options: ResourceOptions, present: Iterable[str] = ()) -> Resources:
     """The resources of the jobs of these runs. present: GPU types of the table's other results and jobs.
 
-    Raises UsageError for what Slurm would refuse, or would accept and never start.
+    Raises UsageError if Slurm would refuse the jobs, or accept and never start them.
     """
     notes: list[str] = []
     settings: dict[str, str] = {}
@@ -89,7 +92,7 @@ def decide(request: Request, runs: list[Run], options: ResourceOptions, present:
 
     if options.gpu:
         wanted = {**settings, "SBATCH_QOS": qos.name}
-        gpu, lines = choose_gpu(request, options.gpu, present, lambda one: {**wanted, **_time(wall_on(one))})
+        gpu, lines = choose_gpu(request, options.gpu, present, lambda each: {**wanted, **_time(wall_on(each))})
         notes += lines
         gres = settings["SBATCH_GRES"] = f"gpu:{gpu}:1"
         settings.update(memory_for(gpu, script_option(request.code_root, "mem")))
@@ -105,7 +108,7 @@ def decide(request: Request, runs: list[Run], options: ResourceOptions, present:
 
 
 def memory_of(gpus: int, settings: Mapping[str, str], asked: str) -> dict[str, str]:
-    """That of one GPU for each; what the user has set for the job stays."""
+    """The host memory of a job: that of one GPU, times `gpus`. Empty if the user has set it. asked: as in _job.sh."""
     if os.environ.get("SBATCH_MEM_PER_NODE"):
         return {}
     each = settings.get("SBATCH_MEM_PER_NODE")
@@ -118,14 +121,16 @@ def _time(wall: float) -> dict[str, str]:
 
 # -- account and QOS ---------------------------------------------------------------------------------------------------
 def account_and_qos(code_root: Path, environment: Mapping[str, str]) -> tuple[Association | None, Qos]:
-    """The account that is set, or the only one, None where Slurm does not say; the QOS with its limits, as far as they
-    are known. Raises UsageError for what Slurm would refuse."""
+    """The account and the QOS of the jobs, with their limits as far as they are known.
+
+    The account is None if none is needed or Slurm does not answer. Raises UsageError if Slurm would refuse them.
+    """
     name = environment.get("SBATCH_QOS") or script_option(code_root, "qos")
     return _account(name, environment.get("SBATCH_ACCOUNT")), _qos(name)
 
 
 def _account(qos: str, given: str | None) -> Association | None:
-    """The account that is named, the only one, or the default one; None where Slurm does not say or needs none."""
+    """The account that is named, else the only one, else the default one; None if none is needed or known."""
     known = slurm.associations()
     if known is None:
         return None
@@ -146,7 +151,7 @@ def _account(qos: str, given: str | None) -> Association | None:
 
 
 def _qos(name: str) -> Qos:
-    """With its limits: Slurm's, or those that are known of PACE. Raises UsageError where Slurm has no such QOS."""
+    """The QOS with its limits, from Slurm or from KNOWN_QOS. Raises UsageError if Slurm has no such QOS."""
     known = slurm.all_qos()
     for one in KNOWN_QOS if known is None else known:
         if one.name == name:
@@ -157,6 +162,7 @@ def _qos(name: str) -> Qos:
 
 
 def source_of_limits() -> str:
+    """A remark in brackets where the limits are not from Slurm."""
     return f" ({KNOWN_FROM}: sacctmgr does not answer)" if slurm.all_qos() is None else ""
 
 
@@ -164,29 +170,31 @@ def source_of_limits() -> str:
 def _wall(
     request: Request, runs: list[Run], options: ResourceOptions, gpu: str, limiter: str, longest: float
 ) -> tuple[float, str]:
-    """(seconds of a job's wall time, a line where that is not what the script or the user says). limiter: the QOS or
-    account that allows no longer ones. Raises UsageError."""
+    """(seconds of a job's wall time, a line if they are not those of the script or the user).
+
+    longest: the most that the QOS or account named `limiter` allows. Raises UsageError.
+    """
     limit = f"{limiter} ends jobs after {as_hours(longest)}{source_of_limits()}"
     if options.hours == "auto":
-        costs = [cost_of(request, run, gpu) for run in runs]
-        known = [cost.wall(options.shards * options.gpus) for cost in costs if cost]
-        if len(known) < len(costs):
+        estimates = [estimate_of(request, run, gpu) for run in runs]
+        known = [estimate.wall(options.shards * options.gpus) for estimate in estimates if estimate]
+        if len(known) < len(estimates):
             what = f"{runs[0].task.name} with {request.model_or_default} on {gpu or 'this GPU'}"
             raise UsageError(f"--hours auto: nothing here tells how long {what} takes; --hours H")
         wall = min(max(known), longest)
         return wall, f"{as_hours(wall)} of wall time asked" + (f": {limit}" if wall < max(known) else "")
     given = os.environ.get("SBATCH_TIMELIMIT")
     if options.hours:
-        wall, said = check_hours(options.hours) or 0.0, f"--hours {options.hours}"
+        wall, source = check_hours(options.hours) or 0.0, f"--hours {options.hours}"
     elif given:
-        seconds, said = read_time(given), f"SBATCH_TIMELIMIT={given}"
+        seconds, source = read_time(given), f"SBATCH_TIMELIMIT={given}"
         if seconds is None:
-            raise UsageError(f"{said} is no time for Slurm; it takes H:MM:SS, minutes or days-hours")
+            raise UsageError(f"{source} is no time for Slurm; it takes H:MM:SS, minutes or days-hours")
         wall = seconds or math.inf  # for Slurm 0 is no limit
     else:
-        wall, said = read_time(script_option(request.code_root, "time")) or 0.0, ""
+        wall, source = read_time(script_option(request.code_root, "time")) or 0.0, ""
     if wall <= longest:
         return wall, ""
-    if said:
-        raise UsageError(f"{said} does not fit, such a job never starts: {limit}; --hours {longest / 3600:g}")
+    if source:
+        raise UsageError(f"{source} does not fit, such a job never starts: {limit}; --hours {longest / 3600:g}")
     return longest, f"{limit}; {as_hours(longest)} asked, not {as_hours(wall)}"

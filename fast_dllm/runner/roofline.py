@@ -1,6 +1,6 @@
-"""How long an evaluation takes at best: the sums of benchmarks/roofline.py, which run.sh tells the costs from too.
+"""How long an evaluation takes at best, from the GPU's memory bandwidth and peak arithmetic, at batch size 1.
 
-Bandwidth and arithmetic of the GPU's data sheet, batch size 1; benchmarks/roofline.py states the formula.
+run.sh and benchmarks/roofline.py use it; benchmarks/roofline.py states the formula.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from fast_dllm.spec.files import read_json
 from fast_dllm.spec.tasks import TASKS as DESCRIBED
 
 BYTES = 2  # of a float16 or bfloat16 number
-WORK_BYTES = 2e9  # beside the weights: CUDA's own share, caches and activations of one long question
-# By threshold. 1 is one token a forward by construction; at 0.9 the paper (arXiv 2509.26328) is 2.5 times as fast as
-# autoregressive decoding, which is one token a forward too.
+WORK_BYTES = 2e9  # besides the weights: CUDA itself, and the caches and activations of one long question
+# By threshold. Threshold 1 gives one token per forward by construction. At 0.9 the paper (arXiv 2509.26328) is 2.5
+# times as fast as autoregressive decoding, which also gives one token per forward.
 TOKENS_PER_FORWARD = {1.0: 1.0, 0.9: 2.5}
 
 
 @dataclass(frozen=True)
 class GPU:
-    """slurm: the type that a job names; where cards of one type differ, the least comes first. memory:
-    GB. bandwidth: GB/s. peak: TFLOP/s of its tensor cores in 16 bits, dense, with float32 sums. card: a pattern of the
-    name that its driver tells.
+    """A GPU's data sheet.
 
-    From NVIDIA's Turing white paper (Quadro RTX 6000) and the data sheets of the V100, L40S, A100, H100 and H200. The
-    RTX PRO 6000 Blackwell's are the Workstation Edition's as others report them, no data sheet was read (the Server
-    Edition's clocks are lower).
+    slurm: the type that a job names; if cards of one type differ, the smallest comes first. memory: GB. bandwidth:
+    GB/s. peak: TFLOP/s of the tensor cores in 16 bits, dense, with float32 sums. card: a regular expression for the
+    name that the driver reports.
+
+    Sources: NVIDIA's Turing white paper (Quadro RTX 6000) and the data sheets of the V100, L40S, A100, H100 and H200.
+    The numbers of the RTX PRO 6000 Blackwell are secondary reports about its Workstation Edition, not from a data sheet
+    (the Server Edition has lower clocks).
     """
 
     slurm: str
@@ -44,6 +46,7 @@ class GPU:
 
     @property
     def dtype(self) -> str:
+        """The dtype that `dtype=auto` chooses on it."""
         return "bfloat16" if self.capability >= (8, 0) else "float16"
 
 
@@ -59,18 +62,18 @@ GPUS = (
     GPU("rtx_pro_6000_blackwell", "RTX PRO 6000 Blackwell", (12, 0), 96, 1792, 503.8, "RTX PRO 6000 Blackwell"),
 )
 TYPES = tuple(dict.fromkeys(gpu.slurm for gpu in GPUS))
-# The oldest that the pinned torch (constraints.txt) has code for, docs/reference/pace-cluster.md.
+# The lowest compute capability that the pinned torch (constraints.txt) supports; docs/reference/pace-cluster.md.
 LEAST_CAPABILITY = (7, 5)
 
 
 def type_of_card(name: str) -> str:
-    """The type that a job names, of the name that a card's driver tells; "" for a card that is not listed."""
+    """The Slurm type of a card, from the name that its driver reports; "" for a card that is not in GPUS."""
     return next((gpu.slurm for gpu in GPUS if re.search(gpu.card, name)), "")
 
 
 @dataclass(frozen=True)
-class Task:
-    """questions, choices: counts (1 choice: generation). prompt, answer: mean tokens, 0 where no time is told."""
+class TaskSize:
+    """The size of a task. choices: 1 for generation. prompt, answer: mean number of tokens; 0 if no time is known."""
 
     name: str
     questions: int
@@ -81,7 +84,9 @@ class Task:
 
 
 TASKS = tuple(
-    Task(task.name, task.questions, task.choices, task.num_fewshot, task.prompt_tokens or 0, task.answer_tokens or 0)
+    TaskSize(
+        task.name, task.questions, task.choices, task.num_fewshot, task.prompt_tokens or 0, task.answer_tokens or 0
+    )
     for task in DESCRIBED.values()
     if not task.code and task.questions is not None
 )
@@ -89,7 +94,7 @@ TASKS = tuple(
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of weights: of all layers, and of the embedding table (lm_head has as many)."""
+    """Numbers of weights of a model. layers: of all layers together. table: of the embedding; lm_head has as many."""
 
     layers: int
     table: int
@@ -97,6 +102,7 @@ class Sizes:
 
     @classmethod
     def of(cls, config: Any) -> Sizes:
+        """The sizes of a model, from the fields of its config.json."""
         C, kv = config.hidden_size, config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
         attention = 2 * C * C + 2 * C * kv + C + 2 * kv  # q, o; k, v; the three biases
         layer = attention + 3 * C * config.intermediate_size + 2 * C  # MLP, two norms
@@ -107,7 +113,7 @@ class Sizes:
         return BYTES * (self.layers + (1 if self.config.tie_word_embeddings else 2) * self.table)
 
     def seconds(self, gpu: GPU, rows: int, seen: float, rows_read: int) -> float:
-        """Of one forward of `rows` rows that see `seen` positions each, `rows_read` of which get logits."""
+        """Seconds of one forward of `rows` rows. seen: positions that each attends to. rows_read: rows with logits."""
         config = self.config
         head = config.hidden_size // config.num_attention_heads
         cached = 2 * config.num_hidden_layers * config.num_key_value_heads * head * seen
@@ -116,7 +122,8 @@ class Sizes:
         operations = 2 * rows * self.layers + 2 * rows_read * self.table + attention
         return max(read / (gpu.bandwidth * 1e9), operations / (gpu.peak * 1e12))
 
-    def task_seconds(self, gpu: GPU, task: Task, threshold: float) -> float:
+    def task_seconds(self, gpu: GPU, task: TaskSize, threshold: float) -> float:
+        """Seconds of a whole task: for each question a prefill, then forwards of one block."""
         if task.choices > 1:  # the choices' first tokens are read in one forward
             return task.questions * self.seconds(gpu, task.prompt, task.prompt, 1)
         block = self.config.bd_size
@@ -125,10 +132,11 @@ class Sizes:
         return task.questions * (self.seconds(gpu, task.prompt, task.prompt, 1) + forwards * step)
 
     def fits(self, gpu: GPU) -> bool:
+        """Whether the model and what one question needs fit into the GPU's memory."""
         return self.total_bytes + WORK_BYTES <= gpu.memory * 1e9
 
 
-# Of the published 7B, DEFAULT_MODEL; no file of it has to be here.
+# The config of the published 7B (DEFAULT_MODEL), so that none of its files is needed.
 PUBLISHED = SimpleNamespace(
     vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
     num_key_value_heads=4, bd_size=32, tie_word_embeddings=False,
@@ -136,7 +144,7 @@ PUBLISHED = SimpleNamespace(
 
 
 def sizes_of(model: str, root: Path) -> Sizes | None:
-    """Of a model: a folder tells them, `tiny` that of the project in `root`; None of a hub's but the published one."""
+    """The sizes of the published 7B, of `tiny`, or of a folder with a config.json; None for any other model."""
     if model == DEFAULT_MODEL:
         return Sizes.of(PUBLISHED)
     folder = root / "models" / "tiny" if model == "tiny" else root / model

@@ -15,8 +15,8 @@ from typing import Mapping, Sequence
 from fast_dllm.errors import UsageError
 from fast_dllm.record.judgement import Judge, set_aside_foreign
 from fast_dllm.record.shards import LOCK
-from fast_dllm.runner.costs import START_SECONDS, cost_of, questions
-from fast_dllm.runner.failures import own_job, write_failure
+from fast_dllm.runner.costs import START_SECONDS, estimate_of, questions
+from fast_dllm.runner.failures import current_job, write_failure
 from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.records import FORCE_FILE, Records, force, is_forced, record_job, shard_is_done
 from fast_dllm.runner.resources import Resources
@@ -140,7 +140,7 @@ def divide(request: Request, state: State, wanted: ShardOptions, count: int) -> 
 def choose_count(request: Request, run: Run, resources: Resources, gpus: int, places: int) -> tuple[int, str]:
     """(N of `--shards auto`, why): as many that each is answered within one job, with the margin of the times that are
     known, no more than questions or places in the queue. Raises UsageError where nothing tells a time."""
-    cost = cost_of(request, run, resources.gpu)
+    cost = estimate_of(request, run, resources.gpu)
     if cost is None:
         what = f"{run.task.name} with {request.model_or_default} on {resources.gpu or 'this GPU'}"
         raise UsageError(f"--shards auto: nothing here tells how long {what} takes; --shards N")
@@ -271,7 +271,7 @@ def wait_for_shards(request: Request, script: JobScript) -> bool:
             record_job(folder, job, script.log.replace("%j", job), **record)
             return True
         fault = f"the job that waits for the shards could not be submitted: {reply}"
-    log = script.log.replace("%j", own_job())
+    log = script.log.replace("%j", current_job())
     write_failure(request.root / "results" / run.path, "node_failure", 1, log, fault)
     raise UsageError(fault)
 

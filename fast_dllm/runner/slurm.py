@@ -1,4 +1,4 @@
-"""Asks Slurm for jobs, limits of a QOS and a user's accounts. Each question is asked at most once per command."""
+"""Asks Slurm for jobs, for the limits of a QOS and for a user's accounts. Limits and accounts are asked for once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def ask(*command: str, settings: Mapping[str, str] | None = None) -> tuple[bool,
     """
     environment = None
     if settings is not None:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
-        environment = {**kept, **settings}
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
+        environment = {**variables, **settings}
     try:
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS, env=environment)
     except subprocess.TimeoutExpired:
@@ -41,7 +41,7 @@ def ask(*command: str, settings: Mapping[str, str] | None = None) -> tuple[bool,
 
 
 def lines_of(*command: str) -> list[list[str]] | None:
-    """The answer's lines, split at their bars; None where the program is missing or fails."""
+    """The lines of a program's output, split at each `|`; None if the program is missing or fails."""
     if not shutil.which(command[0]):
         return None
     worked, text = ask(*command)
@@ -49,7 +49,7 @@ def lines_of(*command: str) -> list[list[str]] | None:
 
 
 def user() -> str:
-    """As Slurm sees it: by number."""
+    """The user's name as Slurm has it: by user id, not from the environment."""
     return pwd.getpwuid(os.getuid()).pw_name
 
 
@@ -74,13 +74,13 @@ def read_time(text: str) -> float | None:
 
 
 def as_time(seconds: float) -> str:
-    """For sbatch."""
+    """HH:MM:SS, as sbatch takes it."""
     whole = int(seconds)
     return f"{whole // 3600:02d}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
 
 
 def as_hours(seconds: float) -> str:
-    """For people: "8 h", "3 days", "50 min"."""
+    """A time for people: "8 h", "3 days", "50 min"."""
     if seconds >= 86400 and seconds % 86400 == 0:
         return f"{seconds / 86400:.0f} day{'s' * (seconds > 86400)}"
     return f"{seconds / 3600:.3g} h" if seconds >= 5400 or seconds % 3600 == 0 else f"{seconds / 60:.0f} min"
@@ -89,22 +89,24 @@ def as_hours(seconds: float) -> str:
 # -- limits and accounts -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Qos:
-    """A quality of service. wall: seconds that a job may last. submitted: the most jobs of a user, queued and running;
-    None: no limit."""
+    """A quality of service. wall: the most seconds of a job. submitted: the most jobs of a user, queued and running.
+
+    None: no limit.
+    """
 
     name: str
     wall: float = math.inf
     submitted: int | None = None
 
 
-# The limits on PACE, used where Slurm does not tell them (docs/reference/pace-cluster.md).
+# The limits on PACE, used if Slurm does not report them (docs/reference/pace-cluster.md).
 KNOWN_QOS = (Qos("inferno", 3 * 86400, 500), Qos("embers", 8 * 3600, 50))
 KNOWN_FROM = "users' notes of 2026, docs/reference/pace-cluster.md"
 
 
 @dataclass(frozen=True)
 class Association:
-    """An account that this user may name, with the QOS that it allows and its own limits; () where Slurm names none."""
+    """An account of this user, with its limits. qos: the QOS that it allows; empty if Slurm names none."""
 
     account: str
     qos: tuple[str, ...]
@@ -114,6 +116,7 @@ class Association:
 
 @functools.lru_cache(maxsize=None)
 def all_qos() -> tuple[Qos, ...] | None:
+    """Every QOS with its limits; None if Slurm does not answer."""
     lines = lines_of("sacctmgr", "-nP", "show", "qos", "format=Name,MaxWall,MaxSubmitPU")
     if lines is None:
         return None
@@ -122,31 +125,31 @@ def all_qos() -> tuple[Qos, ...] | None:
 
 @functools.lru_cache(maxsize=None)
 def associations() -> tuple[Association, ...] | None:
-    """The accounts of this user on this cluster, one entry each; None where Slurm does not answer."""
-    words = ("sacctmgr", "-nP", "show", "assoc", f"user={user()}", "format=Cluster,Account,QOS,MaxWall,MaxSubmit")
-    lines = lines_of(*words)
+    """The accounts of this user on this cluster, each once; None if Slurm does not answer."""
+    command = ("sacctmgr", "-nP", "show", "assoc", f"user={user()}", "format=Cluster,Account,QOS,MaxWall,MaxSubmit")
+    lines = lines_of(*command)
     if lines is None:
         return None
-    if len({line[0] for line in lines}) > 1:  # a site's clusters may share one accounting
+    if len({line[0] for line in lines}) > 1:  # clusters of one site can share an accounting database
         here = next((line[0] for line in lines_of("scontrol", "show", "config") or () if "ClusterName" in line[0]), "")
         lines = [line for line in lines if line[0] == here.partition("=")[2].strip()] or lines
     accounts: dict[str, Association] = {}
     for _, *line in lines:
-        if len(line) == 4:  # an account with several partitions stands there more than once
+        if len(line) == 4:  # an account with several partitions has several lines
             names = tuple(name for name in line[1].split(",") if name)
             accounts.setdefault(line[0], Association(line[0], names, _limit(line[2]), _count(line[3])))
     return tuple(accounts.values())
 
 
 def default_account() -> str:
-    """The account that Slurm takes for this user's jobs where none is named; "" where it does not say."""
+    """The account of this user's jobs that name none; "" if Slurm does not say."""
     lines = lines_of("sacctmgr", "-nP", "show", "user", user(), "format=DefaultAccount") or []
     return next((line[0].strip() for line in lines if line[0].strip()), "")
 
 
 @functools.lru_cache(maxsize=None)
 def needs_account() -> bool:
-    """Whether Slurm refuses jobs without an account of the user; True where it does not say."""
+    """Whether Slurm refuses jobs without an account; True if it does not say."""
     for line in lines_of("scontrol", "show", "config") or ():
         name, _, value = line[0].partition("=")
         if name.strip() == "AccountingStorageEnforce":
@@ -155,6 +158,7 @@ def needs_account() -> bool:
 
 
 def _limit(text: str) -> float:
+    """Seconds; infinity for no limit and for a text that is no time."""
     seconds = read_time(text)
     return math.inf if seconds is None else seconds
 
@@ -184,7 +188,7 @@ class Job:
 
     @property
     def waits(self) -> bool:
-        """For another job to end."""
+        """Whether the job waits for another one to end."""
         return self.state == "PENDING" and self.reason.startswith("Dependency")
 
 
@@ -200,14 +204,13 @@ def _job(line: str) -> Job | None:
 
 
 def gpu_type(gres: str) -> str:
-    """Of gres/gpu:a100:1 or gpu:a100:1; "" where none is named."""
+    """The GPU type in gres/gpu:a100:1 or gpu:a100:1; "" if none is named."""
     match = re.search(r"gpu[:/]([A-Za-z_]\w*)", gres)
     return match[1].lower() if match else ""
 
 
 def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, list[Job]], str]:
-    """(jobs by their name, why the queue cannot be known or ""). Jobs of other folders with the same names are not this
-    project's."""
+    """(name -> jobs of this project, why the queue is not known or ""). Jobs of other folders are left out."""
     if not shutil.which("squeue"):
         return {}, ""
     worked, text = ask("squeue", "--noheader", f"--name={','.join(names)}", f"--format={_JOB_FORMAT}")
@@ -222,7 +225,7 @@ def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, list[Job]], 
 
 @dataclass(frozen=True)
 class Place:
-    """One job of this user; each job of an array counts. waits: whether it waits for another job to end."""
+    """One job of this user; each job of an array is one. waits: whether it waits for another job to end."""
 
     account: str
     qos: str
@@ -231,8 +234,8 @@ class Place:
     folder: str
 
 
-def own_jobs() -> list[Place] | None:
-    """All jobs of this user, of every project; None where squeue does not answer."""
+def user_jobs() -> list[Place] | None:
+    """All jobs of this user, of all projects; None if squeue does not answer."""
     command = ("squeue", "--noheader", "--array", f"--user={user()}", "--format=%a|%q|%T|%r|%Z")
     worked, text = ask(*command)
     if not worked:
@@ -245,7 +248,7 @@ def own_jobs() -> list[Place] | None:
 
 
 def read_ended(job_ids: list[str]) -> dict[str, str]:
-    """job -> "state|exit code" as the accounting has it, for jobs that are gone and left no record."""
+    """Job id -> "state|exit code" from the accounting database, for jobs that ended without a record."""
     if not job_ids or not shutil.which("sacct"):
         return {}
     worked, text = ask("sacct", "-X", "-n", "-P", "-j", ",".join(job_ids), "-o", "JobID,State,ExitCode")

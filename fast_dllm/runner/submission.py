@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from fast_dllm.runner import shard_jobs, slurm, snapshot, venv
-from fast_dllm.runner.costs import cost_of
+from fast_dllm.runner.costs import estimate_of
 from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.records import force, record_job
 from fast_dllm.runner.resources import ResourceOptions, Resources, decide, source_of_limits
@@ -50,7 +50,7 @@ class SubmitOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SubmissionPlan:
     """What is to be done with each configuration. request: with the model that the jobs load."""
 
     request: Request
@@ -147,7 +147,7 @@ def passes_quick_check(request: Request) -> bool:
     return True
 
 
-def submit_run(plan: Plan, state: State, run_plan: RunPlan, options: SubmitOptions, code: str) -> int:
+def submit_run(plan: SubmissionPlan, state: State, run_plan: RunPlan, options: SubmitOptions, code: str) -> int:
     """Submit one configuration as planned; returns the exit status, 75 where the user has as many jobs as allowed."""
     request, run = plan.request, state.run
     words = [*request.words(run.task.name, run.name), "--continue", str(options.further_jobs)]
@@ -176,7 +176,7 @@ def submit_run(plan: Plan, state: State, run_plan: RunPlan, options: SubmitOptio
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
-def make_plan(request: Request, options: SubmitOptions) -> Plan | None:
+def make_plan(request: Request, options: SubmitOptions) -> SubmissionPlan | None:
     """What to do with each configuration; None where the queue cannot be known. Raises UsageError."""
     if TASKS[request.task].is_scored and len(request.names) > 1:
         say(
@@ -204,7 +204,7 @@ def make_plan(request: Request, options: SubmitOptions) -> Plan | None:
         plans = wait_for_places(request, plans, options, resources)
         say_costs(request, list(zip(states, plans)), resources, options)
     say_blocked(as_given, states)
-    return Plan(request, list(zip(states, plans)), resources)
+    return SubmissionPlan(request, list(zip(states, plans)), resources)
 
 
 def divide_automatically(
@@ -250,7 +250,7 @@ def free_places(request: Request, resources: Resources, continued: bool) -> Iter
     reserved for each job of this project that has not started yet. Yields nothing where Slurm does not say.
     """
     known = limits(resources)
-    jobs = slurm.own_jobs() if known else None
+    jobs = slurm.user_jobs() if known else None
     if jobs is None:
         return
     for name, limit in known:
@@ -308,7 +308,7 @@ def say_costs(
     hours = (count * wall + finishing * min(wall, shard_jobs.FINISHING_SECONDS)) / 3600 * resources.gpus
     text = f"{many}, {kind}, {as_hours(wall)} of wall time: {hours:.4g} GPU hours at most"
     text += "" if resources.qos.name == "embers" else " (the account must cover all of them before the jobs start)"
-    known = [(cost_of(request, state.run, resources.gpu), run_plan) for state, run_plan in planned]
+    known = [(estimate_of(request, state.run, resources.gpu), run_plan) for state, run_plan in planned]
     costs = [(cost, run_plan) for cost, run_plan in known if cost]
     if len(costs) == len(planned):
         fractions = (len(plan.missing) / plan.shards if plan.shards else 1.0 for _, plan in costs)

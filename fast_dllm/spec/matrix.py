@@ -91,7 +91,7 @@ def _read_matrix(text: str, defaults: Mapping[str, object]) -> Matrix:
         if not isinstance(arguments, dict):
             raise ValueError(f"configuration {name} must have an object of model arguments, not {arguments!r}")
         configurations[name] = check_arguments(arguments, defaults, f"configuration {name}: ")
-        _check_own_meaning(name, configurations[name], defaults)
+        _check_built_in_meaning(name, configurations[name], defaults)
     if not isinstance(compare_with, str) or compare_with not in configurations:
         raise ValueError(f"compare_with must be one of {', '.join(configurations)}, not {compare_with!r}")
     is_control = content.get("control", False)
@@ -100,7 +100,7 @@ def _read_matrix(text: str, defaults: Mapping[str, object]) -> Matrix:
     return Matrix(configurations, compare_with, is_control)
 
 
-def _check_own_meaning(name: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+def _check_built_in_meaning(name: str, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> None:
     """`plain` and `k<k>_<a>-<b>` mean the same in every experiment. Raises ValueError for another meaning."""
     built_in = _beside_the_matrix(name, defaults)
     if built_in is None:
@@ -130,8 +130,8 @@ def defaults_of(experiment: str | None, root: Path) -> dict[str, object]:
     options = read_options(folder / GENERATION_FILE)
     if options is None:
         return dict(DEFAULTS)
-    own = {name: value for name, value in DEFAULTS.items() if not (options.has_base and name in REUSE_ARGUMENTS)}
-    return {**own, **options.knobs}
+    common = {name: value for name, value in DEFAULTS.items() if not (options.has_base and name in REUSE_ARGUMENTS)}
+    return {**common, **options.knobs}
 
 
 # -- one configuration -------------------------------------------------------------------------------------------------
@@ -186,11 +186,11 @@ def folder_name(matrix: Matrix, name: str, arguments: Mapping[str, object], defa
     defaults: `defaults_of` the experiment, and where the task's own number of examples is known, `num_fewshot`.
     Arguments that are not among them (the model, the device, the batch) change no token and do not stand in the name.
     """
-    own = {**defaults, **arguments_of(matrix, name, defaults)}
+    usual = {**defaults, **arguments_of(matrix, name, defaults)}
     changed = [
         f"{key}={canonical(arguments[key])}"
         for key in sorted(arguments)
-        if key in own and canonical(arguments[key]) != canonical(own[key])
+        if key in usual and canonical(arguments[key]) != canonical(usual[key])
     ]
     return "+".join([name, *changed])
 
@@ -201,17 +201,17 @@ def folder_of(matrix: Matrix, arguments: Mapping[str, object], defaults: Mapping
     It is named after the configuration that sets the most arguments, of those of which the run has every one; where
     there is none, after `k<k>_<a>-<b>` if it reuses a range of layers, else after `plain`.
     """
-    own = {name: value for name, value in arguments.items() if name in defaults}
+    given = {name: value for name, value in arguments.items() if name in defaults}
     matching = [
         (len(settings), name)
         for name, settings in matrix.configurations.items()
-        if all(canonical(own[key]) == canonical(value) for key, value in settings.items())
+        if all(canonical(given[key]) == canonical(value) for key, value in settings.items())
     ]
     if matching:
         most = max(count for count, _ in matching)
         name = next(name for count, name in matching if count == most)
     else:
-        name = f"k{own.get('reuse_k')}_{own.get('layer_subset')}"
+        name = f"k{given.get('reuse_k')}_{given.get('layer_subset')}"
         if _beside_the_matrix(name, defaults) is None:
             name = "plain"
-    return folder_name(matrix, name, own, defaults)
+    return folder_name(matrix, name, given, defaults)

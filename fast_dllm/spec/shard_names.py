@@ -41,9 +41,9 @@ def names_of(text: str) -> list[str]:
 # -- numbers of an array -----------------------------------------------------------------------------------------------
 def array_numbers(job_id: str) -> set[int]:
     """Of "123_4" or "123_[0-3,7%2]"; none where the job is no array's."""
-    found = re.fullmatch(r"\d+_\[?([0-9,-]+)(%\d+)?\]?", job_id)
+    match = re.fullmatch(r"\d+_\[?([0-9,-]+)(%\d+)?\]?", job_id)
     numbers: set[int] = set()
-    for part in found[1].split(",") if found else ():
+    for part in match[1].split(",") if match else ():
         first, _, last = part.partition("-")
         numbers.update(range(int(first), int(last or first) + 1))
     return numbers

@@ -7,7 +7,7 @@ import traceback
 
 from fast_dllm.decoding import STEP_KINDS
 from fast_dllm.errors import UsageError
-from fast_dllm.ui.chat import Cell, Frame
+from fast_dllm.ui.chat import AnswerFrame, Cell
 
 EMPTY = "<div class='cells'>{heading}<div class='stats'>The tokens of the next answer appear here.</div></div>"
 
@@ -26,7 +26,7 @@ how sure the model was, not whether it is right (point at a token, or tap it)</s
 <span><i class='c'>⏎</i> a line break</span> <span><i class='c'>∅</i> no text: an end mark</span></details>"""
 
 
-def cells_html(frame: Frame | None, title: str = "", stopped: bool = False, differs: int | None = None) -> str:
+def cells_html(frame: AnswerFrame | None, title: str = "", stopped: bool = False, differs: int | None = None) -> str:
     """One frame as HTML; `stopped`: the last one of an answer that was ended; `differs`: the position to mark."""
     heading = f"<b>{html.escape(title)}</b>" if title else ""
     if frame is None:
@@ -58,7 +58,7 @@ def cells_html(frame: Frame | None, title: str = "", stopped: bool = False, diff
     )
 
 
-def _cell_html(frame: Frame, cell: Cell, differs: bool, is_first: bool) -> str:
+def _cell_html(frame: AnswerFrame, cell: Cell, differs: bool, is_first: bool) -> str:
     if cell.text is None:
         working = not frame.done and frame.kind in STEP_KINDS and cell.position in range(*frame.sub_block)
         return f"<span class='c m{' on' * working}'>▒</span>"
@@ -72,7 +72,7 @@ def _cell_html(frame: Frame, cell: Cell, differs: bool, is_first: bool) -> str:
     )
 
 
-def times(frame: Frame) -> str:
+def times(frame: AnswerFrame) -> str:
     """Tokens/s in the model's own time and in the visitor's, named."""
     per_second = frame.num_tokens / frame.seconds if frame.seconds else 0.0
     return (

@@ -1,6 +1,7 @@
 """A conversation with the model and the denoising of its answers, for any interface: page, terminal, script.
 
-Everything an interface shows is in a `Frame`; everything it may change is in `Settings`. Neither knows about widgets.
+Everything an interface shows is in an `AnswerFrame`; everything it may change is in `ChatSettings`. Neither knows
+about widgets.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MAX_NEW_TOKENS = 512  # of an answer in a conversation, unless asked for otherwi
 
 
 @dataclass(frozen=True)
-class Settings:
+class ChatSettings:
     """How an answer is decoded. `parse` checks; the model arguments' rules hold, and two more for sampling.
 
     knobs: the decoding options of the experiment, by name, as in ModelArguments.
@@ -42,7 +43,7 @@ class Settings:
     knobs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, **given: object) -> Settings:
+    def parse(cls, **given: object) -> ChatSettings:
         """Settings from values or their texts (`"0.8"`, `"none"`). Raises UsageError naming fault and choices."""
         values = dict(given)
         sampling: dict[str, Any] = {
@@ -64,14 +65,14 @@ class Settings:
         """Every setting by name, the knobs among them."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "knobs"} | dict(self.knobs)
 
-    def changed(self, **given: object) -> Settings:
+    def changed(self, **given: object) -> ChatSettings:
         """These settings with some changed, checked together. Another experiment brings its own knobs, at their
         defaults; those that both have stay as they are."""
         current = self.as_dict()
         if "experiment_name" in given and given["experiment_name"] != self.experiment_name:
             taken = load_experiment(given["experiment_name"]).knobs
             current = {key: value for key, value in current.items() if key in taken or key not in self.knobs}
-        return Settings.parse(**current | given)
+        return ChatSettings.parse(**current | given)
 
 
 def load_experiment(name: object) -> experiments.Experiment:
@@ -97,7 +98,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Frame:
+class AnswerFrame:
     """An answer after one forward.
 
     cells: from the answer's first position to the end of its open block. sub_block: the (start, end) positions just
@@ -200,18 +201,18 @@ class Chatbot:
             )
         return f"{size} parameters; it remembers the conversation."
 
-    def default_settings(self) -> Settings:
+    def default_settings(self) -> ChatSettings:
         """The settings that the model arguments name."""
         arguments = self.arguments
         knobs = dict(arguments.knobs)
         knobs["max_new_tokens"] = min(arguments.knobs["max_new_tokens"], self.max_length // 2)
-        return Settings(arguments.experiment_name, seed=arguments.seed, knobs=MappingProxyType(knobs))
+        return ChatSettings(arguments.experiment_name, seed=arguments.seed, knobs=MappingProxyType(knobs))
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         text = render(self.tokenizer, messages, add_generation_prompt=True)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def fit(self, messages: list[dict[str, str]], settings: Settings) -> tuple[list[dict[str, str]], int]:
+    def fit(self, messages: list[dict[str, str]], settings: ChatSettings) -> tuple[list[dict[str, str]], int]:
         """The latest messages that leave room for the answer, and how many of the oldest were left out.
 
         A conversation is cut at a user's turn; a system message at its head stays. A model whose config says
@@ -231,14 +232,14 @@ class Chatbot:
             raise UsageError(f"max_new_tokens {budget} leaves no room for a prompt in {self.max_length} positions")
         for start in range(len(turns)):
             if turns[start]["role"] == "user":
-                kept = system + turns[start:]
-                length = len(self.prompt_ids(kept))
+                messages_sent = system + turns[start:]
+                length = len(self.prompt_ids(messages_sent))
                 if length <= room:
-                    return kept, start
-        kept_free = self.max_length - room
-        raise UsageError(f"the prompt has {length:,} tokens, {room:,} fit with {kept_free:,} kept for the answer")
+                    return messages_sent, start
+        reserved = self.max_length - room
+        raise UsageError(f"the prompt has {length:,} tokens, {room:,} fit with {reserved:,} kept for the answer")
 
-    def stream(self, messages: list[dict[str, str]], settings: Settings) -> Generator[Frame, None, None]:
+    def stream(self, messages: list[dict[str, str]], settings: ChatSettings) -> Generator[AnswerFrame, None, None]:
         """Frames of the answer to a conversation that fits (see `fit`). Closing the iterator stops within one step."""
         experiment = experiments.load(settings.experiment_name)
         prompt = self.prompt_ids(messages)
@@ -266,16 +267,16 @@ class Chatbot:
         return self._frames(events, len(prompt), settings, num_layers, subset)
 
     def _frames(
-        self, events: Iterator[DenoisingEvent], num_prompt: int, settings: Settings, num_layers: int, subset: range
-    ) -> Generator[Frame, None, None]:
+        self, events: Iterator[DenoisingEvent], num_prompt: int, settings: ChatSettings, num_layers: int, subset: range
+    ) -> Generator[AnswerFrame, None, None]:
         filled: dict[int, Cell] = {}
         token_at: dict[int, int] = {}
         forwards = dict.fromkeys(FORWARD_KINDS, 0)
         end = num_prompt
         began = time.perf_counter()
         model_seconds = layer_forwards = 0.0
-        for event, took in _timed(events):
-            model_seconds += took
+        for event, seconds in _timed(events):
+            model_seconds += seconds
             if FORWARD_KINDS[event.kind].runs_layers:
                 layer_forwards += num_layers - len(event.layers_at_rest)
             if event.generation is not None:  # which also knows layers that rest in part
@@ -295,7 +296,7 @@ class Chatbot:
                 if position not in token_at or token_at[position] == self.ids.stop:
                     break
                 known.append(token_at[position])
-            yield Frame(
+            yield AnswerFrame(
                 cells=cells,
                 block_size=self.block_size,
                 small_block_size=settings.knobs["small_block_size"],
@@ -328,7 +329,7 @@ class Conversation:
     """What was said so far, and the settings in force."""
 
     chatbot: Chatbot
-    settings: Settings
+    settings: ChatSettings
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def clear(self) -> None:
@@ -338,15 +339,15 @@ class Conversation:
         """Change one setting; raises UsageError and keeps the old one where the value is wrong."""
         self.settings = self.settings.changed(**{name: value})
 
-    def ask(self, text: str) -> tuple[Generator[Frame], int]:
+    def ask(self, text: str) -> tuple[Generator[AnswerFrame], int]:
         """Frames of the answer to `text`, and how many old messages no longer fit. The answer becomes part of the
         conversation as far as it was read: also when the iterator is closed early. A message that is refused, or
         whose answer fails before its first frame, leaves no trace."""
-        kept, dropped = self.chatbot.fit([*self.messages, {"role": "user", "content": text}], self.settings)
-        frames = self.chatbot.stream(kept, self.settings)
-        return self._remember(kept, frames), dropped
+        messages, dropped = self.chatbot.fit([*self.messages, {"role": "user", "content": text}], self.settings)
+        frames = self.chatbot.stream(messages, self.settings)
+        return self._remember(messages, frames), dropped
 
-    def _remember(self, kept: list[dict[str, str]], frames: Generator[Frame]) -> Generator[Frame]:
+    def _remember(self, messages: list[dict[str, str]], frames: Generator[AnswerFrame]) -> Generator[AnswerFrame]:
         last = None
         try:
             for frame in frames:
@@ -354,7 +355,7 @@ class Conversation:
                 yield frame
         finally:
             if last is not None:
-                self.messages = [*kept, {"role": "assistant", "content": last.text}]
+                self.messages = [*messages, {"role": "assistant", "content": last.text}]
 
 
 def check_text(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from fast_dllm.ui.chat import Frame
+from fast_dllm.ui.chat import AnswerFrame
 
 # what the page offers: name -> what is changed for A and for B
 PAIRS = {
@@ -24,7 +24,7 @@ ONE_RUN = "Time and tokens/s are of one run, not a measurement: other work on th
 PROMPT = "Ivan fills 5 baskets with 5 lemons each. He makes 15 more. How many lemons does he have?"
 
 
-def first_difference(first: Frame, second: Frame) -> int | None:
+def first_difference(first: AnswerFrame, second: AnswerFrame) -> int | None:
     """The first position at which both have a token and not the same, or one has ended; None where there is none."""
     for a, b in zip(first.cells, second.cells, strict=False):
         if a.token is not None and b.token is not None and a.token != b.token:
@@ -35,7 +35,7 @@ def first_difference(first: Frame, second: Frame) -> int | None:
     return None
 
 
-def comparison_html(first: Frame, second: Frame | None) -> str:
+def comparison_html(first: AnswerFrame, second: AnswerFrame | None) -> str:
     """A table of what both took, and the first token that differs in words."""
     rows = []
     for side, frame in zip("AB", (first, second), strict=True):
@@ -55,7 +55,7 @@ def comparison_html(first: Frame, second: Frame | None) -> str:
     return f"{table}<div class='stats'>{ONE_RUN}</div>{_where_they_part(first, second)}"
 
 
-def _where_they_part(first: Frame, second: Frame | None) -> str:
+def _where_they_part(first: AnswerFrame, second: AnswerFrame | None) -> str:
     if second is None:
         return ""
     position = first_difference(first, second)

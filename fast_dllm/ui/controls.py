@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from fast_dllm.decode import experiments
-from fast_dllm.ui.chat import Chatbot, Settings
+from fast_dllm.ui.chat import Chatbot, ChatSettings
 
 ACTIVE = "active file"
 NO_VALUE = "none"
@@ -29,7 +29,7 @@ def load_policy(shown: str) -> experiments.Experiment:
     return experiments.load(None if shown == ACTIVE else shown)
 
 
-def own_knobs(shown: str) -> dict[str, object]:
+def knobs_of(shown: str) -> dict[str, object]:
     """The knobs of a policy that have no control of their own kind, with their defaults."""
     return {name: value for name, value in load_policy(shown).model_arguments.items() if name not in COMMON}
 
@@ -45,52 +45,54 @@ def knob_help(shown: str) -> dict[str, str]:
     starts = re.compile(rf"(?:^|(?<=[.;)] ))((?:{names}|{'|'.join(experiments.REQUIRED)})(?:, \w+)*): ")
     meanings: dict[str, str] = {}
     for each in reversed(options_type.__mro__):
-        words = " ".join((each.__dict__.get("__doc__") or "").split())
-        _, *parts = starts.split(words)
+        docstring = " ".join((each.__dict__.get("__doc__") or "").split())
+        _, *parts = starts.split(docstring)
         for knobs, meaning in zip(parts[::2], parts[1::2], strict=True):
             meanings.update(dict.fromkeys(knobs.split(", "), meaning.strip()))
     return meanings
 
 
-def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, *knobs) -> Settings:
+def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, *knobs) -> ChatSettings:
     """The page's controls as checked settings; `knobs` are the values of every policy's own (see `controls`).
 
     Raises UsageError for a value out of range and for an empty control.
     """
-    own = {}
+    own_knobs = {}
     values = iter(knobs)
     for shown in policies():
-        given = {name: next(values) for name in own_knobs(shown)}
+        given = {name: next(values) for name in knobs_of(shown)}
         if shown == experiment:
-            own = {name: None if value == NO_VALUE else value for name, value in given.items()}
-    return Settings.parse(
+            own_knobs = {name: None if value == NO_VALUE else value for name, value in given.items()}
+    return ChatSettings.parse(
         experiment_name=None if experiment == ACTIVE else experiment,
         threshold=threshold,
         small_block_size=sub_block,
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=budget,
-        **own,
+        **own_knobs,
     )
 
 
-def control_values(settings: Settings) -> list:
+def control_values(settings: ChatSettings) -> list:
     """The values of the controls, in their order, that stand for these settings."""
     experiment = settings.experiment_name or ACTIVE
-    own = []
+    knob_values = []
     for shown in policies():
-        values = settings.knobs if shown == experiment else own_knobs(shown)
-        own += [NO_VALUE if values[name] is None else values[name] for name in own_knobs(shown)]
+        values = settings.knobs if shown == experiment else knobs_of(shown)
+        knob_values += [NO_VALUE if values[name] is None else values[name] for name in knobs_of(shown)]
     knobs = settings.knobs
     shared = [knobs["threshold"], knobs["small_block_size"], settings.temperature, settings.top_p]
-    return [experiment, *shared, knobs["max_new_tokens"], *own]
+    return [experiment, *shared, knobs["max_new_tokens"], *knob_values]
 
 
-def in_words(settings: Settings) -> str:
+def in_words(settings: ChatSettings) -> str:
     """The experiment, the threshold, and the experiment's knobs that are not at their defaults, on one line."""
-    defaults = own_knobs(settings.experiment_name or ACTIVE)
-    own = {name: settings.knobs[name] for name, default in defaults.items() if settings.knobs[name] != default}
-    shown_knobs = {"threshold": settings.knobs["threshold"], **own}
+    defaults = knobs_of(settings.experiment_name or ACTIVE)
+    changed_knobs = {
+        name: settings.knobs[name] for name, default in defaults.items() if settings.knobs[name] != default
+    }
+    shown_knobs = {"threshold": settings.knobs["threshold"], **changed_knobs}
     words = (
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown_knobs.items()
     )
@@ -119,9 +121,9 @@ def controls(chatbot: Chatbot) -> list:
         )
     knobs, rows = [], []
     for shown in policies():
-        values = start.knobs if shown == now else own_knobs(shown)
+        values = start.knobs if shown == now else knobs_of(shown)
         with gr.Row(visible=shown == now) as row:
-            knobs += [knob_control(shown, name, values[name]) for name in own_knobs(shown)]
+            knobs += [knob_control(shown, name, values[name]) for name in knobs_of(shown)]
         rows.append(row)
     experiment.change(lambda picked: [gr.Row(visible=shown == picked) for shown in policies()], experiment, rows)
     # numbers without bounds: gradio would make a value out of range another one without a word; `read_settings` refuses

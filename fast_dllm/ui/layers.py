@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fast_dllm.decoding import FORWARD_KINDS
-from fast_dllm.ui.chat import Frame
+from fast_dllm.ui.chat import AnswerFrame
 
 COLOURS = {"run": "#4f46e5", "reused": "#f59e0b", "skipped": "#cbd5e1"}
 MEANINGS = {
@@ -20,7 +20,7 @@ NARROW, WIDE, ALL = 11, 28, 560  # of a column: the least, the most, and what al
 TOP, LEFT = 4, 22
 
 
-def layer_states(frame: Frame) -> list[tuple[range, str]]:
+def layer_states(frame: AnswerFrame) -> list[tuple[range, str]]:
     """What each layer did in the frame's forward, from the lowest up, as ranges of equal state.
 
     A step that reads the last predictions again runs no layer. The layers of the policy's subset are then "reused". The
@@ -41,19 +41,19 @@ def layer_states(frame: Frame) -> list[tuple[range, str]]:
     return [(layers, state) for layers, state in parts if layers]
 
 
-def layers_html(seen: Sequence[Frame], step: int | None = None, linked: bool = True) -> str:
+def layers_html(frames: Sequence[AnswerFrame], step: int | None = None, linked: bool = True) -> str:
     """Every forward of an answer; `step`, counted from 1, is the one marked (default: the last). `linked`: a tap
     on a column, or an arrow key, chooses the forward to replay."""
-    if not seen:
+    if not frames:
         return "<div class='layers'><div class='stats'>Which layers run in each forward of the answer.</div></div>"
-    step = min(len(seen) if step is None else step, len(seen))
-    num_layers, width = seen[0].num_layers, max(NARROW, min(WIDE, ALL // len(seen)))
+    step = min(len(frames) if step is None else step, len(frames))
+    num_layers, width = frames[0].num_layers, max(NARROW, min(WIDE, ALL // len(frames)))
     height, bottom = num_layers * (HEIGHT + GAP), TOP + num_layers * (HEIGHT + GAP)
     parts = [
         f"<text x='{LEFT - 4}' y='{TOP + 8}' text-anchor='end'>{num_layers - 1}</text>",
         f"<text x='{LEFT - 4}' y='{bottom}' text-anchor='end'>0</text>",
     ]
-    for number, frame in enumerate(seen, 1):
+    for number, frame in enumerate(frames, 1):
         x = LEFT + (number - 1) * (width + GAP)
         marks = [
             f"<rect class='{state}' x='{x}' y='{bottom - layers.stop * (HEIGHT + GAP)}' width='{width}' "
@@ -61,31 +61,31 @@ def layers_html(seen: Sequence[Frame], step: int | None = None, linked: bool = T
             for layers, state in layer_states(frame)
         ]
         marks.append(f"<text x='{x + width / 2}' y='{bottom + 11}' text-anchor='middle'>{SIGNS[frame.kind]}</text>")
-        words = f"{number}: {_in_words(frame)}"
+        description = f"{number}: {_description(frame)}"
         # the Tab key goes to the marked column, the arrow keys from there to the others (style.CHOOSE_STEP)
-        keys = f" role='button' tabindex='{0 if number == step else -1}' aria-label='{words}'" if linked else ""
-        parts.append(f"<g data-step='{number}'{keys}><title>{words}</title>{''.join(marks)}</g>")
+        keys = f" role='button' tabindex='{0 if number == step else -1}' aria-label='{description}'" if linked else ""
+        parts.append(f"<g data-step='{number}'{keys}><title>{description}</title>{''.join(marks)}</g>")
     lines = "".join(  # one line a layer, over the joined rectangles
-        f"<line x1='{LEFT}' x2='{LEFT + len(seen) * (width + GAP)}' y1='{y}' y2='{y}'/>"
+        f"<line x1='{LEFT}' x2='{LEFT + len(frames) * (width + GAP)}' y1='{y}' y2='{y}'/>"
         for y in range(TOP + HEIGHT, bottom, HEIGHT + GAP)
     )
     x = LEFT + (step - 1) * (width + GAP) - 1
     at = f"<rect class='at' x='{x}' y='{TOP - 2}' width='{width + 2}' height='{height + 16}' rx='2'/>"
     at, tap = (at, "; tap one, or move with the arrow keys") if linked else ("", "")
-    size = f"width='{LEFT + len(seen) * (width + GAP) + 6}' height='{bottom + 18}'"
+    size = f"width='{LEFT + len(frames) * (width + GAP) + 6}' height='{bottom + 18}'"
     role = "group" if linked else "img"
-    shown = seen[step - 1]
-    where = f"{step} of {len(seen)}: {_in_words(shown)} · so far: " if linked else ""
+    shown = frames[step - 1]
+    where = f"{step} of {len(frames)}: {_description(shown)} · so far: " if linked else ""
     return (
         f"<div class='layers'><b>Layers</b> (up) of every forward (across{tap})<div class='scroll'>"
         f"<svg {size} role='{role}' aria-label='layers run in each forward'>{''.join(parts)}{lines}{at}</svg></div>"
-        f"<div class='legend'>{_legend(seen)}</div>"
+        f"<div class='legend'>{_legend(frames)}</div>"
         f"<div class='stats'>{where}{shown.num_forwards} forwards, {shown.layer_forwards:,.0f} layer-forwards "
         f"({num_layers * shown.number:,} if every layer ran in every column)</div></div>"
     )
 
 
-def _in_words(frame: Frame) -> str:
+def _description(frame: AnswerFrame) -> str:
     states = ", ".join(
         f"layers {layers.start}-{layers.stop - 1} {state}" if len(layers) > 1 else f"layer {layers.start} {state}"
         for layers, state in layer_states(frame)
@@ -93,10 +93,10 @@ def _in_words(frame: Frame) -> str:
     return f"{frame.kind} ({FORWARD_KINDS[frame.kind].meaning}); {states}"
 
 
-def _legend(seen: Sequence[Frame]) -> str:
+def _legend(frames: Sequence[AnswerFrame]) -> str:
     states = [
         f"<span><i class='c' style='background:{COLOURS[state]}'>&nbsp;</i> {state}: {meaning}</span>"
         for state, meaning in MEANINGS.items()
     ]
-    kinds = dict.fromkeys(frame.kind for frame in seen)
+    kinds = dict.fromkeys(frame.kind for frame in frames)
     return " ".join(states) + " <span>" + ", ".join(f"{SIGNS[kind]} {kind}" for kind in kinds) + "</span>"

@@ -12,7 +12,7 @@ import gradio as gr
 
 from fast_dllm.errors import UsageError
 from fast_dllm.ui.cells import cells_html, error_html
-from fast_dllm.ui.chat import Chatbot, Conversation, Frame, parse_model_args
+from fast_dllm.ui.chat import AnswerFrame, Chatbot, Conversation, parse_model_args
 from fast_dllm.ui.comparison import comparison_html, first_difference
 from fast_dllm.ui.controls import in_words, read_settings
 from fast_dllm.ui.layers import layers_html
@@ -63,21 +63,23 @@ class Page:
             return
         if dropped:
             gr.Info(f"{dropped} oldest messages no longer fit the context and were left out")
-        asked = [*messages, {"role": "user", "content": text}]
-        seen: list[Frame] = []
+        with_question = [*messages, {"role": "user", "content": text}]
+        collected: list[AnswerFrame] = []
         # the box is emptied once, as the answer begins: what a visitor types while it is written stays
         note, box, drawn = SINGLE if messages and self.chatbot.model.config.single_turn else "", "", 0.0
         try:
-            for frame in throttled(frames, seen, turn):
-                messages = [*asked, {"role": "assistant", "content": frame.text}]
+            for frame in throttled(frames, collected, turn):
+                messages = [*with_question, {"role": "assistant", "content": frame.text}]
                 cells = cells_html(frame, stopped=turn.stop)
                 last, layers = frame.done or turn.stop, SKIP
                 if last or time.monotonic() - drawn >= LAYERS_SECONDS:
-                    layers, drawn = layers_html(seen), time.monotonic()
-                yield Shown(note, box, shown_messages(messages), cells, layers, seen, replay_slider(seen), messages)
+                    layers, drawn = layers_html(collected), time.monotonic()
+                yield Shown(
+                    note, box, shown_messages(messages), cells, layers, collected, replay_slider(collected), messages
+                )
                 note = box = SKIP
         except Exception as error:
-            yield Shown(note=error_html(error), frames=seen, slider=replay_slider(seen), messages=messages)
+            yield Shown(note=error_html(error), frames=collected, slider=replay_slider(collected), messages=messages)
         finally:
             frames.close()
 
@@ -98,18 +100,18 @@ class Page:
             yield error_html(error), "", "", ""
             return
         titles = [f"{side}: {in_words(settings)}" for side, settings in zip("AB", both, strict=True)]
-        shown, layers, last = ["", ""], ["", ""], list[Frame]()
+        shown, layers, last = ["", ""], ["", ""], list[AnswerFrame]()
         for side, (settings, messages) in enumerate(zip(both, fitting, strict=True)):
             if turn.stop:
                 return
             table: Any = SKIP
-            seen: list[Frame] = []
+            collected: list[AnswerFrame] = []
             try:
                 with contextlib.closing(self.chatbot.stream(messages, settings)) as frames:
-                    for frame in throttled(frames, seen, turn):
+                    for frame in throttled(frames, collected, turn):
                         last[side:] = [frame]
                         differs = first_difference(last[0], frame)
-                        layers[side] = layers_html(seen, linked=False) if frame.done or turn.stop else ""
+                        layers[side] = layers_html(collected, linked=False) if frame.done or turn.stop else ""
                         shown[side] = cells_html(frame, titles[side], turn.stop, differs) + layers[side]
                         if differs is not None:
                             shown[0] = cells_html(last[0], titles[0], differs=differs) + layers[0]
@@ -143,13 +145,15 @@ def stop_button(turn: Turn) -> gr.Button:
     return gr.Button(interactive=turn.asked)
 
 
-def throttled(frames: Iterator[Frame], seen: list[Frame], turn: Turn) -> Iterator[Frame]:
-    """Collect every frame in `seen`; pass on those that a page can show in time, and the last one, which is also the
-    one at which the visitor's stop was seen."""
+def throttled(frames: Iterator[AnswerFrame], collected: list[AnswerFrame], turn: Turn) -> Iterator[AnswerFrame]:
+    """Append every frame to `collected`, and yield those that the page has time to show, and the last one.
+
+    After a visitor's stop, the frame at which it was noticed is the last one.
+    """
     shown = 0.0
     last = None
     for last in frames:
-        seen.append(last)
+        collected.append(last)
         stopped = turn.stop
         if time.monotonic() - shown >= REFRESH_SECONDS or last.done or stopped:
             shown = time.monotonic()
