@@ -17,10 +17,14 @@ pytest_plugins = ["browser_page"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
-# Files of minutes. They begin first (with xdist's --no-loadscope-reorder), else one of them runs alone at the end.
-LONG = ("jobs", "runner_shards", "page_views", "page", "eval", "engine", "graphs", "kills", "new_experiment", "shards")
-LONG += ("experiments_contract", "decoding", "tiny_model", "baseline", "transcripts", "golden", "runner", "doctor")
-LONG += ("compiled",)
+# With `--dist loadgroup --no-loadscope-reorder` a process takes a whole file, because its tests share what they set up.
+# Files that take minutes begin first. The tests of these files share nothing, so each is given out by itself, at the
+# end: no process waits long for the last one.
+LONG = ("page_views", "page", "eval", "engine", "graphs", "kills", "new_experiment", "shards", "experiments_contract")
+LONG += ("decoding", "tiny_model", "baseline", "transcripts", "golden", "doctor", "compiled")
+APART = ("jobs", "runner", "runner_keeps", "runner_limits", "runner_matrix", "runner_shards", "setup_scripts", "venv")
+APART += ("locks", "snapshot")
+ORDER = {f"test_{name}.py": place for place, name in enumerate(LONG)} | {f"test_{name}.py": 100 for name in APART}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m picks
@@ -33,8 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if met[key] % marker.args[0]:
                 item.add_marker(pytest.mark.slow)
             met[key] += 1
-    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+        on_slurm = item.path.parent.name == "slurm"  # one cluster for all
+        if on_slurm or ORDER.get(item.path.name) != 100:
+            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
+    items.sort(key=lambda item: -1 if item.path.parent.name == "slurm" else ORDER.get(item.path.name, 50))
 
 
 @pytest.fixture(scope="session")

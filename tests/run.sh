@@ -59,8 +59,8 @@ main() {
   lint_types
   lint_shell
   echo "== pytest"
-  # two files at a time: each test is one thread; a file's tests share what they set up
-  python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+  # two processes, for each test is one thread; tests/conftest.py says which tests stay together
+  python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder \
     -m "not slow and not slurm" "$@"
 }
 
