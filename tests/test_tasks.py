@@ -22,7 +22,9 @@ def test_lists_and_their_order():
         "toy_math", "toy_math_wide", "toy_math_held_out", "toy_math_new", "toy_math_train", "toy_choice",
     ]  # fmt: skip
     assert tasks.baseline_tasks() == ["mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval"]
-    assert list(tasks.benchmarks(code=True)) == ["humaneval", "humaneval_instruct", "mbpp"]
+    assert tasks.benchmarks(code=True) == [
+        "humaneval", "humaneval_instruct", "humaneval_plus", "mbpp", "mbpp_instruct", "mbpp_plus", "mbpp_plus_instruct",
+    ]  # fmt: skip
 
 
 def test_subtasks_and_variants_are_described_by_their_family():
@@ -40,7 +42,7 @@ def test_subtasks_and_variants_are_described_by_their_family():
 @pytest.mark.parametrize(
     ("name", "limit", "size"),
     [("gsm8k", None, 1319), ("gsm8k", 10, 10), ("gsm8k", 2000, 1319), ("mmlu", None, 14042), ("mmlu", 2, None),
-     ("gpqa_main_n_shot", 2, 2), ("humaneval", None, None)],
+     ("gpqa_main_n_shot", 2, 2), ("humaneval", None, 164)],
 )  # fmt: skip
 def test_how_many_questions_a_run_has(name, limit, size):
     assert tasks.TASKS[name].size(limit) == size

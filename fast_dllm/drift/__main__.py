@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 def record(options: argparse.Namespace) -> DriftSums:
     """Decode the questions as an evaluation does, one at a time, and record them. Raises UsageError."""
-    task = check_task(options.task, further=True)
+    task = check_task(options.task)
     if task.choices > 1:
         raise UsageError(f"{task.name} is scored by log-likelihood, without denoising steps; give a generated task")
     if options.limit < 1:

@@ -13,6 +13,7 @@ from lm_eval.utils import handle_non_serializable
 
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
+from fast_dllm.evaluate.sandbox import sandbox_in_use
 from fast_dllm.record import provenance, questions
 from fast_dllm.record.answers import Ledger
 from fast_dllm.record.cost import Cost
@@ -100,6 +101,7 @@ def summary_of(
         **lm.device_report(),
         **provenance.code_state(),
         **provenance.environment(),
+        sandbox=sandbox_in_use(),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,8 +18,10 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry
 
 from fast_dllm.errors import DataError, UsageError, line_of
+from fast_dllm.spec.tasks import packaged_data, unconfirmed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SANDBOXED = ("humaneval", "mbpp")  # the starts of the names of lm_eval's tasks that use evaluate's code_eval
 
 
 def find_tasks(config: EvaluatorConfig) -> TaskManager:
@@ -64,6 +67,9 @@ def keep_documents(manager: TaskManager) -> TaskManager:
 class _Factory(TaskFactory):
     def _load_full_config(self, entry: Entry, overrides: dict | None = None) -> dict:
         config = super()._load_full_config(entry, overrides)
+        data = packaged_data(str(config.get("dataset_path")))
+        if data is not None:
+            config.update(dataset_path="json", dataset_name=None, dataset_kwargs={"data_files": {"test": str(data)}})
         if callable(config.get("process_docs")):
             config["process_docs"] = _as_if_first(config["process_docs"])
         return config
@@ -118,8 +124,10 @@ def prepare(
         find_sentence_data()
         _seed_language_detection(seed)
     unsafe = [str(config["task"]) for config in configs if config.get("unsafe_code")]
+    if unsafe and not confirm_run_unsafe_code:
+        raise UsageError(unconfirmed(unsafe))
     if unsafe:
-        _check_code_execution(", ".join(unsafe), confirm_run_unsafe_code)
+        _prepare_code_execution(unsafe)
     return keep_documents(manager)
 
 
@@ -175,20 +183,30 @@ def _seed_language_detection(seed: int | None) -> None:
     langdetect.DetectorFactory.seed = seed
 
 
-def _check_code_execution(names: str, confirmed: bool) -> None:
-    import evaluate
+def _prepare_code_execution(names: list[str]) -> None:
+    """Find the sandbox for the programs of these tasks, and say in a line for each kind of task what it guards."""
+    from fast_dllm.evaluate.code_scoring import use_sandbox
+    from fast_dllm.evaluate.sandbox import find_sandbox
 
-    if not confirmed:
-        raise UsageError(
-            f"{names} runs code that the model wrote, on this machine and as you; "
-            "--confirm_run_unsafe_code allows it (docs/experiments.md, Code tasks)"
-        )
-    if os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
-        raise UsageError(f"{names} runs code that the model wrote, which evaluate refuses unless HF_ALLOW_CODE_EVAL=1")
-    try:
-        evaluate.load("code_eval")
-    except (OSError, ImportError) as error:
-        raise UsageError(
-            f"{names} needs evaluate's metric code_eval, once, from the hub; where there is a network run: "
-            f"bash sbatch/prefetch.sh --task {names.split(',')[0]} --model tiny ({line_of(error)})"
-        ) from error
+    use_sandbox()
+    others = [name for name in names if not name.startswith(SANDBOXED)]
+    if len(others) < len(names):
+        sandbox = find_sandbox()
+        guard = f": {sandbox.missing}" if sandbox.missing else ""
+        _say(f"the model's programs are executed in a sandbox ({sandbox.name}{guard})")
+    if others:
+        _say(f"{', '.join(others)}: lm_eval's own scorer runs the model's programs, with your rights and no sandbox")
+
+
+def _say(text: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"eval.py: {text}", file=sys.stderr, flush=True)
+
+
+def load_data(name: str) -> int:
+    """Load the data of a task, from the hub where it is not in the cache; returns the number of its tasks."""
+    from fast_dllm.evaluate.code_scoring import use_sandbox
+
+    use_sandbox()
+    manager = keep_documents(TaskManager(include_path=str(ROOT / "tasks")))
+    return len(manager.load([name])["tasks"])

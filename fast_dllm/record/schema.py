@@ -80,7 +80,7 @@ _KINDS: dict[str, tuple[Callable[[object], bool], tuple[str, ...]]] = {
         _is_text,
         (
             "metric", "system_instruction", "model_revision", "dtype", "device", "gpu", "graphs", "git_commit",
-            "git_branch", "host", "slurm_job_id", "python", "start_time", "end_time",
+            "git_branch", "sandbox", "host", "slurm_job_id", "python", "start_time", "end_time",
         ),
     ),
     "an object of single values": (_is_object_of_scalars, ("model_args", "packages")),

@@ -91,6 +91,7 @@ class Summary:
     git_commit: str | None = None
     git_branch: str | None = None
     git_dirty: bool | None = None
+    sandbox: str | None = None  # where the model's programs were executed; only where a score needed it
     host: str | None = None
     slurm_job_id: str | None = None
     python: str | None = None
@@ -222,7 +223,7 @@ class Summary:
 
 _NOT_WRITTEN = ("is_foreign", "is_edited", "is_scored", "gpu_memory_gb")
 _HASHES = ("model_revision", "generation_code_sha256")
-_ONLY_WITH_VALUE = ("fast_dllm_sha256", "results_sha256", "questions_sha256", "summary_sha256")
+_ONLY_WITH_VALUE = ("fast_dllm_sha256", "sandbox", "results_sha256", "questions_sha256", "summary_sha256")
 
 
 def setting_text(value: object) -> str:

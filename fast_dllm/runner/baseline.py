@@ -101,7 +101,7 @@ def _script(options: BaselineOptions) -> JobScript:
     request = options.request
     words = ["--task", ",".join(request.tasks)]
     words += ["--limit", str(request.limit)] if request.limit is not None else []
-    words += ["--model", request.model_or_default]
+    words += ["--model", request.model_or_default, *request.words_of_confirmation(*request.tasks)]
     name = os.environ.get("SLURM_JOB_NAME") or "baseline"
     return JobScript(name, "baseline.sh", tuple(words), options.snapshot, keep_resources=True)
 

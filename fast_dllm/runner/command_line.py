@@ -33,7 +33,10 @@ from fast_dllm.spec.shard_names import MAX_GPUS, MAX_SHARDS, sharding
 from fast_dllm.spec.tasks import ROOT, baseline_tasks, benchmarks
 
 # The words of a Request, as read_request takes them.
-REQUEST_OPTIONS = ("task", "experiment", "limit", "model", "threshold", "model_args", "num_fewshot", "config")
+REQUEST_OPTIONS = (
+    "task", "experiment", "limit", "model", "threshold", "model_args", "num_fewshot", "config",
+    "confirm_run_unsafe_code",
+)  # fmt: skip
 
 
 def project_root() -> Path:
@@ -143,6 +146,24 @@ def _tasks(code: bool = False) -> str:
     return " ".join(benchmarks(code=code))
 
 
+def _add_task(group: argparse._ArgumentGroup, default: str, several: bool = False) -> None:
+    """default: how the help says what is evaluated without the option."""
+    group.add_argument(
+        "--task",
+        metavar="T[,T]" if several else "T",
+        help=f"{_tasks()}{default}; with --confirm_run_unsafe_code also {_tasks(code=True)}",
+    )
+
+
+def _add_confirmation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--confirm_run_unsafe_code",
+        action="store_true",
+        help="run the code that the model writes, in a sandbox where the machine has one (docs/experiments.md, Code "
+        f"tasks); {' '.join(benchmarks(code=True))} need it",
+    )
+
+
 def run_parser() -> ScriptParser:
     names = " ".join(matrix_of(DEFAULT_EXPERIMENT, ROOT).names)
     parser = ScriptParser(
@@ -170,7 +191,7 @@ def run_parser() -> ScriptParser:
     )
     runs = parser.add_argument_group("which runs")
     _add_limit(runs)
-    runs.add_argument("--task", metavar="T", help=f"{_tasks()} (default gsm8k)")
+    _add_task(runs, " (default gsm8k)")
     runs.add_argument("--experiment", metavar="E", help=f"{' '.join(experiments(ROOT))} (default {DEFAULT_EXPERIMENT})")
     runs.add_argument(
         "--config",
@@ -182,6 +203,7 @@ def run_parser() -> ScriptParser:
     runs.add_argument("configurations", metavar="CONFIG", nargs="*", help="the same as --config CONFIG")
     _add_settings(runs)
     _add_model(runs, "default the first")
+    _add_confirmation(runs)
     jobs = parser.add_argument_group("jobs")
     _add_chain(jobs, "3")
     _add_jobs(jobs)
@@ -197,7 +219,6 @@ def run_parser() -> ScriptParser:
 
 
 def local_parser() -> ScriptParser:
-    code_tasks = list(benchmarks(code=True))
     names = " ".join(matrix_of(DEFAULT_EXPERIMENT, ROOT).names)
     parser = ScriptParser(
         "local.sh",
@@ -212,7 +233,7 @@ def local_parser() -> ScriptParser:
   bash sbatch/local.sh --task toy_math --limit 50 --matrix""",
     )
     runs = parser.add_argument_group("which runs")
-    runs.add_argument("--task", metavar="T", help=f"{_tasks()} (default gsm8k), or {' '.join(code_tasks)}")
+    _add_task(runs, " (default gsm8k)")
     _add_limit(runs)
     runs.add_argument("--experiment", metavar="E", help=f"{' '.join(experiments(ROOT))} (default {DEFAULT_EXPERIMENT})")
     runs.add_argument(
@@ -243,11 +264,7 @@ def local_parser() -> ScriptParser:
         metavar="N",
         help="questions decoded side by side (default 1), or auto: what fits",
     )
-    how.add_argument(
-        "--confirm_run_unsafe_code",
-        action="store_true",
-        help=f"run the code that the model writes on this machine, as you; {code_tasks[0]} and the like need it",
-    )
+    _add_confirmation(how)
     _add_help(how)
     return parser
 
@@ -261,9 +278,10 @@ def baseline_parser() -> ScriptParser:
         "A task that fails does not stop the others; the exit status is 1 then. Tasks that are complete are skipped.",
     )
     runs = parser.add_argument_group("which runs")
-    runs.add_argument("--task", metavar="T[,T]", help=f"only these: {_tasks()}")
+    _add_task(runs, f" (default {','.join(baseline_tasks())})", several=True)
     _add_limit(runs)
     _add_model(runs, "default the first")
+    _add_confirmation(runs)
     runs.add_argument("--force", action="store_true", help="run complete ones again, from the first question")
     jobs = parser.add_argument_group("jobs")
     _add_chain(jobs, "3")
@@ -303,6 +321,7 @@ def job_parser(script: str = "_job.sh") -> ScriptParser:
     for option in ("--experiment", "--task", "--limit", "--model", "--threshold", "--model_args", "--num_fewshot"):
         group.add_argument(option)
     group.add_argument("--config", action="append", default=[])
+    group.add_argument("--confirm_run_unsafe_code", action="store_true")
     group.add_argument("--gpus", default="1")
     group.add_argument("--shards")
     group.add_argument("--continue", dest="further_jobs", default="0")
@@ -318,17 +337,14 @@ def _add_handed_on(parser: ScriptParser) -> None:
 
 # -- values ------------------------------------------------------------------------------------------------------------
 def _request(
-    options: argparse.Namespace, whole_matrix: bool = False, several_tasks: bool = False, code_tasks: bool = False
+    options: argparse.Namespace, whole_matrix: bool = False, several_tasks: bool = False, executes: bool = True
 ) -> Request:
+    """executes: whether answers will be scored, so that a task that runs them needs its confirmation."""
     given = {name: getattr(options, name) for name in REQUEST_OPTIONS if hasattr(options, name)}
-    return read_request(
-        project_root(),
-        ROOT,
-        **given,
-        whole_matrix=whole_matrix,
-        several_tasks=several_tasks,
-        code_tasks=code_tasks,
-    )
+    request = read_request(project_root(), ROOT, **given, whole_matrix=whole_matrix, several_tasks=several_tasks)
+    if executes:
+        request.check_confirmed()
+    return request
 
 
 def _chain(options: argparse.Namespace) -> Chain:
@@ -374,7 +390,7 @@ def run(words: list[str]) -> int:
     options.config += options.configurations
     if (options.check or options.json) and not options.status:
         raise UsageError("--check and --json go with --status")
-    request = _request(options, whole_matrix=True)
+    request = _request(options, whole_matrix=True, executes=not options.status)
     if options.status:
         return print_status(request, as_json_text=options.json, check=options.check)
     submit = _submit_options(options, request, dry_run=options.dry_run)
@@ -421,7 +437,7 @@ def local(words: list[str]) -> int:
     batch_size = "1" if options.batch_size is None else options.batch_size
     if batch_size != AUTO:
         check_count("--batch_size", batch_size, other=AUTO)
-    request = _request(options, whole_matrix=mode != "named", code_tasks=True).with_model()
+    request = _request(options, whole_matrix=mode != "named").with_model()
     load_cluster_settings(request.root)
     # data sets given as folders (openai/gsm8k) and results are looked for in the project's folder
     os.chdir(str(request.root))
@@ -431,7 +447,6 @@ def local(words: list[str]) -> int:
             mode=mode,
             force=options.force,
             batch_size=batch_size,
-            confirm_run_unsafe_code=options.confirm_run_unsafe_code,
             words=words,
         )
     )
@@ -490,7 +505,7 @@ def array(words: list[str]) -> int:
 
 def fetch(words: list[str]) -> int:
     options = prefetch_parser().parse(words)
-    request = _request(options, several_tasks=True, code_tasks=True)
+    request = _request(options, several_tasks=True, executes=False)
     os.chdir(str(request.root))
     if options.keep:
         return prefetch.keep(request)

@@ -55,7 +55,6 @@ class Settings:
     keep: bool = False
     force: bool = False
     batch_size: str = "1"
-    confirm_run_unsafe_code: bool = False
     gpus: int = 1
     after: tuple[str, ...] = ()
     in_job: bool = False
@@ -250,7 +249,7 @@ def _run_process(
     request: Request, runs: list[Run], claims: list[str], settings: Settings, log: str, stop: StopSignal
 ) -> int:
     """The exit status of the evaluation process."""
-    options = evaluation_words(request, runs, settings.batch_size, settings.confirm_run_unsafe_code)
+    options = evaluation_words(request, runs, settings.batch_size)
     command = [*_launcher(settings.gpus), str(request.code_root / "eval.py"), *options]
     environment = {**settings.environment, "FAST_DLLM_CLAIMS": os.pathsep.join(claims)}
     if settings.in_job:

@@ -28,7 +28,6 @@ class LocalOptions:
     mode: str
     force: bool
     batch_size: str
-    confirm_run_unsafe_code: bool
     words: list[str]
 
 
@@ -50,7 +49,6 @@ def run_local(options: LocalOptions) -> int:
         keep=options.mode == "matrix" and request.limit is None,
         force=options.force,
         batch_size=options.batch_size,
-        confirm_run_unsafe_code=options.confirm_run_unsafe_code,
     )
     pending, failed, status = list(request.names), [], 0
     while pending:

@@ -31,6 +31,11 @@ from lm_eval.tasks import TaskManager
 tasks = TaskManager(include_path=sys.argv[2]).load([sys.argv[1]])
 print("data of", len(tasks["tasks"]), "task(s) is here")"""
 
+# lm_eval asks for a scorer while it reads these tasks' definitions.
+CODE_TASK_CODE = f"""{ONE_LINE}
+from fast_dllm.evaluate.task_loading import load_data
+print("data of", load_data(sys.argv[1]), "task(s) is here")"""
+
 
 def is_on_hub(model: str) -> bool:
     return "/" in model and not Path(model).is_absolute()
@@ -74,7 +79,8 @@ def fetch(request: Request) -> int:
     if any(run.task.sentence_data for run in runs):
         wanted["sentence data"] = venv.sentence_data_command(folder)
     for run in runs:
-        wanted[f"task {run.task.name}"] = ["-c", TASK_CODE, run.task.name, str(request.code_root / "tasks")]
+        code = CODE_TASK_CODE if run.task.code else TASK_CODE
+        wanted[f"task {run.task.name}"] = ["-c", code, run.task.name, str(request.code_root / "tasks")]
     missing = [what for what, words in wanted.items() if not _fetch(what, ["python", *words], environment)]
     for what in missing:
         say(f"prefetch.sh: not fetched: {what}")

