@@ -152,7 +152,15 @@ def test_a_job_that_is_told_so_tells_eval_and_the_job_after_it(tmp_path):
 def test_baseline_offers_them_as_jobs_too(tmp_path, words):
     project = Project(tmp_path / "project")
     done = project.bash(
-        "sbatch/baseline.sh", "--task", "mbpp,mbpp_plus", "--limit", "2", "--model", "tiny", "--confirm_run_unsafe_code", *words
+        "sbatch/baseline.sh",
+        "--task",
+        "mbpp,mbpp_plus",
+        "--limit",
+        "2",
+        "--model",
+        "tiny",
+        "--confirm_run_unsafe_code",
+        *words,
     )
     assert done.returncode == 0, done.stderr
     if words:

@@ -20,9 +20,10 @@ import pytest
 import torch
 from script_project import NO_WEIGHTS, ROOT, Project, pretend_model, system_tools
 
-from fast_dllm.doctor import cluster, data_sets, disks, gpu, model_files
+from fast_dllm.doctor import cluster, data_sets, disks, gpu, model_files, software
 from fast_dllm.doctor.data_sets import place_of_data
 from fast_dllm.doctor.situation import GIB, DataSet, Situation
+from fast_dllm.evaluate.sandbox import Sandbox, limits_only
 from fast_dllm.network import config as network_config
 from fast_dllm.network import memory as network_memory
 from fast_dllm.network.config import FastDLLMConfig
@@ -450,6 +451,18 @@ def test_the_data_sets_are_those_of_lm_evals_definitions():
     assert len(found["mmlu"]) == 57
     assert found["gpqa_main_n_shot"] == {DataSet("Idavidrein/gpqa", "gpqa_main")}
     assert found["toy_choice"] == frozenset()
+
+
+def test_code_tasks_say_whether_there_is_a_sandbox(monkeypatch):
+    situation = Situation(ROOT, ("gsm8k", "mbpp"), "tiny", ROOT, None, {}, {})
+    kinds = {"ok": Sandbox("bubblewrap"), "warn": limits_only("bubblewrap: not installed")}
+    for level, sandbox in kinds.items():
+        monkeypatch.setattr("fast_dllm.evaluate.sandbox.find_sandbox", lambda sandbox=sandbox: sandbox)
+        [finding] = software.check_sandbox(situation)
+        assert finding.level == level
+        assert finding.text.startswith("programs of the model (mbpp): ")
+        assert sandbox.missing in finding.text
+    assert list(software.check_sandbox(replace(situation, tasks=("gsm8k",)))) == []
 
 
 def test_what_counts_as_cached_is_what_datasets_loads_offline(tmp_path):

@@ -20,7 +20,7 @@ from fast_dllm.doctor.disks import check_disk, check_purge, check_quota, keep
 from fast_dllm.doctor.gpu import check_gpu
 from fast_dllm.doctor.model_files import check_model
 from fast_dllm.doctor.situation import Finding, Situation, read_situation
-from fast_dllm.doctor.software import check_python, check_venv
+from fast_dllm.doctor.software import check_python, check_sandbox, check_venv
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.spec.matrix import matrix_of
 from fast_dllm.spec.request import experiments
@@ -37,8 +37,8 @@ def check_experiments(situation: Situation) -> Iterator[Finding]:
 
 QUICK_CHECKS = (check_venv, check_model, check_data_sets, check_disk, check_experiments)
 THOROUGH_CHECKS = (
-    check_python, check_gpu, check_venv, check_model, check_data_sets, check_sentences, check_disk, check_quota,
-    check_account, check_slurm, check_purge,
+    check_python, check_gpu, check_venv, check_model, check_data_sets, check_sentences, check_sandbox, check_disk,
+    check_quota, check_account, check_slurm, check_purge,
 )  # fmt: skip
 
 

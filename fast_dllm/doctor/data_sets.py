@@ -10,14 +10,19 @@ from pathlib import Path
 from fast_dllm.doctor.situation import DATA_SETS_FILE, GATED, DataSet, Finding, Situation
 from fast_dllm.errors import UsageError, line_of
 from fast_dllm.spec.files import write_json
+from fast_dllm.spec.tasks import packaged_data
 
 NETWORK_SECONDS = 10
 
 
 def place_of_data(situation: Situation, data: DataSet) -> Path | None:
-    """Where `datasets` finds a data set without the hub: a folder of its name, or the tables it made of it before."""
+    """Where a data set is found without the hub: a folder of its name, a Python package, or the tables that `datasets`
+    made of it before."""
     if (situation.root / data.path).is_dir():
         return situation.root / data.path
+    packaged = packaged_data(data.path)
+    if packaged is not None:
+        return packaged
     # its folder is <owner>___<name>, the name in snake case: IFEval -> if_eval
     wanted = data.path.replace("/", "___").lower().replace("_", "")
     for folder in situation.data_cache.glob("*___*"):

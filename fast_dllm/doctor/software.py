@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fast_dllm.doctor.situation import Finding, Situation
 from fast_dllm.runner import venv
+from fast_dllm.spec.tasks import TASKS
 
 if TYPE_CHECKING:
     from packaging.markers import Marker
@@ -61,6 +62,21 @@ def package_faults(wanted: list[Requirement]) -> Iterator[str]:
 
 def belongs_to(extra: str, marker: Marker) -> bool:
     return marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+
+
+def check_sandbox(situation: Situation) -> Iterator[Finding]:
+    """What the programs that a model writes may do on this machine; the node of a job may have another sandbox."""
+    names = [task for task in situation.tasks if TASKS[task].code]
+    if not names:
+        return
+    from fast_dllm.evaluate.sandbox import find_sandbox
+
+    sandbox = find_sandbox()
+    what = f"programs of the model ({', '.join(names)}): "
+    if sandbox.missing:
+        yield Finding("warn", f"{what}here {sandbox.name}: {sandbox.missing}")
+    else:
+        yield Finding("ok", f"{what}in a sandbox ({sandbox.name})")
 
 
 def check_venv(situation: Situation) -> Iterator[Finding]:

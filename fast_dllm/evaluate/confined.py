@@ -122,7 +122,7 @@ def take_names_away():
         for name in names.split():
             setattr(modules[module], name, None)
     for name in MISSING_MODULES:
-        sys.modules[name] = None
+        sys.modules[name] = None  # type: ignore[assignment]
 
 
 def execute(program, seconds):
@@ -215,9 +215,7 @@ def main():
         if name in request["program"]:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-    verdict = watch(request)
-    sys.__stdout__.write(verdict)
-    sys.__stdout__.flush()
+    os.write(1, watch(request).encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":
