@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from random_model import save_random_model
 import eval as program
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.evaluate.options import EvaluationOptions, runs_of
+from fast_dllm.guard import one_line
 from fast_dllm.record import questions
 from fast_dllm.record.answers import AnswerStore
 from fast_dllm.record.summary import read_summary
@@ -40,6 +43,25 @@ def run_eval(
     if tasks:
         command += ["--include_path", str(tasks)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
+
+
+def run_here(*arguments: str, tasks: Path | None = TASKS) -> subprocess.CompletedProcess:
+    """eval.py's main() in this process, which has imported what takes a new process some seconds."""
+    words = ["eval.py", *COMMON, *arguments, *(("--include_path", str(tasks)) if tasks else ())]
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    status: int | str | None = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", words)
+        try:
+            with one_line():
+                program.main()
+        except SystemExit as ended:
+            status = ended.code
+        if isinstance(status, str):  # as Python itself ends with a text
+            print(status, file=err)
+            status = 1
+    told, errors = (stream.buffer.getvalue().decode() for stream in (out, err))
+    return subprocess.CompletedProcess(words, status or 0, told, errors)
 
 
 def model_args(model: Path, **arguments: object) -> str:
@@ -94,7 +116,6 @@ def test_a_run_leaves_results_summary_and_samples(one_process):
     assert "made_up_sums" in done.stdout
 
 
-@pytest.mark.slow
 def assert_costs_add_up(folder):
     """What the questions cost by themselves is what the run cost."""
     costs = read_summary(folder / "summary.json").throughput
@@ -103,6 +124,7 @@ def assert_costs_add_up(folder):
     assert sum(question.layers for question in kept) == pytest.approx(sum(costs.layer_forwards.values()))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_scores_as_one(one_process, random_model, tmp_path):
     arguments = model_args(random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle")
     # torchrun is what `accelerate launch` itself uses for several GPUs; its own CPU launcher starts one process.
@@ -141,14 +163,14 @@ def test_configurations_with_one_loaded_model_equal_runs_of_their_own(random_mod
     given = ["--tasks", "made_up_shuffled", "--log_samples", "--output_path", f"{tmp_path}/"]
     short = ["k1_first", "k3_middle", "k2_last"]
     names = [f"{name}+max_new_tokens=64" for name in short]  # what is given beats the configuration, and is named
-    done = run_eval(*given, "--model_args", model_args(random_model, **common), "--configurations", ",".join(short))
+    done = run_here(*given, "--model_args", model_args(random_model, **common), "--configurations", ",".join(short))
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [
         f"== {name} ({number} of 3)" for number, name in enumerate(names, 1)
     ]
     alone = tmp_path / "alone"
     arguments = model_args(random_model, reuse_k=2, layer_subset="last", **common)
-    done = run_eval(*given[:-1], str(alone), "--model_args", arguments)
+    done = run_here(*given[:-1], str(alone), "--model_args", arguments)
     assert done.returncode == 0, done.stderr
     for name in names:
         _, summary = load(tmp_path / name)
@@ -172,7 +194,7 @@ def test_configurations_with_one_loaded_model_equal_runs_of_their_own(random_mod
 @pytest.mark.slow
 def test_a_limited_choice_task_counts_requests_and_scored_tokens(random_model, tmp_path):
     arguments = model_args(random_model, loglikelihood_mode="chain")
-    done = run_eval(
+    done = run_here(
         "--tasks", "made_up_choice", "--limit", "3", "--model_args", arguments, "--output_path", str(tmp_path)
     )
     assert done.returncode == 0, done.stderr
@@ -223,7 +245,7 @@ def test_bad_input_is_one_line_and_exit_code_2_with_nothing_written(
     given = {"model_path": random_model} | arguments
     if callable(given["model_path"]):
         given["model_path"] = given["model_path"](tmp_path / "model")
-    done = run_eval(
+    done = run_here(
         *options,
         "--model_args",
         model_args(**{"model": given.pop("model_path")}, **given),
@@ -247,7 +269,7 @@ def test_an_unknown_configuration_is_named_before_anything_is_loaded(tmp_path):
         "--output_path",
         f"{tmp_path}/out",
     ]
-    done = run_eval("--tasks", "made_up_sums", *given)
+    done = run_here("--tasks", "made_up_sums", *given)
     assert done.returncode == 2
     assert "eval.py: error: no configuration named 'k4_last'; valid: k1_first k1_middle" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -278,7 +300,7 @@ def test_an_evaluation_that_would_be_thrown_away_is_not_begun(random_model, tmp_
     (tmp_path / "a file").write_text("a file where a folder should be")
     given = {"--tasks": "made_up_choice", "--limit": "1", "--model_args": model_args(random_model)}
     given |= {"--output_path": str(tmp_path / "out"), option: value.format(here=tmp_path)}
-    done = run_eval(*(word for pair in given.items() for word in pair))
+    done = run_here(*(word for pair in given.items() for word in pair))
     assert done.returncode == 2, done.stderr
     [line] = done.stderr.splitlines()
     assert line.startswith("eval.py: error: ")
@@ -288,11 +310,11 @@ def test_an_evaluation_that_would_be_thrown_away_is_not_begun(random_model, tmp_
 
 def test_more_examples_than_a_task_has_leave_nothing_behind(random_model, tmp_path):
     arguments = ("--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out", "--limit", "1")
-    done = run_eval("--tasks", "made_up_sums", "--num_fewshot", "8", *arguments)
+    done = run_here("--tasks", "made_up_sums", "--num_fewshot", "8", *arguments)
     assert done.returncode == 2, done.stderr
     assert done.stderr == "eval.py: error: --num_fewshot 8 is more examples than made_up_sums has, which are 7\n"
     assert not list(tmp_path.iterdir())
-    done = run_eval("--tasks", "made_up_sums", "--num_fewshot", "7", *arguments)
+    done = run_here("--tasks", "made_up_sums", "--num_fewshot", "7", *arguments)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "summary.json").is_file()
 
@@ -301,7 +323,7 @@ def test_a_result_of_another_run_is_not_written_over(one_process, random_model):
     _, folder = one_process
     before = (folder / "summary.json").read_bytes()
     arguments = model_args(random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle", threshold=0.5)
-    done = run_eval("--tasks", "made_up_sums", "--model_args", arguments, "--output_path", f"{folder}/")
+    done = run_here("--tasks", "made_up_sums", "--model_args", arguments, "--output_path", f"{folder}/")
     assert done.returncode == 2, done.stderr
     assert "holds a result of another run (threshold 0.9, not 0.5); name another folder" in done.stderr
     assert (folder / "summary.json").read_bytes() == before
@@ -315,27 +337,17 @@ def test_other_generation_settings_are_another_run(one_process, random_model):
         random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle", show_speed=True
     )
     given = ["--tasks", "made_up_sums", "--model_args", arguments, "--output_path", f"{folder}/"]
-    done = run_eval(*given, "--gen_kwargs", "max_gen_toks=4", "--system_instruction", "Be brief.")
+    done = run_here(*given, "--gen_kwargs", "max_gen_toks=4", "--system_instruction", "Be brief.")
     assert done.returncode == 2, done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("eval.py: error: ")]
     assert "(system_instruction None, not Be brief., gen_kwargs None, not max_gen_toks=4); name another folder" in line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_task_given_by_the_path_of_its_yaml_has_its_own_name_and_can_be_repeated(random_model, tmp_path):
-    given = ["--tasks", f"{TASKS}/made_up_sums.yaml", "--limit", "1", "--output_path", f"{tmp_path}/"]
-    for _ in range(2):
-        done = run_eval(*given, "--model_args", model_args(random_model), tasks=None)
-        assert done.returncode == 0, done.stderr
-    _, summary = load(tmp_path)
-    assert summary["task"] == "made_up_sums"
-    assert isinstance(summary["accuracy"], float)
-
-
 def test_a_damaged_summary_is_not_written_over(random_model, tmp_path):
     (tmp_path / "summary.json").write_text('{"schema_version": 1, "num_samples": -1}')
     given = ["--tasks", "made_up_sums", "--limit", "1", "--output_path", f"{tmp_path}/"]
-    done = run_eval(*given, "--model_args", model_args(random_model))
+    done = run_here(*given, "--model_args", model_args(random_model))
     assert done.returncode == 2, done.stderr
     assert "cannot be read (num_samples is -1, not a whole number of at least 0); name another folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
@@ -352,7 +364,7 @@ def test_data_that_cannot_be_had_are_one_line(random_model, tmp_path):
 def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random_model, tmp_path, monkeypatch):
     monkeypatch.setenv("FAST_DLLM_CLAIMS", f"{tmp_path}/elsewhere/.lock.0003:{tmp_path}/out/.lock.0001")
     arguments = ("--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out")
-    done = run_eval("--tasks", "made_up_sums", "--limit", "1", *arguments)
+    done = run_here("--tasks", "made_up_sums", "--limit", "1", *arguments)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"eval.py: another process has taken over {tmp_path}/out"
     assert not (tmp_path / "out" / "summary.json").exists()

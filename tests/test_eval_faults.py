@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from golden_models import ROOT
-from test_eval import COMMON, TASKS, load, model_args, run_eval
+from test_eval import COMMON, TASKS, load, model_args, run_eval, run_here
 
 import eval as program
 from fast_dllm.errors import UsageError
@@ -135,7 +135,7 @@ def test_what_no_launcher_set_is_refused(environment):
 def test_a_world_size_left_in_the_shell_is_one_line_at_once(random_model, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     given = ["--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out"]
-    done = run_eval("--tasks", "made_up_sums", *given)
+    done = run_here("--tasks", "made_up_sums", *given)
     assert done.returncode == 2, done.stderr
     [line] = done.stderr.splitlines()
     assert line.startswith("eval.py: error: WORLD_SIZE is 2 in the environment, but RANK")
@@ -156,7 +156,7 @@ def test_two_processes_for_one_question_end_before_a_model_is_loaded(tmp_path):
 # -- data --------------------------------------------------------------------------------------------------------------
 def test_overlapping_tasks_are_one_line(random_model, tmp_path):
     given = ["--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out"]
-    done = run_eval("--tasks", "toy_choice,toy_choice_addition", *given)
+    done = run_here("--tasks", "toy_choice,toy_choice_addition", *given)
     assert done.returncode == 2, done.stderr
     [line] = done.stderr.splitlines()
     assert line.startswith("eval.py: error: --tasks: Duplicate task 'toy_choice_addition': found in both")
@@ -192,9 +192,10 @@ def test_without_a_network_the_documented_launch_ends_soon_with_the_first_cause(
 def test_a_task_by_the_path_of_its_yaml_on_a_terminal_that_lacks_characters(random_model, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     words = ["--tasks", str(TASKS / "made_up_sums.yaml"), "--limit", "2", "--model_args", model_args(random_model)]
-    for _ in range(2):  # the second time it is the same run, not another one's result
-        done = run_eval(*words, "--output_path", f"{tmp_path}/out", tasks=None)
-        assert done.returncode == 0, done.stderr
+    done = run_eval(*words, "--output_path", f"{tmp_path}/out", tasks=None)
+    assert done.returncode == 0, done.stderr
+    again = run_here(*words, "--output_path", f"{tmp_path}/out", tasks=None)  # the same run, not another one's result
+    assert again.returncode == 0, again.stderr
     _, summary = load(tmp_path / "out")
     assert (summary["task"], summary["num_samples"]) == ("made_up_sums", 2)
     assert summary["accuracy"] is not None
@@ -202,8 +203,8 @@ def test_a_task_by_the_path_of_its_yaml_on_a_terminal_that_lacks_characters(rand
 
 
 # -- what an evaluation leaves where it ends badly ---------------------------------------------------------------------
-def run_here(monkeypatch, folder, *words: str) -> None:
-    """eval.py's main() in this process."""
+def run_main(monkeypatch, folder, *words: str) -> None:
+    """eval.py's main() in this process; what it raises comes through."""
     given = ["--tasks", "made_up_sums", "--include_path", str(TASKS), "--output_path", f"{folder}", *words]
     monkeypatch.setattr(sys, "argv", ["eval.py", *COMMON, *given])
     with one_line():
@@ -216,7 +217,7 @@ def test_the_results_are_written_before_anything_is_printed(random_model, tmp_pa
 
     monkeypatch.setattr("lm_eval.utils.make_table", broken)
     with pytest.raises(SystemExit) as ended:
-        run_here(monkeypatch, tmp_path, "--limit", "1", "--model_args", model_args(random_model))
+        run_main(monkeypatch, tmp_path, "--limit", "1", "--model_args", model_args(random_model))
     assert str(ended.value.code).endswith("RuntimeError: the terminal is gone")
     assert load(tmp_path)[1]["num_samples"] == 1
 
@@ -230,7 +231,7 @@ def test_an_error_in_a_policys_loop_ends_with_its_file_and_line(random_model, tm
     monkeypatch.setattr("fast_dllm.decode.experiments.EXPERIMENTS", tmp_path / "experiments")
     words = ["--limit", "1", "--model_args", model_args(random_model, experiment_name="06_idea")]
     with pytest.raises(SystemExit) as ended:
-        run_here(monkeypatch, tmp_path / "out", *words)
+        run_main(monkeypatch, tmp_path / "out", *words)
     told = str(ended.value.code)
     assert told.startswith("eval.py: ")
     assert f"06_idea/generation_functions.py, line {place + 2}: ZeroDivisionError: integer division" in told
@@ -249,10 +250,10 @@ def test_a_full_disk_keeps_what_was_answered(random_model, tmp_path, monkeypatch
     with monkeypatch.context() as full:
         full.setattr(AnswerStore, "append", full_at_the_third)
         with pytest.raises(SystemExit) as ended:
-            run_here(full, tmp_path, *words)
+            run_main(full, tmp_path, *words)
     assert str(ended.value.code).startswith("eval.py: [Errno 28] No space left on device")
     assert not (tmp_path / "summary.json").exists()
-    run_here(monkeypatch, tmp_path, *words)
+    run_main(monkeypatch, tmp_path, *words)
     throughput = load(tmp_path)[1]["throughput"]
     assert throughput["requests"] == 4
     assert load(tmp_path)[1]["num_segments"] == 2, "the second run continued the first"

@@ -83,7 +83,7 @@ def test_an_answer_taller_than_the_window_is_written_once(terminal):
     assert 4 < max(heights) <= 8
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["/exit", "/quit", "exit", "quit"])
 def test_a_word_leaves(terminal, word):
     terminal.expect("> ")

@@ -60,6 +60,7 @@ def local(root: Path, *words: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_copied_folder_with_a_knob_and_an_edited_line_runs(project):
     before = contents(project)
     subprocess.run(["cp", "-r", "experiments/00_baseline", "experiments/09_mine"], cwd=project, check=True)

@@ -161,7 +161,7 @@ def test_the_stratified_interval_covers_as_often_as_it_says():
     )
     weights = sizes / sizes.sum()
     truth = float(np.sum(weights * (gains - losses)))
-    covered, rounds = 0, 1500
+    covered, rounds = 0, 600
     for _ in range(rounds):
         cells = [draw.multinomial(n, [g, b, 1 - g - b]) for n, g, b in zip(sizes, gains, losses, strict=True)]
         strata = [ours.Stratum(int(c[0]), int(c[1]), int(n), w) for c, n, w in zip(cells, sizes, weights, strict=True)]

@@ -147,12 +147,11 @@ def evaluate(folder, tasks, threshold):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("threshold", "least", "least_per_step"), [(1.0, 0.965, 0.9), (0.9, 0.965, 1.5)])
-def test_all_toy_math_questions(tmp_path, threshold, least, least_per_step):
-    results, throughput = evaluate(tmp_path, "toy_math", threshold)
-    assert results["toy_math"]["exact_match,flexible-extract"] >= least
-    assert results["toy_math"]["exact_match,strict-match"] >= least
-    assert throughput["tokens_per_step"] >= least_per_step  # steps behind the stop token give no tokens
+def test_all_toy_math_questions(tmp_path):
+    results, throughput = evaluate(tmp_path, "toy_math", 0.9)
+    assert results["toy_math"]["exact_match,flexible-extract"] >= 0.965
+    assert results["toy_math"]["exact_match,strict-match"] >= 0.965
+    assert throughput["tokens_per_step"] >= 1.5  # steps behind the stop token give no tokens
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from golden_models import ROOT
 
 POLICY = """
@@ -29,6 +30,7 @@ def unsaid(answer, options):  # wrong: without its types nothing of it would be 
 """
 
 
+@pytest.mark.slow
 def test_a_wrong_yield_of_a_policy_is_seen_before_it_runs(tmp_path):
     file = tmp_path / "generation_functions.py"
     file.write_text(POLICY)
