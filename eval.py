@@ -4,14 +4,15 @@
         --apply_chat_template --fewshot_as_multiturn --model_args "model_path=tiny,threshold=0.9" \
         --output_path results/mine/
 
-The options are lm_eval's own (`python eval.py run --help`), and two more: `--configurations k1_first,k2_last` evaluates
-these one after the other with one loaded model, each into a folder of its own in --output_path; the first that fails
-ends it. `--shard i/N` (i from 0) answers that shard of the questions into the run's answer store and ends without a
-summary; as many such processes as wanted, on as many machines as see the folder, and the same command without --shard
-afterwards answers what is missing and writes the summary. Exit status: 0 with results.json and summary.json in
---output_path (where one is given; of a shard, done.json in shards/i-of-N/); 2 after one line for bad input, with
-nothing evaluated; anything else is a failure. accelerate ends with 1 instead; without its --quiet it prints a traceback
-of its own after eval.py's line.
+The options are lm_eval's own (`python eval.py run --help`), and three more: `--configurations k1_first,k2_last`
+evaluates these one after the other with one loaded model, each into a folder of its own in --output_path; the first
+that fails ends it. `--shard i/N` (i from 0) answers that shard of the questions into the run's answer store and ends
+without a summary; as many such processes as wanted, on as many machines as see the folder, and the same command without
+--shard afterwards answers what is missing and writes the summary. `--traces` also writes traces.jsonl.gz, what each
+denoising step saw and did (docs/traces.md). Exit status: 0 with results.json and summary.json in --output_path (where
+one is given; of a shard, done.json in shards/i-of-N/); 2 after one line for bad input, with nothing evaluated; anything
+else is a failure. accelerate ends with 1 instead; without its --quiet it prints a traceback of its own after eval.py's
+line.
 """
 
 from __future__ import annotations
@@ -79,19 +80,20 @@ def run(
     folder: Path | None,
     began: float,
     loaded: float,
+    with_traces: bool = False,
 ) -> None:
     """One evaluation, called `name`, from the first question to its files in `folder`.
 
-    began, loaded: Unix times of the start and of the model being ready.
+    began, loaded: Unix times of the start and of the model being ready. with_traces: keep each answer's steps.
     """
     from lm_eval.utils import make_table
 
-    from fast_dllm.evaluate.outcome import summary_of, write_results
+    from fast_dllm.evaluate.outcome import summary_of, write_results, write_traces
     from fast_dllm.record.shards import check_nobody_at_work, discard
 
     if folder:
         check_nobody_at_work(folder)
-        lm.keep_answers(folder, claim=claim_on(folder))
+        lm.keep_answers(folder, claim=claim_on(folder), with_traces=with_traces)
     results = evaluate(config, task_manager, lm)
     store = lm.answers.store
     if store:
@@ -104,6 +106,7 @@ def run(
     samples = results.pop("samples")
     summary = summary_of(name, results, samples, config, lm, total, began, loaded)
     if folder and store:  # written before anything is shown: whatever happens to the terminal, the result is there
+        write_traces(folder, name, summary, lm)
         costs = lm.answers.question_costs(total)
         write_results(folder, results, samples, summary, lm.experiment.text, config.log_samples, costs)
         store.discard()
@@ -115,7 +118,14 @@ def run(
         print(f"wrote {folder / 'summary.json'}", flush=True)
 
 
-def run_shard(shard: Shard, config: EvaluatorConfig, task_manager: TaskManager, lm: FastDLLM, run_folder: Path) -> None:
+def run_shard(
+    shard: Shard,
+    config: EvaluatorConfig,
+    task_manager: TaskManager,
+    lm: FastDLLM,
+    run_folder: Path,
+    with_traces: bool = False,
+) -> None:
     """Answer one shard of a run: its answers are in the run's store afterwards, and done.json says so."""
     from fast_dllm.errors import UsageError
     from fast_dllm.record.shards import ShardAnswered, check_run_is_free, claim_shard, request_kinds
@@ -129,7 +139,7 @@ def run_shard(shard: Shard, config: EvaluatorConfig, task_manager: TaskManager, 
         own_claim = claim_shard(folder)
         claim = own_claim.path
     lm.barrier()  # the claim is there before any process looks who is at work
-    lm.keep_answers(run_folder, claim=claim, shard=shard)
+    lm.keep_answers(run_folder, claim=claim, shard=shard, with_traces=with_traces)
     load_tasks = task_manager.load
 
     def load_and_note_kinds(names):
@@ -194,9 +204,9 @@ def main() -> None:
         if number > 1:
             began = loaded = time.time()
         if options.shard and folder:  # a shard without a folder was refused
-            run_shard(options.shard, config, task_manager, model, folder)
+            run_shard(options.shard, config, task_manager, model, folder, options.traces)
         else:
-            run(name, config, task_manager, model, folder, began, loaded)
+            run(name, config, task_manager, model, folder, began, loaded, options.traces)
     lm.processes.leave()
 
 

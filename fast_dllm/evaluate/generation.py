@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.decode.batching import streamed
 from fast_dllm.decode.loaded import LoadedModel
+from fast_dllm.decode.tracing import traced
 from fast_dllm.decoding import DenoisingEvent, Generation
 from fast_dllm.errors import UsageError, line_of
 from fast_dllm.evaluate.prompts import cut_at_stop_strings, rewrite_prompt
@@ -62,6 +63,7 @@ class TextGenerator:
         self, loaded: LoadedModel, arguments: ModelArguments, answers: RunAnswers, rows_of: Callable[[int], int]
     ):
         self.loaded, self.arguments, self.answers, self.rows_of = loaded, arguments, answers, rows_of
+        self._finished_traces: dict[GenerationRequest, dict[str, Any]] = {}
 
     def check(self) -> None:
         """Raise UsageError for arguments that do not fit the model, by the experiment's own code."""
@@ -95,6 +97,7 @@ class TextGenerator:
         keys = {request: request_key(*astuple(request)) for request in requests}
         for instance, request in zip(instances, requests, strict=True):
             self.answers.question_keys[instance.task_name or "", instance.doc_id or 0] = keys[request]
+        questions = _questions_by_key(instances, [keys[request] for request in requests])
         own = keys if self.answers.plan is None else self._of_this_shard(keys, instances, requests)
         answers = self.answers.known(own.values(), of_run=len(keys))
         pending = [request for request, key in own.items() if key not in answers]
@@ -104,6 +107,10 @@ class TextGenerator:
                 for request, generation, seconds, num_rows in streamed(self.denoise, group, self._num_rows(group)):
                     key = keys[request]
                     answers[key] = self._text(request, generation)
+                    if self.answers.traces is not None:  # before the answer: an answer on disk has its trace
+                        self.answers.traces.write(
+                            {"key": key, "questions": questions[key], **self._finished_traces.pop(request)}
+                        )
                     cost, costs = Cost(seconds_generating=seconds), {key: cost_of(request, generation)}
                     self.answers.keep({key: answers[key]}, cost, costs, num_rows)
                     progress.update()
@@ -134,7 +141,14 @@ class TextGenerator:
         settings["generator"] = [torch.Generator().manual_seed(request.seed) for request in requests]
         settings["num_rows"] = num_rows
         prompts = [list(request.prompt_ids) for request in requests]
-        return self.arguments.experiment.denoise(self.loaded.network, prompts, **settings)
+        experiment = self.arguments.experiment
+        if self.answers.traces is not None:
+
+            def keep(row: int, trace: dict[str, Any]) -> None:
+                self._finished_traces[requests[row]] = trace
+
+            experiment = replace(experiment, decode_one=traced(experiment.decode_one, keep))
+        return experiment.denoise(self.loaded.network, prompts, **settings)
 
     def _num_rows(self, group: list[GenerationRequest]) -> int:
         """How many requests are answered side by side."""
@@ -219,6 +233,16 @@ def with_repeats(instances: list[Instance]) -> Iterator[tuple[Instance, int]]:
         repeat = seen[id(instance)]
         seen[id(instance)] += 1
         yield instance, repeat if repeat < (instance.repeats or 1) else 0
+
+
+def _questions_by_key(instances: list[Instance], keys: list[str]) -> dict[str, list[list[object]]]:
+    """Request key -> [task, number of the question] of each question that its answer is for."""
+    questions: dict[str, list[list[object]]] = {}
+    for instance, key in zip(instances, keys, strict=True):
+        place = [instance.task_name, instance.doc_id]
+        if place not in questions.setdefault(key, []):
+            questions[key].append(place)
+    return questions
 
 
 def of_equal_settings(requests: list[GenerationRequest]) -> list[list[GenerationRequest]]:

@@ -183,9 +183,11 @@ class FastDLLM(TemplateLM):
         self.answers.call_is_answered("loglikelihood_rolling")
         return totals
 
-    def keep_answers(self, folder: Path, claim: Path | None = None, shard: Shard | None = None) -> None:
+    def keep_answers(
+        self, folder: Path, claim: Path | None = None, shard: Shard | None = None, with_traces: bool = False
+    ) -> None:
         """Answer durably from here on (see RunAnswers.open_store)."""
-        self.answers.open_store(folder, self.identity(), claim, shard)
+        self.answers.open_store(folder, self.identity(), claim, shard, with_traces)
 
     # ---- processes, as lm_eval asks for them -------------------------------------------------------------------
 

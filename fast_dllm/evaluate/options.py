@@ -34,13 +34,15 @@ UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "ca
 @dataclass(frozen=True)
 class EvaluationOptions:
     """config: lm_eval's options. model_args: as they are given, unchecked. configurations: names, none for the one that
-    the model arguments make. shard: the part of the questions to answer; None for all."""
+    the model arguments make. shard: the part of the questions to answer; None for all. traces: keep what each denoising
+    step saw and did."""
 
     config: EvaluatorConfig
     model_args: dict[str, Any]
     configurations: list[str]
     shard: Shard | None
     num_processes: int
+    traces: bool = False
 
 
 def read_command_line(words: list[str]) -> EvaluationOptions:
@@ -52,13 +54,16 @@ def read_command_line(words: list[str]) -> EvaluationOptions:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--configurations", metavar="C[,C]")
     parser.add_argument("--shard", metavar="i/N")
+    parser.add_argument("--traces", action="store_true")
     own, rest = parser.parse_known_args(words)
     shard = None if own.shard is None else Shard.parse(own.shard, num_processes)
     configurations = own.configurations.split(",") if own.configurations is not None else []
     config, model_args = _read_lm_eval_options(rest)
     if shard and not config.output_path:
         raise UsageError("--shard needs --output_path: the answers are kept there")
-    return EvaluationOptions(config, model_args, list(dict.fromkeys(configurations)), shard, num_processes)
+    if own.traces and not config.output_path:
+        raise UsageError("--traces needs --output_path: the traces are kept there")
+    return EvaluationOptions(config, model_args, list(dict.fromkeys(configurations)), shard, num_processes, own.traces)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -130,6 +135,8 @@ def load_and_check_tasks(options: EvaluationOptions) -> tuple[TaskManager, Model
     if config.samples:
         config.samples = task_checks.check_samples(tasks, config.samples)
     task_checks.check_generation(tasks, config.gen_kwargs or {}, parsed.knobs["max_new_tokens"])
+    if options.traces and not any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values()):
+        raise UsageError("--traces: an answer that is scored by log-likelihood has no denoising steps")
     if options.num_processes > 1:
         task_checks.check_processes(tasks, options.num_processes, config.limit, config.samples)
     return task_manager, parsed

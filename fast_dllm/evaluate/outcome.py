@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from lm_eval.utils import handle_non_serializable
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.evaluate.sandbox import sandbox_in_use
-from fast_dllm.record import provenance, questions
+from fast_dllm.record import provenance, questions, traces
 from fast_dllm.record.answers import Ledger
 from fast_dllm.record.cost import Cost
 from fast_dllm.record.scores import scores
@@ -22,6 +23,8 @@ from fast_dllm.record.summary import AS_THE_SCRIPTS_RUN, SUMMARY_FILE, Summary, 
 from fast_dllm.record.throughput import throughput
 from fast_dllm.spec.files import write_json, write_whole
 from fast_dllm.spec.matrix import GENERATION_FILE
+
+logger = logging.getLogger(__name__)
 
 CHANGE_NO_ANSWER = ("show_speed", "batch_size", "device", "graphs")  # model arguments
 
@@ -124,6 +127,27 @@ def write_results(
             lines = (json.dumps(row, default=handle_non_serializable, ensure_ascii=False) for row in rows)
             write_whole(folder / f"samples_{task}.jsonl", "".join(f"{line}\n" for line in lines).encode())
     summary.write(folder)
+
+
+def write_traces(folder: Path, name: str, summary: Summary, lm: FastDLLM) -> None:
+    """Write the traces file of a finished run, where its processes kept traces; else remove that of an earlier run."""
+    store = lm.answers.store
+    assert store is not None, "a run with a folder keeps its answers there"
+    header = {
+        "config": name,
+        **{key: getattr(summary, key) for key in ("experiment", "task", "limit", "model_args", "num_layers")},
+        **lm.code_hashes(scored=False),
+        "block_size": lm.loaded.block_size,
+        "mask_id": lm.loaded.ids.mask,
+        "stop_token": lm.loaded.ids.stop,
+    }
+    counts = traces.finish(store, folder, header)
+    if counts and counts["num_traces"] < counts["num_answers"]:
+        logger.warning(
+            "%d of %d answers have a trace; the others were given without --traces",
+            counts["num_traces"],
+            counts["num_answers"],
+        )
 
 
 def check_no_other_result(folder: Path, config: EvaluatorConfig, lm: FastDLLM) -> None:

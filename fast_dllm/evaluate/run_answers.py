@@ -12,6 +12,7 @@ from fast_dllm.record.answers import AnswerStore
 from fast_dllm.record.batches import BatchRecord, Ledger, combined
 from fast_dllm.record.cost import Cost
 from fast_dllm.record.shards import Plan, Shard, ShardAnswered
+from fast_dllm.record.traces import TraceWriter
 from fast_dllm.spec.shard_names import shard_folder
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ class RunAnswers:
 
     ledger: what this process answered, and its cost without loading the model. store: None without a folder. plan:
     which requests belong to this process's shard; None where it answers the whole run. question_keys: (task, number of
-    the question) -> the key of its request; after `total`, of all processes.
+    the question) -> the key of its request; after `total`, of all processes. traces: where
+    the steps of each new answer are kept; None where they are not.
     """
 
     def __init__(self, processes: Processes):
@@ -31,15 +33,22 @@ class RunAnswers:
         self.store: AnswerStore | None = None
         self.plan: Plan | None = None
         self.question_keys: dict[tuple[str, int], str] = {}
+        self.traces: TraceWriter | None = None
         self._kinds_left: set[str] = set()
 
     def open_store(
-        self, folder: Path, identity: Mapping[str, object], claim: Path | None = None, shard: Shard | None = None
+        self,
+        folder: Path,
+        identity: Mapping[str, object],
+        claim: Path | None = None,
+        shard: Shard | None = None,
+        with_traces: bool = False,
     ) -> None:
         """Keep every further answer in `folder`, and know those that a run of the same identity left there.
 
         identity: everything that can change an answer. claim: see AnswerStore; once it is gone, `keep` raises
-        TakenOverError. shard: the part of each call's requests that this process answers.
+        TakenOverError. shard: the part of each call's requests that this process answers. with_traces: keep the steps
+        of each answer beside it.
         """
         name = None if shard is None else shard.name
         records = shard_folder(folder, name)
@@ -47,6 +56,8 @@ class RunAnswers:
         self.store = AnswerStore(folder, identity, rank=rank, claim=claim, shard=name, records=records)
         if shard is not None:
             self.plan = Plan.of(self.store.folder, folder, shard)
+        if with_traces:
+            self.traces = TraceWriter(self.store)
         if self.store.num_recovered:
             logger.warning("continuing: %d answers of an interrupted run found", self.store.num_recovered)
 

@@ -3,6 +3,7 @@
     <folder>/answers/<key>/identity.json                what the answers depend on, for people
     <folder>/answers/<key>/001.rank0.jsonl              one line a batch; one file for each process of each segment
     <folder>/answers/<key>/001.shard0-of-4.rank0.jsonl  the same, of a process that answers a shard (shards.py)
+    <folder>/answers/<key>/001.rank0.traces.jsonl.gz    traces, where they are kept (traces.py)
     <folder>/progress.rank0.json                        how far this process is, for `run.sh --status`
 
 The key is the SHA-256 of the identity, so answers are found again only when nothing that could change them has
@@ -69,7 +70,7 @@ def request_key(*parts: object) -> str:
     return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
 
-class _AnswerFile:
+class GrowingFile:
     """A file that only grows by whole lines, each written at once; synced at most once in SYNC_SECONDS."""
 
     def __init__(self, descriptor: int) -> None:
@@ -153,6 +154,7 @@ class AnswerStore:
         self._write_identity(identity)
         self._ledger = self.recount()
         self.num_recovered = len(self._ledger.answers)
+        self._beside: list[GrowingFile] = []
         self._file = self._open_segment()
 
     def _write_identity(self, identity: Mapping[str, object]) -> None:
@@ -167,7 +169,7 @@ class AnswerStore:
         matches = ((file, _SEGMENT_FILE.fullmatch(file.name)) for file in sorted(self.folder.iterdir()))
         return [(file, int(match[1]), match[2], int(match[3])) for file, match in matches if match]
 
-    def _open_segment(self) -> _AnswerFile:
+    def _open_segment(self) -> GrowingFile:
         """A file that did not exist before."""
         own = [number for _, number, shard, rank in self._files() if (shard, rank) == (self._shard, self._rank)]
         self._segment = max(own, default=0)
@@ -179,12 +181,25 @@ class AnswerStore:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
             except FileExistsError:
                 continue
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the file's name must survive too
-            finally:
-                os.close(folder)
-            return _AnswerFile(descriptor)
+            self._sync_folder()
+            self._path = path
+            return GrowingFile(descriptor)
+
+    def _sync_folder(self) -> None:
+        """The names of new files must survive too."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def open_beside(self, suffix: str) -> GrowingFile:
+        """A new file of this process beside its answers, which is closed and removed with them."""
+        path = self._path.with_name(self._path.name[: -len(".jsonl")] + suffix)
+        file = GrowingFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666))
+        self._sync_folder()
+        self._beside.append(file)
+        return file
 
     def recount(self) -> Ledger:
         """What all processes have written until now, read from the files."""
@@ -292,6 +307,8 @@ class AnswerStore:
 
     def close(self) -> None:
         """Everything is on disk when this returns."""
+        for file in self._beside:
+            file.close()
         self._file.close()
         if self._progress.parent.is_dir():
             self.report_progress()

@@ -265,6 +265,11 @@ def local_parser() -> ScriptParser:
         help="questions decoded side by side (default 1), or auto: what fits",
     )
     _add_confirmation(how)
+    how.add_argument(
+        "--traces",
+        action="store_true",
+        help="write traces.jsonl.gz too: what each denoising step of each answer saw and did (docs/traces.md)",
+    )
     _add_help(how)
     return parser
 
@@ -448,6 +453,7 @@ def local(words: list[str]) -> int:
             force=options.force,
             batch_size=batch_size,
             words=words,
+            traces=options.traces,
         )
     )
 

@@ -47,7 +47,8 @@ class Settings:
     """How runs are evaluated, the same for all of one command.
 
     mode: see MODES. keep: copy results to artifacts/. batch_size: a number or `auto`. after: jobs that this one
-    continues. environment: of the evaluation process. in_job: within a batch job, whose log is its own output.
+    continues. environment: of the evaluation process. in_job: within a batch job, whose log is its own output. traces:
+    keep the steps of each answer.
     """
 
     environment: Mapping[str, str]
@@ -58,6 +59,7 @@ class Settings:
     gpus: int = 1
     after: tuple[str, ...] = ()
     in_job: bool = False
+    traces: bool = False
 
 
 @dataclass
@@ -250,6 +252,7 @@ def _run_process(
 ) -> int:
     """The exit status of the evaluation process."""
     options = evaluation_words(request, runs, settings.batch_size)
+    options += ["--traces"] if settings.traces else []
     command = [*_launcher(settings.gpus), str(request.code_root / "eval.py"), *options]
     environment = {**settings.environment, "FAST_DLLM_CLAIMS": os.pathsep.join(claims)}
     if settings.in_job:

@@ -22,13 +22,17 @@ WRONG_INPUT = 2  # eval.py's exit status for it
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """mode: named, matrix or demo (evaluation.MODES). words: the command line, to name it again after Ctrl-C."""
+    """mode: named, matrix or demo (evaluation.MODES). words: the command line, to name it again after Ctrl-C.
+
+    traces: keep the steps of each answer.
+    """
 
     request: Request
     mode: str
     force: bool
     batch_size: str
     words: list[str]
+    traces: bool = False
 
 
 def run_local(options: LocalOptions) -> int:
@@ -49,6 +53,7 @@ def run_local(options: LocalOptions) -> int:
         keep=options.mode == "matrix" and request.limit is None,
         force=options.force,
         batch_size=options.batch_size,
+        traces=options.traces,
     )
     pending, failed, status = list(request.names), [], 0
     while pending:
