@@ -50,7 +50,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def answer(model: LoadedModel, prompts: list[list[int]], arguments: argparse.Namespace, folder: Path | None) -> list:
     """The answers' tokens. folder: where traces are written; None for none."""
-    experiment, found, writer = experiments.load("00_baseline"), {}, None
+    experiment, writer = experiments.load("00_baseline"), None
+    found: dict[int, dict] = {}
     if folder is not None:
         writer = TraceWriter(AnswerStore(folder, {}))
         experiment = replace(experiment, decode_one=traced(experiment.decode_one, found.__setitem__))

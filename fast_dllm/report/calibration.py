@@ -65,7 +65,7 @@ class Reliability:
     def add_answer(self, trace: Trace, block_size: int, stop_token: int) -> None:
         """Count the candidates of one answer that their steps left masked."""
         final = _final_tokens(trace, stop_token)
-        known = set()
+        known: set[int] = set()
         steps_of_block: dict[int, int] = {}
         self.answers += 1
         for step in trace["steps"]:
