@@ -34,13 +34,6 @@ def test_rows_follow_the_memory_and_the_length(model, monkeypatch):
     assert rows_that_fit(model, 1024, 32) < found[2], "longer sequences, fewer of them"
 
 
-def test_what_is_reckoned_for_a_row_is_what_is_allocated(model):
-    """The cache to the byte; the rest of a forward is an estimate from above."""
-    cache = model.new_cache(3, 256, 32)
-    held = sum(buffer.numel() * buffer.element_size() for buffer in (cache.keys, cache.values))
-    assert held == 3 * 256 * batching._cache_bytes(model.config, 4)
-
-
 def test_auto_is_a_batch_size_and_other_words_are_not():
     assert ModelArguments.parse(batch_size="auto").batch_size == "auto"
     assert ModelArguments.parse(batch_size="8").batch_size == 8

@@ -44,15 +44,6 @@ def test_running_the_whole_block_is_decoding_without_a_block_cache(tiny36):
         assert block[0].forwards["sub"] == 0 < block[0].forwards["full"]
 
 
-@pytest.mark.parametrize("refresh", ["block", "rows"])
-def test_reuse_k_1_equals_no_reuse(tiny36, refresh):
-    (prompt,) = prompts(40)
-    settings = COMMON | {"refresh": refresh}
-    plain = generate(tiny36, [prompt], **settings)
-    for subset in ("first", "middle", "last", "5-30"):
-        assert generate(tiny36, [prompt], reuse_k=1, layer_subset=subset, **settings) == plain
-
-
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("refresh", ["block", "rows"])
 @pytest.mark.parametrize("reuse_k", [1, 3])
@@ -60,13 +51,6 @@ def test_a_batch_of_mixed_lengths_equals_one_by_one(tiny36, reuse_k, refresh):
     batch = prompts(1, 31, 32, 33, 64, 70, 100)
     settings = COMMON | {"threshold": 0.7, "reuse_k": reuse_k, "layer_subset": "last", "refresh": refresh}
     assert generate(tiny36, batch, **settings) == [generate(tiny36, [prompt], **settings)[0] for prompt in batch]
-
-
-def test_decoding_twice_gives_the_same(tiny36):
-    batch = prompts(17, 45)
-    settings = COMMON | {"temperature": 0.8}
-    first, second = (generate(tiny36, batch, generator=torch.Generator().manual_seed(7), **settings) for _ in range(2))
-    assert first == second
 
 
 @pytest.mark.sampled(2)
@@ -351,16 +335,11 @@ def test_closing_the_events_early_leaves_the_model_as_it_was(tiny36):
     ("bad", "message"),
     [
         ({"threshold": 2}, "threshold"),
-        ({"small_block_size": 5}, "must divide"),
         ({"max_new_tokens": 8}, "at least one block"),
-        ({"reuse_k": 0}, "reuse_k must be one of 1, 2, 3"),
-        ({"reuse_k": 2}, "needs a layer_subset"),
         ({"reuse_k": 2, "layer_subset": "last", "use_block_cache": False}, "needs the block cache"),
         ({"reuse_k": 3, "layer_subset": "last", "use_block_cache": False, "refresh": "rows"}, "needs the block cache"),
-        ({"refresh": "all"}, "refresh must be one of block, rows, not 'all'"),
         ({"layer_subset": "8-36"}, "not a range within the model's 0-35"),
         ({"layer_subset": "8-"}, "no range of layers"),
-        ({"layer_subset": "top"}, "first, middle, last"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"mask_id": STOP}, "both"),

@@ -371,7 +371,7 @@ def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["today's", "another"])
 def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_other(
     random_model, tmp_path, monkeypatch, engine
@@ -399,12 +399,13 @@ def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_oth
     assert left.exists() != continued
 
 
-def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared):
+def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared, monkeypatch):
     (tmp_path / "openai").symlink_to(shared / "hub" / "openai")
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
-    done = run_eval(
+    done = run_here(
         "--tasks", "gsm8k", "--limit", "2", "--model_args", model_args(random_model), "--output_path", str(out),
-        "--log_samples", tasks=None, cwd=tmp_path,
+        "--log_samples", tasks=None,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     _, summary = load(out)

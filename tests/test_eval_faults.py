@@ -163,6 +163,7 @@ def test_overlapping_tasks_are_one_line(random_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_hub_cache_that_cannot_be_written_is_one_line(random_model, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "tests" / "fixtures" / "hub" / "openai", tmp_path / "openai")
     (tmp_path / "a file").write_text("")
@@ -175,6 +176,7 @@ def test_a_hub_cache_that_cannot_be_written_is_one_line(random_model, tmp_path, 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_network_the_documented_launch_ends_soon_with_the_first_cause(random_model, tmp_path, monkeypatch):
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--quiet", "--num_processes", "1")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
@@ -189,6 +191,7 @@ def test_without_a_network_the_documented_launch_ends_soon_with_the_first_cause(
     assert time.monotonic() - began < 90, "about 8 s on a quiet machine; the hub's client alone would try for longer"
 
 
+@pytest.mark.slow
 def test_a_task_by_the_path_of_its_yaml_on_a_terminal_that_lacks_characters(random_model, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     words = ["--tasks", str(TASKS / "made_up_sums.yaml"), "--limit", "2", "--model_args", model_args(random_model)]

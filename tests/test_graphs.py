@@ -132,7 +132,7 @@ def test_memory_that_torch_only_keeps_is_room_for_a_recording(monkeypatch, free,
     assert graphs.has_room(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("num_keys", [*range(1, 1100, 31), 1024, 1025, 2047, 2049, 5000, 16384, 32768])
+@pytest.mark.parametrize("num_keys", [1, 127, 128, 129, 1024, 1025, 2047, 2049, 5000, 32768])
 def test_a_bucket_holds_the_keys_and_little_more(num_keys):
     held = bucket(num_keys)
     assert num_keys <= held <= num_keys + max(127, num_keys / 8 + 1)

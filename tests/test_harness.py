@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from golden_models import golden_json, oracle
 from lm_eval.api.instance import Instance
 from oracle import assert_float32_of
@@ -84,17 +83,6 @@ def test_chain_masks_each_token_and_all_that_follow(lm, context_length):
     assert scored(lm, [(context, continuation)], "chain") == [(pytest.approx(expected, abs=3 * SCORE), greedy)]
 
 
-def test_a_greedy_continuation_is_called_greedy(lm):
-    context = list(range(20, 45))
-    ids = [*context, lm.loaded.ids.mask, lm.loaded.ids.stop]
-    ids += [lm.loaded.ids.mask] * (-len(ids) % 32)
-    with torch.inference_mode():
-        best = lm.model(torch.tensor([ids])).logits[0, len(context) - 1].argmax().item()
-    (hit,), (miss,) = scored(lm, [(context, [best])], "reference"), scored(lm, [(context, [best - 1])], "reference")
-    assert hit[1]
-    assert not miss[1]
-
-
 def test_equal_masked_inputs_need_one_forward(lm):
     before = lm.cost.forwards.get("score", 0)
     context = list(range(40, 80))
@@ -162,13 +150,6 @@ def test_answers_come_in_order_whatever_the_batches(lm):
     assert lm.generate_until([], disable_tqdm=True) == []
 
 
-def test_equal_requests_are_answered_once(lm):
-    before = lm.cost.requests
-    first, second = lm.generate_until(asks(["same", "same"]), disable_tqdm=True)
-    assert first == second
-    assert lm.cost.requests == before + 1
-
-
 def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
     prompt = "p" * 45
     (full,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": 64}), disable_tqdm=True)
@@ -181,11 +162,6 @@ def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
         (short,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": limit}), disable_tqdm=True)
         assert short == lm.tokenizer.decode(generation.tokens[:limit], skip_special_tokens=True)
         assert len(short) <= len(full)
-
-
-def test_without_a_limit_of_its_own_a_task_gets_max_new_tokens_in_whole_blocks(lm):
-    for length in (10, 32, 45):
-        assert lm.generator.request(asks(["p" * length])[0], 0).max_new_tokens == 64
 
 
 @pytest.mark.parametrize(

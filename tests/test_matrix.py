@@ -13,7 +13,6 @@ from fast_dllm.errors import UsageError
 from fast_dllm.spec import matrix
 from fast_dllm.spec.defaults import DEFAULTS
 from fast_dllm.spec.knobs import read_options
-from fast_dllm.spec.values import check_arguments, parse_arguments
 
 OPTIONS = """
 class Options(decoding.Options):
@@ -236,39 +235,3 @@ def test_beside_the_matrix_there_are_plain_and_ranges_of_layers(root):
     assert matrix.arguments_of(found, "plain", without) == {"threshold": 1}
     with pytest.raises(UsageError):
         matrix.arguments_of(found, "k2_8-19", without)
-
-
-@pytest.mark.parametrize(
-    ("text", "arguments"),
-    [
-        ("threshold=.8", {"threshold": 0.8}),
-        ("bd_size=16,use_block_cache=false", {"bd_size": 16, "use_block_cache": False}),
-        ("bd_size=none,refresh=rows", {"bd_size": None, "refresh": "rows"}),
-        ("layer_subset=8-19", {"layer_subset": "8-19"}),
-    ],
-)
-def test_what_model_args_give(root, text, arguments):
-    assert check_arguments(parse_arguments(text), matrix.defaults_of("09_mine", root)) == arguments
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("threshold", "takes NAME=VALUE"),
-        ("threshold=", "takes NAME=VALUE"),
-        ("=1", "takes NAME=VALUE"),
-        ("threshold=1,threshold=2", "gives threshold twice"),
-        ("tolerence=1", "unknown model argument 'tolerence'; valid ones: .*tolerance"),
-        ("threshold=2", "from 0 to 1"),
-        ("threshold=none", "needs a value"),
-        ("use_block_cache=2", "True or False"),
-        ("small_block_size=2.5", "whole number"),
-        ("bd_size=wide", "whole number"),
-        ("tolerance=nan", "must be a number"),
-        ("refresh=a b", "cannot stand in a folder's name"),
-    ],
-)
-def test_wrong_model_args_are_one_line(root, text, message):
-    with pytest.raises(UsageError, match=message) as raised:
-        check_arguments(parse_arguments(text), matrix.defaults_of("09_mine", root))
-    assert "\n" not in str(raised.value)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_models import eager, golden_json
+from golden_models import eager
 from random_model import save_random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from fast_dllm.errors import UsageError
-from fast_dllm.network.cache import block_causal_mask
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.network.devices import pick_device, pick_dtype
 from fast_dllm.network.loading import load_model
@@ -111,13 +110,6 @@ def test_a_truncated_file_a_missing_folder_and_another_models_config_are_one_lin
         assert source.name in str(raised.value)
 
 
-def test_a_config_that_the_network_cannot_honour_is_refused():
-    config = golden_json("tiny36.config.json")
-    for change in ({"rope_scaling": {"type": "yarn"}}, {"num_attention_heads": 5}, {"hidden_act": "gelu"}):
-        with pytest.raises(ValueError, match=r"RoPE|divide|hidden_act"):
-            FastDLLMConfig(**config | change)
-
-
 @pytest.mark.parametrize(
     ("capability", "expected"),
     [
@@ -139,15 +131,6 @@ def test_a_device_that_is_not_there_is_refused():
     for device in ("gpu", "cuda:99"):
         with pytest.raises(UsageError, match=device):
             pick_device(device)
-
-
-def test_dtype_can_be_chosen(random_model):
-    assert load_model(str(random_model), "cpu", "bfloat16").dtype == torch.bfloat16
-
-
-def test_the_block_causal_mask_is_two_way_inside_a_block_and_causal_between():
-    mask = block_causal_mask(6, 6, 4, torch.device("cpu"))
-    assert mask.tolist() == [[True] * 4 + [False] * 2] * 4 + [[True] * 6] * 2
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_with_equal_logits(tiny36):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from browser_page import ALL_UNMASKED, ask, set_number
 
-from fast_dllm.decoding import FORWARD_KINDS
 from fast_dllm.ui.cells import LEGEND, cells_html
 from fast_dllm.ui.chat import AnswerFrame, Cell
 from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
-from fast_dllm.ui.layers import SIGNS, layer_states, layers_html
+from fast_dllm.ui.layers import layer_states, layers_html
 
 
 def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more) -> AnswerFrame:
@@ -369,13 +368,3 @@ def test_the_settings_of_the_examples_show_rest_and_reuse_and_say_what_the_model
     assert not kinds["plain"] & {"partial", "reused"}
     assert "partial" in kinds["k = 3, middle"]
     assert "reused" in kinds["re-read while sure"]
-
-
-def test_no_two_kinds_of_forward_have_one_sign_and_a_re_read_is_no_forward():
-    assert SIGNS.keys() == FORWARD_KINDS.keys()
-    assert len(set(SIGNS.values())) == len(SIGNS)
-    frame = frame_of("a", kind="reused", forwards={"full": 3, "reused": 2}, layers_at_rest=range(36))
-    assert frame.num_forwards == 3
-    assert frame.kinds() == "forwards: full 3; steps without a forward: reused 2"
-    assert "3 forwards" in layers_html([frame])
-    assert "not a measurement" in comparison_html(frame, frame)

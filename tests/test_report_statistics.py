@@ -84,23 +84,6 @@ def quartic(improved: int, regressed: int, total: int) -> tuple[float, float]:
     return real[0], real[-1]
 
 
-def score(improved: int, regressed: int, total: int, delta: float) -> float:
-    """The score statistic at `delta`, its nuisance parameter by maximising the likelihood numerically."""
-    from scipy.optimize import minimize_scalar
-
-    def loss(other: float) -> float:
-        p12, p21 = other + delta, other
-        rest = 1 - p12 - p21
-        if min(p12, p21, rest) <= 0:
-            return math.inf
-        same = total - improved - regressed
-        return -(improved * math.log(p12) + regressed * math.log(p21) + same * math.log(rest))
-
-    low, high = max(0, -delta) + 1e-12, (1 - delta) / 2 - 1e-12
-    other = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-14}).x
-    return (improved - regressed - total * delta) / math.sqrt(total * (2 * other + delta * (1 - delta)))
-
-
 def test_tango_is_the_non_iterative_solution_of_the_same_equation():
     for improved, regressed, total in tables():
         if abs(improved - regressed) == total:
@@ -109,13 +92,6 @@ def test_tango_is_the_non_iterative_solution_of_the_same_equation():
         assert (found.low, found.high) == pytest.approx(
             expected, rel=0, abs=2e-7 if improved + regressed == 0 else 1e-9
         )
-
-
-@pytest.mark.parametrize(("improved", "regressed", "total"), [(12, 2, 50), (40, 20, 160), (3, 9, 1319), (1, 7, 21)])
-def test_tangos_limits_are_where_the_score_is_critical(improved, regressed, total):
-    found = ours.tango(improved, regressed, total)
-    for delta in (found.low, found.high):
-        assert abs(score(improved, regressed, total, delta)) == pytest.approx(math.sqrt(Z2), abs=1e-5)
 
 
 @pytest.mark.parametrize("total", [1, 2, 10, 1319])
@@ -131,14 +107,6 @@ def test_tangos_published_examples():
     """Bentur et al. (2009), in Fagerland, Lydersen and Laake (2014), table VII: 1, 1, 7, 12 gives -0.517 to -0.026."""
     found = ours.tango(1, 7, 21)
     assert (round(found.low, 3), round(found.high, 3)) == (-0.517, -0.026)
-
-
-def test_tango_and_mcnemars_score_agree_at_no_difference():
-    for improved, regressed, total in tables(2):
-        if improved + regressed:
-            z = (improved - regressed) / math.sqrt(improved + regressed)
-            found = ours.tango(improved, regressed, total)
-            assert (found.low > 0 or found.high < 0) == (abs(z) > math.sqrt(Z2))
 
 
 def test_one_stratum_is_tango_and_weights_are_the_tasks():
@@ -176,9 +144,7 @@ def test_the_stratified_interval_covers_as_often_as_it_says():
     [
         (-0.02, 0.06, 1319, 0.05),
         (0.02, 0.05, 1319, 0.05 / 6),
-        (-0.1, 0.2, 100, 0.05),
         (-0.5, 0.5, 10, 0.05),
-        (0.02, 0.3, 2000, 0.05),
     ],
 )
 def test_the_stated_power_is_how_often_the_test_finds_the_difference(difference, share, total, alpha):
@@ -217,17 +183,6 @@ def test_the_smallest_detectable_difference_and_the_questions_needed_have_the_po
         assert ours.mcnemar_power(loss, max(share, loss), int(needed * 0.97)) < 0.8
     connor = ((1.959964 * math.sqrt(0.06) + 0.841621 * math.sqrt(0.06 - 0.0001)) / 0.01) ** 2
     assert ours.questions_needed(0.01, 0.06) == pytest.approx(connor, rel=0.05)  # the exact test asks for a little more
-
-
-@pytest.mark.parametrize("total", [1, 2, 4])
-def test_with_a_handful_of_questions_nothing_can_be_shown(total):
-    assert ours.smallest_detectable(total, 0.1) is None
-    assert ours.mcnemar_power(1.0, 1.0, total) == 0
-
-
-def test_power_of_nothing_is_nothing():
-    assert ours.mcnemar_power(0.0, 0.0, 100) == 0
-    assert ours.mcnemar_power(0.01, 0.05, 0) == 0
 
 
 def test_where_the_null_holds_a_table_raises_a_false_finding_at_most_as_often_as_promised():
@@ -280,11 +235,6 @@ def test_aup_without_a_loss_is_the_area_under_the_curve():
     assert aup([(1, 80), (3, 80), (8, 80)], best=80) == pytest.approx(8 * 80)
     assert aup([(2.5, 70)], best=70) == pytest.approx(175)
     assert aup([(1, 80), (1, 78), (3, 80)], best=80) == pytest.approx(240)  # of equal speeds the better one
-
-
-def test_aup_of_nothing():
-    assert aup([], best=80) is None
-    assert aup([(1, 0.0)], best=0) is None
 
 
 def test_the_pareto_front():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 import torch
@@ -122,14 +121,6 @@ def test_re_reading_by_confidence_is_the_rule_of_its_readme(tiny36, length, bar,
     assert (range(0) in expected.steps) == (cap != 1), "with another prompt re-reading shows"
 
 
-def test_a_re_read_goes_on_into_the_next_sub_block(tiny36):
-    events = list(ADAPTIVE.denoise(tiny36, [prompt(35)], **COMMON, threshold=0.6, reread_above=0.3))
-    steps = [event for event in events if event.kind in ("full", "reused")]
-    crossed = [b for a, b in pairwise(steps) if b.kind == "reused" and b.start > a.start]
-    assert crossed
-    assert all(confidence > 0.3 for event in steps if event.kind == "reused" for confidence in event.confidences)
-
-
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("length", [20, 35, 41])
 @pytest.mark.parametrize(("carry", "bar"), [(True, 1.0), (True, 0.5), (False, 1.0), (False, 0.5)])
@@ -139,24 +130,6 @@ def test_windows_are_the_rule_of_their_readme(tiny36, length, carry, bar):
         expected = literal(tiny36, ids, 0.6, bar, SIZE, carry)
     got = windows_of(CARRY, tiny36, ids, threshold=0.6, reread_above=bar, carry=carry)
     assert got == (expected.tokens, expected.steps)
-
-
-@pytest.mark.parametrize("bar", [1.0, 0.5])
-def test_only_a_blocks_first_forward_is_full_where_rows_are_carried(tiny36, bar):
-    batch = [prompt(20), prompt(35, seed=8), prompt(41)]
-    settings = COMMON | {"threshold": 0.6, "reread_above": bar}
-    got = CARRY.generate(tiny36, batch, carry=True, **settings)
-    rows = CARRY.generate(tiny36, batch, **settings)
-    assert [each.forwards["full"] for each in got] == [1, 1, 1]
-    assert sum(each.forwards["full"] for each in rows) > 3
-    assert sum(each.forwards["sub"] for each in got) > 0
-
-
-def test_with_the_whole_block_it_is_adaptive_skip(tiny36):
-    settings = COMMON | {"threshold": 0.6, "reread_above": 0.5}
-    assert CARRY.generate(tiny36, [prompt(35)], refresh="block", **settings) == ADAPTIVE.generate(
-        tiny36, [prompt(35)], **settings
-    )
 
 
 def literal_two_bars(model, ids: list[int], near: float, far: float, sub: int) -> tuple[list[int], list[list[int]]]:
@@ -197,13 +170,6 @@ def test_two_bars_are_the_rule_of_their_readme(tiny36, length, near, far, sub):
     start = len(ids) // SIZE * SIZE
     steps = [sorted(p - start for p in event.positions) for event in events if event.kind == "full"]
     assert (events[-1].generation.tokens, steps) == expected
-
-
-def test_a_prefix_reaches_beyond_its_sub_block_and_the_high_bar_does_not(tiny36):
-    events = list(TWO_BARS.denoise(tiny36, [prompt(35)], **COMMON, threshold=1.0, prefix_above=0.2))
-    assert any(max(event.positions) // SUB > min(event.positions) // SUB for event in events if event.kind == "full")
-    events = list(TWO_BARS.denoise(tiny36, [prompt(35)], **COMMON, threshold=0.0, prefix_above=0.999))
-    assert all(max(event.positions) // SUB == min(event.positions) // SUB for event in events if event.kind == "full")
 
 
 @pytest.mark.parametrize(

@@ -152,12 +152,6 @@ def test_a_decision_in_mid_forward_is_taken_for_each_sequence_by_itself(tiny36):
     assert 0 < sum(got.forwards["partial"] for got in together) < sum(got.forwards["partial"] for got in beat)
 
 
-def test_no_tolerance_at_all_is_plain_decoding(tiny36):
-    plain = RESIDUAL.generate(tiny36, [prompt(41)], **COMMON)
-    settings = COMMON | {"reuse_k": 3, "layer_subset": "middle", "tolerance": 0.0}
-    assert RESIDUAL.generate(tiny36, [prompt(41)], **settings) == plain
-
-
 def test_a_decision_costs_one_transfer_more(monkeypatch):
     decisions = []
     drift = LayerStore.drift

@@ -21,7 +21,7 @@ def test_without_deaths_each_call_is_one_that_the_scripts_make():
     assert outcome.busy == pytest.approx(outcome.useful + 12 * shards.START + 3 * (shards.START + shards.FINISH))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_dies_every_run_is_completed_and_every_gpu_given_back(seed):
     simulation = Simulation(Settings(**SMALL, preemptions=2.0, exempt=0.0, limit=4.0, seed=seed))
     outcome = simulation.run()
@@ -55,10 +55,3 @@ def test_the_documents_show_what_is_printed():
     for one in (Settings(shards=8, preemptions=0.0), Settings(shards=8, preemptions=0.3)):
         rate = f"{one.preemptions:g} an hour" if one.preemptions else "none"
         assert shards.row(8, 200, rate, *shards.simulated(one)) in rows
-
-
-@pytest.mark.parametrize("words", [["--shards", "0"], ["--shards", "4", "--limit", "0.05"], ["--shards", "x"]])
-def test_a_wrong_word_is_answered_in_a_line(words):
-    command = [sys.executable, ROOT / "benchmarks" / "shards.py", *words]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)

@@ -1,7 +1,6 @@
 """The recipe of models/tiny: masks and batches are what decoding meets, growth keeps what was learnt, and it learns."""
 
 import random
-from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from fast_dllm.network.model import FastDLLMForCausalLM
 from training import knockout, plot, train
 from training.data import (
     COPIES,
-    Example,
     autoregressive_batches,
     diffusion_batches,
     diffusion_mask,
@@ -18,7 +16,7 @@ from training.data import (
     make_examples,
     noisy_example,
 )
-from training.recipe import EVERY_LAYER, FURTHER, STAGES, Stage, tiny_config
+from training.recipe import Stage, tiny_config
 from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer, chat_prompt
 
 BLOCK = 32
@@ -134,14 +132,6 @@ def test_decoding_masks_know_the_left_and_not_the_right():
             assert ahead - 8 < 25  # the current sub-block holds part of the answer
 
 
-def test_stop_tokens_after_the_answer_count_a_little(tokenizer):
-    example = Example(prompt=[1, 2, 3], answer=[4, tokenizer.eos_token_id], is_choice=False)
-    _, reads = noisy_example(example, tokenizer, random.Random(0), BLOCK, BLOCK, 8, uniform_share=1.0)
-    weights = {target: weight for _, target, weight in reads[1:]}
-    assert {target for _, target, _ in reads} == {4, tokenizer.eos_token_id}
-    assert 0 < min(weights.values()) < 1
-
-
 def test_autoregressive_rows_predict_the_next_token(tokenizer, examples):
     for batch in autoregressive_batches(examples, tokenizer.eos_token_id):
         following = batch.ids.gather(1, batch.rows + 1)
@@ -162,14 +152,6 @@ def test_growth_leaves_every_logit_as_it_was(tokenizer):
     assert not torch.equal(shallow(ids).logits, deep(ids).logits)
 
 
-def test_growth_spreads_trained_layers_over_every_subset():
-    layers = STAGES[0].layers
-    positions = {train.grown_position(layer, layers, EVERY_LAYER) for layer in range(layers)}
-    assert len(positions) == layers
-    for subset in (range(1, 12), range(12, 24), range(24, 36)):
-        assert len(positions & set(subset)) == layers / 3
-
-
 def test_a_split_layer_becomes_equal_parts_that_write_their_share(tokenizer):
     shallow, deep = small_model(tokenizer, layers=3), FastDLLMForCausalLM(tiny_config(tokenizer, 6)).eval()
     train.split(shallow.state_dict(), 3, deep)
@@ -180,27 +162,6 @@ def test_a_split_layer_becomes_equal_parts_that_write_their_share(tokenizer):
         assert torch.equal(part.mlp.down_proj.weight * 2, whole.mlp.down_proj.weight)
     with pytest.raises(ValueError, match="7 layers are no multiple of 3"):
         train.split(shallow.state_dict(), 3, FastDLLMForCausalLM(tiny_config(tokenizer, 7)))
-
-
-def test_splitting_changes_little_where_layers_write_little(tokenizer):
-    """The parts see almost the same input, so the function stays."""
-    shallow, deep = small_model(tokenizer, layers=3), FastDLLMForCausalLM(tiny_config(tokenizer, 6)).eval()
-    for layer in shallow.model.layers:
-        layer.self_attn.o_proj.weight.data *= 1e-2
-        layer.mlp.down_proj.weight.data *= 1e-2
-    train.split(shallow.state_dict(), 3, deep)
-    ids = torch.randint(0, len(tokenizer), (2, 40), generator=torch.Generator().manual_seed(0))
-    before, after = shallow(ids).logits, deep(ids).logits
-    assert not torch.equal(before, after)
-    assert (before - after).norm() < 0.05 * before.norm()
-
-
-def test_further_stages_split_into_the_next_and_the_last_is_full_depth():
-    depths = [stage.layers for stage in FURTHER]
-    assert all(deeper % layers == 0 for layers, deeper in pairwise(depths))
-    assert depths[0] == STAGES[0].layers
-    assert depths[-1] == EVERY_LAYER
-    assert {stage.growth for stage in FURTHER} == {"split"}
 
 
 @pytest.mark.slow
@@ -250,13 +211,6 @@ def test_the_knock_out_table_has_a_line_for_every_layer_and_third(tokenizer):
     assert knockout.thirds(36) == {"first": range(1, 12), "middle": range(12, 24), "last": range(24, 36)}
 
 
-@pytest.mark.slow
-def test_knock_out_refuses_what_is_not_there(capsys):
-    for words in (["--examples", "0"], ["--model", "nowhere/at-all"]):
-        assert knockout.main(words) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
-
-
 def run(out, stages, seed=3):
     trainer = train.Trainer(out, stages, seed, "cpu", "muon", 2048)
     trainer.run()
@@ -283,14 +237,6 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch, to
         assert torch.equal(value, resumed.average[name]), name
     other = run(tmp_path / "other", SHORT, seed=4)
     assert not torch.equal(whole.average["model.norm.weight"], other.average["model.norm.weight"])
-
-
-def test_learning_rate_rises_holds_and_falls():
-    stage = Stage("x", "ar", 2, steps=100, batch=1, lr=1.0, warmup=10, decay=0.5, final_lr=0.1)
-    rates = [stage.lr_at(step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[20] == rates[49] == 1.0
-    assert rates[99] == pytest.approx(0.1, abs=0.03)
 
 
 def test_a_stage_may_ask_for_longer_problems(tokenizer):

@@ -15,9 +15,9 @@ ONE = {"item": 1}
 COPY = {"copy": 1}
 
 
-@pytest.fixture(params=["inference", "no_grad", "plain"])
+@pytest.fixture(params=["inference", "plain"])
 def mode(request):
-    modes = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "plain": contextlib.nullcontext}
+    modes = {"inference": torch.inference_mode, "plain": contextlib.nullcontext}
     with modes[request.param]():
         yield
 
