@@ -59,8 +59,9 @@ main() {
   lint_types
   lint_shell
   echo "== pytest"
-  # two processes, for each test is one thread; tests/conftest.py says which tests stay together
-  python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder \
+  # Each test is one thread. Three processes for two cores: some tests wait for a clock.
+  # tests/conftest.py says which tests stay together.
+  python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder \
     -m "not slow and not slurm" "$@"
 }
 
