@@ -44,7 +44,7 @@ from fast_dllm.ui.turns import Turn
 GRADIO_TUNNEL = ".gradio.live"  # names that gradio gives to pages started with --share
 MAX_WAITING = 32  # events in the queue, of all visitors; a visitor's next one is refused with a word
 MAX_SESSIONS = 200  # whose replay is kept; the one not used for longest loses it
-SPEEDS = (1, 2, 4, 8, 16)  # forwards a second of the replay
+SPEEDS = (1, 2, 4, 8, 16)  # forwards per second of the replay
 
 
 def build(chatbot: Chatbot) -> gr.Blocks:

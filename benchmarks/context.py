@@ -115,7 +115,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             label = f"{batch}" if kind == "full" else None
             left.plot(contexts, [row[kind] * 1e3 for row in own], style, marker=marker, ms=4, color=shade, label=label)
         right.plot(contexts, [row["full"] * 1e3 / batch for row in own], "-", marker=marker, ms=4, color=shade)
-    for axes, what in ((left, "ms a forward, 32 rows (dashed: 8)"), (right, "ms a token, one a step")):
+    for axes, what in ((left, "ms per forward, 32 rows (dashed: 8)"), (right, "ms per token, one per step")):
         axes.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=what)
         axes.set_xticks(sorted({row["context"] for row in rows}))
         axes.set_xticklabels([f"{value / 1024:g}k" for value in sorted({row["context"] for row in rows})])

@@ -8,8 +8,8 @@
     python benchmarks/decode.py --model tiny --graphs compiled   # layers compiled for this CPU
 
 Forward kinds are those of fast_dllm/decoding.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
-block), sub (a sub-block), commit (a block, one row read). GB/s: weights read once a forward; "weights" is the share of
-the time that this alone would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller
+block), sub (a sub-block), commit (a block, one row read). GB/s: weights read once per forward; "weights" is the share
+of the time that this alone would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller
 forwards can be faster.
 --baseline: the same answers by benchmarks/straightforward.py, one prompt at a time, in turns with the engine's, tokens
 compared; and transformers' Qwen2 of the same shape (random weights), one token a forward, greedy. With --graphs

@@ -10,7 +10,7 @@ A forward takes as long as the slower of reading and calculating, at the GPU's f
     operations    = 2 x T x (weights of the layers) + 2 x (weights of lm_head) x rows read + 4 x layers x C x T x S
 
 for T rows that see S positions, in a number format of 2 bytes. A generated answer of n tokens to a prompt of p takes
-one prefill of p rows and n / (tokens a forward) forwards of a 32-row block that see p + n / 2 positions on average;
+one prefill of p rows and n / (tokens per forward) forwards of a 32-row block that see p + n / 2 positions on average;
 a scored question takes one forward of p rows. Batch size 1, as the jobs run.
 """
 

@@ -69,7 +69,8 @@ class Settings:
 
 @dataclass
 class Job:
-    """share: None for the one that waits. left: how many may still continue it. died: what it continues had begun."""
+    """shard: None for the job that waits for the others. left: how many jobs may still continue it. died: whether the
+    job that it continues had begun."""
 
     configuration: int
     shard: int | None

@@ -52,6 +52,7 @@ from typing import Any
 from fast_dllm.errors import TakenOverError
 from fast_dllm.record.batches import BatchRecord, Ledger
 from fast_dllm.record.cost import Cost
+from fast_dllm.spec.files import sync_folder
 from fast_dllm.spec.locks import read_owner
 
 FORMAT = 1  # part of the key: a store of another format is never read
@@ -181,23 +182,15 @@ class AnswerStore:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
             except FileExistsError:
                 continue
-            self._sync_folder()
+            sync_folder(self.folder)
             self._path = path
             return GrowingFile(descriptor)
-
-    def _sync_folder(self) -> None:
-        """The names of new files must survive too."""
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def open_beside(self, suffix: str) -> GrowingFile:
         """A new file of this process beside its answers, which is closed and removed with them."""
         path = self._path.with_name(self._path.name[: -len(".jsonl")] + suffix)
         file = GrowingFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666))
-        self._sync_folder()
+        sync_folder(self.folder)
         self._beside.append(file)
         return file
 

@@ -23,7 +23,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from fast_dllm.errors import UsageError
-from fast_dllm.spec.files import read_json, write_json
+from fast_dllm.spec.files import read_json, sync_folder, write_json
 from fast_dllm.spec.locks import Claim, acquire, is_held, owner_of
 from fast_dllm.spec.shard_names import SHARDS_FOLDER, shard_folder, sharding
 
@@ -183,11 +183,7 @@ def _publish(path: Path, name: str, content: dict) -> None:
             raise
         shutil.rmtree(new)
         return
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    sync_folder(path.parent)
 
 
 def request_kinds(output_types: Iterable[str]) -> set[str]:

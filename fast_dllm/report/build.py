@@ -182,6 +182,19 @@ def build(
     )
 
 
+def run_numbers(table: ResultTable, run: RunResult) -> dict[str, float | None]:
+    """The measured numbers of a run by the names that report.json and runs.csv give them; None: not recorded."""
+    return {
+        "new_tokens": run.new_tokens,
+        "seconds": run.seconds,
+        "tokens_per_second": run.tokens_per_second,
+        "full_depth_forwards": run.full_forwards,
+        "tokens_per_full_depth_forward": run.tokens_per_forward,
+        "layer_forwards_per_token": run.layers_per_token,
+        "speed_up_forwards": forward_gain(table, run),
+    }
+
+
 def forward_gain(table: ResultTable, run: RunResult) -> float | None:
     """Tokens per full-depth forward, as a multiple of the run's baseline's."""
     base = baseline_of(table, run)

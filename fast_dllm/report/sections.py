@@ -255,7 +255,7 @@ PROVENANCE = (
     ("examples in the prompt", "num_fewshot"),
     ("batch size", "batch_size"),
     ("processes", "num_processes"),
-    ("shares", "num_shares"),
+    ("shards", "num_shares"),
     ("segments", "num_segments"),
     ("seeds", "seeds"),
     ("generation settings", "gen_kwargs"),

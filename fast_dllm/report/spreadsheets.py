@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping
 
 from fast_dllm.decoding import FORWARD_KINDS
-from fast_dllm.report.build import Report, forward_gain
+from fast_dllm.report.build import Report, run_numbers
 from fast_dllm.report.compare import accuracy_of
 from fast_dllm.report.results import ResultTable, RunResult
 
@@ -68,13 +68,7 @@ def _run_row(report: Report, table: ResultTable, run: RunResult) -> dict[str, ob
         "accuracy_stderr": run.stderr,
         "accuracy_low": interval.low if interval else None,
         "accuracy_high": interval.high if interval else None,
-        "new_tokens": run.new_tokens,
-        "seconds": run.seconds,
-        "tokens_per_second": run.tokens_per_second,
-        "full_depth_forwards": run.full_forwards,
-        "tokens_per_full_depth_forward": run.tokens_per_forward,
-        "layer_forwards_per_token": run.layers_per_token,
-        "speed_up_forwards": forward_gain(table, run),
+        **run_numbers(table, run),
         **{f"forwards_{kind}": count for kind, count in (run.forwards or {}).items() if kind in FORWARD_KINDS},
         **{name: run.facts.get(name) for name in PROVENANCE_COLUMNS},
         "alarms": " ".join(sorted(alarms)),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fast_dllm.report import figures
-from fast_dllm.report.build import Report, forward_gain
+from fast_dllm.report.build import Report, run_numbers
 from fast_dllm.report.compare import accuracy_of
 from fast_dllm.report.drift_maps import drift_maps
 from fast_dllm.report.flips import Flip, count_changes, flips_of
@@ -33,13 +33,7 @@ def _run_facts(report: Report, table: ResultTable, run: RunResult) -> dict[str, 
         "num_samples": run.num_samples,
         "accuracy": run.accuracy,
         "interval": None if interval is None else [interval.low, interval.high],
-        "new_tokens": run.new_tokens,
-        "seconds": run.seconds,
-        "tokens_per_second": run.tokens_per_second,
-        "full_depth_forwards": run.full_forwards,
-        "tokens_per_full_depth_forward": run.tokens_per_forward,
-        "layer_forwards_per_token": run.layers_per_token,
-        "speed_up_forwards": forward_gain(table, run),
+        **run_numbers(table, run),
         "reference_tokens_per_second": reference_speed(table, run, report.odd_speeds(table.label)),
         "model_args": dict(run.arguments),
         "facts": dict(run.facts),

@@ -166,11 +166,16 @@ def write_whole(path: Path, data: bytes) -> None:
         if new.exists():
             new.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Write a folder's names to the disk, so that a new or renamed file survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the file's name must survive too
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: dict, default: Callable[[object], object] | None = None) -> None:
