@@ -9,8 +9,8 @@
 
 Forward kinds are those of fast_dllm/decoding.py, at a prefix of --prompt_tokens: prefill (the whole prompt), full (a
 block), sub (a sub-block), commit (a block, one row read). GB/s: weights read once per forward; "weights" is the share
-of the time that this alone would take at the device's measured copy bandwidth: near 100% means that only fewer or smaller
-forwards can be faster.
+of the time that this alone would take at the device's measured copy bandwidth: near 100% means that only fewer or
+smaller forwards can be faster.
 --baseline: the same answers by benchmarks/straightforward.py, one prompt at a time, in turns with the engine's, tokens
 compared; and transformers' Qwen2 of the same shape (random weights), one token a forward, greedy. With --graphs
 compiled the engine with layers as written takes its turns too. --where: the share of

@@ -74,24 +74,22 @@ def served(random_model):
     blocks.close()
 
 
+def join(address: str, event, visitor: str) -> int:
+    """Put an event into the queue for a visitor, as the page does; returns the HTTP status."""
+    data = [None if each.stateful else getattr(each, "value", None) for each in event.inputs]
+    body = json.dumps({"data": data, "fn_index": event._id, "session_hash": visitor})
+    return answer_of(address, "POST", "/gradio_api/queue/join", body, Content_Type="application/json")[0]
+
+
 def test_the_queue_has_a_bound_and_bare_calls_put_nobody_before_a_visitor(served):
     import app
 
     address, events = served
     json_body = {"Content_Type": "application/json"}
-
-    def join(name: str, visitor: str) -> int:
-        event = events[name]
-        data = [None if each.stateful else getattr(each, "value", None) for each in event.inputs]
-        body = {"data": data, "fn_index": event._id, "session_hash": visitor}
-        return answer_of(address, "POST", "/gradio_api/queue/join", json.dumps(body), Content_Type="application/json")[
-            0
-        ]
-
     for number in range(100):
         path, body = "/gradio_api/run/begin", {"data": [None], "session_hash": f"bare{number}"}
         assert answer_of(address, "POST", path, json.dumps(body), **json_body)[0] == 200
-    assert join("answer", "visitor") == 200
+    assert join(address, events["answer"], "visitor") == 200
     server = urllib.parse.urlsplit(address)
     connection = http.client.HTTPConnection(server.hostname, server.port, timeout=60)
     connection.request("GET", "/gradio_api/queue/data?session_hash=visitor")
@@ -103,8 +101,25 @@ def test_the_queue_has_a_bound_and_bare_calls_put_nobody_before_a_visitor(served
             messages.append(json.loads(line[5:]))
     connection.close()
     assert all(each["rank"] == 0 for each in messages if each["msg"] == "estimation")
-    states = [join("answer", f"flood{number}") for number in range(app.MAX_WAITING + 20)]
+    states = [join(address, events["answer"], f"flood{number}") for number in range(app.MAX_WAITING + 20)]
     assert states.count(503) >= 10
+
+
+@pytest.mark.slow
+def test_a_message_that_a_full_queue_refuses_gets_a_note_and_stays_in_its_box(served, browser):
+    import app
+
+    address, events = served
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.fill("#message textarea", "Hello")
+    for number in range(app.MAX_WAITING + 20):
+        join(address, events["answer"], f"flood{number}")
+    page.click("#send")
+    page.wait_for_selector("#note :text('too many messages wait')")
+    assert page.input_value("#message textarea") == "Hello"
+    page.close()
 
 
 @pytest.mark.parametrize("path", ["/etc", "/no/such/folder", "tiny"])

@@ -9,6 +9,7 @@ from fast_dllm.ui.cells import LEGEND, cells_html
 from fast_dllm.ui.chat import AnswerFrame, Cell
 from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
 from fast_dllm.ui.layers import layer_states, layers_html
+from fast_dllm.ui.style import STYLE
 
 
 def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more) -> AnswerFrame:
@@ -90,6 +91,31 @@ def test_the_page_says_what_it_is_and_what_its_signs_mean(page):
     for word in ("block", "sub-block", "masked", "how sure", "unmasked", "line break"):
         assert word in legend
         assert word in LEGEND
+
+
+# Of each sign in the legend: its name, and whether the name begins on the line of its last swatch.
+SIGNS_BESIDE_THEIR_NAMES = """
+() => [...document.querySelectorAll('.legend span')].map(sign => {
+  const swatch = [...sign.querySelectorAll('i')].pop().getBoundingClientRect();
+  const name = [...sign.childNodes].find(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
+  const letter = document.createRange();
+  const start = name.data.search(/\\S/);
+  letter.setStart(name, start);
+  letter.setEnd(name, start + 1);
+  const place = letter.getBoundingClientRect();
+  return [name.data.trim(), place.bottom > swatch.top && place.top < swatch.bottom];
+})
+"""
+
+
+@pytest.mark.parametrize("width", [280, 320, 360, 1280])
+def test_no_line_of_the_legend_breaks_between_a_swatch_and_its_name(browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 600})
+    page.set_content(f"<style>{STYLE}</style>{LEGEND}")
+    signs = page.evaluate(SIGNS_BESIDE_THEIR_NAMES)
+    page.close()
+    assert len(signs) == 8
+    assert [name for name, is_beside in signs if not is_beside] == []
 
 
 @pytest.mark.slow
