@@ -74,9 +74,9 @@ def served(random_model):
     blocks.close()
 
 
-def join(address: str, event, visitor: str) -> int:
-    """Put an event into the queue for a visitor, as the page does; returns the HTTP status."""
-    data = [None if each.stateful else getattr(each, "value", None) for each in event.inputs]
+def join(address: str, event, visitor: str, message: str | None = None) -> int:
+    """Put an event into the queue for a visitor, as the page does; returns the HTTP status. No message: it fails."""
+    data = [message, *(None if each.stateful else getattr(each, "value", None) for each in event.inputs[1:])]
     body = json.dumps({"data": data, "fn_index": event._id, "session_hash": visitor})
     return answer_of(address, "POST", "/gradio_api/queue/join", body, Content_Type="application/json")[0]
 
@@ -115,7 +115,7 @@ def test_a_message_that_a_full_queue_refuses_gets_a_note_and_stays_in_its_box(se
     page.goto(address)
     page.fill("#message textarea", "Hello")
     for number in range(app.MAX_WAITING + 20):
-        join(address, events["answer"], f"flood{number}")
+        join(address, events["answer"], f"flood{number}", "Hello")
     page.click("#send")
     page.wait_for_selector("#note :text('too many messages wait')")
     assert page.input_value("#message textarea") == "Hello"
