@@ -9,7 +9,7 @@ from script_project import Project
 
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.runner import failures
-from fast_dllm.runner.command_line import run_parser
+from fast_dllm.runner.parsers import run_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("docs/experiments.md", "docs/operations.md", "docs/reference/pace-cluster.md", "docs/arguments.md")
