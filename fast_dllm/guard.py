@@ -1,13 +1,13 @@
-"""One guard for every program: what is wrong with the input is one line and exit status 2, never a traceback.
+"""A guard around every program: wrong input gives one line and exit status 2, never a traceback.
 
     from fast_dllm.guard import one_line
     # isort: split
-    import torch ...                      # whatever only the project's environment holds
+    import torch ...                      # packages that only the project's environment has
 
     with one_line():
         main()
 
-It is imported before those others, because importing it says what to do where they are missing.
+Import it before those packages: if they are missing, it ends the program with a line that says what to do.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def program() -> str:
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """End with one line: 2 for a UsageError, 1 where the run cannot go on, 130 for Ctrl-C, 0 for a closed pipe.
+    """End the program with one line: 2 for a UsageError, 1 for other errors, 130 for Ctrl-C, 0 for a closed pipe.
 
-    An error that nobody foresaw keeps its traceback, and ends with a line that names the project's file.
+    An unexpected error keeps its traceback; a last line names the file of the project in which it was raised.
     """
     show_any_character()
     try:
@@ -64,7 +64,7 @@ def one_line() -> Iterator[None]:
 
 
 def place_of(error: BaseException) -> str:
-    """`file, line` of the project's code that raised an error: an experiment's own line if it was at work."""
+    """`file, line` of the project's code that raised an error; if a policy was running, the line of the policy."""
     frames = traceback.extract_tb(error.__traceback__)
     of_project = [each for each in frames if _is_of_project(Path(each.filename))]
     policies = [each for each in frames if Path(each.filename).name == "generation_functions.py"]
@@ -75,12 +75,12 @@ def place_of(error: BaseException) -> str:
 
 
 def _is_of_project(path: Path) -> bool:
-    """Whether a file is the project's own; a venv may lie within the project's folder."""
+    """Whether a file belongs to the project; a venv inside the project's folder does not."""
     return path.is_relative_to(ROOT) and "site-packages" not in path.parts
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Raises UsageError where nothing can be written into the folder, which need not be there; leaves no trace."""
+    """Raises UsageError if the folder, which need not exist yet, cannot be written to. Leaves nothing behind."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     probe = folder / f".probe.{os.getpid()}"
     try:

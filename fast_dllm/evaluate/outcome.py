@@ -1,4 +1,4 @@
-"""What a finished evaluation leaves: its summary, its files, and the check that it replaces no other run's result."""
+"""Makes the summary of a finished evaluation, writes its files, and refuses to overwrite another run's result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHANGE_NO_ANSWER = ("show_speed", "batch_size", "device", "graphs")  # model arg
 
 
 def given_to_lm_eval(config: EvaluatorConfig, lm: FastDLLM) -> dict[str, Any]:
-    """Everything that can change an answer or a score of a run, by the names that a Summary gives it."""
+    """All settings that can change an answer or a score of a run. The keys are field names of Summary."""
     limit = config.limit
     if limit is not None and limit == int(limit):
         limit = int(limit)
@@ -54,7 +54,7 @@ def given_to_lm_eval(config: EvaluatorConfig, lm: FastDLLM) -> dict[str, Any]:
 
 
 def task_names(config: EvaluatorConfig) -> list[str]:
-    """The tasks' own names, also of one that was given by the path of its YAML file."""
+    """The names of the tasks. A task that was given by the path of its YAML file has the name in that file."""
     names = []
     for task in config.tasks:
         if isinstance(task, dict):
@@ -75,8 +75,8 @@ def summary_of(
 ) -> Summary:
     """The Summary of a finished run.
 
-    name: of its configuration. results, samples: lm_eval's. total: of all processes that answered it. began, loaded:
-    Unix times of the start and of the model being ready.
+    name: of the configuration. results, samples: from lm_eval. total: the answers and costs of all processes. began,
+    loaded: the Unix times when the program started and when the model was loaded.
     """
     samples_scored = {task: len({sample["doc_id"] for sample in rows}) for task, rows in samples.items()}
     expected = sum(int(count["effective"]) for task, count in results["n-samples"].items() if task in samples_scored)
@@ -117,8 +117,8 @@ def write_results(
     log_samples: bool,
     costs: Mapping[tuple[str, int], Cost],
 ) -> None:
-    """Write results.json, the policy's text, the samples where asked for, and last summary.json, which marks the run
-    complete. costs: what each question's answer cost, by (task, number of the question)."""
+    """Write results.json, the policy's text, with `log_samples` the samples, and last summary.json, which marks the run
+    as complete. costs: (task, number of the question) -> the cost of its answer."""
     results["samples_sha256"] = questions.write(folder, *questions.collect(samples, results, costs))
     write_json(folder / "results.json", results, default=handle_non_serializable)
     write_whole(folder / GENERATION_FILE, policy)
@@ -151,7 +151,7 @@ def write_traces(folder: Path, name: str, summary: Summary, lm: FastDLLM) -> Non
 
 
 def check_no_other_result(folder: Path, config: EvaluatorConfig, lm: FastDLLM) -> None:
-    """Raise UsageError where `folder` has the result of another run, which this run would write over."""
+    """Raises UsageError if `folder` has the result of a run with other settings, which this run would overwrite."""
     try:
         summary = read_summary(folder / SUMMARY_FILE)
     except SummaryError as error:

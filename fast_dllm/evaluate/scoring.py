@@ -1,11 +1,11 @@
-"""Log-likelihoods: what to run to score a continuation, what to read in it, and the scorer that does so for a run.
+"""Log-likelihoods of continuations: the inputs to run, how they are batched, and the scorer of a run.
 
-Blocks that several inputs begin with are run once (`batches`, `SharedContext`): the examples of a few-shot task once
-for a whole subject, a question's context once for all its continuations, and in chain mode for all their tokens.
+Blocks at the start that several inputs share are run once (`batches`, `SharedContext`): the examples of a few-shot task
+once for a whole subject, and the context of a question once for all its continuations.
 
-Two modes (docs/design.md, "Scoring"). *reference* masks the first continuation token and leaves the rest visible; it is
-what the published numbers were measured with, and exact for continuations of one token. *chain* is the chain rule: each
-token in turn is masked together with all that follow.
+There are two modes (docs/design.md, "Scoring"). *reference* masks the first token of the continuation and leaves the
+rest visible. The published numbers were measured this way; it is exact for continuations of one token. *chain* is the
+chain rule: each token in turn is masked, with all tokens after it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fast_dllm.record.cost import Cost
 
 
 class MaskedInput(NamedTuple):
-    """Token ids with masks, and the row (one before the masked token) whose logits tell about it."""
+    """The token ids of one forward, with masks. row: whose logits are read; it is one before the masked token."""
 
     row: int
     ids: tuple[int, ...]
@@ -47,10 +47,10 @@ def masked_inputs(
     block_size: int,
     max_length: int,
 ) -> list[tuple[MaskedInput, int]]:
-    """(input, target token) for each token that counts: the first one, or with `chain` every one.
+    """(input, target token) for each token that is scored: the first one, or with `chain` every one.
 
-    `stop_token` stands behind the continuation (None: nothing does), masks fill the block. A context that is too long
-    loses its head. Raises UsageError for a continuation that cannot fit at all.
+    `stop_token` follows the continuation (None: no token does), and masks fill the last block. A context that is too
+    long loses its start. Raises UsageError if the continuation alone does not fit.
     """
     if not continuation:
         return []
@@ -73,7 +73,7 @@ def masked_inputs(
 
 
 class Batch(NamedTuple):
-    """Inputs to run together, whose first `shared` tokens, whole blocks, are the same."""
+    """Inputs to run together. Their first `shared` tokens, a whole number of blocks, are the same."""
 
     shared: int
     inputs: list[MaskedInput]
@@ -82,11 +82,11 @@ class Batch(NamedTuple):
 def batches(
     inputs: Iterable[MaskedInput], *, block_size: int, batch_size: int, done: Collection[MaskedInput] = ()
 ) -> Iterator[Batch]:
-    """Every input but those `done`, in an order in which what inputs begin with is run once.
+    """Batches of all inputs except those in `done`, in an order in which each shared prefix is run once.
 
-    The inputs are the leaves of a tree of blocks, walked in depth; those that part at the same place are batched, equal
-    lengths side by side. An input's last block, which holds the row that is read, is never shared. What is `done`
-    decides with the others what is shared, so that an interrupted run goes on as it began.
+    The inputs are the leaves of a tree of blocks, which is walked in depth. Inputs that branch off at the same block
+    are batched, the longest first. The last block of an input holds the row that is read and is never shared. Inputs in
+    `done` still take part in choosing the shared prefixes, so that a resumed run batches as before.
     """
     groups = [(0, sorted(inputs, key=lambda masked: masked.ids))]
     while groups:
@@ -97,7 +97,7 @@ def batches(
 
         most = min((len(masked.ids) for masked in group), default=0) - block_size
         while len(group) > 1 and shared < most and next_block(group[0], shared) == next_block(group[-1], shared):
-            shared += block_size  # what the first and the last of a sorted list begin with, all do
+            shared += block_size  # the list is sorted: a prefix of its first and its last input is a prefix of all
         alone, deeper = [], []
         for _, run in groupby(group, key=lambda masked: next_block(masked, shared)):
             equal = list(run)
@@ -113,17 +113,19 @@ def batches(
 
 
 class SharedContext:
-    """Keys and values of the blocks that a batch's inputs begin with: computed in the first cache row, copied to the
-    others, and kept as far as the next batch begins with the same."""
+    """The cached keys and values of a batch's shared prefix.
+
+    They are computed in the first cache row and copied to the others. The part that the next batch shares too is kept.
+    """
 
     def __init__(self, model: FastDLLMForCausalLM, num_rows: int, longest: int, block_size: int):
-        """num_rows: of the largest batch. longest: the longest input's tokens."""
+        """num_rows: of the largest batch. longest: the number of tokens of the longest input."""
         self.executor = open_executor(model, num_rows, longest, block_size, shared=False)
         self.tokens: tuple[int, ...] = ()
         self.copied = [0] * num_rows  # how many of `tokens` each row holds
 
     def hold(self, tokens: tuple[int, ...], num_rows: int) -> None:
-        """Make the first `num_rows` cache rows hold `tokens`, whole blocks, and nothing behind them."""
+        """Make the first `num_rows` cache rows hold exactly `tokens`, a whole number of blocks."""
         cache, end = self.executor.cache, len(tokens)
         size = cache.block_size
         same = 0
@@ -168,10 +170,10 @@ def target_scores(
 
 @dataclass
 class WantedScores:
-    """Which tokens are scored in which masked inputs: inputs and targets that several requests share stand here once.
+    """The tokens to score in each input. Inputs and targets that several requests share are listed once.
 
-    keys: input -> target token -> key of its answer. num_uses: key -> tokens of the requests that it scores. num_ends:
-    key -> requests whose last token it scores.
+    keys: input -> target token -> key of its answer. num_uses: key -> how many tokens of the requests it scores.
+    num_ends: key -> how many requests have it as their last token.
     """
 
     keys: dict[MaskedInput, dict[int, str]]
@@ -182,8 +184,8 @@ class WantedScores:
 class Scorer:
     """Log-likelihoods of continuations, by one loaded model in one mode (`reference` or `chain`).
 
-    code_sha256: of the code that scores; part of an answer's key. rows_of: longest input (positions) -> how many are
-    scored side by side.
+    code_sha256: the hash of the code that scores; part of the key of an answer. rows_of: length of the longest input ->
+    how many inputs a forward takes.
     """
 
     def __init__(
@@ -208,7 +210,7 @@ class Scorer:
     def of_texts(self, texts: Iterable[list[int]], quiet: bool = False) -> list[float]:
         """Log-probability of each whole text (token ids) by the chain rule, each token given all the text before it.
 
-        No stop token stands behind the text: the model is not told where it ends.
+        No stop token follows the text.
         """
         windows, counts = [], []
         for ids in texts:
@@ -227,7 +229,7 @@ class Scorer:
     def masked_inputs(
         self, context: list[int], continuation: list[int], chain: bool, end: bool = True
     ) -> list[tuple[MaskedInput, int]]:
-        """What to run for one continuation. end: whether a stop token stands behind it."""
+        """(input, target token) for each scored token of one continuation. end: whether a stop token follows it."""
         return masked_inputs(
             context,
             continuation,
@@ -241,7 +243,7 @@ class Scorer:
     def score(self, parts: list[list[tuple[MaskedInput, int]]], quiet: bool = False) -> list[tuple[float, bool]]:
         """(sum of the targets' log-probabilities, whether every target was the argmax) of each part, in order.
 
-        Inputs that are the same get one forward. What another shard answers has the score (0, True).
+        Equal inputs share one forward. A part that another shard answers gets (0, True).
         """
         parts = self._of_this_shard(parts)
         wanted = self._wanted(parts)
@@ -271,18 +273,21 @@ class Scorer:
         return totals
 
     def _of_this_shard(self, parts: list[list[tuple[MaskedInput, int]]]) -> list[list[tuple[MaskedInput, int]]]:
-        """The parts, those of other shards empty. Parts that begin with the same input, like the letters of one
-        question, stay together: they have forwards in common."""
+        """The parts, with those of other shards replaced by empty ones.
+
+        Parts with the same first input, like the choices of one question, are in the same shard: they share forwards.
+        """
         if self.answers.plan is None:
             return parts
         keys = [request_key("share", *part[0][0]) if part else "" for part in parts]
         costs: Counter[str] = Counter()
         for key, part in zip(keys, parts, strict=True):
             costs[key] += sum(len(masked.ids) for masked, _ in part)
-        own = self.answers.of_this_shard(costs)
-        return [part if key in own else [] for key, part in zip(keys, parts, strict=True)]
+        keys_of_shard = self.answers.of_this_shard(costs)
+        return [part if key in keys_of_shard else [] for key, part in zip(keys, parts, strict=True)]
 
     def _wanted(self, parts: list[list[tuple[MaskedInput, int]]]) -> WantedScores:
+        """The tokens to score for these parts, without repetitions."""
         wanted = WantedScores({}, Counter(), Counter())
         for part in parts:
             for masked, target in part:
@@ -295,7 +300,7 @@ class Scorer:
         return wanted
 
     def _cost(self, wanted: WantedScores, new: Iterable[str], batch: Batch, began: float) -> Cost:
-        """What a batch that just ended cost; `new` are the keys that it answered."""
+        """The cost of a batch that has just ended. new: the keys that it answered; began: its start."""
         new = list(new)
         return Cost(
             seconds_scoring=time.perf_counter() - began,

@@ -1,21 +1,20 @@
-"""Answers that survive the process, and a machine that loses its power.
+"""Keeps a run's answers on disk, so that they survive a kill of the process and a power cut.
 
     <folder>/answers/<key>/identity.json                what the answers depend on, for people
-    <folder>/answers/<key>/001.rank0.jsonl              one line a batch; one file for each process of each segment
-    <folder>/answers/<key>/001.shard0-of-4.rank0.jsonl  the same, of a process that answers a shard (shards.py)
+    <folder>/answers/<key>/001.rank0.jsonl              one line per batch; one file for each process of each segment
+    <folder>/answers/<key>/001.shard0-of-4.rank0.jsonl  the same, of a process for a shard (shards.py)
     <folder>/answers/<key>/001.rank0.traces.jsonl.gz    traces, where they are kept (traces.py)
     <folder>/progress.rank0.json                        how far this process is, for `run.sh --status`
 
-The key is the SHA-256 of the identity, so answers are found again only when nothing that could change them has
-changed. No file has two writers and none is written again after its process ended.
+The key is the SHA-256 of the identity, so answers are used again only if nothing that could change them has changed.
+Each file has one writer, and is not written to after its process has ended.
 
-The promise: a batch's line is written when it is answered, so a process that is killed loses no answer but those of
-the answers in work (and the line that it was just writing, which is torn and ignored). The disk is synced (fsync)
-when a batch is added, at most once every SYNC_SECONDS a process, as a network's file system can bear: a machine that
-loses its power also loses at most the answers that were finished within SYNC_SECONDS after the last sync. A batch is
-one line with a checksum: its answers and what they cost are kept or lost together, and a damaged line is ignored, so
-that its questions are answered again. An answer that two processes gave counts once. Used like this, with nothing but
-JSON values as answers:
+What is guaranteed: a batch is written as soon as it is answered. A killed process loses only the answers in work, and
+the line that it was writing, which is ignored. A file is synced (fsync) when a batch is added, at most once every
+SYNC_SECONDS, so as not to overload a network file system. A power cut also loses at most the answers that were finished
+within SYNC_SECONDS after the last sync. A batch is one line with a checksum, so its answers and their cost are kept or
+lost together. A damaged line is ignored, and its questions are answered again. An answer that two processes gave counts
+once. Usage, with JSON values as answers:
 
     with AnswerStore(folder, identity, rank=rank) as store:    # once for the whole process
         keys = [request_key(request.prompt, request.until, ...) for request in requests]
@@ -29,9 +28,9 @@ JSON values as answers:
         texts = [store[key] for key in keys]
         store.recount()       # what is on disk now, of all processes: cost, segments, wall time, batch sizes
 
-`identity` is everything that changes an answer: model and its revision, every generation argument, code hashes, dtype,
-device kind. The request's key is everything that tells one request from another, its settings and, where it is sampled,
-its seed included. Two requests with one key have one answer.
+`identity` holds everything that changes an answer: the model and its revision, all generation arguments, the hashes of
+the code, the dtype, the kind of device. The key of a request is made of everything in which requests differ, with its
+settings and, if it is sampled, its seed. Two requests with the same key have the same answer.
 """
 
 from __future__ import annotations
@@ -67,19 +66,19 @@ def _canonical(value: object) -> str:
 
 
 def request_key(*parts: object) -> str:
-    """A key for one request, from everything (JSON values) that tells it from another."""
+    """The key of a request. parts: everything in which requests differ, as JSON values."""
     return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
 
 class GrowingFile:
-    """A file that only grows by whole lines, each written at once; synced at most once in SYNC_SECONDS."""
+    """A file to which whole lines are appended; synced at most once every SYNC_SECONDS."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._synced = -math.inf  # when, by time.monotonic
 
     def write(self, line: bytes) -> None:
-        """The whole line or, where the disk is full, nothing of it and an OSError. Also raises what a sync raises."""
+        """Append a line. Raises OSError; if the disk is full, nothing of the line stays in the file."""
         start = os.fstat(self._descriptor).st_size
         try:
             written = 0
@@ -93,7 +92,7 @@ class GrowingFile:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """What is written is on disk when this returns; again, it does nothing."""
+        """Sync and close the file. A second call does nothing."""
         if self._descriptor < 0:
             return
         try:
@@ -104,7 +103,7 @@ class GrowingFile:
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their newlines. Of one that is longer than MOST_LINE_BYTES comes the start alone."""
+    """The lines of a file with their newlines. A line longer than MOST_LINE_BYTES is cut to its start."""
     with path.open("rb") as file:
         while line := file.readline(MOST_LINE_BYTES):
             yield line
@@ -113,7 +112,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def num_answers(folder: Path) -> int:
-    """Answers on disk of the run in `folder`, whatever code gave them; one that two processes gave counts twice."""
+    """The number of answers on disk of the run in `folder`, of any code. An answer of two processes counts twice."""
     count = 0
     for path in (Path(folder) / "answers").glob("*/*.jsonl"):
         for line in lines_of(path):
@@ -123,11 +122,11 @@ def num_answers(folder: Path) -> int:
 
 
 class AnswerStore:
-    """The answers given under one identity, by this process and by those before it. Iterates over request keys.
+    """A mapping from request keys to answers of one identity, given by this process or by earlier ones.
 
-    shard: the name of the shard that this process answers, like "0-of-4"; None: everything. records: the folder for its
-    progress; None: the run's. claim: the folder that says
-    that the run, or the shard, is this process's own (spec/locks.py); None: nobody else can be at it.
+    shard: the name of the shard that this process answers, like "0-of-4"; None: the whole run. records: the folder for
+    its progress; None: the run's. claim: the folder of the claim that this process holds on the run or the shard
+    (spec/locks.py); None: no other process can work on it.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class AnswerStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.num_torn = 0  # lines that could not be read: at most the last of each file, unless the disk is at fault
         self._rank, self._shard, self._total, self._counted = rank, shard, 0, 0
-        self._own = Ledger()
+        self._added = Ledger()
         self._run_total: int | None = None
         self._progress = (records or self.run_folder) / f"progress.rank{rank}.json"
         self._progress.parent.mkdir(parents=True, exist_ok=True)
@@ -171,9 +170,9 @@ class AnswerStore:
         return [(file, int(match[1]), match[2], int(match[3])) for file, match in matches if match]
 
     def _open_segment(self) -> GrowingFile:
-        """A file that did not exist before."""
-        own = [number for _, number, shard, rank in self._files() if (shard, rank) == (self._shard, self._rank)]
-        self._segment = max(own, default=0)
+        """Open a new file, with the next free number of a segment."""
+        numbers = [number for _, number, shard, rank in self._files() if (shard, rank) == (self._shard, self._rank)]
+        self._segment = max(numbers, default=0)
         name = "" if self._shard is None else f".shard{self._shard}"
         while True:
             self._segment += 1
@@ -195,7 +194,7 @@ class AnswerStore:
         return file
 
     def recount(self) -> Ledger:
-        """What all processes have written until now, read from the files."""
+        """All answers that all processes have written so far, read from the files."""
         ledger, self.num_torn = Ledger(), 0
         for file, number, shard, _ in self._files():
             for line in lines_of(file):
@@ -208,10 +207,10 @@ class AnswerStore:
         return ledger
 
     def total(self, ledgers: Sequence[Ledger]) -> Ledger:
-        """What all processes and segments of the run did. ledgers: what each process of now did.
+        """The answers and costs of all processes and segments of the run. ledgers: those of the current processes.
 
-        Another process that took this one for dead may have finished the run and removed the files: then it is what
-        this process knows, where it is alone, and else TakenOverError.
+        If another process took over this run, it may have finished it and removed the files. Then the result is what
+        this process knows, if it is the only one; otherwise TakenOverError is raised.
         """
         try:
             total = self.recount()
@@ -236,8 +235,8 @@ class AnswerStore:
         return iter(self._ledger.answers)
 
     def expect(self, keys: Iterable[str], of_run: int | None = None) -> None:
-        """Say which further requests there will be: what the progress counts. of_run: how many more the whole run has,
-        where this process answers a shard."""
+        """Announce further requests, for the progress. of_run: how many more the whole run has, if this process answers
+        a shard."""
         expected = set(keys)
         self._total += len(expected)
         self._counted += sum(key in self for key in expected)
@@ -246,7 +245,7 @@ class AnswerStore:
         self.report_progress()
 
     def check_claim(self) -> None:
-        """Raises TakenOverError when the claim is gone: a process can be cut off, or stopped, and then go on."""
+        """Raises TakenOverError if this process has lost its claim: it was stopped or cut off for long."""
         if self._claim is not None and not (self._owner and read_owner(self._claim) == self._owner):
             raise TakenOverError(f"another process has taken over {self._progress.parent}")
 
@@ -257,21 +256,23 @@ class AnswerStore:
         costs: Mapping[str, Cost] | None = None,
         batch_size: int | None = None,
     ) -> None:
-        """Add one batch's answers and what they cost (see BatchRecord.ending_now). On return they outlive this process.
-        Raises TakenOverError, and OSError where the disk takes no more."""
+        """Write the answers and costs of one batch (see BatchRecord.ending_now). Then a kill cannot lose them.
+
+        Raises TakenOverError, and OSError if the disk is full.
+        """
         self.check_claim()
         record = BatchRecord.ending_now(answers, cost, costs, batch_size)
         self._file.write(record.to_line())
         self._counted += sum(key not in self for key in answers)
         self._ledger.add(record)
         self._ledger.segments.add((self._shard, self._segment))
-        self._own.add(record)
+        self._added.add(record)
         if time.monotonic() - self._reported >= PROGRESS_SECONDS:
             self.report_progress()
 
     @property
     def cost(self) -> Cost:
-        """What is known to this process: its own answers, and those that were there when it began."""
+        """The cost of the answers that this process knows: its own, and those on disk when it started."""
         return self._ledger.cost
 
     @property
@@ -279,17 +280,17 @@ class AnswerStore:
         return self._ledger.num_segments
 
     def report_progress(self) -> None:
-        """Write progress.rank<r>.json; a reader sees the old file or the new one. A shard's tokens and seconds are
-        those of this process, a whole run's those of all before it too."""
+        """Replace progress.rank<r>.json. For a shard, tokens and seconds are those of this process; for a whole run,
+        those of earlier processes too."""
         self._reported = time.monotonic()
-        cost = self._ledger.cost if self._shard is None else self._own.cost
+        cost = self._ledger.cost if self._shard is None else self._added.cost
         progress = {
             "schema_version": 1,
             "answered": min(self._counted, self._total),
             "total": self._total,
             "new_tokens": cost.new_tokens,
             "seconds_generating": round(cost.seconds_generating, 3),
-            "segment_answered": len(self._own.answers),
+            "segment_answered": len(self._added.answers),
             "segment_seconds": round(self._reported - self._started, 3),
         }
         if self._run_total is not None:
@@ -299,7 +300,7 @@ class AnswerStore:
         temporary.replace(self._progress)
 
     def close(self) -> None:
-        """Everything is on disk when this returns."""
+        """Close the files and write the progress; afterwards everything is on disk."""
         for file in self._beside:
             file.close()
         self._file.close()
@@ -307,7 +308,7 @@ class AnswerStore:
             self.report_progress()
 
     def discard(self) -> None:
-        """Forget this identity's answers: the run they belong to is complete and has its own files."""
+        """Delete the answers of this identity, once the run is complete and has its results."""
         self.close()
         with contextlib.suppress(FileNotFoundError):  # another process, taken over from, has just done it
             shutil.rmtree(self.folder)

@@ -1,4 +1,4 @@
-"""Is there a result of a run, and is it whole, of today's code, of the model that was asked for?"""
+"""Judges the result of a run: is there one, is it whole, and is it of today's code, the settings and the model?"""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fast_dllm.spec.request import Request, Run
 class Judgement:
     """The state of a run's result.
 
-    state: "complete", EARLIER (complete, but of the lab's first runner), "stale" (whole, of other code or settings),
-    "corrupt", or "pending" where there is no file. detail: for people. other_model: whole, but of another model than
-    was asked for. summary: None where there is none that can be read.
+    state: "complete", EARLIER (complete, but from the lab's first runner), "stale" (whole, but of other code or
+    settings), "corrupt", or "pending" (no file). detail: an explanation for people. other_model: whether it is whole,
+    but of another model than the request's. summary: None if there is none that can be read.
     """
 
     state: str
@@ -52,12 +52,17 @@ class Judge:
         self._decoding: dict[bool, str] = {}
 
     def decoding(self, scored: bool) -> str:
+        """Today's decoding hash, for scored tasks or for the others."""
         if scored not in self._decoding:
             self._decoding[scored] = decoding_sha256(self.request.code_root, scored)
         return self._decoding[scored]
 
     def judge(self, run: Run) -> Judgement:
-        """Of the summary in results/; else of the one in artifacts/, unless a run has begun since it was copied."""
+        """The state of the run's result.
+
+        It is that of the summary in results/. If there is none, it is that of the copy in artifacts/, unless the run
+        was begun again after the copy was made.
+        """
         root = self.request.root
         for top, remark in (("results", ""), ("artifacts", "only in artifacts/")):
             path = root / top / run.path / SUMMARY_FILE
@@ -92,7 +97,7 @@ class Judge:
         return Judgement("complete", detail, False, summary)
 
     def _stale(self, run: Run, path: Path, summary: Summary, other_model: bool) -> str:
-        """Why a whole result is not what would be computed today, or ""."""
+        """Why a whole result is not what the run would compute today; "" if it is."""
         differences = summary.differences({**AS_THE_SCRIPTS_RUN, **run.arguments})
         differing = [f"{name} {ran}, not {wanted}" for name, ran, wanted in differences]
         if differing and not summary.is_foreign:
@@ -109,13 +114,13 @@ class Judge:
         return ""
 
     def _engine_is_known(self, run: Run, summary: Summary) -> bool:
-        """The engine is today's, or one that reproduced this experiment's transcript."""
+        """Whether the result's engine is today's, or one that is recorded to give this experiment's transcript."""
         ran = summary.decoding_sha256
         return ran == self.decoding(run.task.is_scored) or run.experiment in self.replays.get(str(ran), ())
 
 
 def fault_of_new(folder: Path, run: Run) -> str:
-    """Why the summary in a run's folder is not a complete one that was written since job.json was; "" when it is."""
+    """Why the summary in a run's folder is not a complete one, written after job.json; "" if it is."""
     try:
         summary = read_summary(folder / SUMMARY_FILE)
     except SummaryError as error:
@@ -127,8 +132,10 @@ def fault_of_new(folder: Path, run: Run) -> str:
 
 
 def set_aside_foreign(path: Path, run: Run) -> None:
-    """Rename a summary that this code did not write for this run, so that it is never written over: one of the lab's
-    first runner (its state names the copy), one that is not whole to summary.corrupt.json."""
+    """Rename a summary that is not a result of this code for this run, so that it is not overwritten.
+
+    One of the lab's first runner becomes summary.earlier.json, one that is not whole summary.corrupt.json.
+    """
     try:
         summary = read_summary(path)
     except SummaryError:

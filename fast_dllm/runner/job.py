@@ -1,15 +1,15 @@
-"""The life of one job: `sbatch/_job.sh`, which answers one configuration of one task, or one shard of it.
+"""What one job does. `sbatch/_job.sh` answers one configuration of one task, or one shard of it.
 
-A job's life, in order:
-  1. is there anything to do? A complete run is kept in artifacts/ and the job ends
-  2. may it go on where the job before it ended? (chain.py)
-  3. submit the job that continues this one, should Slurm end it
-  4. is the GPU there?
-  5. find or make the venv
-  6. evaluate, under the run's lock: accelerate launch eval.py; SIGTERM is passed on (evaluation.py)
-  7. classify the end, keep the summary
-  8. cancel the job of step 3, unless the end is one that it should continue
-Of a run in shards, the job that ends last also evaluates the whole (shard_jobs.py).
+The steps, in order:
+  1. if the run is complete, copy its summary to artifacts/ and end
+  2. if this job continues another one, decide from that job's end whether to go on (chain.py)
+  3. submit the job that continues this one if Slurm ends it
+  4. check that the GPU can be used
+  5. find or build the venv
+  6. evaluate under the run's lock: accelerate launch eval.py; SIGTERM is passed on (evaluation.py)
+  7. classify the end, and copy the summary to artifacts/
+  8. cancel the job of step 3, unless it should continue this one
+If the run is in shards, the job that ends last also evaluates the whole run (shard_jobs.py).
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ from fast_dllm.spec.request import Request, Run
 
 @dataclass(frozen=True)
 class JobOptions:
-    """request: one run, or one shard of it. snapshot: the code's name, None for the project's own. shards: into how
-    many the run is divided; None: not divided. gpus: of this job."""
+    """What one job answers, and how.
+
+    request: one run, or one shard of it. snapshot: the name of the code's copy; None: the project's own code. shards:
+    the number of shards of the run; None: it has none. gpus: of this job.
+    """
 
     request: Request
     chain: Chain
@@ -54,7 +57,7 @@ class JobOptions:
         return self.shards is not None and self.request.shard is None
 
     def script(self) -> JobScript:
-        """A job for the same work."""
+        """The call of sbatch for a job that does the same work."""
         run = self.run
         words = self.request.words(run.task.name, run.name)
         words += ["--gpus", str(self.gpus)] if self.gpus > 1 else []
@@ -71,7 +74,7 @@ class JobOptions:
 
 
 def run_job(options: JobOptions) -> int:
-    """Live the life of a job; returns its exit status."""
+    """Do all steps of a job (see above); returns its exit status."""
     request, run, chain = options.request, options.run, options.chain
     say(
         f"job {current_job()} on {socket.gethostname()}: {run.path}, code {options.snapshot or 'of the project folder'}"
@@ -108,7 +111,7 @@ def run_job(options: JobOptions) -> int:
 
 
 def _finish_if_last(request: Request, run: Run, settings: Settings, stop: StopSignal, outcome: Outcome) -> Outcome:
-    """Evaluate the whole run where all of its shards are answered; if that fails, the job that waits does it."""
+    """Evaluate the whole run if all its shards are answered. If that fails, the waiting job does it."""
     if not shard_jobs.is_last(request):
         return outcome
     whole = dataclasses.replace(request, shard=None)
@@ -118,7 +121,7 @@ def _finish_if_last(request: Request, run: Run, settings: Settings, stop: StopSi
 
 
 def gpu_is_lost(request: Request, chain: Chain, log: str) -> bool:
-    """Whether Slurm gave this job a GPU that nvidia-smi does not see; failure.json says so then."""
+    """Whether nvidia-smi does not see the GPU that Slurm gave this job. If so, writes failure.json."""
     if not os.environ.get("SLURM_JOB_GPUS") or not shutil.which("nvidia-smi") or has_gpu():
         return False
     host = socket.gethostname()
@@ -128,7 +131,7 @@ def gpu_is_lost(request: Request, chain: Chain, log: str) -> bool:
 
 
 def activate(request: Request, chain: Chain, log: str) -> Mapping[str, str] | None:
-    """Find or make the venv; returns the environment of an evaluation, or None, with failure.json written."""
+    """Find or build the venv; returns the environment variables of an evaluation. None after a failure.json."""
     folder = venv.ensure(request.code_root, request.root)
     if folder is None:
         record_failure(request, chain, "venv", "", log)

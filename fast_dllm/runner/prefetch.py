@@ -19,7 +19,7 @@ from fast_dllm.spec.request import Request
 
 GIB = 2**30
 MODEL_SPACE = 20 * GIB  # the 7B's weights take 15 GB
-# What goes wrong is one line, the reason, and no library's log.
+# Start of each program below: an error is printed as one line, and libraries log nothing.
 ONE_LINE = """
 import logging, sys
 logging.disable(logging.WARNING)
@@ -38,11 +38,12 @@ print("data of", load_data(sys.argv[1]), "task(s) is here")"""
 
 
 def is_on_hub(model: str) -> bool:
+    """Whether the model is a hub id (owner/name), not a folder."""
     return "/" in model and not Path(model).is_absolute()
 
 
 def check_space(request: Request) -> None:
-    """Raises UsageError where the hub's cache cannot hold what is asked for."""
+    """Raises UsageError if the hub's cache cannot be written or is too small for the model."""
     place = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     with contextlib.suppress(OSError):
         place.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def check_space(request: Request) -> None:
 
 
 def keep(request: Request) -> int:
-    """Touch the files of model, data and venv, so that no purge takes them; the doctor knows where they are."""
+    """Touch the files of model, data and venv, so that no purge removes them. The doctor does it, as it finds them."""
     words = ["--task", ",".join(request.tasks), *(["--model", request.model] if request.model else [])]
     command = [sys.executable, "-m", "fast_dllm.doctor", "--keep", *words]
     return subprocess.run(command, cwd=str(request.root)).returncode
@@ -72,24 +73,24 @@ def fetch(request: Request) -> int:
     if folder is None:
         return 1
     environment = evaluation_environment(venv.environment_of(folder, os.environ), request.code_root)
-    wanted = {}
+    commands = {}
     if is_on_hub(request.model_or_default):
-        wanted[f"model {request.model_or_default}"] = ["-c", MODEL_CODE, request.model_or_default]
+        commands[f"model {request.model_or_default}"] = ["-c", MODEL_CODE, request.model_or_default]
     runs = request.runs()
     if any(run.task.sentence_data for run in runs):
-        wanted["sentence data"] = venv.sentence_data_command(folder)
+        commands["sentence data"] = venv.sentence_data_command(folder)
     for run in runs:
         code = CODE_TASK_CODE if run.task.code else TASK_CODE
-        wanted[f"task {run.task.name}"] = ["-c", code, run.task.name, str(request.code_root / "tasks")]
-    missing = [what for what, words in wanted.items() if not _fetch(what, ["python", *words], environment)]
-    for what in missing:
-        say(f"prefetch.sh: not fetched: {what}")
+        commands[f"task {run.task.name}"] = ["-c", code, run.task.name, str(request.code_root / "tasks")]
+    missing = [name for name, command in commands.items() if not _fetch(name, ["python", *command], environment)]
+    for name in missing:
+        say(f"prefetch.sh: not fetched: {name}")
     return 1 if missing else 0
 
 
-def _fetch(what: str, command: list[str], environment: Mapping[str, str]) -> bool:
-    """Run it, its output shown as it comes; says why it failed."""
-    say(f"== {what}")
+def _fetch(name: str, command: list[str], environment: Mapping[str, str]) -> bool:
+    """Run the command and show its output; returns whether it worked, and says why if not. name: for people."""
+    say(f"== {name}")
     lines: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(environment)) as process:
         assert process.stdout is not None, "it is a pipe"
@@ -99,5 +100,5 @@ def _fetch(what: str, command: list[str], environment: Mapping[str, str]) -> boo
             lines = [*lines[-200:], line.decode("utf-8", "replace")]
     if process.returncode:
         status = process.returncode if process.returncode > 0 else 128 - process.returncode
-        say(f"{what}: {failures.TEXTS[failures.classify(status, ''.join(lines), False)]}")
+        say(f"{name}: {failures.TEXTS[failures.classify(status, ''.join(lines), False)]}")
     return process.returncode == 0

@@ -1,4 +1,4 @@
-"""What run.sh submits: for each configuration whether, with what, and whether there is a place for it; then sbatch."""
+"""Plans what run.sh submits and submits it: which configurations, with which resources, within the queue's limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fast_dllm.spec.tasks import TASKS, task_folder
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """How run.sh submits. further_jobs: how many may continue one that Slurm ended. hours, gpu: as given, or None.
+    """How run.sh submits. further_jobs: how many jobs may continue one that Slurm ended. hours, gpu: as given, or None.
 
     shards: a number, AUTO or None; gpus: of each job.
     """
@@ -51,7 +51,7 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class SubmissionPlan:
-    """What is to be done with each configuration. request: with the model that the jobs load."""
+    """What to do with each configuration. request: names the model that the jobs load."""
 
     request: Request
     planned: list[tuple[State, RunPlan]]
@@ -127,7 +127,7 @@ def submit_missing(request: Request, options: SubmitOptions, claim: Claim | None
 
 
 def passes_quick_check(request: Request) -> bool:
-    """What would make the jobs fail is said before they wait in a queue; warnings are shown and stop nothing."""
+    """Run the doctor's quick checks; returns whether the jobs may be submitted. Warnings are shown and stop nothing."""
     python = venv.python_for_checks(request.code_root, request.root)
     if python is None:
         say_run("no Python >= 3.8 with the venv module here, so nothing is checked before the submission")
@@ -148,7 +148,7 @@ def passes_quick_check(request: Request) -> bool:
 
 
 def submit_run(plan: SubmissionPlan, state: State, run_plan: RunPlan, options: SubmitOptions, code: str) -> int:
-    """Submit one configuration as planned; returns the exit status, 75 where the user has as many jobs as allowed."""
+    """Submit one configuration as planned; returns the exit status: 75 if the user has as many jobs as allowed."""
     request, run = plan.request, state.run
     words = [*request.words(run.task.name, run.name), "--continue", str(options.further_jobs)]
     words += ["--gpus", str(options.gpus)] if options.gpus > 1 else []
@@ -177,7 +177,7 @@ def submit_run(plan: SubmissionPlan, state: State, run_plan: RunPlan, options: S
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 def make_plan(request: Request, options: SubmitOptions) -> SubmissionPlan | None:
-    """What to do with each configuration; None where the queue cannot be known. Raises UsageError."""
+    """What to do with each configuration; None if Slurm does not tell the queue. Raises UsageError."""
     if TASKS[request.task].is_scored and len(request.names) > 1:
         say(
             f"{request.task} is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. "
@@ -210,12 +210,12 @@ def make_plan(request: Request, options: SubmitOptions) -> SubmissionPlan | None
 def divide_automatically(
     request: Request, states: list[State], plans: list[RunPlan], options: SubmitOptions, resources: Resources
 ) -> list[RunPlan]:
-    """The plans with the shards that `--shards auto` chooses for them."""
+    """The plans, with the number of shards that `--shards auto` chooses for each new one."""
     if options.shards != AUTO:
         return plans
     is_new = [run_plan.action == "submit" and not run_plan.shards for run_plan in plans]
     continued = options.further_jobs > 0
-    # an equal number of the free places for each, less one for the job that finishes it, and half for continuations
+    # Each configuration gets an equal number of the free places: half are for continuations, one for the finishing job.
     free = [max(free - reserved, 0) for *_, free, reserved in free_places(request, resources, continued)]
     most = min((max(1, places // (1 + continued) // sum(is_new) - 1) for places in free), default=sys.maxsize)
     divided = []
@@ -229,7 +229,7 @@ def divide_automatically(
 
 
 def gpu_types_of_table(request: Request, states: list[State]) -> set[str]:
-    """GPU types of what is complete, queued or running of the whole table, however few of it were asked for."""
+    """The GPU types of all complete, queued and running configurations of the table, also those not in the request."""
     if set(request.names) != set(request.matrix.names):
         states = examine(dataclasses.replace(request, names=request.matrix.names))[0]
     return {state.gpu for state in states if state.gpu}
@@ -237,17 +237,17 @@ def gpu_types_of_table(request: Request, states: list[State]) -> set[str]:
 
 # -- places in the queue -----------------------------------------------------------------------------------------------
 def limits(resources: Resources) -> list[tuple[str, int]]:
-    """(name of a QOS or account, jobs of a user that it takes)."""
+    """(name of the QOS or account, the most jobs of a user), for those with a limit."""
     known = [(resources.qos.name, resources.qos.submitted)]
     known += [(resources.account.account, resources.account.submitted)] if resources.account else []
     return [(name, limit) for name, limit in known if limit is not None]
 
 
 def free_places(request: Request, resources: Resources, continued: bool) -> Iterator[tuple[str, int, int, int, int]]:
-    """(QOS or account, jobs of a user that it takes, jobs that the user has, free places, reserved ones of these).
+    """(QOS or account, most jobs of a user, jobs that the user has, free places, how many of these are reserved).
 
-    All jobs are counted, those of an array one by one. A job submits at its start the one that continues it: a place is
-    reserved for each job of this project that has not started yet. Yields nothing where Slurm does not say.
+    Each job of an array counts. A job submits its continuation when it starts, so one place is reserved for each job of
+    this project that has not started yet. Yields nothing if Slurm does not tell the limits or the jobs.
     """
     known = limits(resources)
     jobs = slurm.user_jobs() if known else None
@@ -262,8 +262,10 @@ def free_places(request: Request, resources: Resources, continued: bool) -> Iter
 def wait_for_places(
     request: Request, plans: list[RunPlan], options: SubmitOptions, resources: Resources
 ) -> list[RunPlan]:
-    """The plans; those for which the queue has no place wait. Each job needs another place for the one that continues
-    it; the first that is to be submitted does without."""
+    """The plans, with `wait` for those for which the queue has no place.
+
+    Each job also needs a place for its continuation, except the first one to be submitted.
+    """
     continued = options.further_jobs > 0
     numbers = [number for number, run_plan in enumerate(plans) if run_plan.action == "submit"]
     waiting: set[int] = set()
@@ -295,7 +297,7 @@ def wait_for_places(
 def say_costs(
     request: Request, planned: list[tuple[State, RunPlan]], resources: Resources, options: SubmitOptions
 ) -> None:
-    """One line: how many GPU hours the jobs may take at most, and what is known of how long they will take."""
+    """Print one line: the GPU hours that the jobs take at most, and the time that they are expected to take."""
     planned = [(state, run_plan) for state, run_plan in planned if run_plan.action == "submit"]
     if not planned or math.isinf(resources.wall):
         return
@@ -327,7 +329,7 @@ def say_costs(
 
 # -- what blocks -------------------------------------------------------------------------------------------------------
 def say_blocked(request: Request, states: list[State]) -> None:
-    """The submission that puts right what waits in vain."""
+    """Print the command that replaces jobs that will never start."""
     blocked = [state for state in states if state.state == "blocked" and "scancel" in state.detail]
     if blocked:
         words = ["bash", "sbatch/run.sh", *request.words_of_all([state.run.name for state in blocked])]

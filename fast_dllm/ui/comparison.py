@@ -1,4 +1,4 @@
-"""Two answers to one prompt: what each cost, and where they part."""
+"""Compares two answers to one prompt: what each cost, and the first token in which they differ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 
 from fast_dllm.ui.chat import AnswerFrame
 
-# what the page offers: name -> what is changed for A and for B
+# The comparisons that the page offers: name -> (changed settings of A, changed settings of B).
 PAIRS = {
     "k = 1 against k = 3, middle layers reused": (
         "experiment_name=02_residual_reuse,reuse_k=1,threshold=0.9",
@@ -16,16 +16,16 @@ PAIRS = {
         "experiment_name=00_baseline,reuse_k=1,threshold=0.9",
         "experiment_name=00_baseline,reuse_k=3,layer_subset=middle,threshold=0.9",
     ),
-    # the embedded model's tokens are nearly always the same; their cost is not
+    # The embedded model nearly always gives the same tokens here, at a different cost.
     "threshold 1 against 0.9": ("threshold=1", "threshold=0.9"),
 }
 ONE_RUN = "Time and tokens/s are of one run, not a measurement: other work on this machine changes them."
-# one for which the tokens of the pairs with k = 3 differ on the embedded model
+# With this prompt the answers of the pairs with k = 3 differ on the embedded model.
 PROMPT = "Ivan fills 5 baskets with 5 lemons each. He makes 15 more. How many lemons does he have?"
 
 
 def first_difference(first: AnswerFrame, second: AnswerFrame) -> int | None:
-    """The first position at which both have a token and not the same, or one has ended; None where there is none."""
+    """The first position where the two answers have different tokens or only one has ended; None if there is none."""
     for a, b in zip(first.cells, second.cells, strict=False):
         if a.token is not None and b.token is not None and a.token != b.token:
             return a.position
@@ -36,7 +36,7 @@ def first_difference(first: AnswerFrame, second: AnswerFrame) -> int | None:
 
 
 def comparison_html(first: AnswerFrame, second: AnswerFrame | None) -> str:
-    """A table of what both took, and the first token that differs in words."""
+    """HTML: a table of what each answer cost, and a sentence about the first token that differs."""
     rows = []
     for side, frame in zip("AB", (first, second), strict=True):
         if frame is not None:
@@ -52,10 +52,11 @@ def comparison_html(first: AnswerFrame, second: AnswerFrame | None) -> str:
     names = ("", "tokens", "steps", "forwards", "layer-forwards", "time", "tokens/s")
     head = "".join(f"<th>{name}</th>" for name in names)
     table = f"<table class='both'><tr>{head}</tr>{''.join(rows)}</table>"
-    return f"{table}<div class='stats'>{ONE_RUN}</div>{_where_they_part(first, second)}"
+    return f"{table}<div class='stats'>{ONE_RUN}</div>{_difference_html(first, second)}"
 
 
-def _where_they_part(first: AnswerFrame, second: AnswerFrame | None) -> str:
+def _difference_html(first: AnswerFrame, second: AnswerFrame | None) -> str:
+    """HTML: the first token that differs, or that all are the same; empty while that is not known."""
     if second is None:
         return ""
     position = first_difference(first, second)
