@@ -107,6 +107,7 @@ def block_inputs(model, cache, rows, lengths, width, offset) -> tuple[Attend, to
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_layer_gives_what_it_gives_as_written(model):
     """One sequence: any number of rows and keys, of a library that was compiled for others."""

@@ -40,10 +40,11 @@ def test_without_the_environment_a_program_says_how_to_get_it(program):
     assert 'source "$(bash sbatch/venv.sh)/bin/activate"' in line
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(
     ("command", "told"),
     [
+        ("run_chatbot.py --nosuch", "unrecognized arguments: --nosuch"),
         ("app.py --port 99999", "--port must be from 1 to 65535, not 99999"),
         ("app.py --port {taken}", "port {taken} of 127.0.0.1 is in use; --port takes another one"),
         ("app.py --host 192.0.2.1", "cannot listen on --host 192.0.2.1: "),  # an address of no machine (RFC 5737)
@@ -51,7 +52,6 @@ def test_without_the_environment_a_program_says_how_to_get_it(program):
             "run_chatbot.py --model {here}/nothing",
             "model_path: '{here}/nothing' is neither 'tiny', nor a folder, nor a hub id",
         ),
-        ("run_chatbot.py --nosuch", "unrecognized arguments: --nosuch"),
         ("benchmarks/decode.py --batch_size 0", "--batch_size must be at least 1, not 0"),
         ("benchmarks/decode.py --runs 0", "--runs must be at least 1, not 0"),
         ("benchmarks/decode.py --model {here}/nothing", "--model: '{here}/nothing' is neither 'tiny', nor a folder"),

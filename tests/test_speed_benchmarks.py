@@ -56,6 +56,7 @@ def test_decode_beside_a_straightforward_form_and_a_peer(capsys, monkeypatch):
     assert found["settings"]["set"] == {}
 
 
+@pytest.mark.slow
 def test_decode_takes_an_experiments_knobs(capsys, monkeypatch):
     words = ["--random_weights", "14x64", "--runs", "1", "--prompt_tokens", "40", "--new_tokens", "32"]
     words += ["--experiment", "02_residual_reuse", "--set", "reuse_k=2,layer_subset=last"]
@@ -75,6 +76,7 @@ def test_decode_runs_every_configuration_of_every_experiment(capsys, monkeypatch
     assert forwards[0] == forwards[1] > forwards[2] == forwards[3] > forwards[4] == forwards[5]
 
 
+@pytest.mark.slow
 def test_batches_compares_the_same_answers_and_counts_forwards(capsys, monkeypatch):
     text, found = run(capsys, monkeypatch, "batches", "--questions", "6", "--batch_size", "2", "--runs", "1")
     assert found["equal_answers"] == 6

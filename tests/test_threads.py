@@ -73,6 +73,7 @@ def test_the_scripts_hand_on_what_the_user_has_set(given, tmp_path):
     assert environment["FAST_DLLM_NUM_THREADS"] == (given or "auto")
 
 
+@pytest.mark.slow
 def test_one_thread_for_the_embedded_model_in_a_program_of_its_own():
     """Whatever torch would take by itself."""
     environment = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
