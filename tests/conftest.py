@@ -20,7 +20,18 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 # With `--dist loadgroup --no-loadscope-reorder` a process takes a whole file, because its tests share what they set up.
 # Files that take minutes begin first. The tests of these files share nothing, so each is given out by itself, at the
 # end: no process waits long for the last one.
-LONG = ("page_views", "page", "eval", "engine", "graphs", "kills", "new_experiment", "shards", "experiments_contract")
+LONG = (
+    "page_views",
+    "page",
+    "page_safety",
+    "eval",
+    "engine",
+    "graphs",
+    "kills",
+    "new_experiment",
+    "shards",
+    "experiments_contract",
+)
 LONG += ("decoding", "tiny_model", "baseline", "transcripts", "golden", "doctor", "compiled")
 APART = ("jobs", "runner", "runner_keeps", "runner_limits", "runner_matrix", "runner_shards", "setup_scripts", "venv")
 APART += ("locks", "snapshot")
@@ -37,10 +48,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if met[key] % marker.args[0]:
                 item.add_marker(pytest.mark.slow)
             met[key] += 1
-        on_slurm = item.path.parent.name == "slurm"  # one cluster for all
-        if on_slurm or ORDER.get(item.path.name) != 100:
-            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
-    items.sort(key=lambda item: -1 if item.path.parent.name == "slurm" else ORDER.get(item.path.name, 50))
+        if ORDER.get(item.path.name) != 100:
+            item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+    items.sort(key=lambda item: -1 if group_of(item.path) == "slurm" else ORDER.get(item.path.name, 50))
+
+
+def group_of(path: Path) -> str:
+    """The name of the tests that one process runs: a file's, but one Slurm and one browser serve several files."""
+    if path.parent.name == "slurm":
+        return "slurm"
+    return "page" if path.name.startswith("test_page") else path.stem
 
 
 @pytest.fixture(scope="session")
