@@ -3,7 +3,8 @@
     python docs/make_findings.py            # writes the tables between the marks of docs/findings.md, and the picture
     python docs/make_findings.py --check    # exit status 1 where a table there is not what the files give
 
-The words around them are written by hand. A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+The words around them are written by hand. A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Most tables
+are of `toy_math`; `claims`, `key_settings` and `by_length` also read `toy_math_new` and `toy_math_wide`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +27,64 @@ from fast_dllm.decoding import STEP_KINDS  # noqa: E402 (the project is not inst
 from fast_dllm.errors import UsageError  # noqa: E402
 from fast_dllm.guard import one_line  # noqa: E402
 from fast_dllm.report.aup import pareto  # noqa: E402
-from fast_dllm.report.compare import Contrast, accuracy_of, contrast, corrected, distinct, is_plain  # noqa: E402
+from fast_dllm.report.claims import (  # noqa: E402
+    Ratio,
+    compare,
+    largest_loss,
+    pooled,
+    runs_of_task,
+    speed_ratio,
+    tables_of_task,
+)
+from fast_dllm.report.compare import (  # noqa: E402
+    Contrast,
+    accuracy_of,
+    contrast,
+    corrected,
+    distinct,
+    is_plain,
+)
 from fast_dllm.report.figures import png, style_of  # noqa: E402
-from fast_dllm.report.folders import experiments_with_results, read_tables  # noqa: E402
 from fast_dllm.report.results import RunResult  # noqa: E402
 from fast_dllm.report.words import p_text, span  # noqa: E402
 from fast_dllm.spec.files import write_whole  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "findings.md"
 TASK = "toy_math"
-CONTROL = "04_threshold"
-PLAIN = f"{CONTROL}/s8_t0.90"  # the lab's setting without reuse: what every run is compared with
-MARGINS = (-0.5, -1.0)  # points that a setting may be worse than that
+CONTROLS = ("04_threshold", "07_rules")
+PLAIN = "04_threshold/s8_t0.90"  # the lab's setting without reuse: what every run is compared with
+SAME_AS_PLAIN = "07_rules/s8_t0.90"  # the same policy, where 04_threshold was not run
+MARGINS = (0.5, 1.0, 1.5)  # points that a setting may lose
+OTHER_TASKS = ("toy_math_new", "toy_math_wide")
+# (setting, what it is compared with); None: plain decoding
+CLAIMS = (
+    ("01_adaptive_skip/r0.90_s1", None),
+    ("01_adaptive_skip/r0.90_s1", "00_baseline/k2_middle"),
+    ("01_adaptive_skip/r0.90_s1", "07_rules/w16_t0.90"),
+    ("01_adaptive_skip/r0.90_s1", "07_rules/prefix0.20"),
+    ("01_adaptive_skip/r0.80_s1", "07_rules/prefix0.30"),
+    ("00_baseline/k2_middle", None),
+    ("00_baseline/k2_middle", "07_rules/w16_t0.90"),
+    ("07_rules/w16_t0.90", None),
+    ("07_rules/prefix0.20", None),
+)
+KEY_SETTINGS = (
+    PLAIN,
+    "00_baseline/k2_middle",
+    "04_threshold/s16_t0.90",
+    "07_rules/w16_t0.90",
+    "07_rules/prefix0.20",
+    "07_rules/prefix0.30",
+    "01_adaptive_skip/r0.90_s1",
+    "01_adaptive_skip/r0.80_s1",
+    "05_two_bars/p0.90_t0.98_s8",
+)
+LENGTHS = ((1, 15), (16, 30), (31, 45), (46, 1000))  # new tokens of plain decoding's answer
 PICTURE = ROOT / "docs" / "pictures" / "findings.png"
-SHOWN = (5.0, 85.0)  # the picture's least tokens per forward and accuracy; threshold 1 is far to the left
+SHOWN = (3.9, 85.0)  # the picture's least tokens per forward and accuracy; threshold 1 is far to the left
+ALL_FORWARDS = "tokens per forward"
 SPEED = "tokens per denoising forward"
-ENLARGED = ((8.2, 9.6), (96.3, 98.1))  # where most settings are as right as plain decoding and faster
+ENLARGED = ((5.4, 6.12), (95.8, 98.1))  # where most settings are as right as plain decoding and faster
 # settings that findings.md names -> (text, its offset from the point)
 LABELS = {
     PLAIN: ("plain decoding, the lab's setting", (-20, 14)),
@@ -50,19 +94,23 @@ LABELS = {
     "05_two_bars/p0.80_t0.98_s8": ("05 p0.80_t0.98_s8", (22, 16)),
     "03_carry_rows/carry_r0.90": ("03 carry_r0.90", (-48, -66)),
     "00_baseline/k2_first": ("00 k = 2", (-48, -16)),
-    "04_threshold/s32_t0.90": ("04 s32_t0.90", (-72, -22)),
+    "07_rules/w16_t0.90": ("07 w16_t0.90", (-72, -22)),
+    "07_rules/prefix0.20": ("07 prefix0.20", (-20, -40)),
 }
+RIVALS = ("00", "01", "04", "07")  # what layers in part are compared with
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Result:
     """Runs of one experiment whose answers are the same to the last one. is_plain: plain decoding, at some threshold
-    and sub-block; versus: against PLAIN (None: that itself)."""
+    and sub-block; versus: against PLAIN (None: that itself). num_settings: distinct results of its experiment that are
+    not plain decoding's; the best of so many is looked for."""
 
     runs: tuple[RunResult, ...]
     is_plain: bool
     versus: Contrast | None
+    num_settings: int = 1
 
     @property
     def run(self) -> RunResult:
@@ -75,12 +123,19 @@ class Result:
 
     @property
     def cost(self) -> float:
-        """Full-depth forwards of the denoising steps, a token: layers that they ran / layers of the model."""
-        return layers(self.run, STEP_KINDS) / self.run.summary.num_layers / self.run.new_tokens
+        """Full-depth forwards, a token: layers that all forwards ran / layers of the model."""
+        return layers(self.run) / self.run.summary.num_layers / self.run.new_tokens
 
     @property
     def tokens_per_step_forward(self) -> float:
-        return 1 / self.cost
+        return self.run.new_tokens * self.run.summary.num_layers / layers(self.run, STEP_KINDS)
+
+    @property
+    def loss(self) -> float:
+        """The largest loss in points that is not excluded, over the settings of its experiment together."""
+        if self.versus is None or self.versus.flips == 0:
+            return 0.0
+        return 100 * largest_loss(self.versus, self.num_settings)
 
 
 def layers(run: RunResult, kinds: tuple[str, ...] | None = None, what: str = "layer_forwards") -> float:
@@ -92,9 +147,7 @@ def layers(run: RunResult, kinds: tuple[str, ...] | None = None, what: str = "la
 def read(root: Path = ROOT) -> list[Result]:
     """Every distinct result of the whole task, compared with PLAIN. One Holm family, without those whose answers are
     PLAIN's. Raises UsageError."""
-    kept = ("artifacts",)
-    names = experiments_with_results(root, kept)
-    tables = [table for name in names for table in read_tables(root, name, TASK, kept) if not table.is_foreign]
+    tables = tables_of_task(root, TASK)
     runs = {f"{table.experiment}/{run.config}": run for table in tables for run in table.runs.values()}
     if PLAIN not in runs:
         raise UsageError(f"no result of {PLAIN} on {TASK}; there are: {', '.join(sorted(runs)) or 'none'}")
@@ -104,20 +157,25 @@ def read(root: Path = ROOT) -> list[Result]:
     known = [key for key, found in made.items() if found is not None and found.flips != 0]
     for key, found in zip(known, corrected([made[key] for key in known]), strict=True):
         made[key] = found
-    return [Result(tuple(group), is_same, made.get(id(group))) for group, is_same in groups]
+    others = [(group[0].experiment, is_same) for group, is_same in groups if plain not in group]
+    sizes = Counter(name for name, is_same in others if name in CONTROLS or not is_same)
+    return [
+        Result(tuple(group), is_same, made.get(id(group)), max(1, sizes[group[0].experiment]))
+        for group, is_same in groups
+    ]
 
 
 def of_control(result: Result) -> bool:
-    return result.run.experiment == CONTROL
+    return result.run.experiment in CONTROLS
 
 
 def loss_at_most(margin: float) -> Callable[[Result], bool]:
-    """Whether the 95% interval of the difference from plain excludes a larger loss (plain itself passes)."""
-    return lambda result: result.versus is None or 100 * result.versus.interval.low >= margin
+    """Whether a larger loss is excluded, over the settings of the experiment together (plain itself passes)."""
+    return lambda result: result.loss <= margin
 
 
-def observed_at_least(margin: float) -> Callable[[Result], bool]:
-    return lambda result: result.versus is None or 100 * result.versus.difference >= margin
+def observed_at_most(margin: float) -> Callable[[Result], bool]:
+    return lambda result: result.versus is None or -100 * result.versus.difference <= margin
 
 
 def fastest(results: list[Result], passes: Callable[[Result], bool]) -> Result | None:
@@ -147,8 +205,9 @@ def every_result(results: list[Result]) -> str:
                 result.name,
                 f"{100 * run.accuracy:.2f} {span(interval)}",
                 *difference(result.versus),
-                f"{result.tokens_per_step_forward:.2f}",
+                "" if result.versus is None or result.versus.flips == 0 else f"{result.loss:.1f}",
                 f"{run.tokens_per_forward:.2f}",
+                f"{result.tokens_per_step_forward:.2f}",
                 f"{layers(run, what='row_layer_forwards') / run.summary.num_layers / run.new_tokens:.1f}",
             ]
         )
@@ -157,26 +216,27 @@ def every_result(results: list[Result]) -> str:
         "right, %",
         "points from plain",
         "p",
+        "loss not excluded",
+        ALL_FORWARDS,
         SPEED,
-        "with prefills, commits",
         "rows per token",
     ]
     return table(head, rows)
 
 
 def at_equal_accuracy(results: list[Result]) -> str:
-    """The fastest setting of each experiment that is as right as plain decoding, by two readings of that."""
+    """The fastest setting of each experiment that is as right as plain decoding, by two definitions of that."""
     plain = next(result for result in results if result.versus is None)
     control = [result for result in results if of_control(result)]
     experiments = sorted({result.run.experiment for result in results})
     rows = []
-    readings = [(f"no loss above {-m:g}, 95% sure", loss_at_most(m)) for m in MARGINS]
-    readings += [(f"observed loss at most {-m:g}", observed_at_least(m)) for m in MARGINS]
+    readings = [(f"no loss above {m:g}, 95% sure", loss_at_most(m)) for m in MARGINS]
+    readings += [(f"observed loss at most {m:g}", observed_at_most(m)) for m in MARGINS]
     for words, passes in readings:
         bar = fastest(control, passes)
         for name in experiments:
             best = fastest(
-                [r for r in results if r.run.experiment == name and not (r.is_plain and name != CONTROL)], passes
+                [r for r in results if r.run.experiment == name and not (r.is_plain and name not in CONTROLS)], passes
             )
             if best is None or bar is None:
                 rows.append([words, name, "none", "", "", ""])
@@ -184,21 +244,21 @@ def at_equal_accuracy(results: list[Result]) -> str:
             rows.append(
                 [
                     words, name, ", ".join(run.config for run in best.runs),
-                    f"{best.tokens_per_step_forward:.2f}",
+                    f"{best.run.tokens_per_forward:.2f}",
                     f"{bar.cost / best.cost:.2f}", f"{plain.cost / best.cost:.2f}",
                 ]
             )  # fmt: skip
-    return table(["points", "experiment", "fastest", SPEED, "x control's best", "x plain"], rows)
+    return table(["points", "experiment", "fastest", ALL_FORWARDS, "x controls' best", "x plain"], rows)
 
 
 def at_equal_cost(results: list[Result]) -> str:
     """Each setting that runs layers in part, against the most accurate one of the others that costs no more."""
-    others = [r for r in results if r.run.experiment[:2] in ("00", "01", CONTROL[:2])]
+    others = [r for r in results if r.run.experiment[:2] in RIVALS]
     pairs = []
     for result in results:
         if not result.run.skips_layers:
             continue
-        for rival in ("00", "01", CONTROL[:2]):
+        for rival in RIVALS:
             cheap = [r for r in others if r.run.experiment.startswith(rival) and r.cost <= result.cost]
             if cheap:
                 best = max(cheap, key=lambda r: (r.run.accuracy, -r.cost))
@@ -209,11 +269,102 @@ def at_equal_cost(results: list[Result]) -> str:
     for (result, best, _), found in zip(pairs, corrected([found for *_, found in pairs]), strict=True):
         rows.append(
             [
-                result.name, f"{result.tokens_per_step_forward:.2f}",
-                best.name, f"{best.tokens_per_step_forward:.2f}", *difference(found),
+                result.name, f"{result.run.tokens_per_forward:.2f}",
+                best.name, f"{best.run.tokens_per_forward:.2f}", *difference(found),
             ]
         )  # fmt: skip
-    return table(["layers in part", SPEED, "at no more cost", SPEED, "points", "p"], rows)
+    return table(["layers in part", ALL_FORWARDS, "at no more cost", ALL_FORWARDS, "points", "p"], rows)
+
+
+def runs_by_task(root: Path) -> dict[str, dict[str, RunResult]]:
+    """Task -> `experiment/configuration` -> run, for the tasks that have plain decoding. It is called PLAIN in each."""
+    found = {}
+    for task in (TASK, *OTHER_TASKS):
+        runs = runs_of_task(root, task)
+        if PLAIN not in runs and SAME_AS_PLAIN in runs:
+            runs[PLAIN] = runs[SAME_AS_PLAIN]
+        if PLAIN in runs:
+            found[task] = runs
+    return found
+
+
+def short(name: str) -> str:
+    """`01_adaptive_skip/r0.90_s1` -> `01 r0.90_s1`; PLAIN is `plain`."""
+    experiment, _, config = name.partition("/")
+    return "plain" if name == PLAIN else f"{experiment[:2]} {config}"
+
+
+def times(ratio: Ratio) -> str:
+    if ratio.interval is None:
+        return f"{ratio.value:.2f}"
+    return f"{ratio.value:.2f} [{ratio.interval.low:.2f}, {ratio.interval.high:.2f}]"
+
+
+def claims(root: Path) -> str:
+    """Each claim of CLAIMS on each task, and pooled over the two sets of one task."""
+    tasks = runs_by_task(root)
+    rows = []
+    found = compare([(setting, base or PLAIN) for setting, base in CLAIMS], tasks)
+    for setting, base in ((setting, base or PLAIN) for setting, base in CLAIMS):
+        mine = [each for each in found if (each.setting, each.base) == (setting, base)]
+        for each in mine:
+            rows.append(
+                [
+                    f"{short(setting)} against {short(base)}", each.task, *difference(each.contrast),
+                    times(each.ratio), times(each.step_ratio),
+                ]
+            )  # fmt: skip
+        same = [each.contrast for each in mine if each.task in (TASK, OTHER_TASKS[0])]
+        if len(same) > 1:
+            gain, interval, p = pooled(same)
+            cells = [f"{100 * gain:+.2f} {span(interval, signed=True)}", f"{p_text(p)}, not corrected"]
+            rows.append([f"{short(setting)} against {short(base)}", f"{TASK} and {OTHER_TASKS[0]}", *cells, "", ""])
+    return table(["", "questions", "points", "p", f"x {ALL_FORWARDS}", f"x {SPEED}"], rows)
+
+
+def key_settings(root: Path) -> str:
+    """Right answers and tokens per forward of KEY_SETTINGS on every task."""
+    rows = []
+    for task, runs in runs_by_task(root).items():
+        for name in KEY_SETTINGS:
+            if name in runs:
+                run, plain = runs[name], runs[PLAIN]
+                versus = None if name == PLAIN else contrast("key", [run], plain)
+                gain = "" if name == PLAIN else times(speed_ratio(run, plain))
+                rows.append(
+                    [
+                        task, short(name), f"{100 * run.accuracy:.2f} {span(accuracy_of(run).interval)}",
+                        "" if versus is None else difference(versus)[0], f"{run.tokens_per_forward:.2f}", gain,
+                    ]
+                )  # fmt: skip
+    return table(["questions", "setting", "right, %", "points from plain", ALL_FORWARDS, "x plain"], rows)
+
+
+def by_length(root: Path) -> str:
+    """Tokens per forward of plain decoding and of two settings, for short and long answers of the new questions."""
+    runs = runs_by_task(root).get(OTHER_TASKS[0], {})
+    names = [
+        name
+        for name in (PLAIN, "00_baseline/k2_middle", "07_rules/prefix0.20", "01_adaptive_skip/r0.90_s1")
+        if name in runs
+    ]
+    rows = []
+    for low, high in LENGTHS:
+        chosen = {q.key for q in runs[PLAIN].questions.questions if low <= (q.new_tokens or 0) <= high} if names else ()
+        if not chosen:
+            continue
+        cells = []
+        for name in names:
+            kept = [q for q in runs[name].questions.questions if q.key in chosen]
+            tokens, depth = sum(q.new_tokens for q in kept), runs[name].summary.num_layers
+            forwards, steps = sum(q.layers for q in kept) / depth, sum(q.step_layers for q in kept) / depth
+            cells.append((tokens / forwards, steps / len(kept), forwards / len(kept)))
+        plain = cells[0]
+        ratios = [f"{one[0]:.2f} ({one[0] / plain[0]:.2f})" for one in cells[1:]]
+        span_of = f"{low} to {high}" if high < 1000 else f"{low} and more"
+        rows.append([span_of, str(len(chosen)), f"{plain[2]:.1f}", f"{plain[1]:.1f}", f"{plain[0]:.2f}", *ratios])
+    head = ["new tokens", "questions", "forwards of plain", "denoising ones", "plain", *map(short, names[1:])]
+    return table(head, rows)
 
 
 TABLES: Mapping[str, Callable[[list[Result]], str]] = {
@@ -221,20 +372,25 @@ TABLES: Mapping[str, Callable[[list[Result]], str]] = {
     "equal_accuracy": at_equal_accuracy,
     "equal_cost": at_equal_cost,
 }
+OF_ALL_TASKS: Mapping[str, Callable[[Path], str]] = {
+    "claims": claims,
+    "key_settings": key_settings,
+    "by_length": by_length,
+}
 
 
 def picture(results: list[Result]) -> Figure:
-    """Accuracy against tokens per denoising forward: all results, and the upper right enlarged."""
+    """Accuracy against tokens per forward: all results, and the upper right enlarged."""
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     whole, enlarged = figure.subplots(1, 2, width_ratios=(1, 1.15))
     control = [_place(result) for result in results if of_control(result)]
     envelope = [control[index] for index in pareto(control)]
     for axes, with_errors in ((whole, True), (enlarged, False)):
-        axes.plot(*zip(*envelope, strict=True), "--", color="black", linewidth=1, label="the control's envelope")
+        axes.plot(*zip(*envelope, strict=True), "--", color="black", linewidth=1, label="the controls' envelope")
         for name in sorted({result.run.experiment for result in results}):
-            shown = [r for r in results if r.run.experiment == name and (name == CONTROL or not r.is_plain)]
+            shown = [r for r in results if r.run.experiment == name and (name in CONTROLS or not r.is_plain)]
             _draw_results(axes, name, shown, with_errors)
-        axes.set(xlabel="tokens per denoising forward")
+        axes.set(xlabel=ALL_FORWARDS)
         axes.grid(alpha=0.3)
     whole.set(ylabel="right, % (95% interval)", title="all results")
     whole.set_xlim(left=SHOWN[0])
@@ -247,7 +403,7 @@ def picture(results: list[Result]) -> Figure:
 
 
 def _place(result: Result) -> tuple[float, float]:
-    return result.tokens_per_step_forward, 100 * result.run.accuracy
+    return result.run.tokens_per_forward, 100 * result.run.accuracy
 
 
 def _draw_results(axes: Axes, experiment: str, results: list[Result], with_errors: bool) -> None:
@@ -278,13 +434,15 @@ def _label(axes: Axes, results: list[Result], labels: Mapping[str, tuple[str, tu
                 )
 
 
-def filled(text: str, results: list[Result]) -> str:
+def filled(text: str, results: list[Result], root: Path = ROOT) -> str:
     """The document with its tables made anew. Raises UsageError for a mark that names none."""
 
     def made(match: re.Match[str]) -> str:
-        if match[2] not in TABLES:
-            raise UsageError(f"no table {match[2]!r}; there are: {', '.join(TABLES)}")
-        return f"{match[1]}{TABLES[match[2]](results)}{match[3]}"
+        if match[2] in TABLES:
+            return f"{match[1]}{TABLES[match[2]](results)}{match[3]}"
+        if match[2] in OF_ALL_TASKS:
+            return f"{match[1]}{OF_ALL_TASKS[match[2]](root)}{match[3]}"
+        raise UsageError(f"no table {match[2]!r}; there are: {', '.join([*TABLES, *OF_ALL_TASKS])}")
 
     return MARK.sub(made, text)
 

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from fast_dllm.record import questions
 from fast_dllm.record.cost import Cost
@@ -82,8 +83,9 @@ class Project:
         strata: Mapping[str, Sequence[tuple[str, float]]] | None = None,
         scored: bool = False,
         with_questions: bool = True,
+        costs: Mapping[tuple[str, int], Cost] = MappingProxyType({}),
     ) -> Path:
-        """One complete run; `given` is its questions' (answer, right). Returns the folder."""
+        """One complete run; `given` is its questions' (answer, right), `costs` what they cost. Returns the folder."""
         folder = self.folder(config, experiment, task_folder(task, limit))
         name = config.split("+")[0]
         made = {"model_path": "tiny", "reuse_k": 1, "layer_subset": None, "threshold": 0.9, "batch_size": 1}
@@ -106,7 +108,7 @@ class Project:
             found |= {"groups": {task: {metric: accuracy}}, "group_subtasks": {task: list(parts)}}
         folder.mkdir(parents=True, exist_ok=True)
         if with_questions:
-            found["samples_sha256"] = questions.write(folder, *questions.collect(samples, found))
+            found["samples_sha256"] = questions.write(folder, *questions.collect(samples, found, costs))
         write_json(folder / "results.json", found)
         cost = {"scored_requests": total, "scored_tokens": total, "seconds_scoring": seconds, "forwards.score": total}
         if not scored:

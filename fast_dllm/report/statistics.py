@@ -90,12 +90,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def tango(improved: int, regressed: int, total: int) -> Interval:
+def tango(improved: int, regressed: int, total: int, confidence: float = CONFIDENCE) -> Interval:
     """Tango's score interval for a paired difference of proportions (1998), in [-1, 1].
 
     It holds the differences that the score test does not reject. At difference 0 this test is McNemar's.
     """
-    z2, observed = _z((1 - CONFIDENCE) / 2) ** 2, (improved - regressed) / total
+    z2, observed = _z((1 - confidence) / 2) ** 2, (improved - regressed) / total
 
     def excess(delta: float) -> float:  # squared score minus its critical value, times the variance
         a = 2 * total
