@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor, nn
 
-from fast_dllm.drift.sums import CLASSES, DISTANCES, LAGS, QUANTITIES, DriftSums
+from fast_dllm.drift.sums import CLASSES, CYCLE, DISTANCES, LAGS, QUANTITIES, DriftSums
 from fast_dllm.network.cache import Attend
 from fast_dllm.network.model import DecoderLayer, FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written
@@ -134,8 +134,9 @@ class Recorder:
         hidden = now["hidden"][:, read].float()
         for lag, past in enumerate(self._past):
             changed = (hidden - past["hidden"][:, read].float()).transpose(0, 1)  # (R, L + 1, C)
-            self._ranges[lag] += torch.cdist(changed, changed, p=1).sum(dim=0)
-            self._leaving[lag] += hidden.abs().sum(dim=(1, 2))
+            step = self._step % CYCLE
+            self._ranges[lag, step] += torch.cdist(changed, changed, p=1).sum(dim=0)
+            self._leaving[lag, step] += hidden.abs().sum(dim=(1, 2))
 
     def _rows_read(self, tokens: list[int]) -> list[int]:
         """The rows whose predictions the step in work wants: one before each of the sub-block's (token shift)."""

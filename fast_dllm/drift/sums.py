@@ -12,23 +12,24 @@ import numpy as np
 
 from fast_dllm.errors import UsageError
 
-FORMAT = 1
+FORMAT = 2
 QUANTITIES = ("output", "residual", "attention", "mlp", "keys", "values")
 CLASSES = ("just unmasked", "still masked", "unmasked before")
 DISTANCES = ((1, 1), (2, 2), (3, 3), (4, 7), (8, 15), (16, 1000))  # rows to the nearest one just unmasked
 SUMS = ("difference", "size", "cosine", "rows")
 LAGS = (1, 2)  # steps between what is stored and what is computed
+CYCLE = 6  # a step's number modulo 6 says whether layers rest on it, for k = 2 and for k = 3
 
 
 @dataclass
 class DriftSums:
-    """Axes: Q QUANTITIES, S SUMS, L layers, T steps of a block, D DISTANCES, G LAGS.
+    """Axes: Q QUANTITIES, S SUMS, L layers, T steps of a block, D DISTANCES, G LAGS, C steps modulo CYCLE.
 
     Over rows: `difference` is sum |now - before|, `size` sum |before| (both over the hidden dimensions), `cosine` the
     sum of cosines, `rows` their number. by_class (Q, S, L, T, CLASSES): against the step before, T is the later step's
-    number in its block. by_distance (Q, S, L, D): of rows that were not just unmasked. ranges (G, L + 1, L + 1): over
-    the rows that are read, sum of |(what layers a .. b - 1 add now) - (what they added G steps ago)|; leaving
-    (G, L + 1): sum of |what enters layer b now|. The other fields say of what: runs that differ in it do not add up.
+    number in its block. by_distance (Q, S, L, D): of rows that were not just unmasked. ranges (G, C, L + 1, L + 1):
+    over the rows that are read, sum of |(what layers a .. b - 1 add now) - (what they added G steps ago)|; leaving
+    (G, C, L + 1): sum of |what enters layer b now|. The other fields say of what: runs that differ in it do not add up.
     """
 
     model: str
@@ -54,8 +55,8 @@ class DriftSums:
             small_block_size,
             np.zeros((quantities, sums, num_layers, block_size, len(CLASSES))),
             np.zeros((quantities, sums, num_layers, len(DISTANCES))),
-            np.zeros((len(LAGS), num_layers + 1, num_layers + 1)),
-            np.zeros((len(LAGS), num_layers + 1)),
+            np.zeros((len(LAGS), CYCLE, num_layers + 1, num_layers + 1)),
+            np.zeros((len(LAGS), CYCLE, num_layers + 1)),
         )
 
     @property
@@ -118,12 +119,17 @@ class DriftSums:
     def cost(self, reuse_k: int) -> np.ndarray:
         """(L, L + 1): [a, b] is the predicted error of letting layers a .. b - 1 rest on the steps between.
 
-        The mean over those steps of what the stored residual is wrong by, as a share of what leaves the range (L1, rows
-        that are read). NaN where b <= a. It says nothing of how much the layers above mind.
+        What the stored residual is wrong by, as a share of what leaves the range (L1, rows that are read), over the
+        steps on which the range rests: step t of a block with a store t modulo k steps old. NaN where b <= a. It says
+        nothing of how much the layers above mind.
         """
-        with np.errstate(invalid="ignore", divide="ignore"):
-            error = self.ranges / self.leaving[:, None, :]  # (G, L + 1, L + 1)
-        mean = error[: reuse_k - 1].mean(axis=0)[:-1]
+        errors = []
+        for lag in LAGS[: reuse_k - 1]:
+            steps = range(lag, CYCLE, reuse_k)
+            changed, leaving = (each[lag - 1, steps].sum(axis=0) for each in (self.ranges, self.leaving))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                errors.append(changed / leaving)
+        mean = np.mean(errors, axis=0)[:-1]
         first, stop = np.indices(mean.shape)
         return np.where(stop > first, mean, np.nan)
 
