@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shutil
 import sys
 
 import pytest
+import script_project
 from golden_models import ROOT
 from report_project import Project, answers
 
@@ -63,8 +66,21 @@ def document(root):
 
 def test_tables_of_the_document_are_what_the_kept_results_give(capsys):
     text = findings.DOCUMENT.read_text()
-    assert all(f"<!-- table: {name} -->" in text for name in findings.TABLES)
+    assert all(f"<!-- table: {name} -->" in text for name in (*findings.TABLES, *findings.OF_ALL_TASKS))
     assert findings.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_the_runs_for_the_7b_are_accepted(tmp_path):
+    block = re.search(r"```bash cluster\n(.*?)```", findings.DOCUMENT.read_text(), re.DOTALL)
+    project = script_project.Project(tmp_path / "project", slurm=False)
+    shutil.copytree(ROOT / "experiments", project.root / "experiments", dirs_exist_ok=True)
+    lines = block[1].splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        words = line.split()
+        assert words[:2] == ["bash", "sbatch/run.sh"]
+        result = project.run(*words[2:], "--dry-run")
+        assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
@@ -89,9 +105,11 @@ def test_words_stay_and_every_result_has_a_line(project):
     assert set(rows) == {"04 s8_t0.90", "04 s16_t0.95", "04 s32_t0.90", "01 r1.00", "01 r0.90", "02 k2_last"}
     assert rows["04 s8_t0.90"][2] == "compared with"
     # 5,000 tokens from 1,000 full forwards; with the commits from 1,100; 32 rows each
-    assert rows["04 s8_t0.90"][4:] == ["5.00", "4.55", "7.0"]
+    assert rows["04 s8_t0.90"][4:] == ["", "4.55", "5.00", "7.0"]
     # 600 whole forwards and 300 of 24 layers of 36
-    assert rows["02 k2_last"][4] == "6.25"
+    assert rows["02 k2_last"][6] == "6.25"
+    # the best of two settings is looked at: what is excluded is less than the interval's end, which is of one
+    assert float(rows["04 s16_t0.95"][4]) > -float(rows["04 s16_t0.95"][2].split("[")[1].split(",")[0])
     assert rows["04 s32_t0.90"][2].startswith("-5.00 [-7")
 
 
@@ -99,33 +117,35 @@ def test_the_fastest_setting_that_is_as_right_as_plain_is_named(project):
     rows = tables_of(document(project.root))["equal_accuracy"]
     by_reading = {(row[0], row[1]): row[2:] for row in rows}
     strict = "no loss above 1, 95% sure"
-    assert by_reading[strict, "04_threshold"] == ["s8_t0.90", "5.00", "1.00", "1.00"]
-    assert by_reading[strict, "01_adaptive_skip"] == ["r0.90", "12.50", "2.50", "2.50"]
+    assert by_reading[strict, "04_threshold"] == ["s8_t0.90", "4.55", "1.00", "1.00"]
+    assert by_reading[strict, "01_adaptive_skip"] == ["r0.90", "10.00", "2.20", "2.20"]
     observed = "observed loss at most 0.5"
-    assert by_reading[observed, "04_threshold"] == ["s16_t0.95", "6.25", "1.00", "1.25"]
-    assert by_reading[observed, "01_adaptive_skip"] == ["r0.90", "12.50", "2.00", "2.50"]
-    assert by_reading[observed, "02_residual_reuse"] == ["k2_last", "6.25", "1.00", "1.25"]
+    assert by_reading[observed, "04_threshold"] == ["s16_t0.95", "5.56", "1.00", "1.22"]
+    assert by_reading[observed, "01_adaptive_skip"] == ["r0.90", "10.00", "1.80", "2.20"]
+    assert by_reading[observed, "02_residual_reuse"] == ["k2_last", "5.56", "1.00", "1.22"]
 
 
 def test_the_picture_shows_every_experiment_and_the_envelope(project):
     axes = findings.picture(findings.read(project.root)).axes[0]
     labels = {text.get_text() for text in axes.get_legend().get_texts()}
-    assert labels == {"the control's envelope", "01_adaptive_skip", "02_residual_reuse", "04_threshold"}
-    envelope = next(line for line in axes.get_lines() if line.get_label() == "the control's envelope")
-    assert list(envelope.get_xdata()) == [5.0, 6.25, 10.0]
+    assert labels == {"the controls' envelope", "01_adaptive_skip", "02_residual_reuse", "04_threshold"}
+    envelope = next(line for line in axes.get_lines() if line.get_label() == "the controls' envelope")
+    assert list(envelope.get_xdata()) == pytest.approx([5000 / 1100, 5000 / 900, 5000 / 600])
 
 
 def test_layers_in_part_are_compared_with_what_costs_no_more(project):
     rows = tables_of(document(project.root))["equal_cost"]
     assert [(row[0], row[2], row[3]) for row in rows] == [
-        ("02 k2_last", "01 r0.90", "12.50"),
-        ("02 k2_last", "04 s16_t0.95", "6.25"),
+        ("02 k2_last", "01 r0.90", "10.00"),
+        ("02 k2_last", "04 s16_t0.95", "5.56"),
     ]
     assert rows[0][4].startswith("+0.25 [")
 
 
 def test_what_is_missing_is_one_line(project, tmp_path):
-    with pytest.raises(UsageError, match="no table 'nothing'; there are: every_result, equal_accuracy, equal_cost"):
+    with pytest.raises(
+        UsageError, match="no table 'nothing'; there are: every_result, equal_accuracy, equal_cost, claims, "
+    ):
         findings.filled("<!-- table: nothing -->\n<!-- end -->", findings.read(project.root))
     (tmp_path / "empty" / "experiments").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"no result of 04_threshold/s8_t0\.90 on toy_math; there are: none"):
