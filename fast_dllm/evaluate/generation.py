@@ -98,11 +98,11 @@ class TextGenerator:
         for instance, request in zip(instances, requests, strict=True):
             self.answers.question_keys[instance.task_name or "", instance.doc_id or 0] = keys[request]
         questions = _questions_by_key(instances, [keys[request] for request in requests])
-        own = keys if self.answers.plan is None else self._of_this_shard(keys, instances, requests)
-        answers = self.answers.known(own.values(), of_run=len(keys))
-        pending = [request for request, key in own.items() if key not in answers]
-        with tqdm(total=len(own), desc="generating", unit="req", disable=quiet) as progress:
-            progress.update(len(own) - len(pending))
+        keys_here = keys if self.answers.plan is None else self._of_this_shard(keys, instances, requests)
+        answers = self.answers.known(keys_here.values(), of_run=len(keys))
+        pending = [request for request, key in keys_here.items() if key not in answers]
+        with tqdm(total=len(keys_here), desc="generating", unit="req", disable=quiet) as progress:
+            progress.update(len(keys_here) - len(pending))
             for group in of_equal_settings(pending):
                 for request, generation, seconds, num_rows in streamed(self.denoise, group, self._num_rows(group)):
                     key = keys[request]

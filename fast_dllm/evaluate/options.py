@@ -55,15 +55,17 @@ def read_command_line(words: list[str]) -> EvaluationOptions:
     parser.add_argument("--configurations", metavar="C[,C]")
     parser.add_argument("--shard", metavar="i/N")
     parser.add_argument("--traces", action="store_true")
-    own, rest = parser.parse_known_args(words)
-    shard = None if own.shard is None else Shard.parse(own.shard, num_processes)
-    configurations = own.configurations.split(",") if own.configurations is not None else []
+    options, rest = parser.parse_known_args(words)
+    shard = None if options.shard is None else Shard.parse(options.shard, num_processes)
+    configurations = options.configurations.split(",") if options.configurations is not None else []
     config, model_args = _read_lm_eval_options(rest)
     if shard and not config.output_path:
         raise UsageError("--shard needs --output_path: the answers are kept there")
-    if own.traces and not config.output_path:
+    if options.traces and not config.output_path:
         raise UsageError("--traces needs --output_path: the traces are kept there")
-    return EvaluationOptions(config, model_args, list(dict.fromkeys(configurations)), shard, num_processes, own.traces)
+    return EvaluationOptions(
+        config, model_args, list(dict.fromkeys(configurations)), shard, num_processes, options.traces
+    )
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""lm_eval's task definitions as they are run here: what they need is checked first, equal answers get equal scores."""
+"""Loads lm_eval's tasks, after checks of what they need, and makes their prompts and scores reproducible."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ SANDBOXED = ("humaneval", "mbpp")  # the starts of the names of lm_eval's tasks 
 
 
 def find_tasks(config: EvaluatorConfig) -> TaskManager:
-    """The TaskManager for `config.tasks`, resolved in place: this project's tasks/, --include_path, and lm_eval's own.
+    """The TaskManager for `config.tasks`, which become a list of names.
 
-    lm_eval reads all of its 13,000 task files to find one, which takes longer than loading a small model. A task that
-    its own folder (lm_eval/tasks/<start of the name>) holds is found there, and a group of the folder's name also in
-    lm_eval/tasks/benchmarks; anything else takes the whole index.
+    It knows this project's tasks/, the folder of --include_path, and lm_eval's tasks. lm_eval itself reads all of its
+    13,000 task files to find one task, which takes longer than loading a small model. So a task is first looked for in
+    lm_eval/tasks/<start of its name>, and a group with a folder's name in lm_eval/tasks/benchmarks too. If one of the
+    names is not there, the whole index is read.
     """
     config.include_path = [path for path in (config.include_path, str(ROOT / "tasks")) if path]
     names = (
@@ -38,12 +39,13 @@ def find_tasks(config: EvaluatorConfig) -> TaskManager:
     if all(name.replace("_", "").isalnum() for name in names):
         library = Path(lm_eval.tasks.__file__).parent
         parts = [name.split("_") for name in names]
-        starts = dict.fromkeys("_".join(words[:length]) for words in parts for length in range(1, len(words) + 1))
+        starts = dict.fromkeys(
+            "_".join(name_parts[:length]) for name_parts in parts for length in range(1, len(name_parts) + 1)
+        )
         folders = [str(library / start) for start in starts if (library / start).is_dir()]
         groups = library / "benchmarks"
-        folders += [str(groups)] * any(
-            (groups / f"{name}.yaml").is_file() and (library / name).is_dir() for name in names
-        )
+        if any((groups / f"{name}.yaml").is_file() and (library / name).is_dir() for name in names):
+            folders.append(str(groups))
         manager = lm_eval.tasks.TaskManager(
             include_path=config.include_path + folders, include_defaults=False, metadata=config.metadata
         )
@@ -56,9 +58,9 @@ def find_tasks(config: EvaluatorConfig) -> TaskManager:
 def keep_documents(manager: TaskManager) -> TaskManager:
     """Make `process_docs` of every task that `manager` loads give the same documents each time; returns `manager`.
 
-    lm_eval calls it anew for each look at the documents: for the prompts, and again for the right answers. GPQA's
-    shuffles the four options with a generator that moves on from call to call, so that the answers would be those of
-    another shuffle than the prompts, except where `datasets` has the first one in its cache on disk.
+    lm_eval calls it each time it reads the documents: for the prompts, and again for the right answers. GPQA's function
+    shuffles the four options with a random generator. Its second call would give another order than the prompts have,
+    unless `datasets` has the first result in its cache on disk.
     """
     manager._factory = _Factory(meta=manager.metadata)
     return manager
@@ -77,7 +79,7 @@ class _Factory(TaskFactory):
     def _build_task(self, entry: Entry, overrides: dict | None) -> Task:
         try:
             return super()._build_task(entry, overrides)
-        except (OSError, ValueError) as error:  # what `datasets` and the hub's client raise, each for its own reasons
+        except (OSError, ValueError) as error:  # `datasets` and the hub's client raise many kinds
             places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
             if not any("/datasets/" in place or "/huggingface_hub/" in place for place in places):
                 raise
@@ -93,7 +95,7 @@ class _Factory(TaskFactory):
 
 
 def _as_if_first(process_docs: Callable) -> Callable:
-    """process_docs with its module's random generators, at each call, in the state in which they were first met."""
+    """`process_docs`, with the random generators of its module reset to their first state before each call."""
     generators = [value for value in process_docs.__globals__.values() if isinstance(value, random.Random)]
     states = [(generator, _first_state(generator)) for generator in generators]
 
@@ -108,16 +110,17 @@ def _as_if_first(process_docs: Callable) -> Callable:
 
 @functools.cache
 def _first_state(generator: random.Random) -> tuple:
+    """The generator's state when this was first called for it."""
     return generator.getstate()
 
 
 def prepare(
     manager: TaskManager, tasks: Iterable[str | dict], *, confirm_run_unsafe_code: bool, seed: int | None
 ) -> TaskManager:
-    """`manager`, ready to load `tasks`: names of tasks, groups and tags, or configurations.
+    """The manager, ready to load `tasks`: names of tasks, groups and tags, or configurations.
 
-    Raises UsageError, with what to do about it, for what a task would fail on once a model is loaded. `seed`: for what
-    draws random numbers when it scores.
+    Raises UsageError, which says what to do, if a task would fail after the model is loaded. seed: for scores that use
+    random numbers.
     """
     configs = [config for task in tasks for config in task_configs(manager.task_index, task)]
     if any("/ifeval/" in str(config.get("process_results")) for config in configs):
@@ -132,7 +135,7 @@ def prepare(
 
 
 def task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]:
-    """The configurations (functions as text) of the tasks that `task` stands for. Reads no data."""
+    """The configurations of the tasks that a name, a group or a configuration means. Reads no data."""
     name = task if isinstance(task, str) else task.get("group", task.get("task"))
     entry = index.get(name) if isinstance(name, str) else None
     config = dict(entry.cfg or {"task": sorted(entry.tags)}) if entry else {}
@@ -146,10 +149,10 @@ def task_configs(index: Mapping[str, Entry], task: str | dict) -> Iterator[dict]
 
 
 def load_tasks(manager: TaskManager, names: list[str | dict]) -> dict[str, Task]:
-    """Every task that `names` stand for, with its data. The next `manager.load(names)` gives the same ones, so that no
-    data set is read twice.
+    """Loads all tasks that `names` mean, with their data; returns name -> task.
 
-    Raises UsageError for a task that is named twice, and DataError for data that cannot be had.
+    The next `manager.load(names)`, which lm_eval calls, returns the same tasks, so that no data set is read twice.
+    Raises UsageError for a task that is named twice, and DataError for data that cannot be loaded.
     """
     try:
         loaded = manager.load(names)
@@ -158,12 +161,12 @@ def load_tasks(manager: TaskManager, names: list[str | dict]) -> dict[str, Task]
             raise
         raise UsageError(f"--tasks: {line_of(error)}; name each task once") from None
     load, first_time = manager.load, [loaded]
-    manager.load = lambda asked: first_time.pop() if first_time and asked == names else load(asked)
+    manager.load = lambda wanted: first_time.pop() if first_time and wanted == names else load(wanted)
     return loaded["tasks"]
 
 
 def find_sentence_data() -> str:
-    """Where nltk has what ifeval counts sentences with. Raises UsageError, which says what to do, where it has not."""
+    """The folder of nltk's data for counting sentences. Raises UsageError, which says what to do, if it is missing."""
     import nltk.data
 
     try:
@@ -177,7 +180,7 @@ def find_sentence_data() -> str:
 
 
 def _seed_language_detection(seed: int | None) -> None:
-    """langdetect samples; unseeded, it may call one and the same answer French today and English tomorrow."""
+    """Seed langdetect, which samples: without a seed it may give the same answer two languages on two days."""
     import langdetect
 
     langdetect.DetectorFactory.seed = seed

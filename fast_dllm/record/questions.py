@@ -67,22 +67,22 @@ def short_hash(text: str) -> str:
 
 
 def _answer(sample: Mapping) -> tuple[str, str]:
-    """(the answer as it is kept, its text) of one of lm_eval's samples."""
+    """(hash of the answer, or #index of the chosen option; its text) of one of lm_eval's samples."""
     responses = sample["resps"]
     first = responses[0][0] if responses and responses[0] else None
     if isinstance(first, (list, tuple)):  # (log-likelihood, is greedy) of each option
         scores = [option[0][0] for option in responses]
         best = max(range(len(scores)), key=scores.__getitem__)
         return f"#{best}", " ".join(f"{value:.4f}" for value in scores)
-    # of several processes those with fewer questions are asked their last one again: it has its answer twice then
+    # With several processes, lm_eval repeats the last question where a process has fewer, so it has two equal answers.
     text = "\n".join(str(value) for response in responses for value in dict.fromkeys(response))
     return short_hash(text), text
 
 
-def _weighting(found: Mapping, group: str, metric: str, sizes: Mapping[str, int]) -> str:
+def _weighting(results: Mapping, group: str, metric: str, sizes: Mapping[str, int]) -> str:
     """How lm_eval made the group's number out of its subtasks': "size", "equal" or "unknown"."""
-    values = {task: found["results"].get(task, {}).get(metric) for task in sizes}
-    whole = found.get("groups", {}).get(group, {}).get(metric)
+    values = {task: results["results"].get(task, {}).get(metric) for task in sizes}
+    whole = results.get("groups", {}).get(group, {}).get(metric)
     if whole is None or any(not isinstance(value, (int, float)) for value in values.values()):
         return "unknown"
     by_size = sum(values[task] * size for task, size in sizes.items()) / sum(sizes.values())
@@ -96,47 +96,47 @@ def _weighting(found: Mapping, group: str, metric: str, sizes: Mapping[str, int]
 def _rows(rows: Iterable[Mapping], metric: str) -> list[Mapping]:
     """The samples of the metric's filter, by document, each once (processes may repeat the last)."""
     name, _, chosen = metric.partition(",")
-    found = {row["doc_id"]: row for row in rows if row.get("filter", chosen) == chosen and name in row}
-    return [found[doc_id] for doc_id in sorted(found)]
+    of_doc = {row["doc_id"]: row for row in rows if row.get("filter", chosen) == chosen and name in row}
+    return [of_doc[doc_id] for doc_id in sorted(of_doc)]
 
 
 def collect(
     samples: Mapping[str, Iterable[Mapping]],
-    found: Mapping,
+    results: Mapping,
     costs: Mapping[tuple[str, int], Cost] = MappingProxyType({}),
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """(content of questions.json.gz, lines of texts.jsonl.gz).
 
-    samples: task -> lm_eval's samples; found: its results without them. costs: (task, number of the question) -> what
-    its answer cost; a task of which all are known keeps them. A task whose primary metric is no number for a
-    single question is left out.
+    samples: task -> lm_eval's samples. results: lm_eval's results without them. costs: (task, number of the
+    question) -> the cost of its answer; written for tasks for which all are known. A task whose primary
+    metric gives no number for a single question is left out.
     """
     tasks: dict[str, dict[str, Any]] = {}
     texts: list[dict[str, object]] = []
     for task, rows in samples.items():
-        value = score(found["results"], task, 0) if task in found["results"] else None
+        value = score(results["results"], task, 0) if task in results["results"] else None
         if value is None:
             continue
         name = value.metric.partition(",")[0]
-        kept = [row for row in _rows(rows, value.metric) if isinstance(row[name], (bool, int, float))]
-        if not kept:
+        scored_rows = [row for row in _rows(rows, value.metric) if isinstance(row[name], (bool, int, float))]
+        if not scored_rows:
             continue
-        answers = [_answer(row) for row in kept]
+        answers = [_answer(row) for row in scored_rows]
         tasks[task] = {
             "metric": value.metric,
-            "version": found.get("versions", {}).get(task),
-            "prompts_sha256": sha256("".join(str(row.get("prompt_hash")) for row in kept).encode()).hexdigest(),
-            "doc_ids": [row["doc_id"] for row in kept],
-            "keys": "".join(short_hash(f"{row.get('doc_hash')} {row.get('target_hash')}") for row in kept),
+            "version": results.get("versions", {}).get(task),
+            "prompts_sha256": sha256("".join(str(row.get("prompt_hash")) for row in scored_rows).encode()).hexdigest(),
+            "doc_ids": [row["doc_id"] for row in scored_rows],
+            "keys": "".join(short_hash(f"{row.get('doc_hash')} {row.get('target_hash')}") for row in scored_rows),
             "answers": [answer for answer, _ in answers],
-            "correct": [_number(row[name]) for row in kept],
+            "correct": [_number(row[name]) for row in scored_rows],
         }
-        known = [costs.get((task, row["doc_id"])) for row in kept]
+        known = [costs.get((task, row["doc_id"])) for row in scored_rows]
         if all(known):
             tasks[task] |= _cost_columns([cost for cost in known if cost])
-        texts += [_text_line(task, row, name, text) for row, (_, text) in zip(kept, answers, strict=True)]
+        texts += [_text_line(task, row, name, text) for row, (_, text) in zip(scored_rows, answers, strict=True)]
     sizes = {task: len(content["doc_ids"]) for task, content in tasks.items()}
-    content = {"schema_version": SCHEMA_VERSION, "groups": _groups(found, tasks, sizes), "tasks": tasks}
+    content = {"schema_version": SCHEMA_VERSION, "groups": _groups(results, tasks, sizes), "tasks": tasks}
     return content, texts
 
 
@@ -155,13 +155,13 @@ def _number(value: float) -> float:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def _groups(found: Mapping, tasks: Mapping, sizes: Mapping[str, int]) -> dict[str, str]:
+def _groups(results: Mapping, tasks: Mapping, sizes: Mapping[str, int]) -> dict[str, str]:
     """Group name -> how its subtasks are weighted."""
     weights = {}
-    for group in found.get("groups", {}):
-        inside = {task: sizes[task] for task in _leaves(found.get("group_subtasks", {}), group) if task in sizes}
+    for group in results.get("groups", {}):
+        inside = {task: sizes[task] for task in _leaves(results.get("group_subtasks", {}), group) if task in sizes}
         if inside:
-            weights[group] = _weighting(found, group, tasks[next(iter(inside))]["metric"], inside)
+            weights[group] = _weighting(results, group, tasks[next(iter(inside))]["metric"], inside)
     return weights
 
 

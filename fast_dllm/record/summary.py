@@ -140,14 +140,14 @@ class Summary:
         ran = self.settings()
         if not self.is_foreign and "refresh" in wanted:
             ran.setdefault("refresh", "rows")  # what the code did before it had this knob
-        found = []
+        different = []
         for name, value in wanted.items():
             if name not in ran or (name == "num_fewshot" and ran[name] is None):
                 continue
-            was, asked = setting_text(ran[name]), setting_text(value)
-            if was != asked:
-                found.append((name, _shortened(was), _shortened(asked)))
-        return found
+            was, expected = setting_text(ran[name]), setting_text(value)
+            if was != expected:
+                different.append((name, _shortened(was), _shortened(expected)))
+        return different
 
     def other_identity(self, given: Mapping[str, object], ignored: Sequence[str] = ()) -> list[str]:
         """What tells this result from a run with these fields, like "threshold 0.9, not 0.5"; of hashes only the name.

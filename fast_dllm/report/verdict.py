@@ -119,9 +119,9 @@ def _baselines(report: Report) -> str:
     """In place of a cost: what the run gets that the others are compared with."""
     table = next(table for table in (*report.local_tables, *report.imported_tables) if table.runs)
     base = baseline_of(table) or next(iter(table.runs.values()))
-    asked = f" on {base.num_samples:,} questions" if base.num_samples else ""
+    on_questions = f" on {base.num_samples:,} questions" if base.num_samples else ""
     accuracy = f"{percent(base.accuracy)} {span(accuracy_of(base).interval)}"
-    return f"{table.label}/{base.config} has an accuracy of {accuracy}{asked}."
+    return f"{table.label}/{base.config} has an accuracy of {accuracy}{on_questions}."
 
 
 def _gain(best: Best) -> str:
@@ -167,8 +167,8 @@ def _not_told(report: Report, best: Best | None = None) -> str:
         known = [c for c in report.contrasts.get(table.label, ()) if c.detectable is not None]
         if known and not _unfit(report, table):
             sizes = value_range([100 * c.detectable for c in known if c.detectable is not None], ".1f")
-            asked = max(c.num_questions for c in known)
-            parts.append(f"a difference below {sizes} points (80% power, {asked:,} questions)")
+            num_questions = max(c.num_questions for c in known)
+            parts.append(f"a difference below {sizes} points (80% power, {num_questions:,} questions)")
     contrasts = [c for table in report.local_tables for c in report.contrasts.get(table.label, ())]
     unsure = sum(c.outcome == "inconclusive" for c in contrasts)
     if unsure:

@@ -16,7 +16,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.runner import snapshot, submission, venv
 from fast_dllm.runner.chain import Chain, cancel, decide, submit_successor
 from fast_dllm.runner.environment import evaluation_environment, log_of_this_process
-from fast_dllm.runner.evaluation import BUSY, TOLD_TO_STOP, Outcome, Settings, StopSignal, evaluate
+from fast_dllm.runner.evaluation import BUSY, TERMINATED, Outcome, Settings, StopSignal, evaluate
 from fast_dllm.runner.job import activate, gpu_is_lost
 from fast_dllm.runner.messages import say
 from fast_dllm.runner.output import print_summary
@@ -117,7 +117,7 @@ def _run_tasks(options: BaselineOptions, environment: Mapping[str, str], in_job:
             goes_on = outcome.may_be_continued
             if stop.received:
                 # a task that ended well in that moment is not the last one
-                return _end(successor, TOLD_TO_STOP, goes_on or not outcome.failure_class)
+                return _end(successor, TERMINATED, goes_on or not outcome.failure_class)
             if outcome.status == BUSY:
                 result.busy.append(task)
             elif outcome.status:
@@ -126,7 +126,7 @@ def _run_tasks(options: BaselineOptions, environment: Mapping[str, str], in_job:
             outcome = _run_task(request, task, settings, stop)
             goes_on = outcome.may_be_continued
             if stop.received:
-                return _end(successor, TOLD_TO_STOP, goes_on or not outcome.failure_class)
+                return _end(successor, TERMINATED, goes_on or not outcome.failure_class)
             if outcome.status:
                 result.failed.append(task)
     if result.failed:

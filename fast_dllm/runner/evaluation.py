@@ -31,7 +31,7 @@ from fast_dllm.spec.shard_names import DONE_FILE
 
 BUSY = 75  # exit status: another process is at work on it
 NO_SUMMARY = 70  # exit status: the evaluation ended well and left no whole summary
-TOLD_TO_STOP = 143  # exit status after SIGTERM, as a shell has it: 128 + 15
+TERMINATED = 143  # exit status after SIGTERM, as a shell has it: 128 + 15
 
 # What to do with a whole result that is already there:
 #   job     keep it, whatever code and arguments it is of; one of another model is refused
@@ -280,7 +280,7 @@ class _Log:
 
     path: str
     text: str
-    told_to_stop: bool
+    received_sigterm: bool
 
 
 def _end(
@@ -331,7 +331,7 @@ def _record_failure(run: Run, folder: Path, status: int, fault: str, log: _Log) 
     # accelerate's launcher turns every exit status into 1; eval.py's own line says that the input was wrong
     if re.search(r"^eval\.py: error: ", log.text, re.MULTILINE):
         status = 2
-    name = failures.classify(status, log.text, log.told_to_stop)
+    name = failures.classify(status, log.text, log.received_sigterm)
     failures.write_failure(folder, name, status, log.path, log.text)
     if name != "interrupted":  # the user knows
         say(f"{run.path}: {failures.TEXTS[name]} (exit status {status})")

@@ -109,14 +109,14 @@ def cgroup_oom() -> bool:
     return False
 
 
-def classify(status: int, text: str, told_to_stop: bool) -> str:
-    """The failure class of a run. text: the run's part of the log. told_to_stop: this process received SIGTERM."""
+def classify(status: int, text: str, received_sigterm: bool) -> str:
+    """The failure class of a run. text: the run's part of the log. received_sigterm: this process received SIGTERM."""
     job = re.escape(os.environ.get("SLURM_JOB_ID") or "none")
     ended = re.findall(rf"slurmstepd[^ \n]*: error: \*\*\* (?:JOB|STEP) {job}[ .].*", text)
     for words, name in _DUE if ended else ():
         if words in ended[-1]:
             return name
-    if told_to_stop:
+    if received_sigterm:
         return "terminated"
     if status == INTERRUPTED:
         return "interrupted"

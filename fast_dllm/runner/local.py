@@ -101,10 +101,10 @@ def say_interrupted(request: Request, words: list[str]) -> None:
     """After Ctrl-C: what is on disk, and the command that goes on with it."""
     judge, runs = Judge(request), request.runs()
     done = [run for run in runs if is_done(request, run, judge)]
-    kept = f"{len(done)} of {len(runs)} configurations" if len(runs) > 1 else ""
+    progress = f"{len(done)} of {len(runs)} configurations" if len(runs) > 1 else ""
     for run in runs:
         answers = 0 if run in done else num_answers(folder_of(request, run))
         if answers:
-            kept += f"{' and ' if kept else ''}{answers} answers of {run.folder}"
+            progress += f"{' and ' if progress else ''}{answers} answers of {run.folder}"
     again = quoted(["bash", "sbatch/local.sh", *(word for word in words if word != "--force")])
-    say(f"interrupted; kept: {kept or 'nothing yet'}. To go on: {again}")
+    say(f"interrupted; kept: {progress or 'nothing yet'}. To go on: {again}")

@@ -27,7 +27,7 @@ ANSWER_SECONDS = 8.0
 # With one of these the user has already decided where packages come from, or which build of PyTorch
 SOURCE_SETTINGS = ("PIP_NO_INDEX", "UV_NO_INDEX", "UV_OFFLINE", "UV_TORCH_BACKEND")
 UV_VERSION = "0.13.9"
-OWN_PYTHON = "3.12"  # what a uv of our own brings
+BUILD_PYTHON = "3.12"  # the Python that a downloaded uv fetches
 PYTHON_HELP = "what helps: module load python (3.10 or newer)"
 PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(14, 7, -1)))
 
@@ -126,17 +126,17 @@ class Builder:
             return
         version = ">=3.10"
         if not self._uv:
-            version = OWN_PYTHON
+            version = BUILD_PYTHON
             builds = self.folder.parent
             # not in a home of 20 GB, which torch alone would half fill
             for name, place in (("UV_PYTHON_INSTALL_DIR", "python"), ("UV_CACHE_DIR", "cache")):
                 self._settings[name] = os.environ.get(name) or str(builds / place)
-            self._uv = str(self._own_uv(builds / f"uv-{UV_VERSION}"))
+            self._uv = str(self._downloaded_uv(builds / f"uv-{UV_VERSION}"))
         help_text = f"uv could not bring Python {version}; {PYTHON_HELP}, or a node with a network"
         self._run([self._uv, "venv", "--allow-existing", "--python", version, str(self.folder)], help_text)
 
     def _install_torch_for_cpus(self) -> None:
-        """The next step leaves it alone, and installs torch where this one fails."""
+        """Install PyTorch's build for CPUs. If that fails, the next step installs torch from the package index."""
         source = ["--torch-backend", "cpu"] if self._uv else ["--index-url", CPU_INDEX]
         try:
             self._install("torch", *source)
@@ -182,8 +182,8 @@ class Builder:
             pip = [str(self.python), "-m", "pip", "install", "--no-input", "--no-compile"]
             self._run([*pip, *words, *constraints])
 
-    def _own_uv(self, folder: Path) -> Path:
-        """The uv in a folder of our own, there whole or not at all, however many builds fetch it at once."""
+    def _downloaded_uv(self, folder: Path) -> Path:
+        """The uv in `folder`, downloaded if it is missing; several builds may do this at once."""
         program = folder / "bin" / "uv"
         if program.exists():
             return program

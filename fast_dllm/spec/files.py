@@ -1,4 +1,4 @@
-"""Files that other processes read at any moment: read strictly, written whole, never thrown away."""
+"""Reads JSON files with strict bounds, and writes files in one step, since other processes may read them meanwhile."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def _finite_number(text: str) -> float:
 
 
 def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {printable(twice)} stands twice")
-    return found
+    return content
 
 
 _FINITE = json.JSONDecoder(
@@ -127,7 +127,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a text from a file may be one part of a path: no separator, no `..`, not hidden, printable."""
+    """Whether a text from a file may be part of a path: no separator, not `..`, not hidden, printable, not too long."""
     return (
         0 < len(text.encode("utf-8", "replace")) <= MOST_NAME
         and text[0] != "."
@@ -137,22 +137,23 @@ def is_file_name(text: str) -> bool:
 
 
 def as_object(value: object) -> dict:
+    """The value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def is_same(path: Path, other: Path) -> bool:
-    """Both are there and hold the same."""
+    """Whether both files exist and have the same content."""
     return path.is_file() and other.is_file() and path.read_bytes() == other.read_bytes()
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """As write_whole; what holds the same already is left alone."""
+    """Copy a file as `write_whole` does, unless the target has the same content already."""
     if not is_same(source, target):
         write_whole(target, source.read_bytes())
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` by a file with this content: whole or not at all, and on the disk before this returns."""
+    """Write a file in one step: it is replaced whole or not at all, and it is on the disk when this returns."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.new")
@@ -179,12 +180,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict, default: Callable[[object], object] | None = None) -> None:
+    """Write a JSON file as `write_whole` does. default: as json.dumps takes it."""
     text = json.dumps(content, indent=2, default=default, ensure_ascii=False) + "\n"
     write_whole(path, text.encode("utf-8", "replace"))
 
 
 def is_newer(path: Path, other: Path) -> bool:
-    """Whether both are there and `path` was written later."""
+    """Whether both files exist and `path` was written later."""
     try:
         return path.stat().st_mtime_ns > other.stat().st_mtime_ns
     except OSError:
@@ -192,19 +194,20 @@ def is_newer(path: Path, other: Path) -> bool:
 
 
 def set_aside(path: Path, word: str) -> None:
-    """Keep a file beside: summary.json becomes summary.<word>.json, or summary.<word>.2.json where that is taken."""
+    """Rename a file, if it exists: summary.json becomes summary.<word>.json, or summary.<word>.2.json and so on."""
     path, number = Path(path), 1
     if not path.is_file():
         return
     while True:
-        kept = path.with_name(f"{path.stem}.{word}{'' if number == 1 else f'.{number}'}{path.suffix}")
-        if not kept.exists():
-            path.replace(kept)
+        copy = path.with_name(f"{path.stem}.{word}{'' if number == 1 else f'.{number}'}{path.suffix}")
+        if not copy.exists():
+            path.replace(copy)
             return
         number += 1
 
 
 def remove(*paths: Path) -> None:
+    """Delete those of the files that exist."""
     for path in paths:
         if path.exists():
             path.unlink()

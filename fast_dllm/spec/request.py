@@ -96,18 +96,18 @@ class Request:
         """The options of _job.sh that name one run."""
         threshold = canonical(self.run(task, name).arguments["threshold"])
         named = ["--config", name, "--model", self.model_or_default, "--threshold", threshold]
-        return [*self._words_of_what(task), *named, *self._words_of_given("threshold")]
+        return [*self._task_words(task), *named, *self._argument_words("threshold")]
 
     def words_of_all(self, names: Iterable[str]) -> list[str]:
         """The options of run.sh that name these configurations, as they were given."""
         model = ["--model", self.model] if self.model is not None else []
-        return [*self._words_of_what(self.task), *model, *self._words_of_given(), *names]
+        return [*self._task_words(self.task), *model, *self._argument_words(), *names]
 
-    def _words_of_what(self, task: str) -> list[str]:
+    def _task_words(self, task: str) -> list[str]:
         limit = ["--limit", str(self.limit)] if self.limit is not None else []
         return ["--experiment", self.experiment, "--task", task, *limit, *self.words_of_confirmation(task)]
 
-    def _words_of_given(self, *without: str) -> list[str]:
+    def _argument_words(self, *without: str) -> list[str]:
         others = {key: value for key, value in self.given.items() if key not in (*without, "num_fewshot")}
         words = ["--model_args", join_arguments(others)] if others else []
         return words + (["--num_fewshot", str(self.given["num_fewshot"])] if "num_fewshot" in self.given else [])
@@ -174,8 +174,8 @@ def read_request(
 
 def experiments(code_root: Path) -> list[str]:
     """The folders under experiments/ that have generation code; one with another kind of name is none."""
-    found = (path.parent.name for path in (Path(code_root) / "experiments").glob(f"*/{GENERATION_FILE}"))
-    return sorted(name for name in found if NAME.fullmatch(name))
+    names = (path.parent.name for path in (Path(code_root) / "experiments").glob(f"*/{GENERATION_FILE}"))
+    return sorted(name for name in names if NAME.fullmatch(name))
 
 
 def check_experiment(name: str, code_root: Path) -> str:
@@ -238,10 +238,10 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: str) -> list
     if "graphs" in request.given:
         common["graphs"] = request.given["graphs"]
     if len(runs) == 1 and first.folder == first.name and (first.name == "plain" or first.name in NINE.configurations):
-        own = matrices.arguments_of(request.matrix, first.name, request.defaults)
+        matrix_arguments = matrices.arguments_of(request.matrix, first.name, request.defaults)
         arguments.update({"threshold": first.arguments["threshold"], **common})
         if first.name != "plain":
-            arguments.update((key, value) for key, value in own.items() if key not in arguments)
+            arguments.update((key, value) for key, value in matrix_arguments.items() if key not in arguments)
         folder += f"{first.folder}/"
     else:
         words += ["--configurations", ",".join(run.folder for run in runs)]
