@@ -16,14 +16,16 @@ NETWORK_SECONDS = 10
 
 
 def place_of_data(situation: Situation, data: DataSet) -> Path | None:
-    """Where a data set is found without the hub: a folder of its name, a Python package, or the tables that `datasets`
-    made of it before."""
+    """Where a data set is on this machine, or None.
+
+    That is a folder of its name, a Python package, or the tables that `datasets` has cached.
+    """
     if (situation.root / data.path).is_dir():
         return situation.root / data.path
     packaged = packaged_data(data.path)
     if packaged is not None:
         return packaged
-    # its folder is <owner>___<name>, the name in snake case: IFEval -> if_eval
+    # The cache's folder is <owner>___<name>, with the name in snake case: IFEval -> if_eval.
     wanted = data.path.replace("/", "___").lower().replace("_", "")
     for folder in situation.data_cache.glob("*___*"):
         if folder.name.lower().replace("_", "") == wanted and any(folder.glob(f"{data.name or '*'}/*/*/*.arrow")):
@@ -67,7 +69,7 @@ def how_to_get_access(path: str, kind: str) -> str:
 
 
 def ask_hub(kind: str, path: str) -> Finding:
-    """Whether the hub lets this account read a "model" or "dataset"."""
+    """A finding: whether the hub lets this account read a model or a data set. kind: "model" or "dataset"."""
     from huggingface_hub import HfApi, get_session
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
@@ -87,7 +89,7 @@ def ask_hub(kind: str, path: str) -> Finding:
 
 
 def data_sets_of(tasks: tuple[str, ...]) -> dict[str, frozenset[DataSet]]:
-    """The data sets that lm_eval's definitions of `tasks` name, groups and tags followed; nothing is downloaded."""
+    """Task -> the data sets that lm_eval's definitions of it name, with groups and tags resolved. Downloads nothing."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     from fast_dllm.evaluate.task_loading import find_tasks, task_configs
@@ -104,7 +106,7 @@ def data_sets_of(tasks: tuple[str, ...]) -> dict[str, frozenset[DataSet]]:
 
 
 def learn_data_sets(situation: Situation) -> Situation:
-    """With every task's data sets and the hub to ask. Kept in the scripts' venv, where the quick checks find them."""
+    """The situation with the data sets of all tasks and the hub to ask; stored in the venv for the quick checks."""
     data_sets = data_sets_of(situation.tasks)
     if situation.venv and Path(sys.prefix).samefile(situation.venv):
         known = {**situation.data_sets, **data_sets}

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached: asked once, in seconds, before its client tries for minutes."""
+"""Finds out in seconds whether the Hugging Face hub can be reached, because its own client tries for minutes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SECONDS = 4.0  # for the name and the connection together
 
 
 def use_cache_without_network(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Set HF_HUB_OFFLINE where the hub cannot be reached; returns whether it did.
+    """Set HF_HUB_OFFLINE if the hub cannot be reached; returns whether it was set.
 
-    The hub's client would try each file again for half a minute, and then take what is in its cache all the same. To be
-    called before `huggingface_hub` is imported, which reads the variable once. Where a proxy is set nothing is asked:
-    then only the client knows the way.
+    Otherwise the hub's client tries for half a minute per file before it uses its cache. Call this before
+    `huggingface_hub` is imported, which reads the variable once. With a proxy it does nothing: only the hub's client
+    can use the proxy.
     """
     proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
     if any(environment.get(name) for name in ("HF_HUB_OFFLINE", *proxies)):
@@ -41,7 +41,7 @@ def is_reachable(url: str, seconds: float = SECONDS) -> bool:
             return
         connected.set()
 
-    # A thread, because no timeout of Python's bounds how long a name server is waited for.
+    # In a thread, because Python has no timeout for the name server.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(seconds)

@@ -1,13 +1,13 @@
-"""Shards of one evaluation: which requests each process answers, laid down once, and who is at work on which.
+"""Shards of one evaluation: which requests each shard answers, and which process works on which shard.
 
     <folder>/answers/<key>/plan.0001/plan.json           the number of shards, and of processes for each
     <folder>/answers/<key>/plan.0001/<call>/shares.json  the requests of one call of the harness, by shard
     <folder>/shards/0-of-4/.lock.0001                    the claim on a shard (spec/locks.py)
     <folder>/shards/0-of-4/done.json                     the shard is answered
 
-A plan is published whole, by the rename of a folder: of several that lay one down at once, one succeeds and the others
-read it. The plan with the highest number counts; a new one, of another number of shards, is begun only while nobody is
-at work. None of this guards the result: an answer that two processes gave is the same answer and counts once.
+A plan is published in one step, by renaming a folder. If several processes do that at once, one succeeds and the others
+read its plan. The plan with the highest number counts. A plan with another number of shards is started only while no
+process works on a shard. The result does not depend on this: an answer that two processes gave counts once.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ from fast_dllm.spec.shard_names import SHARDS_FOLDER, shard_folder, sharding
 
 LOCK = ".lock"  # the base of the claims in a run's or a shard's folder
 KEY_DIGITS = 16  # of a request's key, in a plan
-# A forward over this many rows takes a GPU about as long as one over a few: up to there, reading the weights is what
-# takes the time,
+# Up to this many rows a forward takes a GPU about the same time, which is that of reading the weights.
 ROWS_PER_FORWARD = 256
-# and a prompt of this many tokens makes each of the answer's forwards about twice as long
+# A prompt of this many tokens makes each forward of the answer about twice as long.
 LONG_PROMPT = 8192
 
 
 class ShardAnswered(Exception):  # noqa: N818 (no error: the end of a shard)
-    """Everything of a shard is answered: what its evaluation ends with."""
+    """Ends the evaluation of a shard once all its requests are answered."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One of `count` shards, from 0; `processes` answer it together."""
+    """Shard number `index` (from 0) of `count`. processes: how many answer it together."""
 
     index: int
     count: int
@@ -50,7 +49,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str, processes: int) -> Shard:
-        """Of "0/4". Raises UsageError."""
+        """The shard that a text like "0/4" names. Raises UsageError."""
         match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
         if not match or not int(match[1]) < int(match[2]):
             raise UsageError(f"--shard must be i/N with i from 0 to N - 1, as in 0/4, not {text!r}")
@@ -62,18 +61,21 @@ class Shard:
 
     @property
     def sharding(self) -> str:
-        """How the run is divided, like "4", or "4x2" where two processes answer each of the four."""
+        """The number of shards as text, like "4", or "4x2" if two processes answer each of the four."""
         return sharding(self.count, self.processes)
 
 
 def generation_cost(prompt_tokens: int, answer_tokens: int) -> float:
-    """Of a generated answer, in forwards of one token each; only ratios matter."""
+    """The expected cost of a generated answer, in forwards; only ratios matter."""
     return prompt_tokens / ROWS_PER_FORWARD + answer_tokens * (1 + prompt_tokens / LONG_PROMPT)
 
 
 def balanced(costs: Mapping[str, float], count: int) -> list[list[str]]:
-    """`count` lists of the keys with sums as equal as the longest-first rule makes them: at most a third more than the
-    best possible (Graham 1969). Equal input gives equal output."""
+    """The keys in `count` lists whose sums of costs are about equal.
+
+    Each key goes to the list with the smallest sum, the most expensive key first. The largest sum is at most 4/3 of the
+    best possible (Graham 1969). Equal input gives equal output.
+    """
     groups: list[list[str]] = [[] for _ in range(count)]
     sums = [(0.0, 0, index) for index in range(count)]  # of equal sums the one with fewer keys
     for key in sorted(costs, key=lambda key: (-costs[key], key)):
@@ -91,7 +93,7 @@ def shards_at_work(folder: Path) -> list[str]:
 
 
 def check_nobody_at_work(folder: Path) -> None:
-    """Before everything of a run is evaluated at once. Raises UsageError."""
+    """Raises UsageError if a process works on a shard of the run, so that the whole run cannot be evaluated now."""
     names = shards_at_work(folder)
     if names:
         owner = owner_of(shard_folder(folder, names[0]) / LOCK)
@@ -99,13 +101,13 @@ def check_nobody_at_work(folder: Path) -> None:
 
 
 def check_run_is_free(folder: Path) -> None:
-    """Before a shard is answered: nobody evaluates the whole run. Raises UsageError."""
+    """Raises UsageError if a process evaluates the whole run, so that no shard of it can be answered now."""
     if is_held(Path(folder) / LOCK):
         raise UsageError(f"{folder} is being evaluated by process {owner_of(Path(folder) / LOCK)}")
 
 
 def claim_shard(folder: Path) -> Claim:
-    """This process's claim on the shard whose records lie in `folder`. Raises UsageError while another one has it."""
+    """Claim the shard whose records are in `folder`. Raises UsageError while another process has the claim."""
     claim = acquire(Path(folder) / LOCK, wait=False)
     if claim is None:
         raise UsageError(f"shard {Path(folder).name} is being answered by process {owner_of(Path(folder) / LOCK)}")
@@ -113,7 +115,7 @@ def claim_shard(folder: Path) -> Claim:
 
 
 def discard(folder: Path) -> None:
-    """What is left of a run's shards, once it is complete."""
+    """Delete the records of a run's shards, once the run is complete."""
     shutil.rmtree(Path(folder) / SHARDS_FOLDER, ignore_errors=True)
 
 
@@ -177,7 +179,7 @@ def _publish(path: Path, name: str, content: dict) -> None:
     new = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     write_json(new / name, content)
     try:
-        new.rename(path)  # fails where a folder stands that is not empty
+        new.rename(path)  # fails if the folder exists and is not empty
     except OSError:
         if not path.is_dir():
             raise
@@ -187,5 +189,5 @@ def _publish(path: Path, name: str, content: dict) -> None:
 
 
 def request_kinds(output_types: Iterable[str]) -> set[str]:
-    """The harness's methods that tasks of these output types ask."""
+    """The names of the harness's methods that tasks with these output types call."""
     return {"loglikelihood" if kind == "multiple_choice" else kind for kind in output_types}

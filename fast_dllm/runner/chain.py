@@ -1,7 +1,7 @@
-"""Jobs that continue one another: what a job hands on to the next, and whether it may go on where the last one ended.
+"""Chains of jobs that continue one another: submits the next job, and decides whether a job may continue the last one.
 
-Each job submits at its start the one that continues it, which waits for it to fail (`afternotok`): at its end there may
-be no time left to submit anything. A job that ends well cancels the one that waits.
+Each job submits its successor when it starts, because at its end there may be no time left. The successor waits until
+the job fails (`afternotok`). A job that ends well cancels its successor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STALLED_JOBS = 2  # jobs in a row that answered nothing end a chain
 
 @dataclass(frozen=True)
 class Chain:
-    """Where a job stands among those that continue one another.
+    """The place of a job in its chain.
 
     further_jobs: how many more may follow. after: the jobs that this one continues, the latest last. progress:
     records.work_done when the last one started. stalled: jobs in a row before this one that answered nothing.
@@ -35,13 +35,13 @@ class Chain:
     stalled: int = 0
 
     def words_for_next(self, job: str, progress: str, stalled: int) -> list[str]:
-        """The options of the job that continues this one, `job`."""
+        """The options for the successor of this job. job: the id of this job."""
         words = ["--continue", str(self.further_jobs - 1), "--after", ",".join([*self.after, job])]
         return [*words, "--progress", progress, "--stalled", str(stalled)]
 
 
 def submit_successor(request: Request, chain: Chain, stalled: int, successor: JobScript) -> str:
-    """Submit the job that continues this one; returns its id, "" where there is none."""
+    """Submit the job that continues this one; returns its id, or "" if there is none."""
     if chain.further_jobs <= 0:
         return ""
     job = failures.current_job()
@@ -56,14 +56,14 @@ def submit_successor(request: Request, chain: Chain, stalled: int, successor: Jo
 
 
 def cancel(jobs: list[str]) -> None:
-    """Cancel jobs that wait for nothing any more; one that is gone already is no fault."""
+    """Cancel waiting jobs. It is no error if one has ended already."""
     if jobs:
         ask("scancel", *jobs)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a job goes on with the work of the job before it. exit_status: where it does not."""
+    """Whether a job continues the work of the job before it. exit_status: of this job, if it does not."""
 
     goes_on: bool
     stalled: int = 0
@@ -71,7 +71,7 @@ class Decision:
 
 
 def decide(request: Request, chain: Chain, log: str) -> Decision:
-    """Look how the job before this one ended. A chain ends after two jobs in a row that answered nothing."""
+    """Decide from the end of the job before this one. A chain ends after two jobs in a row that answered nothing."""
     if not chain.after:
         return Decision(True, chain.stalled)
     before = chain.after[-1]
@@ -93,7 +93,7 @@ def decide(request: Request, chain: Chain, log: str) -> Decision:
 
 
 def record_failure(request: Request, chain: Chain, name: str, text: str, log: str) -> None:
-    """Write failure.json for what is missing: the job ends before it evaluates anything. text: "" for the log's end."""
+    """Write failure.json for all missing runs of a job that evaluates nothing. text: "" takes the end of the log."""
     text = text or failures.end_of(request.root / log)
     for run in missing_runs(request, chain.after):
         failures.write_failure(folder_of(request, run), name, 1, log, text)
@@ -102,7 +102,7 @@ def record_failure(request: Request, chain: Chain, name: str, text: str, log: st
 def _end_of_job(request: Request, job: str) -> str:
     """The failure class of a job that has ended.
 
-    The record of the last run that it came to says most; a job that was killed could not write one, Slurm knows.
+    It is taken from failure.json, or from Slurm's accounting if the job was killed before it could write one.
     """
     name = ""
     for run in request.runs():

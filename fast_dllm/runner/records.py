@@ -1,6 +1,6 @@
-"""What the runner leaves beside a result: job.json, failure.json, the mark of --force; and what they say of a run.
+"""The runner's own files of a run: job.json, failure.json and the mark of --force.
 
-All of it is in results/<experiment>/<task>/<configuration>/, and of one shard in shards/<i>-of-<N>/ below that.
+They are in results/<experiment>/<task>/<configuration>/; those of a shard in shards/<i>-of-<N>/ below that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fast_dllm.spec.shard_names import DONE_FILE, MAX_GPUS, MAX_SHARDS, shard_fo
 
 JOB_FILE, FAILURE_FILE = "job.json", "failure.json"
 MOST_RECORD_BYTES, MOST_TEXT = 2**20, 1000
-FORCE_FILE = "force"  # in a run's folder: it is to be run again from its first question, until it begins
+FORCE_FILE = "force"  # in a run's folder: the next evaluation starts again from the first question
 
 
 def folder_of(request: Request, run: Run) -> Path:
@@ -30,13 +30,13 @@ def folder_of(request: Request, run: Run) -> Path:
 # -- job.json and failure.json -----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Records:
-    """job.json (the last job, written when it was submitted or began) and failure.json (why it ended)."""
+    """The contents of job.json (the last job) and failure.json (why it failed). begun: whether job.json exists."""
 
     folder: Path
     begun: bool
     job: str
     log: str
-    shards: int  # into which the run was divided; 0 where one job has all of it
+    shards: int  # of the run; 0 if it is one job
     gpus: int  # of each job
     failure: Mapping[str, str]  # class, job_id and log, printable; empty where there is no record
     fault: str = ""  # what is wrong with the files, for people
@@ -67,11 +67,12 @@ class Records:
 
     @property
     def tells_why(self) -> bool:
-        """Whether failure.json is of the last job."""
+        """Whether failure.json is of the last job, and so says why it failed."""
         return bool(self.failure.get("class")) and self.failure.get("job_id") == self.job
 
     @property
     def ended_silently(self) -> bool:
+        """Whether the last job has left no failure.json."""
         return self.begun and not self.tells_why
 
     @property
@@ -80,7 +81,7 @@ class Records:
 
 
 def _text(content: Mapping[str, object], name: str) -> str:
-    """A text or a number of a record, as it may reach a screen; "" for anything else."""
+    """A text or a whole number of a record, printable and shortened; "" for anything else."""
     value = content.get(name)
     return printable(str(value))[:MOST_TEXT] if isinstance(value, (str, int)) else ""
 
@@ -103,10 +104,10 @@ def is_forced(root: Path, run: Run) -> bool:
 
 
 def force(request: Request) -> None:
-    """Mark the request's runs: whoever evaluates them next begins with the first question and removes the mark.
+    """Mark the request's runs, so that their next evaluation starts from the first question and removes the mark.
 
-    That may be the job that is submitted now, the one that continues it, or one of a later run.sh. Until then the old
-    summary does not count. A job that continues one that has begun finds no mark, and goes on where that one was.
+    Until then the old summary does not count. A job that continues one that has started finds no mark, and so keeps
+    the answers.
     """
     for run in request.runs():
         folder = folder_of(request, run)
@@ -116,7 +117,7 @@ def force(request: Request) -> None:
 
 # -- what is left to do ------------------------------------------------------------------------------------------------
 def is_done(request: Request, run: Run, judge: Judge) -> bool:
-    """Whether there is a whole result and nobody asked for another; for a shard, whether it is answered."""
+    """Whether the run has a whole result and is not marked by --force; for a shard, whether it is answered."""
     if not is_forced(request.root, run) and judge.judge(run).is_whole:
         return True
     return request.shard is not None and shard_is_done(request, run, judge)

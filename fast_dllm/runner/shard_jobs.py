@@ -1,6 +1,6 @@
-"""A run in shards as jobs: one array that answers them, and the job that waits for it and finishes the run.
+"""Runs a configuration in shards: a job array answers them, and one more job waits for it and finishes the run.
 
-Nothing here may be lost or done twice, and nothing polls; docs/design.md, "Shards as jobs", says how.
+docs/design.md, "Shards as jobs", explains why nothing is lost or done twice without polling.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ QUEUE_TRIES, QUEUE_SECONDS = 3, 5
 # -- the plan ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class RunPlan:
-    """What of a run is to be submitted.
+    """What to submit for a run.
 
     action: submit, wait (for a place in the queue), skip, or `cancel` with the jobs to cancel first. why: for people.
-    shards: how many; 0: the run as one job. missing: numbers of the shards that are neither answered nor in the queue.
-    finishes: whether the job that finishes the run is submitted too. alive: the jobs in the queue that this one waits
-    for beside those of the missing shards.
+    shards: the number of shards; 0: the run is one job. missing: the numbers of the shards that are neither answered nor
+    in the queue. finishes: whether to submit the job that finishes the run too. alive: further jobs in the queue that
+    the finishing job must wait for.
     """
 
     action: str
@@ -67,7 +67,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """How the user wants runs divided. shards: None: not; AUTO: as many as needed. gpus: of each job."""
+    """How the user wants a run divided. shards: None: one job; AUTO: as many shards as needed. gpus: of each job."""
 
     shards: int | str | None
     gpus: int
@@ -75,7 +75,7 @@ class ShardOptions:
 
 
 def action_of(state: State, force: bool) -> tuple[str, str]:
-    """(what to do with a run as a whole, why); see RunPlan."""
+    """(action, why) for a run as a whole; see RunPlan."""
     if state.state in ("running", "queued", "blocked"):
         ids = " ".join(bases(state)) if any(job.shards for job in state.jobs) else state.job
         return (f"cancel {ids}" if force else "skip", state.detail)
@@ -88,18 +88,18 @@ def action_of(state: State, force: bool) -> tuple[str, str]:
 
 
 def bases(state: State) -> tuple[str, ...]:
-    """The jobs of a run as scancel takes them: of an array its own number."""
+    """The job ids of a run for scancel; an array has one."""
     return tuple(dict.fromkeys(job.job_id.partition("_")[0] for job in state.jobs))
 
 
 def submitted_with(request: Request, run: Run) -> tuple[int, int]:
-    """(shards, GPUs of a job) of the run's last submission; 0 shards where it was one job."""
+    """(shards, GPUs of a job) of the run's last submission; 0 shards if it was one job."""
     records = Records.of(request.root / "results" / run.path)
     return records.shards, records.gpus
 
 
 def plan_of(request: Request, state: State, wanted: ShardOptions) -> RunPlan:
-    """What of a run is to be submitted. For AUTO, a run that is not divided yet comes without shards: see `divide`."""
+    """What to submit for a run. For AUTO, a run without shards so far gets its shards later: see `divide`."""
     action, why = action_of(state, wanted.force)
     whole_jobs = [job for job in state.jobs if not job.shards]
     alive: set[int] = set().union(*(job.shards for job in state.jobs))
@@ -118,7 +118,7 @@ def plan_of(request: Request, state: State, wanted: ShardOptions) -> RunPlan:
 
 
 def divide(request: Request, state: State, wanted: ShardOptions, count: int) -> RunPlan:
-    """What of a run in `count` shards is to be submitted."""
+    """What to submit for a run in `count` shards."""
     action, why = action_of(state, wanted.force)
     if count == 1:
         return RunPlan(action, why)
@@ -128,7 +128,7 @@ def divide(request: Request, state: State, wanted: ShardOptions, count: int) -> 
         shard = dataclasses.replace(request, shard=name)
         if number not in alive and (forced or not shard_is_done(shard, state.run, judge)):
             missing.append(number)
-    # one that waits already looks at its start which jobs are in the queue
+    # If a finishing job waits already, it reads the queue when it starts.
     finishes = all(job.shards for job in state.jobs)
     if not missing and not finishes:
         return RunPlan("skip", why, count)
@@ -138,8 +138,11 @@ def divide(request: Request, state: State, wanted: ShardOptions, count: int) -> 
 
 
 def choose_count(request: Request, run: Run, resources: Resources, gpus: int, places: int) -> tuple[int, str]:
-    """(N of `--shards auto`, why): as many that each is answered within one job, with the margin of the times that are
-    known, no more than questions or places in the queue. Raises UsageError where nothing tells a time."""
+    """(the number of shards for `--shards auto`, why).
+
+    Each shard should be answered in one job, with the margin of the estimated time. There are at most as many shards as
+    questions, and as places in the queue. Raises UsageError if no time is known.
+    """
     cost = estimate_of(request, run, resources.gpu)
     if cost is None:
         what = f"{run.task.name} with {request.model_or_default} on {resources.gpu or 'this GPU'}"
@@ -166,7 +169,7 @@ def submit_shards(
     settings: Mapping[str, str],
     wall: float,
 ) -> int:
-    """Submit a run's missing shards and the job that finishes it; returns the exit status, 75 where there is no place.
+    """Submit a run's missing shards and the job that finishes it; returns the exit status: 75 if there is no place.
 
     script: the run's job. settings: variables for sbatch. wall: seconds of a job.
     """
@@ -202,7 +205,7 @@ def submit_shards(
 
 
 def print_commands(plan: RunPlan, script: JobScript, settings: Mapping[str, str], wall: float) -> None:
-    """What --dry-run shows of a divided run."""
+    """Print the commands that would submit a run in shards, for --dry-run."""
     waits_for = list(plan.alive)
     if plan.missing:
         print(f"    {quoted([*as_words(settings), *_array(script, plan).command()])}")
@@ -221,7 +224,7 @@ def _after_all(jobs: Sequence[str]) -> str:
 
 
 def _short(settings: Mapping[str, str], wall: float) -> Mapping[str, str]:
-    """The settings of the job that finishes a run: where shards left it more than an hour, it is continued."""
+    """The settings of the job that finishes a run: an hour at most. If that is not enough, the job is continued."""
     if math.isinf(wall):
         return settings
     return {**settings, "SBATCH_TIMELIMIT": as_time(min(wall, FINISHING_SECONDS))}
@@ -232,7 +235,7 @@ def as_words(settings: Mapping[str, str]) -> list[str]:
 
 
 def begin_again(request: Request, run: Run) -> None:
-    """--force of a run in shards: at once, since nobody is at work on it and several jobs will begin it."""
+    """Carry out --force for a run in shards now: no process works on it, and several jobs will start it."""
     folder = request.root / "results" / run.path
     force(request)  # in case this is interrupted
     if (folder / "summary.json").exists():

@@ -13,7 +13,7 @@ EMPTY = "<div class='cells'>{heading}<div class='stats'>The tokens of the next a
 
 
 def confidence_colour(confidence: float) -> str:
-    """Red where the model was unsure, green where it was sure. A sure token may still be wrong."""
+    """A CSS colour from red (confidence 0) to green (confidence 1). A confident token may still be wrong."""
     return f"hsl({int(120 * confidence)} 75% 78%)"
 
 
@@ -27,7 +27,7 @@ how sure the model was, not whether it is right (point at a token, or tap it)</s
 
 
 def cells_html(frame: AnswerFrame | None, title: str = "", stopped: bool = False, differs: int | None = None) -> str:
-    """One frame as HTML; `stopped`: the last one of an answer that was ended; `differs`: the position to mark."""
+    """A frame as HTML. stopped: whether the visitor stopped the answer there. differs: a position to mark."""
     heading = f"<b>{html.escape(title)}</b>" if title else ""
     if frame is None:
         return EMPTY.format(heading=heading)
@@ -64,8 +64,8 @@ def _cell_html(frame: AnswerFrame, cell: Cell, differs: bool, is_first: bool) ->
         return f"<span class='c m{' on' * working}'>▒</span>"
     shown = html.escape(cell.text.replace("\n", "⏎")) or "∅"
     classes = f"c{' new' * frame.is_new(cell)}{' diff' * differs}"
-    # With a tab index a tap gives it the focus. The Tab key goes to the first token alone, not through hundreds of
-    # them; the arrow keys go on from there (style.WALK_TOKENS).
+    # With a tab index, a tap focuses the token. The Tab key reaches only the first token; from there the arrow keys go
+    # to the others (style.WALK_TOKENS).
     return (
         f"<span class='{classes}' tabindex='{0 if is_first else -1}' "
         f"style='background:{confidence_colour(cell.confidence)}' data-sure='{cell.confidence:.1%} sure'>{shown}</span>"
@@ -73,7 +73,7 @@ def _cell_html(frame: AnswerFrame, cell: Cell, differs: bool, is_first: bool) ->
 
 
 def times(frame: AnswerFrame) -> str:
-    """Tokens/s in the model's own time and in the visitor's, named."""
+    """Tokens/s by the model's time, and by the time that the visitor waited."""
     per_second = frame.num_tokens / frame.seconds if frame.seconds else 0.0
     return (
         f"{frame.tokens_per_second:.1f} tokens/s in the model's time ({frame.model_seconds:.2f} s), "
@@ -82,7 +82,7 @@ def times(frame: AnswerFrame) -> str:
 
 
 def error_html(error: Exception) -> str:
-    """What went wrong, for the page; a fault that is not the visitor's goes to the server's log in full."""
+    """An error as HTML. If it is not the visitor's fault, its traceback is printed to the server's log."""
     if not isinstance(error, UsageError):
         traceback.print_exception(error)
     return f"<div class='err note' role='alert'>{html.escape(str(error) or type(error).__name__)}</div>"

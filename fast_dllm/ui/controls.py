@@ -1,4 +1,4 @@
-"""The settings' widgets: those that every experiment has, and each experiment's own knobs from its Options."""
+"""The widgets of the page's settings: those of all experiments, and one for each knob of an experiment's Options."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from fast_dllm.ui.chat import Chatbot, ChatSettings
 
 ACTIVE = "active file"
 NO_VALUE = "none"
-# settings with a control of their own kind, whatever the experiment
+# Knobs that all experiments have; the page has one fixed control for each.
 COMMON = ("threshold", "small_block_size", "max_new_tokens")
 
 
 @functools.cache
 def policies() -> list[str]:
-    """The experiments that the page offers. They are listed once: the knobs' controls are built for these."""
+    """The experiments that the page offers, listed once, because the controls are built for these."""
     return [ACTIVE, *experiments.available()]
 
 
 @functools.cache
 def load_policy(shown: str) -> experiments.Experiment:
+    """The policy of an entry of the experiments' list."""
     return experiments.load(None if shown == ACTIVE else shown)
 
 
 def knobs_of(shown: str) -> dict[str, object]:
-    """The knobs of a policy that have no control of their own kind, with their defaults."""
+    """The knobs of a policy that are not in COMMON, with their defaults."""
     return {name: value for name, value in load_policy(shown).model_arguments.items() if name not in COMMON}
 
 
 @functools.cache
 def knob_help(shown: str) -> dict[str, str]:
-    """What each knob of a policy means, by name: its part of the docstrings of the policy's Options and their bases.
+    """Knob -> its meaning, from the docstrings of the policy's Options and of their base classes.
 
     A docstring explains a knob as `name: text` or `name, name: text`, up to the next one.
     """
@@ -53,7 +54,7 @@ def knob_help(shown: str) -> dict[str, str]:
 
 
 def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, *knobs) -> ChatSettings:
-    """The page's controls as checked settings; `knobs` are the values of every policy's own (see `controls`).
+    """The settings that the page's controls have. knobs: the values of the knobs of all policies, as in `controls`.
 
     Raises UsageError for a value out of range and for an empty control.
     """
@@ -75,7 +76,7 @@ def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, 
 
 
 def control_values(settings: ChatSettings) -> list:
-    """The values of the controls, in their order, that stand for these settings."""
+    """The values that the controls have for these settings, in the order of `controls`."""
     experiment = settings.experiment_name or ACTIVE
     knob_values = []
     for shown in policies():
@@ -126,7 +127,7 @@ def controls(chatbot: Chatbot) -> list:
             knobs += [knob_control(shown, name, values[name]) for name in knobs_of(shown)]
         rows.append(row)
     experiment.change(lambda picked: [gr.Row(visible=shown == picked) for shown in policies()], experiment, rows)
-    # numbers without bounds: gradio would make a value out of range another one without a word; `read_settings` refuses
+    # Numbers have no bounds here, because gradio silently changes a value out of range. `read_settings` refuses it.
     with gr.Row():
         threshold = gr.Number(
             start.knobs["threshold"], label="threshold", info=meanings.get("threshold"), elem_id="threshold"
@@ -149,7 +150,7 @@ def controls(chatbot: Chatbot) -> list:
 
 
 def knob_control(shown: str, name: str, value: Any):
-    """A control for one knob: its policy's CHOICES where it names some, else by the kind of its value."""
+    """A control for one knob: a list if the policy has CHOICES for it, else by the type of its value."""
     offered: Sequence[Any] = load_policy(shown).options_type.CHOICES.get(name, ())
     named: dict[str, Any] = {"label": name, "info": knob_help(shown).get(name)}
     if offered:
