@@ -1,7 +1,7 @@
 """sbatch/baseline.sh: the plain model on several tasks, one after the other, as one job or by hand.
 
-As a job it first copies the code and goes on from the copy, so that what is edited or pulled during the next hours
-changes nothing; and it is continued as a configuration's job is (job.py has a job's life, chain.py the continuation).
+As a job it first copies the code and continues from the copy, so that later edits change nothing. It is continued like
+any other job (job.py has the steps of a job, chain.py the continuation).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ CONFIGURATION = "plain"
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """request: `plain` on one or several tasks. submission: how each task is submitted as run.sh does it, or None.
+    """What to evaluate. request: `plain` on one or several tasks. submission: how to submit each task, or None.
 
-    words: the command line, for the copy of the code that a job goes on from.
+    words: the command line, to start the copy of the code with.
     """
 
     request: Request
@@ -44,19 +44,19 @@ class BaselineOptions:
 
 @dataclass
 class _Tasks:
-    """How the tasks ended: those that failed, and those that another process was at work on."""
+    """The tasks that failed, and those that another process was evaluating."""
 
     failed: list[str] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
 
 
 def is_batch_job() -> bool:
-    """Whether this is the script of a batch job, and not one that somebody starts by hand within an allocation."""
+    """Whether this process is the script of a batch job, not a command that somebody typed inside an allocation."""
     return bool(os.environ.get("SLURM_JOB_ID")) and os.environ.get("SLURM_TASK_PID") == str(os.getpid())
 
 
 def run_baseline(options: BaselineOptions) -> int:
-    """Evaluate every task that is missing; returns the exit status."""
+    """Evaluate all tasks that have no result; returns the exit status."""
     request, in_job = options.request, is_batch_job()
     if options.submission is not None:
         if in_job:
@@ -79,6 +79,7 @@ def run_baseline(options: BaselineOptions) -> int:
 
 
 def _run_as_job(options: BaselineOptions) -> int:
+    """The steps of a batch job, as in job.py; returns the exit status."""
     request, chain = options.request, options.chain
     job = os.environ["SLURM_JOB_ID"]
     say(f"job {job} on {socket.gethostname()}: {' '.join(request.tasks)}, code {options.snapshot}")
@@ -97,7 +98,7 @@ def _run_as_job(options: BaselineOptions) -> int:
 
 
 def _script(options: BaselineOptions) -> JobScript:
-    """A job for the same work, with what was given to sbatch by hand."""
+    """The call of sbatch for a job that does the same work with the same resources."""
     request = options.request
     words = ["--task", ",".join(request.tasks)]
     words += ["--limit", str(request.limit)] if request.limit is not None else []
@@ -107,7 +108,7 @@ def _script(options: BaselineOptions) -> JobScript:
 
 
 def _run_tasks(options: BaselineOptions, environment: Mapping[str, str], in_job: bool, successor: str) -> int:
-    """Evaluate the tasks in their order, and once more those that another process was at work on."""
+    """Evaluate the tasks in order, then once more those that another process was evaluating."""
     request = options.request
     settings = Settings(environment, keep=True, after=options.chain.after, in_job=in_job)
     result, goes_on = _Tasks(), False
@@ -116,7 +117,7 @@ def _run_tasks(options: BaselineOptions, environment: Mapping[str, str], in_job:
             outcome = _run_task(request, task, settings, stop)
             goes_on = outcome.may_be_continued
             if stop.received:
-                # a task that ended well in that moment is not the last one
+                # A task that ended well at this moment is not the last one, so the successor stays.
                 return _end(successor, TERMINATED, goes_on or not outcome.failure_class)
             if outcome.status == BUSY:
                 result.busy.append(task)
@@ -143,14 +144,14 @@ def _run_task(request: Request, task: str, settings: Settings, stop: StopSignal)
 
 
 def _end(successor: str, status: int, goes_on: bool) -> int:
-    """The exit status; the job that waits is cancelled unless another one should go on."""
+    """Returns the status. Cancels the successor if the work is done or should not be continued."""
     if successor and (status == 0 or not goes_on):
         cancel([successor])
     return status
 
 
 def _go_on_from_snapshot(options: BaselineOptions) -> None:
-    """Copy the code and replace this process by the copy's; does not return."""
+    """Copy the code and replace this process by the same command of the copy; does not return."""
     request = options.request
     try:
         code = snapshot.ensure(request.root, request.experiment, request.model_or_default)
@@ -164,7 +165,7 @@ def _go_on_from_snapshot(options: BaselineOptions) -> None:
 
 
 def _submit_each(options: BaselineOptions, how: submission.SubmitOptions) -> int:
-    """Submit each task's plain configuration as run.sh does it; returns the last exit status that is no success."""
+    """Submit each task's plain configuration as run.sh does; returns the last exit status that is not 0, or 0."""
     status = 0
     for task in options.request.tasks:
         status = submission.run_submission(options.request.only(task, [CONFIGURATION]), how) or status

@@ -1,7 +1,7 @@
-"""One evaluation process with its records: locks, the command, how it ended, and what is kept of it.
+"""Runs one evaluation process: takes the locks, runs eval.py, and records how each configuration ended.
 
-`evaluate` is what jobs, local.sh and baseline.sh share. One process answers several configurations of one task with one
-loaded model, one after the other, and stops at the first that fails.
+Jobs, local.sh and baseline.sh call `evaluate`. One process answers several configurations of one task, one after the
+other, with one loaded model. It stops at the first one that fails.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from fast_dllm.spec.locks import Claim, acquire, owner_of
 from fast_dllm.spec.request import Request, Run, evaluation_words
 from fast_dllm.spec.shard_names import DONE_FILE
 
-BUSY = 75  # exit status: another process is at work on it
-NO_SUMMARY = 70  # exit status: the evaluation ended well and left no whole summary
+BUSY = 75  # exit status: another process evaluates this run
+NO_SUMMARY = 70  # exit status: the evaluation ended well, but wrote no complete summary
 TERMINATED = 143  # exit status after SIGTERM, as a shell has it: 128 + 15
 
-# What to do with a whole result that is already there:
-#   job     keep it, whatever code and arguments it is of; one of another model is refused
-#   matrix  keep it, and go on with the others
-#   demo    keep one of today's code; make the others again, the old one is kept beside
-#   named   the user named it: make it again, unless of another model, other code or the lab's runner (refused)
-# --force makes it again in every mode.
+# What to do with a whole result that exists already, by mode:
+#   job     keep it, whatever its code and arguments; refuse if it is of another model
+#   matrix  keep it, and continue with the others
+#   demo    keep it if it is of today's code; else rename it and evaluate again
+#   named   evaluate again; refuse if it is of another model, of other code or of the lab's first runner
+# With --force every mode evaluates again.
 MODES = ("job", "matrix", "demo", "named")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How runs are evaluated, the same for all of one command.
+    """How to evaluate; the same for all runs of a command.
 
     mode: see MODES. keep: copy results to artifacts/. batch_size: a number or `auto`. after: jobs that this one
     continues. environment: of the evaluation process. in_job: within a batch job, whose log is its own output. traces:
@@ -64,9 +64,10 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """How an evaluation ended. Names of configurations: done; failed, refused ones included; left: not begun.
+    """How an evaluation ended.
 
-    status: the exit status. failure_class: of the first that failed; "" where none did.
+    done, failed, left: the names of the configurations that succeeded, that failed or were refused, and that were not
+    started. status: the exit status. failure_class: of the first one that failed; "" if none did.
     """
 
     done: list[str] = field(default_factory=list)
@@ -77,14 +78,14 @@ class Outcome:
 
     @property
     def may_be_continued(self) -> bool:
-        """Whether another job should go on where this one was ended."""
+        """Whether another job should continue the work of this one."""
         return self.failure_class in ("terminated", *failures.CONTINUED)
 
 
 class StopSignal:
-    """Notes SIGTERM, which Slurm sends before it ends a job, and passes it on to the evaluation that runs.
+    """Receives SIGTERM, which Slurm sends before it ends a job, and passes it on to the running evaluation.
 
-    A context: the signal's former handler is back afterwards.
+    Use it as a context; at the end the former handler is restored.
     """
 
     def __init__(self) -> None:
@@ -106,7 +107,7 @@ class StopSignal:
             self._process.terminate()
 
     def run(self, command: list[str], environment: Mapping[str, str]) -> int:
-        """Run a command to its end; returns its exit status, 128 + the number of a signal that ended it."""
+        """Run a command to its end; returns its exit status, or 128 + the number of the signal that ended it."""
         self._process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL)
         if self.received:  # before the process was known to the handler
             self._process.terminate()
@@ -118,8 +119,8 @@ class StopSignal:
 def evaluate(request: Request, task: str, names: list[str], settings: Settings, stop: StopSignal) -> Outcome:
     """Evaluate configurations of one task in one process, each under its lock.
 
-    Whether one is complete is decided under the lock: a run that another process finished a moment ago is not made
-    again. Leaves summary.json, or failure.json, in each folder.
+    Whether a run is complete is decided under its lock, so that a run that another process has just finished is not
+    repeated. Afterwards each folder has a summary.json or a failure.json.
     """
     outcome = Outcome()
     runs = {name: request.run(task, name) for name in names}
@@ -156,7 +157,7 @@ def _size_of(path: Path) -> int:
 
 
 def _claim(request: Request, runs: Mapping[str, Run], outcome: Outcome) -> dict[str, Claim]:
-    """The locks of the runs that no living process holds; the others are failed, with exit status 75."""
+    """Take the locks of the runs. Runs that another process holds count as failed, with exit status 75."""
     claims = {}
     for name, run in runs.items():
         base = folder_of(request, run) / LOCK
@@ -172,7 +173,7 @@ def _claim(request: Request, runs: Mapping[str, Run], outcome: Outcome) -> dict[
 
 # -- before ------------------------------------------------------------------------------------------------------------
 def _begin(request: Request, runs: list[Run], settings: Settings, log: str, outcome: Outcome) -> list[Run]:
-    """The runs that are to be evaluated, under their locks; what the last try left of them is cleared away."""
+    """The runs to evaluate, of those whose locks are held; removes the records of their last try."""
     judge, wanted = Judge(request), []
     for run in runs:
         forced = settings.force or is_forced(request.root, run)
@@ -198,20 +199,21 @@ def _begin(request: Request, runs: list[Run], settings: Settings, log: str, outc
             _clear(request, run, forced, log)
     if wanted:
         place, examples = wanted[0].path.rsplit("/", 1)[0], wanted[0].arguments["num_fewshot"]
-        what = wanted[0].folder if len(wanted) == 1 else f"{len(wanted)} configurations"
-        say(f"== {place}, {what}: model {request.model_or_default}, {examples} examples in the prompt")
+        configurations = wanted[0].folder if len(wanted) == 1 else f"{len(wanted)} configurations"
+        say(f"== {place}, {configurations}: model {request.model_or_default}, {examples} examples in the prompt")
         say(f"   log: {log}")
     return wanted
 
 
 def _runs_again(judgement: Judgement, mode: str) -> bool:
+    """Whether a whole result is evaluated again without --force; see MODES."""
     if judgement.other_model:
         return False
     return (mode == "named" and judgement.state == "complete") or (mode == "demo" and judgement.state == "stale")
 
 
 def _is_refused(judgement: Judgement, mode: str) -> bool:
-    """Whether keeping this result is a failure: it is not what the user asked for."""
+    """Whether it is a failure to keep this whole result, because the user asked for something else; see MODES."""
     if mode == "named":
         return judgement.other_model or judgement.state != "complete"
     return judgement.other_model and mode == "job"
@@ -228,7 +230,7 @@ def _say_skipped(run: Run, judgement: Judgement, request: Request) -> None:
 
 
 def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
-    """Remove what the last try left, and record this process as the one that is at work."""
+    """Remove the records of the last try, and write job.json for this process."""
     folder = folder_of(request, run)
     remove(folder / "failure.json", *folder.glob("progress.rank*.json"))
     if request.shard is not None:
@@ -250,7 +252,7 @@ def _clear(request: Request, run: Run, forced: bool, log: str) -> None:
 def _run_process(
     request: Request, runs: list[Run], claims: list[str], settings: Settings, log: str, stop: StopSignal
 ) -> int:
-    """The exit status of the evaluation process."""
+    """Run the evaluation process; returns its exit status."""
     options = evaluation_words(request, runs, settings.batch_size)
     options += ["--traces"] if settings.traces else []
     command = [*_launcher(settings.gpus), str(request.code_root / "eval.py"), *options]
@@ -262,13 +264,13 @@ def _run_process(
 
 def _launcher(gpus: int) -> list[str]:
     """The program that starts eval.py in as many processes as there are GPUs."""
-    gpu_is_there = has_gpu()
-    if gpus > 1 and not gpu_is_there:
+    with_gpu = has_gpu()
+    if gpus > 1 and not with_gpu:
         return ["torchrun", "--standalone", "--nproc_per_node", str(gpus)]  # accelerate --cpu starts one alone
-    # every value that a user's `accelerate config` could change is given
+    # All values are given, so that a user's `accelerate config` changes none of them.
     command = ["accelerate", "launch", "--quiet", "--num_processes", str(gpus), "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if not gpu_is_there:
+    if not with_gpu:
         return [*command, "--cpu"]
     return [*command, "--multi_gpu", "--main_process_port", "0"] if gpus > 1 else command  # port 0: a free one
 
@@ -276,7 +278,7 @@ def _launcher(gpus: int) -> list[str]:
 # -- after -------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Log:
-    """The evaluation's log: its path, the last part of what this evaluation wrote, and whether SIGTERM came."""
+    """The evaluation's log: its path, the end of what this evaluation wrote, and whether this process got SIGTERM."""
 
     path: str
     text: str
@@ -286,10 +288,10 @@ class _Log:
 def _end(
     request: Request, runs: list[Run], lost: set, status: int, settings: Settings, log: _Log, outcome: Outcome
 ) -> None:
-    """Sort the runs into done, failed and left, and record why the first that is not done has failed.
+    """Sort the runs into done, failed and left, and write failure.json for the first that is not done.
 
-    lost: names of those whose lock another process has taken over. The exit status of the process says something about
-    a run only where the process had one run.
+    lost: the names of runs whose lock another process has taken over. The exit status of the process decides about a
+    run only if it is the only run.
     """
     has_failed = False
     for run in runs:
@@ -316,7 +318,7 @@ def _end(
 
 
 def _fault_of_new_result(request: Request, run: Run) -> str:
-    """Why this process left no complete result; "" if it did. job.json was written when it began."""
+    """Why this evaluation left no complete result; "" if it left one, newer than job.json."""
     folder = folder_of(request, run)
     if request.shard is not None:
         return "" if is_newer(folder / DONE_FILE, folder / "job.json") else "the shard is not answered"

@@ -48,9 +48,8 @@ class RunPlan:
     """What to submit for a run.
 
     action: submit, wait (for a place in the queue), skip, or `cancel` with the jobs to cancel first. why: for people.
-    shards: the number of shards; 0: the run is one job. missing: the numbers of the shards that are neither answered nor
-    in the queue. finishes: whether to submit the job that finishes the run too. alive: further jobs in the queue that
-    the finishing job must wait for.
+    shards: the number of shards; 0: the run is one job. missing: the shards that are neither answered nor queued.
+    finishes: whether to submit the job that finishes the run too. alive: further jobs for that job to wait for.
     """
 
     action: str

@@ -1,4 +1,4 @@
-"""What each configuration's state is, from files, one look at the queue and one at the accounting."""
+"""Finds the state of each run, from its files, the queue (asked once) and Slurm's accounting (asked once)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class State:
     """The state of one run.
 
     state: that of a Judgement, or running, queued, blocked, failed. detail: for people. job: its id or "". asked_gpu:
-    the type that it asked for, or "". jobs: all that the queue has for it.
+    the GPU type that the job asked for, or "". jobs: all jobs of this run in the queue.
     """
 
     run: Run
@@ -43,18 +43,18 @@ class State:
 
     @property
     def gpu(self) -> str:
-        """The type of GPU that it ran, runs or will run on; "" where nothing tells."""
+        """The GPU type on which the run ran, runs or will run; "" if that is not known."""
         summary = self.judgement.summary
         return type_of_card(summary.gpu) if self.is_complete and summary and summary.gpu else self.asked_gpu
 
 
 def examine(request: Request) -> tuple[list[State], str]:
-    """(the states of the request's runs, in their order; why the queue cannot be known, or "")."""
+    """(the states of the request's runs, in order; why Slurm did not tell the queue, or "")."""
     runs, judge, root = request.runs(), Judge(request), request.root
     judgements = {run.path: Judgement("pending") if is_forced(root, run) else judge.judge(run) for run in runs}
     queued, fault = read_queue(root, [run.path for run in runs])
     records = {run.path: Records.of(root / "results" / run.path) for run in runs}
-    # the accounting is asked once, about all jobs that ended without a record of why
+    # Ask the accounting once, about all jobs that ended without a failure.json.
     silent = [
         records[run.path].job
         for run in runs
@@ -78,9 +78,9 @@ def examine(request: Request) -> tuple[list[State], str]:
 def _state_of(
     root: Path, run: Run, judgement: Judgement, jobs: list[Job], records: Records, accounting: Mapping[str, str]
 ) -> State:
-    """The state of a run: what the queue says goes before a lock, a lock before a result, a result before a failure."""
+    """The state of a run. The queue takes precedence over a lock, a lock over a result, a result over a failure."""
     folder = records.folder
-    # a job that waits to continue one that needs no continuation is about to be removed
+    # Leave out a waiting successor of a complete run: it is about to be cancelled.
     jobs = [job for job in jobs if not (judgement.is_complete and job.waits)]
     if jobs:
         return _queued(run, judgement, jobs, records, accounting)
@@ -95,7 +95,7 @@ def _state_of(
     if records.tells_why:
         why = _failure_text(records.failure["class"], records.job, records.failure.get("log", ""))
         return State(run, "failed", f"failed: {why}", records.job, judgement)
-    # a run that shards its process with others is recorded before its turn comes
+    # If one process evaluates several runs, job.json is written for all of them before the first one starts.
     if records.begun and (records.job or records.has_answered):
         why = _failure_text(_class_from_accounting(records.job, accounting), records.job, records.log)
         return State(run, "failed", f"failed: {why}", records.job, judgement)
@@ -105,7 +105,7 @@ def _state_of(
 
 # -- in the queue ------------------------------------------------------------------------------------------------------
 def _queued(run: Run, judgement: Judgement, jobs: list[Job], records: Records, accounting: Mapping[str, str]) -> State:
-    """A running job hides the one that waits to continue it; jobs of shards hide the one that waits for them."""
+    """The state of a run with queued jobs: that of its running job or its shards; waiting successors do not count."""
     shard_jobs = [job for job in jobs if job.shards]
     shown = next((job for job in reversed(jobs) if job.state != "PENDING" and not job.shards), None)
     if shown is None and not shard_jobs:
@@ -118,7 +118,7 @@ def _queued(run: Run, judgement: Judgement, jobs: list[Job], records: Records, a
 
 
 def _state_of_job(job: Job, folder: Path) -> tuple[str, str]:
-    """(state, detail)."""
+    """(state, detail) of a run from its one job."""
     reason = reasons.blocked(job)
     if reason:
         says, remedy = reason
@@ -132,7 +132,7 @@ def _state_of_job(job: Job, folder: Path) -> tuple[str, str]:
 
 
 def _state_of_shards(jobs: list[Job], records: Records, accounting: Mapping[str, str]) -> tuple[str, str, str]:
-    """(state, detail, the jobs' ids) of a run that is answered in shards."""
+    """(state, detail, job ids) of a run from the jobs of its shards."""
     folder = records.folder
     for job in jobs:
         reason = reasons.blocked(job)
@@ -145,7 +145,7 @@ def _state_of_shards(jobs: list[Job], records: Records, accounting: Mapping[str,
         return "running", f"running, job {ids}{progress_text(Progress.read(folder))}", ids
     failed = ""
     for number, shard in ended_shards(records, jobs).items():
-        # a job that begins removes the record of the one before, so this is of the last one
+        # A job that starts removes the failure.json of the one before, so this one is of the last job.
         name = shard.failure.get("class") or _class_from_accounting(shard.job, accounting)
         failed += f"; shard {number} failed: {_failure_text(name, shard.job, shard.log)}"
     count = _num_shards(records, jobs)

@@ -1,4 +1,4 @@
-"""Shows how far an evaluation on this machine is: one line per configuration. Its log has what it prints."""
+"""Runs an evaluation on this machine and shows its progress, one line per configuration. Its output goes to a log."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fast_dllm.spec.request import Run
 
 BAR = 20  # columns
 LOOK_SECONDS = 0.2
-PLAIN_SECONDS = 60  # between two lines about one configuration where there is no terminal
-PATIENCE = 20  # seconds that an interrupted evaluation has for its end
+PLAIN_SECONDS = 60  # between two lines about one configuration, if the output is no terminal
+PATIENCE = 20  # seconds that an interrupted evaluation has to end by itself
 
 
 def run_and_watch(
     command: Sequence[str], environment: Mapping[str, str], root: Path, runs: Sequence[Run], log: Path
 ) -> int:
-    """Run an evaluation with all that it says appended to `log`, and show how far its runs are.
+    """Run an evaluation, append its output to `log`, and show the progress of its runs.
 
-    Returns its exit status; 130 after Ctrl-C, which reaches the whole process group, so that the evaluation has it
-    already and is only waited for.
+    Returns its exit status, or 130 after Ctrl-C. Ctrl-C reaches the evaluation too, because it is in the same process
+    group; then this only waits for its end.
     """
     start = log.stat().st_size if log.exists() else 0
     display = Display(root, runs)
-    interrupted = []  # a handler, not KeyboardInterrupt: that may be raised where it is lost
+    interrupted = []  # filled by a handler: a KeyboardInterrupt could be raised at a place where it gets lost
     former = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
     try:
         with log.open("ab") as file:
@@ -65,13 +65,13 @@ def _wait_or_kill(process: subprocess.Popen) -> None:
 
 
 def faults(text: str) -> list[str]:
-    """The lines of a failed evaluation's output that say why it failed: eval.py's own, else the last one."""
+    """The lines of a failed evaluation's output that say why it failed: those of eval.py itself, else the last one."""
     lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     return [line for line in lines if re.match(r"eval\.py: ", line)] or lines[-1:]
 
 
 class Display:
-    """A bar that moves on a terminal; elsewhere one line when a configuration is done, and one a minute meanwhile."""
+    """Shows progress: a moving bar on a terminal, else a line when a configuration is done and one every minute."""
 
     def __init__(self, root: Path, runs: Sequence[Run]) -> None:
         self.root, self.pending = root, list(runs)
@@ -80,7 +80,7 @@ class Display:
         self.began = self.last_line = time.monotonic()
 
     def look(self) -> None:
-        """Show the runs that are done since the last look, and how far the next one is."""
+        """Show the runs that have ended since the last call, and the progress of the next one."""
         while self.pending and (summary := self._new_summary(self.pending[0])):
             self._line(self.pending.pop(0), done(summary, time.monotonic() - self.began), True)
             self.began = self.last_line = time.monotonic()
@@ -94,20 +94,20 @@ class Display:
             self._line(self.pending[0], doing(progress), True)
 
     def end(self) -> None:
-        """Show what is done; an unfinished line stays as it is."""
+        """Show the runs that have ended. The line of an unfinished run stays on the terminal."""
         self.look()
         if self.is_terminal and self.pending:
             print(file=sys.stderr)
 
     def _new_summary(self, run: Run) -> Summary | None:
-        """The summary that this evaluation wrote; job.json was written when it began."""
+        """The run's summary, if this evaluation wrote it, that is, if it is newer than job.json."""
         folder = self.root / "results" / run.path
         if not is_newer(folder / SUMMARY_FILE, folder / "job.json"):
             return None
         try:
             return read_summary(folder / SUMMARY_FILE)
         except SummaryError:
-            return None  # how the evaluation ended is judged afterwards
+            return None  # a damaged summary is reported when the evaluation has ended
 
     def _line(self, run: Run, text: str, is_last: bool) -> None:
         line = f"{run.folder[: self.width]:<{self.width}}  {text}"
