@@ -740,10 +740,11 @@ def test_a_configuration_that_another_process_evaluates_is_left_to_it(project):
 
 
 def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project):
-    result = project.bash("sbatch/local.sh", "--demo", "--limit", "7")
+    result = project.bash("sbatch/local.sh", "--demo", "--limit", "7", "--traces")
     assert result.returncode == 0, result.stderr
     assert evaluated(project) == [",".join(CONFIGS)]
     assert "--tasks toy_math" in project.evaluations()[0]
+    assert "--traces" in project.evaluations()[0].split()
     assert "--batch_size 32" in project.evaluations()[0]
     assert "Experiment Status: 00_baseline / toy_math_limit_7" in result.stdout
     assert "Completed: 9 / 9" in result.stdout

@@ -1,7 +1,7 @@
 """Is a confidence what it says? Reliability of candidate tokens, from the traces of a run.
 
-    bash sbatch/local.sh --model tiny --task toy_math --limit 200 --threshold 1 --batch_size 32 --traces
-    python -m fast_dllm.report.calibration results/00_baseline/toy_math_limit_200/plain+threshold=1/traces.jsonl.gz
+    bash sbatch/local.sh --model tiny --task toy_math --limit 200 --batch_size 32 --traces
+    python -m fast_dllm.report.calibration results/00_baseline/toy_math_limit_200/plain/traces.jsonl.gz
 
 A candidate that its step left masked is right if the finished answer has that token there. Candidates that the step
 unmasked are not counted, since they are right by definition. With threshold 1 a step unmasks one token, so that nearly
