@@ -145,14 +145,14 @@ def size_of(shape: Sequence[int]) -> int:
     return torch.Size(shape).numel() * DTYPE.itemsize
 
 
-def random_bytes(name: str, shape: Sequence[int], block: torch.Tensor) -> Iterator[memoryview]:
+def random_bytes(name: str, shape: Sequence[int], block: torch.Tensor) -> Iterator[bytes]:
     """The bytes of a tensor: ones for a norm, zeros for a bias, else a block of random numbers again and again."""
     if "norm" in name or name.endswith(".bias"):
         block = torch.full_like(block, float("norm" in name))
     left = torch.Size(shape).numel()
     while left:
         part = block[: min(left, len(block))]
-        yield memoryview(part.view(torch.uint8).numpy())
+        yield part.view(torch.uint8).numpy().tobytes()
         left -= len(part)
 
 
