@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable
 
 from fast_dllm.errors import UsageError
-from fast_dllm.runner import prefetch, venv
+from fast_dllm.runner import prefetch, rehearsal, venv
 from fast_dllm.runner.baseline import BaselineOptions, run_baseline
 from fast_dllm.runner.chain import Chain
 from fast_dllm.runner.environment import has_gpu, load_cluster_settings
@@ -96,12 +96,16 @@ def run(words: list[str]) -> int:
     if (options.check or options.json) and not options.status:
         raise UsageError("--check and --json go with --status")
     request = _request(options, whole_matrix=True, executes=not options.status)
-    if options.status:
+    if options.status and not options.rehearse:
         return print_status(request, as_json_text=options.json, check=options.check)
     submit = _submit_options(options, request, dry_run=options.dry_run)
+    if options.rehearse:
+        if not options.config:
+            request = request.only(request.task, [request.matrix.compare_with])
+        rehearsal.check_options(request, words)
     load_cluster_settings(request.root)
     os.chdir(str(request.root))
-    return run_submission(request, submit)
+    return rehearsal.rehearse(request, submit) if options.rehearse else run_submission(request, submit)
 
 
 def _report(words: list[str]) -> int:

@@ -168,6 +168,12 @@ def run_parser() -> ScriptParser:
     what.add_argument("--json", action="store_true", help="with --status: the same as JSON")
     what.add_argument("--dry-run", action="store_true", help="show what would be submitted and why, and write nothing")
     what.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="two questions of one configuration through everything that a job does, interrupted once as preemption "
+        "does; says for each step whether it works and how long it took, and touches no result",
+    )
+    what.add_argument(
         "--force", action="store_true", help="run complete and stale configurations again, from the first question"
     )
     runs = parser.add_argument_group("which runs")
