@@ -180,7 +180,7 @@ def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, 
 
     chatbot = Chatbot(ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, device="cpu"))
     page = Page(chatbot)
-    own = [value for each in widgets.policies() for value in widgets.own_knobs(each).values()]
+    own = [value for each in widgets.policies() for value in widgets.knobs_of(each).values()]
     controls = (widgets.ACTIVE, 0.5, 8, 0.0, 0.95, 64, *own)
     with monkeypatch.context() as broken:
         broken.setattr(
