@@ -29,8 +29,17 @@ FORWARD_KINDS: Mapping[str, ForwardKind] = {
     "sub": ForwardKind("a window of the block's rows, every layer", step=True),
     "partial": ForwardKind("rows of the block, some layers replaced by what they gave earlier", step=True),
     "reused": ForwardKind("no forward: the last predictions are read again", step=True, runs_layers=False),
+    "guessed": ForwardKind(
+        "no forward: the last one ran this state of the block as a guess", step=True, runs_layers=False
+    ),
     "commit": ForwardKind("the finished block once more; it becomes part of the prefix"),
+    "guessed_commit": ForwardKind("no forward: the last one ran the finished block as a guess", runs_layers=False),
 }
+# A guessed forward answers one of the kind on the right.
+GUESSED_KINDS: Mapping[str, str] = {"full": "guessed", "commit": "guessed_commit"}
+# What a guess can be: another state of the block, the finished block, the next block's first state.
+GUESSES = ("step", "commit", "opening")
+MOST_STATES = 8  # states that one forward of a sequence may run: its own and its guesses
 STEP_KINDS = tuple(name for name, kind in FORWARD_KINDS.items() if kind.step)
 
 
@@ -105,6 +114,11 @@ class Forward:
     are sampled. keep: the positions whose predictions later "reused" steps may want, `wanted` among them. The
     prediction for position p is read at row p - 1 (token shift), so a window's first position has none. measure: a
     further number for each wanted position, one of fast_dllm.sampling.MEASURES; empty asks for none.
+
+    guesses: forwards of whole blocks ("full", "commit") that the policy may ask for next. They run as more rows of this
+    forward, and no state sees another one. If the policy then asks for one of them, exactly as it was guessed, it is
+    sent that prediction and nothing runs. continues: on a guess for the next block, which state of this block stands
+    before it: 0 is the forward's own, n is guesses[n - 1].
     """
 
     kind: str
@@ -114,6 +128,20 @@ class Forward:
     keep: range = range(0)
     reuse: Reuse | None = None
     measure: str = ""
+    guesses: tuple[Forward, ...] = ()
+    continues: int | None = None
+
+    @property
+    def states(self) -> tuple[Forward, ...]:
+        """All states of the sequence that this forward runs: its own and its guesses."""
+        return self, *self.guesses
+
+    @property
+    def guess_kind(self) -> str:
+        """What it is as a guess: one of GUESSES."""
+        if self.kind == "commit":
+            return "commit"
+        return "step" if self.continues is None else "opening"
 
     @property
     def held(self) -> range:
@@ -130,7 +158,9 @@ class Prediction:
     """A forward's candidate tokens for the wanted positions, in order, and their confidences (probabilities).
 
     kind: the kind of forward that was run. layers_at_rest: the layers that did not run. measures: what the forward's
-    `measure` asked for, one number for each wanted position.
+    `measure` asked for, one number for each wanted position. states:
+    what each of the forward's states (its own, then its guesses) predicts for all positions that it holds. Only wanted
+    tokens are drawn, the others are the most likely ones.
     """
 
     kind: str
@@ -138,6 +168,7 @@ class Prediction:
     confidences: list[float]
     layers_at_rest: range = range(0)
     measures: list[float] = field(default_factory=list)
+    states: tuple[Prediction, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,13 +176,16 @@ class Generation:
     """One finished answer: its new tokens, up to and with the first stop token, and its cost.
 
     forwards: number by kind. layer_forwards: layers run, by kind (a forward at full depth counts the model's layers).
-    row_layer_forwards: the same times the rows that each layer ran.
+    row_layer_forwards: the same times the rows that each layer ran, those of guesses included. guesses_offered,
+    guesses_accepted: numbers by what was guessed (GUESSES); without guesses they are empty.
     """
 
     tokens: list[int]
     forwards: dict[str, int]
     layer_forwards: dict[str, float] = field(default_factory=dict)
     row_layer_forwards: dict[str, float] = field(default_factory=dict)
+    guesses_offered: dict[str, int] = field(default_factory=dict)
+    guesses_accepted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,6 +229,8 @@ class Answer:
         self.forwards = dict.fromkeys(FORWARD_KINDS, 0)
         self.layer_forwards: dict[str, float] = {}
         self.row_layer_forwards: dict[str, float] = {}
+        self.guesses_offered: dict[str, int] = {}
+        self.guesses_accepted: dict[str, int] = {}
         self.generation: Generation | None = None
 
     def is_masked(self, position: int) -> bool:
@@ -209,6 +245,12 @@ class Answer:
         self.forwards[kind] += 1
         self.layer_forwards[kind] = self.layer_forwards.get(kind, 0) + layers
         self.row_layer_forwards[kind] = self.row_layer_forwards.get(kind, 0) + row_layers
+
+    def count_guesses(self, offered: Sequence[Forward] = (), accepted: Sequence[Forward] = ()) -> None:
+        """Add guesses that a forward ran, or that were accepted. The engine calls this."""
+        for counts, guesses in ((self.guesses_offered, offered), (self.guesses_accepted, accepted)):
+            for guess in guesses:
+                counts[guess.guess_kind] = counts.get(guess.guess_kind, 0) + 1
 
     def fill(self, prediction: Prediction, start: int, end: int, filled: Mapping[int, int]) -> DenoisingEvent:
         """Write tokens of the prediction, {absolute position: index into the prediction}, and end the answer if it is
@@ -233,6 +275,8 @@ class Answer:
                     dict(self.forwards),
                     dict(self.layer_forwards),
                     dict(self.row_layer_forwards),
+                    dict(self.guesses_offered),
+                    dict(self.guesses_accepted),
                 )
         return DenoisingEvent(
             self.row,

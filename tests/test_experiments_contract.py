@@ -132,10 +132,15 @@ def assert_costs_are_counted(experiment: Experiment, model, batch: list[list[int
             is_right = (layers < count * depth) if kind == "partial" else layers == count * depth
             assert is_right, f"{count} {kind} forwards count {layers} layers; the model has {depth}"
             most = count * depth * size
-            if kind in ("full", "commit"):
+            if kind in ("full", "commit") and not got.guesses_offered:
                 assert rows == most, f"{count} {kind} forwards count {rows} rows times layers, not {most}: whole blocks"
             if kind == "sub":
                 assert rows < most, f"{count} sub forwards count {rows} rows times layers, as many as whole blocks"
+        states = sum(got.forwards[kind] for kind in ("full", "commit")) + sum(got.guesses_offered.values())
+        rows = sum(got.row_layer_forwards.get(kind, 0) for kind in ("full", "commit"))
+        assert not got.guesses_offered or rows == states * depth * size, (
+            f"{states} states count {rows} rows times layers"
+        )
     counted = sum(sum(got.row_layer_forwards.values()) for got in found.values())
     assert counted == pytest.approx(ran.row_layers), (
         f"{experiment.name} with {dict(knobs)}: {counted} rows times layers are counted, {ran.row_layers} ran"

@@ -14,12 +14,22 @@ import torch
 from torch import Tensor
 
 from fast_dllm.decode.grouping import Group, PendingForward, group_forwards
-from fast_dllm.decode.sequences import SequenceState, slice_of
-from fast_dllm.decoding import FORWARD_KINDS, Answer, DenoisingEvent, Forward, Options, Policy, Prediction
+from fast_dllm.decode.sequences import RunGuess, SequenceState, slice_of
+from fast_dllm.decoding import (
+    FORWARD_KINDS,
+    GUESSED_KINDS,
+    MOST_STATES,
+    Answer,
+    DenoisingEvent,
+    Forward,
+    Options,
+    Policy,
+    Prediction,
+)
 from fast_dllm.errors import non_finite
 from fast_dllm.layer_reuse import LayerStore
 from fast_dllm.network.executor import Choice, Executor
-from fast_dllm.network.packing import BlockRows
+from fast_dllm.network.packing import BlockRows, Candidate
 from fast_dllm.sampling import MEASURES, measures, predict
 
 DecodeOne = Callable[[Answer, Options], Policy]
@@ -82,7 +92,7 @@ class DecodingRun:
     def _advance(self, sequence: SequenceState, prediction: Prediction | None) -> Iterator[DenoisingEvent]:
         """Send a sequence its prediction and pass on its events, until it waits for a forward or has ended.
 
-        Greedy predictions that were kept are read again right here: that costs nothing.
+        Greedy predictions that were kept are read again right here, and so are those of a guess: that costs nothing.
         """
         sequence.waiting = None
         while True:
@@ -96,10 +106,25 @@ class DecodingRun:
                 yield item
                 continue
             forward = sequence.check(item)
-            if forward.kind != "reused" or self._is_drawn(forward):
+            guess = sequence.run_guess(forward, self._executor.cache.lengths[sequence.cache_row])
+            if guess is not None:
+                forward = self._accept(sequence, guess, forward)
+            elif FORWARD_KINDS[forward.kind].runs_layers:
+                sequence.guesses = []  # they were of the forward before
+            if FORWARD_KINDS[forward.kind].runs_layers or self._is_drawn(forward):
                 sequence.waiting = forward
                 return
             prediction = self._prediction(sequence, forward, (*sequence.reread(forward.wanted), []))
+
+    @torch.inference_mode()
+    def _accept(self, sequence: SequenceState, guess: RunGuess, forward: Forward) -> Forward:
+        """Use the guess for the forward that the policy asks for. Returns how its predictions are read."""
+        sequence.keep(guess)
+        sequence.answer.count_guesses(accepted=[guess.forward])
+        read_again = Forward(GUESSED_KINDS[forward.kind], wanted=forward.wanted)
+        if forward.kind == "commit":
+            self._executor.commit(sequence.cache_row, guess.slot)
+        return read_again
 
     def _is_drawn(self, forward: Forward) -> bool:
         """Whether its tokens are sampled. The first token of a block is greedy at any temperature."""
@@ -118,6 +143,9 @@ class DecodingRun:
         """Run one group's forward. Returns each member's prediction, None for one whose prefill has blocks left."""
         sequences = [self._active[member.cache_row] for member in group]
         forwards = [member.forward for member in group]
+        states = [state for forward in forwards for state in forward.states]
+        state_sequences = [each for each, forward in zip(sequences, forwards, strict=True) for _ in forward.states]
+        starts = [self._executor.cache.lengths[member.cache_row] for member in group]  # of their blocks
         reads = [False] * len(group)
         if forwards[0].kind == "prefill":
             read_last = any(forward.wanted for forward in forwards)
@@ -126,31 +154,47 @@ class DecodingRun:
             if logits is None:
                 return [self._prediction(*each, ([], [], [])) for each in zip(sequences, forwards, strict=True)]
             logits = logits.unsqueeze(1)
-        elif forwards[0].kind == "reused":
+        elif not FORWARD_KINDS[forwards[0].kind].runs_layers:
             logits = torch.stack([each.reread_logits(each.pending().wanted) for each in sequences])
         else:
             logits, reads = self._run_block(group, sequences)
-        predicted = self._predict(sequences, forwards, logits)
+        own = _own_states(forwards)
+        predicted = self._predict(state_sequences, states, own, logits)
         predictions: list[Prediction | None] = []
-        for member, sequence, one, read in zip(group, sequences, predicted, reads, strict=True):
+        for member, sequence, first, read, start in zip(group, sequences, own, reads, starts, strict=True):
+            past = first + len(member.forward.states)
+            if FORWARD_KINDS[member.forward.kind].runs_layers:
+                guessed = slice(first + 1, past)
+                self._keep_guesses(sequence, member.forward, start, predicted[guessed], logits[guessed])
             if member.is_prefill_block:
                 sequence.num_prefilled += len(member.forward.token_ids)
                 if sequence.num_prefilled < len(sequence.pending().token_ids):
                     predictions.append(None)
                     continue
                 sequence.num_prefilled = 0
-            predictions.append(self._prediction(sequence, sequence.pending(), one, read=read))
+            predictions.append(self._prediction(sequence, sequence.pending(), *predicted[first:past], read=read))
         return predictions
+
+    def _keep_guesses(
+        self, sequence: SequenceState, forward: Forward, start: int, predicted: list[Predicted], logits: Tensor
+    ) -> None:
+        """Keep what the guesses of a forward predict. start: of its block. logits (guesses, R, V)."""
+        size = self._options.block_size
+        sequence.guesses = []
+        for number, (guess, one) in enumerate(zip(forward.guesses, predicted, strict=True), 1):
+            before, guess_start = None, start
+            if guess.continues is not None:
+                before, guess_start = forward.states[guess.continues].token_ids, start + size
+            # A copy, because an executor may write its logits to the same place each time.
+            kept_logits = logits[number - 1, : len(guess.held)].clone() if self._is_drawn(guess) else None
+            slot = _slot(sequence, number)
+            sequence.guesses.append(RunGuess(guess, guess_start, before, slot, one[:2], kept_logits))
 
     def _run_block(self, group: Group, sequences: list[SequenceState]) -> tuple[Tensor, list[bool]]:
         """Logits (B, R, V) of a group's block rows, and for which sequences a store stood in for its layers."""
         forwards, cache_rows = [member.forward for member in group], [member.cache_row for member in group]
-        block = BlockRows(
-            cache_rows,
-            [forward.token_ids for forward in forwards],
-            [forward.offset for forward in forwards],
-            _padded([forward.rows_of(forward.held) for forward in forwards]),
-        )
+        block = _block_rows(forwards, sequences)
+        in_scratch = block.candidates is not None
         reads = [False] * len(group)
         reuse = forwards[0].reuse
         if reuse is None:
@@ -164,30 +208,38 @@ class DecodingRun:
                 if not read:
                     sequence.count_stored(forward)
         for sequence, forward in zip(sequences, forwards, strict=True):
+            slot = _slot(sequence, 0) if in_scratch else None
+            sequence.is_block_cached = not forward.guesses
             if forward.kind == "commit":
-                self._executor.commit(sequence.cache_row)
+                self._executor.commit(sequence.cache_row, slot)
                 sequence.forget_block()
+            elif slot is not None and sequence.is_block_cached:  # it asked for no guesses; its neighbours did
+                self._executor.cache.append_scratch(sequence.cache_row, slot)
         return logits, reads
 
-    def _predict(self, sequences: list[SequenceState], forwards: list[Forward], logits: Tensor) -> list[Predicted]:
-        """Logits (B, R, V) -> what each sequence's wanted positions predict, in one device-to-host transfer.
+    def _predict(
+        self, sequences: list[SequenceState], forwards: list[Forward], own: list[int], logits: Tensor
+    ) -> list[Predicted]:
+        """Logits (B, R, V) -> predictions for all positions that each forward holds, in one device-to-host transfer.
 
-        What later steps may read again is kept with the sequence: greedy predictions of all positions that are kept
-        or, where tokens are drawn, their logits. Raises NonFiniteError.
+        own: which of the forwards their sequences asked for; the others are guesses. Tokens are drawn for the wanted
+        positions of the former only. What later steps may read again is kept with the sequence: greedy predictions of
+        all positions that are kept or, where tokens are drawn, their logits. Raises NonFiniteError.
         """
         num_read = logits.shape[1]
         flat = logits.flatten(0, 1)  # (B * R, V)
         on_device = self._executor.greedy(flat, self._options.mask_id)
+        is_own = set(own)
         drawn: list[int] = []  # rows of `flat`, in the sequences' order
         uniforms: list[Tensor] = []
         for index, (sequence, forward) in enumerate(zip(sequences, forwards, strict=True)):
-            if not self._is_drawn(forward):
+            if index not in is_own or not self._is_drawn(forward):
                 continue
             held, wanted = forward.held, forward.wanted
             first = index * num_read + wanted.start - held.start
             drawn += range(first, first + len(wanted))
             uniforms.append(torch.rand(len(wanted), generator=sequence.generator))
-            if forward.kind != "reused":
+            if FORWARD_KINDS[forward.kind].runs_layers:
                 # A copy, because an executor may write its logits to the same place each time.
                 sequence.kept, sequence.kept_logits = held, logits[index, : len(held)].clone()
         if drawn:
@@ -201,16 +253,16 @@ class DecodingRun:
         for index, (sequence, forward) in enumerate(zip(sequences, forwards, strict=True)):
             held, first = forward.held, index * num_read
             known = [int(token) for token in tokens[first : first + len(held)]], confidences[first : first + len(held)]
-            if held and held.start == forward.offset and forward.kind not in ("reused", "prefill"):
+            is_window = FORWARD_KINDS[forward.kind].runs_layers and forward.kind != "prefill"
+            if held and held.start == forward.offset and is_window:
                 # No row predicts a window's first position; see Answer.fill.
                 known[0][0], known[1][0] = self._options.mask_id, -1.0
-            if forward.keep and not self._is_drawn(forward):
+            if index in is_own and forward.keep and not self._is_drawn(forward):
                 sequence.kept, sequence.kept_predictions = held, known
-            wanted_slice = slice_of(forward.wanted, held)
             numbers: list[float] = []
             if forward.measure:
-                numbers = measured[MEASURES.index(forward.measure)][first : first + len(held)][wanted_slice]
-            predicted.append((known[0][wanted_slice], known[1][wanted_slice], numbers))
+                numbers = measured[MEASURES.index(forward.measure)][first : first + len(held)]
+            predicted.append((*known, numbers))
         return predicted
 
     def _with_drawn(self, predictions: Tensor, logits: Tensor, rows: list[int], uniforms: Tensor) -> Tensor:
@@ -226,20 +278,53 @@ class DecodingRun:
         return predictions
 
     def _prediction(
-        self, sequence: SequenceState, forward: Forward, predicted: Predicted, read: bool = False
+        self, sequence: SequenceState, forward: Forward, *predicted: Predicted, read: bool = False
     ) -> Prediction:
         """What the policy is sent. The forward is added to the answer's cost; `Answer.fill` counts a step that reads
-        again. read: a store stood in for its layers."""
+        again. predicted: for all that the forward holds, then for its guesses. read: a store stood in for its layers.
+        """
         kind, at_rest, num_layers = forward.kind, range(0), self._settings.num_layers
-        if kind == "reused":
-            return Prediction(kind, *predicted[:2], range(num_layers))
+        tokens, confidences, numbers = predicted[0]
+        picked = slice_of(forward.wanted, forward.held)
+        if not FORWARD_KINDS[kind].runs_layers:
+            return Prediction(kind, tokens, confidences, range(num_layers))
         if read and forward.reuse is not None:
             kind, at_rest = "partial", forward.reuse.layers
         saves_mlps_only = forward.reuse is not None and forward.reuse.part == "mlp"
         layers = num_layers - len(at_rest) * (self._settings.mlp_share if saves_mlps_only else 1.0)
-        sequence.answer.count(kind, layers, layers * len(forward.token_ids))
-        tokens, confidences, numbers = predicted
-        return Prediction(kind, tokens, confidences, at_rest, numbers)
+        num_rows = sum(len(state.token_ids) for state in forward.states)
+        sequence.answer.count(kind, layers, layers * num_rows)
+        sequence.answer.count_guesses(offered=forward.guesses)
+        states = tuple(Prediction(state.kind, *one[:2]) for state, one in zip(forward.states, predicted, strict=True))
+        return Prediction(kind, tokens[picked], confidences[picked], at_rest, numbers[picked], states)
+
+
+def _slot(sequence: SequenceState, number: int) -> int:
+    """Where in scratch room a state of the sequence's forward is: 0 is its own, n its n-th guess."""
+    return sequence.cache_row * MOST_STATES + number
+
+
+def _own_states(forwards: list[Forward]) -> list[int]:
+    """The index of each forward's own state among all states that a group runs."""
+    counts = [len(forward.states) for forward in forwards]
+    return [sum(counts[:index]) for index in range(len(counts))]
+
+
+def _block_rows(forwards: list[Forward], sequences: list[SequenceState]) -> BlockRows:
+    """All states of a group's forwards. They are candidates if one of the forwards has guesses."""
+    states = [state for forward in forwards for state in forward.states]
+    candidates: list[Candidate] = []
+    for first, forward, sequence in zip(_own_states(forwards), forwards, sequences, strict=True):
+        for number, state in enumerate(forward.states):
+            continues = None if state.continues is None else first + state.continues
+            candidates.append(Candidate(_slot(sequence, number), continues))
+    return BlockRows(
+        [sequence.cache_row for sequence, forward in zip(sequences, forwards, strict=True) for _ in forward.states],
+        [state.token_ids for state in states],
+        [state.offset for state in states],
+        _padded([state.rows_of(state.held) for state in states]),
+        candidates if len(states) > len(forwards) else None,
+    )
 
 
 def _padded(rows: list[list[int]]) -> list[list[int]]:

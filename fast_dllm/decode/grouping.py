@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from fast_dllm.decoding import Forward
+from fast_dllm.decoding import FORWARD_KINDS, Forward
 
 PADDED_TOKENS = 64  # tokens of padding that one sequence of a shared prefill may run
 JOINING_BLOCKS = 4  # a prefill of at most this many blocks runs inside the forwards of other sequences
@@ -75,8 +75,8 @@ def group_forwards(pending: Sequence[PendingForward], block_size: int, *, pays_b
 
 def _shape(forward: Forward) -> Hashable:
     """Forwards with equal values can be one."""
-    if forward.kind == "reused":
-        return "reused", len(forward.wanted)
+    if not FORWARD_KINDS[forward.kind].runs_layers:
+        return "read again", len(forward.wanted)
     return "block", len(forward.token_ids), forward.reuse and forward.reuse.store_key
 
 
@@ -93,16 +93,20 @@ def _next_prefill_block(pending: PendingForward, block_size: int) -> GroupMember
 def _by_length(group: Group) -> list[Group]:
     """A group divided so that sequences of one length run together. A part that has fewer than ROWS_OF_ONE_LENGTH rows
     also takes the next length. Within a part the members are in the order of their cache rows."""
-    width = len(group[0].forward.token_ids)
-    if len(group) * width <= ROWS_OF_ONE_LENGTH:
+    if _num_rows(group) <= ROWS_OF_ONE_LENGTH:
         return [group]
     parts: list[Group] = []
     for member in sorted(group, key=lambda each: each.length):
-        is_full = bool(parts) and len(parts[-1]) * width >= ROWS_OF_ONE_LENGTH
+        is_full = bool(parts) and _num_rows(parts[-1]) >= ROWS_OF_ONE_LENGTH
         if not parts or (is_full and parts[-1][-1].length != member.length):
             parts.append([])
         parts[-1].append(member)
     return [sorted(part, key=lambda each: each.cache_row) for part in parts]
+
+
+def _num_rows(group: Group) -> int:
+    """Rows that the group's forward runs, those of guesses included."""
+    return sum(len(state.token_ids) for member in group for state in member.forward.states)
 
 
 def prefills_of_like_length(prefills: Group) -> list[Group]:

@@ -8,8 +8,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fast_dllm.decoding import FORWARD_KINDS, Answer, Forward, Policy
+from fast_dllm.decoding import FORWARD_KINDS, GUESSED_KINDS, MOST_STATES, Answer, Forward, Policy
 from fast_dllm.sampling import MEASURES
+
+
+@dataclass(frozen=True)
+class RunGuess:
+    """A guess that the sequence's last forward ran, and what it predicts.
+
+    forward: the guess. start: absolute position of its block. before: the tokens of the block that it continues, if
+    that was not committed when it ran. slot: of the scratch room, where its keys and values are. predictions: (tokens,
+    confidences) of the positions it holds; logits (positions, V) where tokens are drawn.
+    """
+
+    forward: Forward
+    start: int
+    before: list[int] | None
+    slot: int
+    predictions: tuple[list[int], list[float]]
+    logits: Tensor | None
 
 
 @dataclass
@@ -20,7 +37,8 @@ class SequenceState:
     that have run block by block beside other sequences. kept: the positions of the block that can be read again;
     kept_predictions: what they predict (tokens, confidences), where tokens are not drawn; kept_logits (positions, V):
     where they are, since each reading draws anew. times_stored: by `Reuse.store_key`, how often each row of this block
-    was stored.
+    was stored. guesses: what the last forward ran beside the sequence's own state.
+    is_block_cached: whether the block cache has the block as it last ran; a forward with guesses does not write it.
     """
 
     answer: Answer
@@ -33,6 +51,8 @@ class SequenceState:
     kept_predictions: tuple[list[int], list[float]] = ([], [])
     kept_logits: Tensor | None = None
     times_stored: dict[tuple[range, str, int], Counter[int]] = field(default_factory=dict)
+    guesses: list[RunGuess] = field(default_factory=list)
+    is_block_cached: bool = True
 
     def pending(self) -> Forward:
         assert self.waiting is not None, "a sequence whose answer is complete is in no group"
@@ -49,9 +69,27 @@ class SequenceState:
         assert self.kept_logits is not None, "`check` compared the step with what is kept"
         return self.kept_logits[slice_of(positions, self.kept)]
 
+    def run_guess(self, forward: Forward, length: int) -> RunGuess | None:
+        """The guess that ran exactly this forward: the same tokens behind the same prefix, of `length` positions."""
+        if forward.offset or forward.reuse is not None or forward.measure:
+            return None
+        for guess in self.guesses:
+            held, wanted = guess.forward.held, forward.held
+            if (
+                (guess.forward.kind, guess.start, guess.forward.token_ids) == (forward.kind, length, forward.token_ids)
+                and (held.start <= wanted.start and wanted.stop <= held.stop)
+                and guess.before in (None, self.answer.tokens[length - len(forward.token_ids) : length])
+            ):
+                return guess
+        return None
+
+    def keep(self, guess: RunGuess) -> None:
+        """Its predictions are now those that later steps may read again, as after a forward."""
+        self.kept, self.kept_predictions, self.kept_logits = guess.forward.held, guess.predictions, guess.logits
+
     def forget_block(self) -> None:
         """The block is finished: nothing of it can be read again."""
-        self.kept, self.times_stored = range(0), {}
+        self.kept, self.times_stored, self.is_block_cached = range(0), {}, True
 
     def count_stored(self, forward: Forward) -> None:
         """A forward has written its rows to its store."""
@@ -65,6 +103,9 @@ class SequenceState:
             raise TypeError(f"decode_one yielded {item!r}; it yields Forward and DenoisingEvent")
         if item.kind not in FORWARD_KINDS:
             raise ValueError(f"unknown kind of forward {item.kind!r}; there are: {', '.join(FORWARD_KINDS)}")
+        if item.kind in GUESSED_KINDS.values():
+            raise ValueError(f"a policy asks for a {item.kind} forward by its plain kind, as for one that runs")
+        self._check_guesses(item)
         for positions in (item.wanted, item.keep):
             if positions.step != 1:
                 raise ValueError(f"a forward's positions must be consecutive, not {positions}")
@@ -75,7 +116,33 @@ class SequenceState:
             raise ValueError(f"positions {item.wanted} are wanted, but only {held} are kept")
         if item.kind != "reused" and item.reuse is not None:
             self._check_store(item)
+        reads_cache = item.kind in ("sub", "partial") or (
+            item.reuse is not None and (item.reuse.read or item.reuse.decide)
+        )
+        if reads_cache and not self.is_block_cached:
+            raise ValueError(
+                f"a {item.kind} forward reads the block cache, which a forward with guesses does not write"
+            )
         return item
+
+    def _check_guesses(self, forward: Forward) -> None:
+        """Raises ValueError for guesses that cannot run beside this forward."""
+        states = forward.states
+        if len(states) == 1:
+            return
+        if len(states) > MOST_STATES:
+            raise ValueError(f"a forward runs at most {MOST_STATES} states, not {len(states)}")
+        size = self.answer.options.block_size
+        for number, state in enumerate(states):
+            whole = state.kind in GUESSED_KINDS and state.offset == 0 and len(state.token_ids) == size
+            if not whole or state.reuse is not None or state.measure or (number and state.guesses):
+                raise ValueError(
+                    f"state {number} of a forward with guesses is no plain full or commit forward of a block"
+                )
+            if state.continues is not None:
+                before = states[state.continues] if number and state.continues in range(len(states)) else state
+                if before.continues is not None or before is state:
+                    raise ValueError(f"guess {number} continues state {state.continues}, which is none of this block")
 
     def _check_store(self, forward: Forward) -> None:
         """Raises ValueError for a forward that may read rows of a store which were not stored often enough."""

@@ -262,4 +262,6 @@ def cost_of(request: GenerationRequest, generation: Generation) -> Cost:
         forwards=dict(generation.forwards),
         layer_forwards=dict(generation.layer_forwards),
         row_layer_forwards=dict(generation.row_layer_forwards),
+        guesses_offered=dict(generation.guesses_offered),
+        guesses_accepted=dict(generation.guesses_accepted),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fast_dllm.decoding import MOST_STATES
 from fast_dllm.network.config import FastDLLMConfig
 
 
@@ -19,6 +20,9 @@ class KVCache:
     keys, values: (num_layers, B, max_length, K, D). Row b holds `lengths[b]` committed positions (its prefix cache);
     the block being denoised sits right behind them (its block cache), at its absolute positions. What lies further
     back is unread.
+
+    scratch_keys, scratch_values: (num_layers, B * MOST_STATES, block_size, K, D), None until `open_scratch`: the blocks
+    of candidates, which are not yet part of a sequence. Sequence b has the slots from b * MOST_STATES.
     """
 
     def __init__(self, config: FastDLLMConfig, batch_size: int, max_length: int, block_size: int, like: Tensor):
@@ -29,6 +33,23 @@ class KVCache:
         self.block_size = block_size
         positions = torch.arange(max_length, device=like.device)
         self.cos, self.sin = rope_tables(positions, config, like.dtype)  # (max_length, D)
+        self.scratch_keys: Tensor | None = None
+        self.scratch_values: Tensor | None = None
+
+    def open_scratch(self) -> None:
+        """Make the scratch room, once."""
+        if self.scratch_keys is None:
+            num_layers, batch_size, _, *sizes = self.keys.shape
+            self.scratch_keys = self.keys.new_zeros(num_layers, batch_size * MOST_STATES, self.block_size, *sizes)
+            self.scratch_values = torch.zeros_like(self.scratch_keys)
+
+    def append_scratch(self, cache_row: int, slot: int) -> None:
+        """Copy the block of a slot to where the sequence's next committed block stands. `lengths` is left as it is."""
+        assert self.scratch_keys is not None, "a forward has written this slot"
+        assert self.scratch_values is not None, "both were made together"
+        block = slice(self.lengths[cache_row], self.lengths[cache_row] + self.block_size)
+        self.keys[:, cache_row, block] = self.scratch_keys[:, slot]
+        self.values[:, cache_row, block] = self.scratch_values[:, slot]
 
     @property
     def batch_size(self) -> int:
@@ -40,12 +61,26 @@ class KVCache:
 
 
 @dataclass(frozen=True)
+class CandidatePlaces:
+    """Where candidates' new keys and values go: to scratch room, and to each candidate's copy of its prefix.
+
+    slots (B,): of the scratch room. destinations (N,): index of a position in the copies (B * S). sources (N,): which
+    of the new rows (B * T) goes there; None: all of them, in order.
+    """
+
+    slots: Tensor
+    destinations: Tensor
+    sources: Tensor | None
+
+
+@dataclass(frozen=True)
 class Attend:
     """What every layer of one forward shares: the places of its rows and the keys that they may see.
 
     cos, sin: (B, T, 1, D). mask: None (every key) or bool, True = may attend, broadcast to (B, K, G * T, S).
     Without a cache the keys are the rows themselves. With one, new keys are written to `flat_positions` (B * T,), which
     index the cache as (cache rows * max_length); `cache_rows` (B,) (None: the first B) are read up to `num_keys`.
+    With `candidates`, several of the B may have one cache row: each reads its own copy, and the cache is not written.
     """
 
     cos: Tensor
@@ -55,9 +90,11 @@ class Attend:
     flat_positions: Tensor | None = None
     cache_rows: Tensor | None = None
     num_keys: int = 0
+    candidates: CandidatePlaces | None = None
 
     def of(self, picked: Tensor, cache_rows: Tensor) -> Attend:
         """The same for the sequences `picked` (P,) of the batch, whose cache rows are `cache_rows` (P,)."""
+        assert self.candidates is None, "candidates run through all layers together"
         batch_size = self.cos.shape[0]
         return Attend(
             self.cos[picked],
@@ -73,6 +110,8 @@ class Attend:
         """Store this layer's new keys and values (B, T, K, D); return all that may be read, each (B, S, K, D)."""
         if self.cache is None:
             return keys, values
+        if self.candidates is not None:
+            return self._of_candidates(self.candidates, self.cache, layer, keys, values)
         assert self.flat_positions is not None, "a forward over a cache says where its rows are written"
         readable = []
         for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
@@ -82,6 +121,27 @@ class Attend:
                 readable.append(held.narrow(0, 0, new.shape[0]))
             else:
                 readable.append(held.index_select(0, self.cache_rows))
+        return readable[0], readable[1]
+
+    def _of_candidates(
+        self, places: CandidatePlaces, cache: KVCache, layer: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`keys_and_values` of candidates: each has its own copy of the prefix, with its own block behind it."""
+        assert self.cache_rows is not None, "several candidates have one cache row"
+        assert cache.scratch_keys is not None, "a forward with candidates opens the scratch room"
+        assert cache.scratch_values is not None, "both were made together"
+        readable = []
+        for buffer, scratch, new in (
+            (cache.keys[layer], cache.scratch_keys[layer], keys),
+            (cache.values[layer], cache.scratch_values[layer], values),
+        ):
+            scratch.index_copy_(0, places.slots, new)
+            copies = buffer.narrow(1, 0, self.num_keys).index_select(0, self.cache_rows)  # (B, S, K, D)
+            rows = new.flatten(0, 1)  # (B * T, K, D)
+            if places.sources is not None:
+                rows = rows.index_select(0, places.sources)
+            copies.view(-1, *copies.shape[2:]).index_copy_(0, places.destinations, rows)
+            readable.append(copies)
         return readable[0], readable[1]
 
 

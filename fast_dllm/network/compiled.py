@@ -124,8 +124,8 @@ class Layer(nn.Module):
 
 
 class CompiledExecutor(EagerExecutor):
-    """Runs decoder layers by their library; as written for one row a sequence, in another dtype than float32, and where
-    gradients are wanted."""
+    """Runs decoder layers by their library; as written for one row a sequence, for candidates, in another dtype than
+    float32, and where gradients are wanted."""
 
     def __init__(self, model: FastDLLMForCausalLM, cache: KVCache, libraries: LayerLibraries):
         super().__init__(model, cache)
@@ -138,7 +138,12 @@ class CompiledExecutor(EagerExecutor):
 
     def run_layers(self, x: Tensor, attend: Attend, layers: range) -> Tensor:
         """Raises UsageError where a library that is wanted cannot be compiled."""
-        if x.shape[1] == 1 or self.model.dtype != torch.float32 or torch.is_grad_enabled():
+        if (
+            attend.candidates is not None
+            or x.shape[1] == 1
+            or self.model.dtype != torch.float32
+            or torch.is_grad_enabled()
+        ):
             return super().run_layers(x, attend, layers)
         cache, mask = self.cache, attend.mask
         assert attend.flat_positions is not None, "a forward over a cache says where its rows are written"

@@ -67,7 +67,7 @@ class Executor(ABC):
         """Run rows of the current blocks and write their keys and values in place.
 
         With `store`, `choose` says for each sequence whether the store's layers run and are stored, or what is stored
-        stands in for them. Returns logits (B, R, V), which hold until the next call.
+        stands in for them; candidates have no store. Returns logits (B, R, V), which hold until the next call.
         """
 
     def store(self, layers: range, part: str, order: int) -> LayerStore:
@@ -88,8 +88,13 @@ class Executor(ABC):
         the row's logits are finite."""
         return greedy_with_check(logits, mask_id)
 
-    def commit(self, cache_row: int) -> None:
-        """Count the current block of a sequence, run with its final tokens just before, as part of its prefix."""
+    def commit(self, cache_row: int, slot: int | None = None) -> None:
+        """Count the current block of a sequence, run with its final tokens just before, as part of its prefix.
+
+        slot: of the scratch room, where the block was run as a candidate; its keys and values are copied from there.
+        """
+        if slot is not None:
+            self.cache.append_scratch(cache_row, slot)
         self.cache.lengths[cache_row] += self.cache.block_size
 
 

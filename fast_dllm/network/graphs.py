@@ -124,7 +124,8 @@ class Replays:
 class Frame:
     """What the parts of one batch size and width read and write.
 
-    numbers (B, 4 + T + R): see packing.pack_numbers. hidden (B, T, C). logits (B, R, V). predictions (3, B * R): see
+    numbers (B, NUM_FIXED + T + R): see packing.pack_numbers. hidden (B, T, C). logits (B, R, V). predictions
+    (3, B * R): see Executor.greedy.
     Executor.greedy.
     """
 
@@ -179,8 +180,7 @@ class GraphExecutor(Executor):
         return self._eager.prefill(cache_rows, token_ids, read_last=read_last, read=read)
 
     def run_block(self, block: BlockRows, *, store: LayerStore | None = None, choose: Choice | None = None) -> Tensor:
-        longest = max(self.cache.lengths[cache_row] for cache_row in block.cache_rows) + self.cache.block_size
-        num_keys = min(bucket(longest), self.cache.max_length)
+        num_keys = min(bucket(max(block.num_keys(self.cache))), self.cache.max_length)
         numbers, shape = pack_numbers(self.cache, block, num_keys)
         frame = self._frame(len(block.cache_rows), shape.width, numbers.shape[1] - NUM_FIXED - shape.width)
         frame.numbers.copy_(numbers, non_blocking=True)
@@ -207,6 +207,10 @@ class GraphExecutor(Executor):
     def _frame(self, batch_size: int, width: int, num_read: int) -> Frame:
         key = (batch_size, width, num_read)
         if key not in self._frames:
+            if len(self._logits) < batch_size * num_read:
+                # Candidates read more rows than sequences have. Frames that exist go on with the smaller buffer.
+                rows = max(batch_size * num_read, 2 * len(self._logits))
+                self._logits = self._logits.new_zeros(rows, self._logits.shape[1])
             self._frames[key] = Frame(self._model, self._logits, *key)
         return self._frames[key]
 

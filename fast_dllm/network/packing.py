@@ -11,9 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fast_dllm.network.cache import Attend, KVCache
+from fast_dllm.network.cache import Attend, CandidatePlaces, KVCache
 
-NUM_FIXED = 4  # numbers of a sequence before its token ids: cache row, first position, number of keys, first block row
+# Numbers before the token ids: cache row, first position, number of keys, scratch slot, continued row, first block row.
+NUM_FIXED = 6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of several states of a sequence's block that run in one forward and do not see each other.
+
+    slot: of the cache's scratch room, where its keys and values are written. continues: None for a state of the current
+    block; for one of the next block, the index, in this forward, of the candidate that stands before it.
+    """
+
+    slot: int
+    continues: int | None = None
 
 
 @dataclass(frozen=True)
@@ -21,13 +34,27 @@ class BlockRows:
     """Rows of the current blocks of B sequences, run in one forward. They see the committed prefix and the whole block.
 
     cache_rows (B,): the sequences' rows in the cache. token_ids (B, T): the tokens at block rows
-    [offsets[b], offsets[b] + T). read (B, R): which of the T rows' logits are computed.
+    [offsets[b], offsets[b] + T). read (B, R): which of the T rows' logits are computed. candidates (B,): where they
+    are given, cache rows may be repeated, T is a whole block, and nothing is written but scratch room: what becomes
+    prefix is copied by `Executor.commit`.
     """
 
     cache_rows: Sequence[int]
     token_ids: Sequence[Sequence[int]]
     offsets: Sequence[int]
     read: Sequence[Sequence[int]]
+    candidates: Sequence[Candidate] | None = None
+
+    def blocks_before(self, index: int) -> int:
+        """How many uncommitted blocks stand between this row's prefix and its block."""
+        return int(self.candidates is not None and self.candidates[index].continues is not None)
+
+    def num_keys(self, cache: KVCache) -> list[int]:
+        """(B,) The positions that each sequence sees: its prefix and its block."""
+        return [
+            cache.lengths[cache_row] + (1 + self.blocks_before(index)) * cache.block_size
+            for index, cache_row in enumerate(self.cache_rows)
+        ]
 
 
 @dataclass(frozen=True)
@@ -37,12 +64,15 @@ class BlockShape:
 
     width: T, the rows of each sequence. num_keys: how many positions of the cache are read. is_masked: whether some of
     them are beyond a sequence's own end. first_rows: the sequences are those of the cache's first rows, in order.
+    has_candidates: the rows are candidates; has_next_blocks: some of them continue another one.
     """
 
     width: int
     num_keys: int
     is_masked: bool
     first_rows: bool
+    has_candidates: bool = False
+    has_next_blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,25 +97,38 @@ def pack_block(cache: KVCache, block: BlockRows) -> BlockInputs:
 
 
 def pack_numbers(cache: KVCache, block: BlockRows, num_keys: int | None = None) -> tuple[Tensor, BlockShape]:
-    """All numbers that differ from forward to forward, (B, 4 + T + R) on the CPU, and the forward's shape.
+    """All numbers that differ from forward to forward, (B, NUM_FIXED + T + R) on the CPU, and the forward's shape.
 
     num_keys: how many positions of the cache are read (default: as many as the longest sequence has).
     """
-    starts = [cache.lengths[cache_row] for cache_row in block.cache_rows]
+    ends, candidates = block.num_keys(cache), block.candidates
+    slots, continued = [0] * len(ends), list(range(len(ends)))
+    if candidates is not None:
+        cache.open_scratch()
+        slots = [each.slot for each in candidates]
+        continued = [index if each.continues is None else each.continues for index, each in enumerate(candidates)]
     numbers = torch.tensor(
-        [[cache_row, start + offset, start + cache.block_size, offset, *ids, *read]
-         for cache_row, start, offset, ids, read
-         in zip(block.cache_rows, starts, block.offsets, block.token_ids, block.read, strict=True)]
+        [[cache_row, end - cache.block_size + offset, end, slot, continues, offset, *ids, *read]
+         for cache_row, end, slot, continues, offset, ids, read
+         in zip(block.cache_rows, ends, slots, continued, block.offsets, block.token_ids, block.read, strict=True)]
     )  # fmt: skip
-    longest = max(starts) + cache.block_size
-    is_masked = num_keys is not None or min(starts) != max(starts)
-    first_rows = list(block.cache_rows) == list(range(len(block.cache_rows)))
-    return numbers, BlockShape(len(block.token_ids[0]), num_keys or longest, is_masked, first_rows)
+    is_masked = num_keys is not None or min(ends) != max(ends)
+    first_rows = candidates is None and list(block.cache_rows) == list(range(len(block.cache_rows)))
+    shape = BlockShape(
+        len(block.token_ids[0]),
+        num_keys or max(ends),
+        is_masked,
+        first_rows,
+        candidates is not None,
+        continued != list(range(len(ends))),
+    )
+    return numbers, shape
 
 
 def unpack(cache: KVCache, numbers: Tensor, shape: BlockShape) -> BlockInputs:
     """The numbers of `pack_numbers`, on the device, as what the layers read. It reads no value on the host."""
-    cache_rows, first_position, num_keys, first_row = numbers[:, :NUM_FIXED, None].unbind(1)  # (B, 1) each
+    fixed = numbers[:, :NUM_FIXED, None].unbind(1)  # (B, 1) each
+    cache_rows, first_position, num_keys, slots, continued, first_row = fixed
     steps = torch.arange(shape.width, device=numbers.device)
     positions = first_position + steps  # (B, T)
     mask = None
@@ -102,6 +145,23 @@ def unpack(cache: KVCache, numbers: Tensor, shape: BlockShape) -> BlockInputs:
         (cache_rows * cache.max_length + positions).flatten(),
         None if shape.first_rows else cache_rows[:, 0],
         shape.num_keys,
+        _candidate_places(cache, positions, slots, continued, shape) if shape.has_candidates else None,
     )
     ids, read = numbers[:, NUM_FIXED : NUM_FIXED + shape.width], numbers[:, NUM_FIXED + shape.width :]
     return BlockInputs(ids, attend, cache_rows, first_row + steps, read)
+
+
+def _candidate_places(
+    cache: KVCache, positions: Tensor, slots: Tensor, continued: Tensor, shape: BlockShape
+) -> CandidatePlaces:
+    """Where the new keys and values of candidates go. positions (B, T) absolute; slots, continued (B, 1)."""
+    size = cache.block_size
+    starts = torch.arange(positions.shape[0], device=positions.device)[:, None]  # (B, 1)
+    places = starts * shape.num_keys + positions
+    if not shape.has_next_blocks:
+        return CandidatePlaces(slots[:, 0], places.flatten(), None)
+    # A row that continues no other one writes its own block a second time, to the same places.
+    before = places - size * (continued != starts)
+    rows = torch.arange(size, device=positions.device)
+    sources = torch.cat((starts * size + rows, continued * size + rows))
+    return CandidatePlaces(slots[:, 0], torch.cat((places, before)).flatten(), sources.flatten())

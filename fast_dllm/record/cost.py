@@ -11,7 +11,8 @@ MOST_AMOUNT = 1e15
 @dataclass
 class Cost:
     """Counts, and seconds without loading the model. forwards, layer_forwards, row_layer_forwards: by kind of forward
-    (decoding.FORWARD_KINDS; "score" for one that scores)."""
+    (decoding.FORWARD_KINDS; "score" for one that scores). guesses_offered, guesses_accepted: by what was guessed
+    (decoding.GUESSES)."""
 
     requests: float = 0
     new_tokens: float = 0
@@ -23,6 +24,8 @@ class Cost:
     forwards: dict[str, float] = field(default_factory=dict)
     layer_forwards: dict[str, float] = field(default_factory=dict)
     row_layer_forwards: dict[str, float] = field(default_factory=dict)
+    guesses_offered: dict[str, float] = field(default_factory=dict)
+    guesses_accepted: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

@@ -8,7 +8,7 @@ from typing import Mapping
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS
 from fast_dllm.record.cost import Cost
 
-_BY_KIND = ("forwards", "layer_forwards", "row_layer_forwards")
+_BY_KIND = ("forwards", "layer_forwards", "row_layer_forwards", "guesses_offered", "guesses_accepted")
 _GENERATION = (
     "requests", "seconds_generating", "new_tokens", "tokens_per_second", "tokens_per_forward", "tokens_per_step",
     "truncated_prompts",
@@ -23,6 +23,7 @@ class Throughput:
     """The cost of a run: of generation, of scoring, or of both. None: not recorded, or there was none.
 
     forwards, layer_forwards, row_layer_forwards: by kind of forward (decoding.FORWARD_KINDS, or "score").
+    guesses_offered, guesses_accepted: by what was guessed (decoding.GUESSES).
     Seconds are GPU-seconds: summed over the processes and jobs that answered, each on a GPU of its own, so
     `tokens_per_second` is of one GPU. All are without loading the model. `wall_seconds` is the time from the start of
     the first batch to the end of the last one, with all waits between jobs, and `tokens_per_wall_second` is of
@@ -32,6 +33,8 @@ class Throughput:
     forwards: Mapping[str, float] = field(default_factory=dict)
     layer_forwards: Mapping[str, float] = field(default_factory=dict)
     row_layer_forwards: Mapping[str, float] = field(default_factory=dict)
+    guesses_offered: Mapping[str, float] = field(default_factory=dict)
+    guesses_accepted: Mapping[str, float] = field(default_factory=dict)
     requests: float | None = None
     seconds_generating: float | None = None
     new_tokens: float | None = None

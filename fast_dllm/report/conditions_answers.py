@@ -28,7 +28,7 @@ LONGEST = 2048  # new tokens where the task sets no limit (the default of the mo
 NEAR_LONGEST = 0.9
 FEWEST_SETTINGS = 3  # so many settings with one result are no accident
 FEWEST_CELLS = 3  # so many equal accuracies in two tables are no accident
-DECODING_KINDS = {"prefill", "full", "sub", "commit", "reused", "score"}
+DECODING_KINDS = {"prefill", "full", "sub", "commit", "reused", "guessed", "guessed_commit", "score"}
 
 # facts that plain decoding's answers depend on besides its settings
 CIRCUMSTANCES = ("model", "model_revision", "dtype", "gpu", "device", "graphs", "task_version", "num_fewshot")

@@ -30,7 +30,7 @@ from fast_dllm.spec.values import parse_value
 TASK_SIZE = {task.name: task.questions for task in TASKS.values() if task.questions is not None}
 SCORED = tuple(task.family for task in TASKS.values() if task.is_scored)  # answered by log-likelihood
 MOST_RESULTS_BYTES = 256 * 2**20
-NO_FORWARD = ("reused", "score")  # kinds that cost no forward of decoding
+NO_FORWARD = ("reused", "guessed", "guessed_commit", "score")  # kinds that cost no forward of decoding
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fast_dllm.decoding import FORWARD_KINDS
+from fast_dllm.decoding import FORWARD_KINDS, GUESSED_KINDS
 from fast_dllm.ui.chat import AnswerFrame
 
-COLOURS = {"run": "#4f46e5", "reused": "#f59e0b", "skipped": "#cbd5e1"}
+COLOURS = {"run": "#4f46e5", "reused": "#f59e0b", "skipped": "#cbd5e1", "guessed": "#10b981"}
 MEANINGS = {
     "run": "the layer ran",
     "reused": "its earlier result was used again",
     "skipped": "not needed, because nothing below it changed",
+    "guessed": "it ran in an earlier forward, as a guess that was right",
 }
 # what stands under a column, by kind of forward: one character each, no two alike
-SIGNS = {"prefill": "p", "full": "f", "sub": "s", "partial": "◐", "reused": "r", "commit": "c"}
+SIGNS = {
+    "prefill": "p", "full": "f", "sub": "s", "partial": "◐", "reused": "r", "guessed": "g", "commit": "c",
+    "guessed_commit": "k",
+}  # fmt: skip
 HEIGHT, GAP = 5, 1  # of a cell, in pixels; between two
 NARROW, WIDE, ALL = 11, 28, 560  # of a column: the least, the most, and what all have together where they can
 TOP, LEFT = 4, 22
@@ -24,9 +28,11 @@ def layer_states(frame: AnswerFrame) -> list[tuple[range, str]]:
     """What each layer did in the frame's forward, from the lowest up, as ranges of equal state.
 
     A step that reads the last predictions again runs no layer. The layers of the policy's subset are then "reused". The
-    others would give their last results again, so that they are "skipped".
+    others would give their last results again, so that they are "skipped". A guess that was right is "guessed".
     """
     everything = range(frame.num_layers)
+    if frame.kind in GUESSED_KINDS.values():
+        return [(everything, "guessed")]
     if FORWARD_KINDS[frame.kind].runs_layers:
         resting, rest = frame.layers_at_rest, "run"
     else:

@@ -1,0 +1,354 @@
+"""Forwards with guesses give what forwards one by one give, whatever is guessed; and 06_lookahead guesses well."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tape
+import torch
+from golden_models import GOLDEN_MODELS, eager, golden_json, golden_model
+from margins import BOUND, smallest_margin
+
+from fast_dllm.decode import experiments
+from fast_dllm.decode.decoding_run import Prompt
+from fast_dllm.decode.engine import Engine
+from fast_dllm.decode.sequences import SequenceState
+from fast_dllm.decoding import DenoisingEvent, Forward, Options
+from fast_dllm.network import graphs, packing
+from fast_dllm.network.cache import KVCache
+from fast_dllm.network.compiled import CompiledExecutor
+from fast_dllm.network.graphs import GraphExecution
+from fast_dllm.network.packing import BlockRows, Candidate
+
+MASK, STOP, SIZE = 319, 2, 32
+COMMON: dict[str, Any] = {"mask_id": MASK, "stop_token": STOP, "max_new_tokens": 64, "threshold": 0.6}
+PLAIN, ADAPTIVE = experiments.load(None), experiments.load("01_adaptive_skip")
+LOOKAHEAD = experiments.load("06_lookahead")
+KIND = {"guessed": "full", "guessed_commit": "commit"}
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    rng = random.Random(5)
+    return [[rng.randrange(3, 318) for _ in range(length)] for length in lengths]
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+# -- the mechanism: guesses that are right and guesses that are wrong --------------------------------------------------
+def plain_forwards(model, prompt: list[int]) -> list[Forward]:
+    """What plain decoding asks for, one after another."""
+    asked: list[Forward] = []
+
+    def decode_one(answer, options):
+        policy, sent = PLAIN.decode_one(answer, options), None
+        while True:
+            try:
+                item = policy.send(sent)
+            except StopIteration:
+                return
+            if isinstance(item, Forward):
+                asked.append(item)
+            sent = yield item
+
+    list(Engine(model, decode_one, PLAIN.options_type(**COMMON)).run([Prompt(prompt)]))
+    return asked
+
+
+def with_next_forwards(following: Sequence[Forward], seed: int):
+    """A policy: plain decoding that guesses the forwards which really follow, among wrong ones. following: of the
+    answer, in order."""
+
+    def decode_one(answer, options):
+        policy, sent, rng, number = PLAIN.decode_one(answer, options), None, random.Random(seed), 0
+        while True:
+            try:
+                item = policy.send(sent)
+            except StopIteration:
+                return
+            if isinstance(item, Forward) and item.kind != "prefill":
+                while number < len(following) and following[number].token_ids != item.token_ids:
+                    number += 1
+                assert number < len(following), "plain decoding never came to this state"
+                item = replace(item, guesses=guesses_of(item, following[number + 1 : number + 4], rng))
+            sent = yield item
+
+    return decode_one
+
+
+def guesses_of(own: Forward, following: Sequence[Forward], rng: random.Random) -> tuple[Forward, ...]:
+    """Those that follow, up to the first state of the next block, each behind a copy with a wrong token."""
+    guesses: list[Forward] = []
+    before = own
+    for each in following:
+        if before.kind == "commit":
+            finished = len(guesses)  # the state before; its wrong copy is one further back
+            if finished > 1:
+                guesses.append(wrong(each, rng, continues=finished - 1))
+                guesses.append(replace(each, continues=finished - 1))  # the right tokens behind the wrong block
+            return (*guesses, replace(each, continues=finished))
+        guesses += [wrong(each, rng), each]
+        before = each
+    return tuple(guesses)
+
+
+def wrong(forward: Forward, rng: random.Random, continues: int | None = None) -> Forward:
+    tokens = list(forward.token_ids)
+    row = rng.choice([row for row, token in enumerate(tokens) if token != MASK])
+    tokens[row] = (tokens[row] + 7) % 300 + 3
+    return replace(forward, token_ids=tokens, continues=continues)
+
+
+def told(events: Sequence[DenoisingEvent]) -> list[tuple]:
+    return [(KIND.get(each.kind, each.kind), each.start, each.end, each.positions, each.tokens) for each in events]
+
+
+def assert_nothing_but_speed(model, lengths: Sequence[int] = (5, 38, 64)) -> None:
+    """With perfect guesses among wrong ones, events and confidences are those of plain decoding."""
+    batch, guessed = prompts(*lengths), 0
+    options = PLAIN.options_type(**COMMON)
+    plain = [list(Engine(model, PLAIN.decode_one, options).run([Prompt(each)])) for each in batch]
+    asked = [plain_forwards(model, each) for each in batch]
+
+    def decode_one(answer, given):
+        return with_next_forwards(asked[answer.row], answer.row)(answer, given)
+
+    events = list(Engine(model, decode_one, options).run([Prompt(each) for each in batch]))
+    for row, expected in enumerate(plain):
+        got = [event for event in events if event.row == row]
+        assert told(got) == told(expected), f"row {row}: another answer"
+        for one, other in zip(got, expected, strict=True):
+            assert one.confidences == pytest.approx(other.confidences, abs=1e-4), f"row {row}, from {one.start}"
+        guessed += sum(event.kind in KIND for event in got)
+        assert {event.kind for event in got} >= {"guessed", "guessed_commit"}
+        generation = got[-1].generation
+        assert generation.guesses_accepted.keys() == {"step", "commit", "opening"}
+        assert sum(generation.guesses_accepted.values()) == sum(event.kind in KIND for event in got)
+    assert guessed > len(events) / 2
+
+
+def test_right_guesses_among_wrong_ones_change_nothing_but_the_number_of_forwards(tiny36):
+    assert_nothing_but_speed(tiny36)
+
+
+@pytest.mark.parametrize("recorder", [None, tape.record])
+def test_and_so_it_is_in_recorded_forwards_and_in_their_shapes(recorder, monkeypatch):
+    monkeypatch.setattr(graphs, "PLAIN_RUNS", 0)
+    model = golden_model("tiny36")
+    model.execution = GraphExecution(model, lambda: recorder)
+    assert_nothing_but_speed(model, (38,))
+    recorded = model.execution.counts.get("recorded", 0)
+    if recorder is not None:
+        assert_nothing_but_speed(model, (38,))
+        assert model.execution.counts["recorded"] < recorded * 2
+        assert model.execution.counts["replayed"] > recorded
+
+
+def test_candidates_run_as_written_where_layers_are_compiled(tiny36):
+    compiled = CompiledExecutor(tiny36, tiny36.new_cache(1, 64, SIZE), libraries=None)  # type: ignore[arg-type]
+    rows = BlockRows([0, 0], [[5] * SIZE, [6] * SIZE], [0, 0], [[3], [4]], [Candidate(0), Candidate(1)])
+    with torch.inference_mode():
+        assert torch.equal(compiled.run_block(rows), eager(tiny36, 1, 64).run_block(rows))
+
+
+def accept_one_wrong_token(monkeypatch) -> None:
+    original = SequenceState.run_guess
+
+    def lenient(self, forward, length):
+        for guess in self.guesses:
+            different = sum(a != b for a, b in zip(guess.forward.token_ids, forward.token_ids, strict=False))
+            if guess.start == length and guess.forward.kind == forward.kind and different == 1:
+                return guess
+        return original(self, forward, length)
+
+    monkeypatch.setattr(SequenceState, "run_guess", lenient)
+
+
+def see_another_candidate(monkeypatch) -> None:
+    original = packing._candidate_places
+
+    def shared(*given):
+        places = original(*given)
+        size = SIZE * 2
+        if places.sources is None and len(places.destinations) >= size:
+            sources = torch.arange(len(places.destinations))
+            sources[SIZE - 1] = size - 1  # the first candidate sees the second one's last row
+            return replace(places, sources=sources)
+        return places
+
+    monkeypatch.setattr(packing, "_candidate_places", shared)
+
+
+def continue_the_wrong_candidate(monkeypatch) -> None:
+    original = packing._candidate_places
+
+    def moved(cache, positions, slots, continued, shape):
+        rows = torch.arange(len(continued), device=continued.device)[:, None]
+        return original(cache, positions, slots, torch.where(continued == rows, continued, continued - 1), shape)
+
+    monkeypatch.setattr(packing, "_candidate_places", moved)
+
+
+def keep_the_keys_of_a_rejected_candidate(monkeypatch) -> None:
+    original = KVCache.append_scratch
+    monkeypatch.setattr(KVCache, "append_scratch", lambda self, row, slot: original(self, row, max(slot - 1, row * 8)))
+
+
+def ignore_what_a_guess_continues(monkeypatch) -> None:
+    original = SequenceState.run_guess
+
+    def forgetful(self, forward, length):
+        self.guesses = [replace(guess, before=None) for guess in self.guesses]
+        return original(self, forward, length)
+
+    monkeypatch.setattr(SequenceState, "run_guess", forgetful)
+
+
+FAULTS = [
+    accept_one_wrong_token,
+    see_another_candidate,
+    continue_the_wrong_candidate,
+    keep_the_keys_of_a_rejected_candidate,
+    ignore_what_a_guess_continues,
+]
+
+
+@pytest.mark.parametrize("plant", FAULTS)
+def test_a_planted_fault_of_the_mechanism_is_caught(tiny36, monkeypatch, plant: Callable):
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        assert_nothing_but_speed(tiny36, (5, 38))
+
+
+FULL = Forward("full", [MASK] * SIZE, wanted=range(8))
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (replace(FULL, guesses=(FULL,) * 8), "at most 8 states, not 9"),
+        (replace(FULL, guesses=(replace(FULL, token_ids=[5]),)), "state 1 of a forward with guesses is no plain"),
+        (replace(FULL, guesses=(replace(FULL, continues=1),)), "guess 1 continues state 1, which is none of this"),
+        (Forward("guessed", wanted=range(8)), "a policy asks for a guessed forward by its plain kind"),
+    ],
+)
+def test_guesses_that_cannot_run_are_refused_in_words(tiny36, forward, message):
+    def decode_one(answer, options):
+        yield forward
+
+    with pytest.raises(ValueError, match=message):
+        list(Engine(tiny36, decode_one, Options(MASK, STOP)).run([Prompt([5])]))
+
+
+def test_a_window_that_would_read_what_no_guess_writes_is_refused(tiny36):
+    def decode_one(answer, options):
+        yield replace(FULL, guesses=(FULL,))
+        yield Forward("sub", [MASK] * 8, 0, wanted=range(8))
+
+    with pytest.raises(ValueError, match="a sub forward reads the block cache"):
+        list(Engine(tiny36, decode_one, Options(MASK, STOP)).run([Prompt([5])]))
+
+
+# -- the policy --------------------------------------------------------------------------------------------------------
+def assert_lossless(model, batch: list[list[int]], settings: dict, states: int, base=PLAIN) -> tuple[int, int]:
+    """Answers of a batch of unlike lengths are those of plain decoding. Returns forwards of both, without prefills."""
+    mine = LOOKAHEAD.generate(model, batch, generator=generators(len(batch)), states=states, **settings)
+    plain = base.generate(model, batch, generator=generators(len(batch)), **settings)
+    for prompt, one, other in zip(batch, mine, plain, strict=True):
+        if one.tokens != other.tokens:
+            margin = smallest_margin(model, base, prompt, settings)
+            assert margin < BOUND, f"{settings}, {states} states: another answer; the smallest margin is {margin:g}"
+            print(f"another answer, smallest margin {margin:g}")
+    kinds = ("full", "commit")
+    counts = [sum(each.forwards[kind] for each in answers for kind in kinds) for answers in (mine, plain)]
+    assert counts[0] <= counts[1]
+    return counts[0], counts[1]
+
+
+@pytest.mark.sampled(20)
+@pytest.mark.parametrize("states", [2, 3, 4, 8])
+@pytest.mark.parametrize("sub_size", [8, 16, 32])
+@pytest.mark.parametrize("threshold", [1.0, 0.95, 0.9, 0.5])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_setting_gives_plain_decodings_tokens(tiny36, threshold, sub_size, states, temperature):
+    """Sampled too: each step's random numbers are its own, however many forwards there are."""
+    settings = {**COMMON, "max_new_tokens": 64, "threshold": threshold, "small_block_size": sub_size}
+    if temperature:
+        settings |= {"temperature": temperature, "top_p": 0.3}
+    assert_lossless(tiny36, prompts(5, 38, 64, 75), settings, states)
+
+
+def golden_cases() -> list:
+    return [
+        pytest.param(name, {**case, "temperature": case.get("temperature", 0.0)}, id=f"{name}-{kind}-{index}")
+        for name in GOLDEN_MODELS
+        for kind in ("generate", "lab_baseline")
+        for index, case in enumerate(golden_json(f"{name}.{kind}.json"))
+        if case.get("reuse_k", 1) == 1
+    ]
+
+
+@pytest.mark.sampled(20)
+@pytest.mark.parametrize(("name", "case"), golden_cases())
+def test_golden_cases_are_answered_as_by_plain_decoding(golden_models, name, case):
+    names = ("mask_id", "stop_token", "max_new_tokens", "block_size", "small_block_size", "threshold", "temperature")
+    settings = {key: case[key] for key in names if key in case}
+    for states in (2, 3, 4, 8):
+        assert_lossless(golden_models[name], [case["prompt"]], settings, states)
+
+
+def test_lookahead_saves_forwards_and_more_with_more_states(tiny36):
+    (two, plain), (four, _) = (
+        assert_lossless(tiny36, prompts(5, 38), COMMON | {"threshold": 1.0}, states) for states in (2, 4)
+    )
+    assert four < two < plain
+
+
+@pytest.mark.parametrize("bar", [0.3, 0.8])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.3}])
+def test_rereading_with_lookahead_gives_the_tokens_of_rereading(tiny36, bar, sampling):
+    settings = COMMON | {"small_block_size": 4, "reread_above": bar} | sampling
+    for states in (1, 4):
+        assert_lossless(tiny36, prompts(5, 38, 64), settings, states, base=ADAPTIVE)
+
+
+def test_an_answer_may_stop_in_a_guessed_block(tiny36):
+    """At the first token of a block that was guessed, and at one that a guessed step wrote."""
+    (prompt,) = prompts(38)
+    settings = COMMON | {"threshold": 1.0}
+    events = list(LOOKAHEAD.denoise(tiny36, [prompt], states=8, **settings))
+    written = {kind: event.tokens[0] for event in events for kind in [event.kind] if kind in KIND}
+    assert written.keys() == KIND.keys()
+    for kind, token in written.items():
+        stopped = list(LOOKAHEAD.denoise(tiny36, [prompt], states=8, **settings | {"stop_token": token}))
+        plain = PLAIN.generate(tiny36, [prompt], **settings | {"stop_token": token})
+        assert stopped[-1].generation.tokens == plain[0].tokens
+        assert stopped[-1].generation.tokens[-1] == token, kind
+
+
+def test_a_sampled_step_draws_once_whether_it_was_guessed_or_not(tiny36, monkeypatch):
+    """The n-th step draws the n-th numbers of the sequence's stream, and no rejected guess draws any."""
+    drawn: list[tuple] = []
+    original = torch.rand
+
+    def rand(*size, **rest):
+        numbers = original(*size, **rest)
+        drawn.append(tuple(numbers.tolist()))
+        return numbers
+
+    monkeypatch.setattr(torch, "rand", rand)
+    settings = COMMON | {"temperature": 1.0, "top_p": 0.3}
+    streams = []
+    for experiment, more in ((PLAIN, {}), (LOOKAHEAD, {"states": 8})):
+        drawn.clear()
+        (got,) = experiment.generate(tiny36, prompts(41), generator=generators(1), **settings, **more)
+        assert len(drawn) == got.forwards["full"] + got.forwards["guessed"]
+        streams.append(list(drawn))
+    assert streams[0] == streams[1]
+    # The first guesses of an accepted chain leave the others to be used.
+    assert got.forwards["guessed"] > got.forwards["full"] / 4
