@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from golden_models import GOLDEN_MODELS, eager, golden_json, golden_model
 from margins import BOUND, smallest_margin
 
 from fast_dllm.decode import experiments
-from fast_dllm.decode.decoding_run import Prompt
+from fast_dllm.decode.decoding_run import DecodingRun, Prompt
 from fast_dllm.decode.engine import Engine
 from fast_dllm.decode.sequences import SequenceState
 from fast_dllm.decoding import DenoisingEvent, Forward, Options
@@ -41,9 +42,14 @@ def generators(count: int) -> list[torch.Generator]:
 
 
 # -- the mechanism: guesses that are right and guesses that are wrong --------------------------------------------------
-def plain_forwards(model, prompt: list[int]) -> list[Forward]:
-    """What plain decoding asks for, one after another."""
-    asked: list[Forward] = []
+def answered(model, decode_one, batch: list[list[int]], sampling: dict) -> list[DenoisingEvent]:
+    given = [Prompt(*each) for each in zip(batch, generators(len(batch)), strict=True)]
+    return list(Engine(model, decode_one, PLAIN.options_type(**COMMON), **sampling).run(given))
+
+
+def plain_forwards(model, batch: list[list[int]], sampling: dict) -> tuple[list[list[Forward]], list[DenoisingEvent]]:
+    """What plain decoding asks for, of each prompt one after another; and its events."""
+    asked: list[list[Forward]] = [[] for _ in batch]
 
     def decode_one(answer, options):
         policy, sent = PLAIN.decode_one(answer, options), None
@@ -53,11 +59,10 @@ def plain_forwards(model, prompt: list[int]) -> list[Forward]:
             except StopIteration:
                 return
             if isinstance(item, Forward):
-                asked.append(item)
+                asked[answer.row].append(item)
             sent = yield item
 
-    list(Engine(model, decode_one, PLAIN.options_type(**COMMON)).run([Prompt(prompt)]))
-    return asked
+    return asked, answered(model, decode_one, batch, sampling)
 
 
 def with_next_forwards(following: Sequence[Forward], seed: int):
@@ -108,32 +113,35 @@ def told(events: Sequence[DenoisingEvent]) -> list[tuple]:
     return [(KIND.get(each.kind, each.kind), each.start, each.end, each.positions, each.tokens) for each in events]
 
 
-def assert_nothing_but_speed(model, lengths: Sequence[int] = (5, 38, 64)) -> None:
+def assert_nothing_but_speed(model, lengths: Sequence[int] = (5, 38, 64), **sampling: float) -> None:
     """With perfect guesses among wrong ones, events and confidences are those of plain decoding."""
-    batch, guessed = prompts(*lengths), 0
-    options = PLAIN.options_type(**COMMON)
-    plain = [list(Engine(model, PLAIN.decode_one, options).run([Prompt(each)])) for each in batch]
-    asked = [plain_forwards(model, each) for each in batch]
+    batch, accepted = prompts(*lengths), Counter[str]()
+    asked, plain = plain_forwards(model, batch, sampling)
 
     def decode_one(answer, given):
         return with_next_forwards(asked[answer.row], answer.row)(answer, given)
 
-    events = list(Engine(model, decode_one, options).run([Prompt(each) for each in batch]))
-    for row, expected in enumerate(plain):
-        got = [event for event in events if event.row == row]
+    events = answered(model, decode_one, batch, sampling)
+    for row in range(len(batch)):
+        got, expected = ([event for event in each if event.row == row] for each in (events, plain))
         assert told(got) == told(expected), f"row {row}: another answer"
         for one, other in zip(got, expected, strict=True):
             assert one.confidences == pytest.approx(other.confidences, abs=1e-4), f"row {row}, from {one.start}"
-        guessed += sum(event.kind in KIND for event in got)
-        assert {event.kind for event in got} >= {"guessed", "guessed_commit"}
         generation = got[-1].generation
-        assert generation.guesses_accepted.keys() == {"step", "commit", "opening"}
-        assert sum(generation.guesses_accepted.values()) == sum(event.kind in KIND for event in got)
-    assert guessed > len(events) / 2
+        assert generation is not None, "an answer's last event has it"
+        accepted += Counter(generation.guesses_accepted)
+    assert accepted.keys() == {"step", "commit", "opening"}
+    assert accepted.total() == sum(event.kind in KIND for event in events)
+    assert accepted.total() > len(events) / 2
 
 
 def test_right_guesses_among_wrong_ones_change_nothing_but_the_number_of_forwards(tiny36):
     assert_nothing_but_speed(tiny36)
+
+
+def test_nor_where_tokens_are_drawn(tiny36):
+    """The n-th step draws the n-th numbers of the sequence's stream, guessed or not; no rejected guess draws any."""
+    assert_nothing_but_speed(tiny36, temperature=1.0, top_p=0.95)
 
 
 @pytest.mark.parametrize("recorder", [None, tape.record])
@@ -209,20 +217,33 @@ def ignore_what_a_guess_continues(monkeypatch) -> None:
     monkeypatch.setattr(SequenceState, "run_guess", forgetful)
 
 
+def draw_for_the_guesses_too(monkeypatch) -> None:
+    original = DecodingRun._keep_guesses
+
+    def draws(self, sequence, forward, *given):
+        for _ in forward.guesses:
+            torch.rand(8, generator=sequence.generator)
+        return original(self, sequence, forward, *given)
+
+    monkeypatch.setattr(DecodingRun, "_keep_guesses", draws)
+
+
 FAULTS = [
     accept_one_wrong_token,
     see_another_candidate,
     continue_the_wrong_candidate,
     keep_the_keys_of_a_rejected_candidate,
     ignore_what_a_guess_continues,
+    draw_for_the_guesses_too,
 ]
 
 
 @pytest.mark.parametrize("plant", FAULTS)
 def test_a_planted_fault_of_the_mechanism_is_caught(tiny36, monkeypatch, plant: Callable):
     plant(monkeypatch)
+    sampling = {"temperature": 1.0, "top_p": 0.95} if plant is draw_for_the_guesses_too else {}
     with pytest.raises(AssertionError):
-        assert_nothing_but_speed(tiny36, (5, 38))
+        assert_nothing_but_speed(tiny36, (5, 38), **sampling)
 
 
 FULL = Forward("full", [MASK] * SIZE, wanted=range(8))
@@ -329,26 +350,3 @@ def test_an_answer_may_stop_in_a_guessed_block(tiny36):
         plain = PLAIN.generate(tiny36, [prompt], **settings | {"stop_token": token})
         assert stopped[-1].generation.tokens == plain[0].tokens
         assert stopped[-1].generation.tokens[-1] == token, kind
-
-
-def test_a_sampled_step_draws_once_whether_it_was_guessed_or_not(tiny36, monkeypatch):
-    """The n-th step draws the n-th numbers of the sequence's stream, and no rejected guess draws any."""
-    drawn: list[tuple] = []
-    original = torch.rand
-
-    def rand(*size, **rest):
-        numbers = original(*size, **rest)
-        drawn.append(tuple(numbers.tolist()))
-        return numbers
-
-    monkeypatch.setattr(torch, "rand", rand)
-    settings = COMMON | {"temperature": 1.0, "top_p": 0.3}
-    streams = []
-    for experiment, more in ((PLAIN, {}), (LOOKAHEAD, {"states": 8})):
-        drawn.clear()
-        (got,) = experiment.generate(tiny36, prompts(41), generator=generators(1), **settings, **more)
-        assert len(drawn) == got.forwards["full"] + got.forwards["guessed"]
-        streams.append(list(drawn))
-    assert streams[0] == streams[1]
-    # The first guesses of an accepted chain leave the others to be used.
-    assert got.forwards["guessed"] > got.forwards["full"] / 4
