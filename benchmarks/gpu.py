@@ -7,7 +7,8 @@ forwards: one sequence at 512 tokens of context, ms by kind of forward, each mea
 same answers with recorded forwards, with unrecorded ones of the same padded shapes, and with those of exact lengths.
 batch: 32 sequences against one. experiments: every experiment at k = 1, 2, 3, and the time that its forwards predict.
 context: ms and memory (allocated, and all that the driver has given away) against the context's length. where: the
-kernels that one forward's time goes to.
+kernels that one forward's time goes to. lookahead: a forward of 1, 2, 4 and 8 states of each sequence, and answers of
+06_lookahead beside plain decoding in unrecorded forwards.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ import torch
 from benchmarks.decode import check_options, copy_bandwidth, full_depth_forwards, random_model
 from benchmarks.questions import toy_prompts
 from fast_dllm.decode import experiments
+from fast_dllm.decoding import MOST_STATES
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network import kernels
 from fast_dllm.network.devices import pick_device, pick_dtype
 from fast_dllm.network.loading import load_model
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import open_executor, use_graphs, use_padded_shapes
-from fast_dllm.network.packing import BlockRows
+from fast_dllm.network.packing import BlockRows, Candidate
 
-SECTIONS = ("forwards", "tokens", "batch", "experiments", "context", "where")
+SECTIONS = ("forwards", "tokens", "batch", "experiments", "context", "where", "lookahead")
 BLOCK, SUB = 32, 8
 
 
@@ -136,12 +138,21 @@ class Bench:
         return self.model.execution.counts.get("recorded", 0) if self.model.execution else 0
 
     @torch.inference_mode()
-    def step_seconds(self, context: int, batch: int, width: int, read: int, runs: int = 20) -> float:
+    def step_seconds(
+        self, context: int, batch: int, width: int, read: int, runs: int = 20, states: int | None = None
+    ) -> float:
         """Median seconds of one step as the engine takes it: a forward of `width` rows, `read` of them put through the
-        head, what they predict, and its transfer."""
+        head, what they predict, and its transfer. states: of each sequence, as candidates."""
         length = max(context // BLOCK, 1) * BLOCK
-        ids = [list(range(3, 3 + width))] * batch
-        block = BlockRows(list(range(batch)), ids, [0] * batch, [list(range(read))] * batch)
+        rows = [row for row in range(batch) for _ in range(states or 1)]
+        candidates = [Candidate(row * MOST_STATES + index % (states or 1)) for index, row in enumerate(rows)]
+        block = BlockRows(
+            rows,
+            [list(range(3, 3 + width))] * len(rows),
+            [0] * len(rows),
+            [list(range(read))] * len(rows),
+            candidates if states else None,
+        )
         mask_id = self.model.config.vocab_size - 1
         seconds = []
         with open_executor(self.model, batch, length, BLOCK) as executor:
@@ -271,6 +282,33 @@ class Bench:
             yield f"context {context}: " + ", ".join(f"{key} {value:.2f}" for key, value in found[context].items())
             context *= 2
         self.results["context"] = found
+
+    def lookahead(self) -> Iterator[str]:
+        found: dict[str, Any] = {}
+        for batch in sorted({min(each, self.arguments.batch_size) for each in (1, 4, 16)}):
+            for context in (512, 2048):
+                ms = {str(n): 1e3 * self.step_seconds(context, batch, BLOCK, BLOCK, states=n) for n in (1, 2, 4, 8)}
+                ms["plain"] = 1e3 * self.step_seconds(context, batch, BLOCK, SUB)
+                found[f"forward, batch {batch}, context {context}"] = ms
+                line = ", ".join(f"{states} {each:.2f} ms" for states, each in ms.items())
+                yield f"batch {batch}, context {context}, states: {line}"
+        tiny = load_model("tiny", str(self.device), str(self.dtype)[6:]).fuse()
+        questions, settings = toy_prompts(self.arguments.questions), tiny_settings() | {"threshold": 1.0}
+        use_padded_shapes(tiny)
+        plain = [self.answers(tiny, [prompt], **settings)[0] for prompt in questions]
+        use_graphs(tiny, "auto")
+        for states in (1, 2, 4, 8):
+            knobs = settings | {"name": "06_lookahead", "states": states}
+            self.synchronize()
+            began = time.perf_counter()
+            given = [self.answers(tiny, [prompt], **knobs)[0] for prompt in questions]
+            self.synchronize()
+            seconds = time.perf_counter() - began
+            same = sum(a.tokens == b.tokens for a, b in zip(given, plain, strict=True))
+            forwards = sum(each.forwards[kind] for each in given for kind in ("full", "commit"))
+            found[f"answers, {states} states"] = {"same": same, "forwards": forwards, "seconds": seconds}
+            yield f"{states} states: {same} of {len(plain)} answers equal, {forwards} forwards, {seconds:.1f} s"
+        self.results["lookahead"] = found
 
     def where(self) -> Iterator[str]:
         from torch.profiler import ProfilerActivity, profile
