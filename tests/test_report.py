@@ -156,7 +156,8 @@ def test_the_page_opens_from_a_disk(project):
     text = text_of(project, "report.html")
     page = Page(text)
     assert "script" not in page.tags
-    assert page.tags.count("img") == 4
+    assert page.tags.count("img") == page.tags.count("figure") == 4
+    assert page.tags.count("table") == 5  # matrix, comparisons, AUP, and two of the provenance
     assert "http" not in text.replace("http-equiv", "")
     assert "prefers-color-scheme: dark" in text
 
