@@ -71,6 +71,7 @@ def test_steps_are_those_that_were_taken_and_nothing_else_changes(name, temperat
             assert sum(layers) == sum(generation.layer_forwards.values())
         rests = [kind == "partial" or not FORWARD_KINDS[kind].runs_layers for kind in kinds]
         assert [bool(step["rest"]) for step in steps] == rests
+        assert [step["rows"] is not None for step in steps] == [FORWARD_KINDS[kind].runs_layers for kind in kinds]
 
 
 def test_the_steps_of_an_answer_are_bounded(monkeypatch):

@@ -75,7 +75,7 @@ class StepRecorder:
                 positions.append(position)
                 tokens.append(token)
                 confidences.append(round(confidence, DIGITS))
-        num_rows = len(forward.token_ids)
+        num_rows = len(forward.token_ids) if FORWARD_KINDS[prediction.kind].runs_layers else 0
         now = time.perf_counter()
         self._step = {
             "kind": prediction.kind,

@@ -71,7 +71,7 @@ class Reliability:
         for step in trace["steps"]:
             filled = step.get("filled", {"positions": []})["positions"]
             kind = FORWARD_KINDS.get(step["kind"])
-            if kind is not None and kind.step and kind.runs_layers and "window" in step:
+            if kind is not None and kind.step and kind.runs_layers and "window" in step and step["seen"]:
                 block = step["window"][0] // block_size
                 steps_of_block[block] = steps_of_block.get(block, 0) + 1
                 state = step["seen"][0]
