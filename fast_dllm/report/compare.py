@@ -171,8 +171,10 @@ def is_plain(run: RunResult, table: ResultTable) -> bool:
 
 
 def plain_settings(run: RunResult) -> tuple | None:
-    """What plain decoding's answers depend on besides model and code, the same for every experiment's. An experiment
-    without the knob `refresh` has what its forwards show; None where neither is recorded."""
+    """The settings of plain decoding that can change an answer, in a form that is equal for all experiments.
+
+    `refresh` of an experiment without this knob is seen from its forwards; None if they are not recorded.
+    """
     given = {name: str(run.arguments[name]) for name in PLAIN_ARGUMENTS if run.arguments.get(name) is not None}
     if "refresh" not in given:
         if run.forwards is None:
@@ -182,9 +184,10 @@ def plain_settings(run: RunResult) -> tuple | None:
 
 
 def columns(table: ResultTable, alike: bool = True) -> dict[int, list[list[RunResult]]]:
-    """k -> groups of runs that are one computation whichever layers they name (k = 1 included).
+    """k -> groups of runs that differ only in the layers that they name.
 
-    alike=False: the others instead, runs that differ in the layers that they skip.
+    alike: True: groups whose runs are one computation, because nothing is skipped (k = 1, or stored logits are read
+    again); False: groups whose runs skip different layers.
     """
     groups_of_k: dict[int, dict[tuple, list[RunResult]]] = {}
     for run in table.runs.values():

@@ -27,7 +27,7 @@ def task_of_folder(name: str) -> tuple[str, float | None]:
 
 
 def _usable(run: RunResult) -> RunResult:
-    """The run; raises ValueError, one line, where its file cannot be what it says."""
+    """The run. Raises SummaryError, one line, if its file is corrupt."""
     broken = [text for kind, text in run.faults if kind == "corrupt"]
     if broken:
         raise SummaryError("; ".join(broken))
@@ -134,7 +134,7 @@ def _ordered(runs: Mapping[str, RunResult], matrix: Matrix) -> dict[str, RunResu
 
 
 def _spanned(runs: Mapping[str, RunResult]) -> Matrix:
-    """The matrix that imported runs are part of: the nine where they are named like them, else just what is there."""
+    """The matrix of imported runs: the nine configurations if one has such a name, else the imported ones alone."""
     if any(config in NINE.configurations for config in runs):
         return NINE
     configurations = {config: dict(run.arguments) for config, run in runs.items()}

@@ -1,6 +1,6 @@
-"""Results as the report reads them: a RunResult for each summary.json, a ResultTable for each experiment and task.
+"""Reads results for the report: a RunResult of each summary.json, a ResultTable of each experiment and task.
 
-What a summary does not record is None here. The report says so and never guesses.
+What a summary does not record is None. The report then says that it is not known.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ NO_FORWARD = ("reused", "guessed", "guessed_commit", "score")  # kinds that cost
 
 @dataclass(frozen=True)
 class RunResult:
-    """One configuration's result. What its summary does not record is None.
+    """The result of one configuration. What its summary does not record is None.
 
-    num_samples: questions; seconds: of generating; forwards: kind -> number; layers_run: layers summed over forwards.
+    num_samples: the number of questions. seconds: of generating. forwards: kind -> number. layers_run: the layers that
+    ran, summed over all forwards.
     faults: what is wrong with the files themselves, (kind of alarm, text). is_foreign: imported, or of another runner.
     """
 
@@ -66,7 +67,7 @@ class RunResult:
 
     @property
     def num_correct(self) -> int | None:
-        """Right answers; None where accuracy times questions is no whole number."""
+        """The number of right answers; None if accuracy times questions is not a whole number."""
         if self.num_samples is None:
             return None
         count = self.accuracy * self.num_samples
@@ -74,9 +75,9 @@ class RunResult:
 
     @property
     def counts(self) -> tuple[int, int] | None:
-        """Right answers and questions, where both are known."""
-        right, asked = self.num_correct, self.num_samples
-        return None if right is None or asked is None else (right, asked)
+        """(right answers, questions); None unless both are known."""
+        right, questions = self.num_correct, self.num_samples
+        return None if right is None or questions is None else (right, questions)
 
     @property
     def reuse_k(self) -> int | None:
@@ -89,7 +90,7 @@ class RunResult:
 
     @property
     def full_forwards(self) -> float | None:
-        """Full-depth forwards: layers run / layers where both are recorded, else every forward counts as one."""
+        """Full-depth forwards: layers run / layers of the model; if these are not recorded, all forwards."""
         if self.layers_run and self.num_layers:
             return self.layers_run / self.num_layers
         return sum(n for kind, n in self.forwards.items() if kind not in NO_FORWARD) if self.forwards else None
@@ -106,7 +107,7 @@ class RunResult:
 
     @property
     def skips_layers(self) -> bool:
-        """Some forward ran without some of the layers. A step that reads stored logits again is no forward."""
+        """Whether some forward skipped layers. A step that reads stored logits again is no forward."""
         if not (self.layers_run and self.num_layers and self.forwards):
             return False
         return self.layers_run < self.num_layers * sum(n for k, n in self.forwards.items() if k not in NO_FORWARD)
@@ -114,7 +115,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """One experiment's runs on one task, or an imported folder's.
+    """The runs of one experiment on one task, or those of an imported folder.
 
     compare_with: the configuration that the others are compared with; None: k = 1 of the same column. problems:
     configuration -> why it has no run. code_sha256: of the experiment's generation code today. is_control: plain
@@ -174,7 +175,7 @@ FACTS = (
 
 
 def _facts(summary: Summary, questions: Questions | None) -> dict[str, Any]:
-    """What alarms and the list of provenance look at; nothing that is not recorded."""
+    """The recorded facts that alarms and the provenance section use."""
     facts: dict[str, Any] = {name: getattr(summary, name) for name in FACTS}
     facts |= {
         "commit": summary.git_commit,
@@ -196,12 +197,12 @@ def _facts(summary: Summary, questions: Questions | None) -> dict[str, Any]:
 
 
 def _one(values: Mapping[str, object]) -> object:
-    """A task's own value, or all subtasks' together."""
+    """The value of a single task; for a group, the values of all subtasks as JSON."""
     return next(iter(values.values())) if len(values) == 1 else json.dumps(dict(values), sort_keys=True)
 
 
 def read_run(path: Path, place: Mapping[str, Any]) -> RunResult:
-    """The RunResult of one summary.json. Raises SummaryError, one line, where it is none."""
+    """The RunResult of one summary.json. Raises SummaryError, one line, if it is not usable."""
     summary = read_summary(path)
     if summary is None:
         raise SummaryError("no file")
@@ -248,7 +249,10 @@ def _questions(path: Path, summary: Summary, faults: list[tuple[str, str]]) -> Q
 
 
 def _seals(path: Path, summary: Summary) -> list[tuple[str, str]]:
-    """What the chain of hashes says: summary.json over itself and over results.json, that one over its samples."""
+    """Faults that the hashes show.
+
+    summary.json has a hash of itself and one of results.json, and results.json has those of its samples.
+    """
     faults = []
     if summary.is_edited:
         faults.append(("hand_edited", "summary.json was changed after it was written (its own hash does not fit)"))
@@ -275,7 +279,7 @@ def _sample_seals(results: Path) -> list[tuple[str, str]]:
 
 
 def _with_faults(run: RunResult, place: Mapping[str, object], faults: list[tuple[str, str]]) -> RunResult:
-    """The run with what contradicts itself, or its folder, among its faults."""
+    """The run, with further faults: contradictions within its summary, or between the summary and its folder."""
     summary = run.summary
     # an imported folder may be called anything but a configuration: what its summaries say of themselves counts
     names = (
@@ -304,7 +308,7 @@ def _limit(limit: object) -> str:
 
 
 def _contradictions(run: RunResult) -> list[tuple[str, str]]:
-    """Numbers of one summary that cannot all be true."""
+    """Faults: numbers of one summary that contradict each other."""
     faults = []
     stated = run.summary.throughput.tokens_per_second
     speed = run.tokens_per_second
@@ -323,7 +327,7 @@ def _contradictions(run: RunResult) -> list[tuple[str, str]]:
 
 
 def weighted_accuracy(questions: Questions, task: str) -> float | None:
-    """The task's accuracy from its questions, subtasks weighted as the task does; None where that is not known."""
+    """The task's accuracy from its questions, with the task's weights of subtasks; None if these are not known."""
     by_task: dict[str, list[float]] = {}
     for question in questions.questions:
         by_task.setdefault(question.task, []).append(question.correct)

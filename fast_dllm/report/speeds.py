@@ -1,4 +1,4 @@
-"""Which measured speeds can be compared: hardware, conditions, outliers, and the speed of a table's k = 1."""
+"""Decides which measured speeds can be compared: by hardware, conditions and outliers; and the speed of k = 1."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def was_interrupted(run: RunResult) -> bool:
 
 
 def conditions(run: RunResult) -> tuple:
-    """What two runs must have in common before their speeds can be compared."""
+    """The facts in which two runs must agree, so that their speeds can be compared."""
     graphs = run.facts.get("graphs") or "off"  # older summaries do not record it: there were no graphs then
     return (*(run.facts.get(name) for name in ("gpu", "device", "batch_size")), graphs, processes_on_cpu(run))
 
@@ -46,7 +46,7 @@ def _same_work(run: RunResult, other: RunResult) -> bool:
 
 
 def outliers(table: ResultTable) -> dict[str, tuple[RunResult, list[RunResult]]]:
-    """Configuration -> (its run, runs of the same work), where its time is OUTLIER times theirs or theirs its own."""
+    """Configuration -> (its run, runs of the same work), if their times differ by the factor OUTLIER or more."""
     odd = {}
     for group in (group for groups in columns(table).values() for group in groups):
         with_speed = [(run, speed) for run in group if (speed := run.tokens_per_second)]
@@ -65,7 +65,7 @@ def outliers(table: ResultTable) -> dict[str, tuple[RunResult, list[RunResult]]]
 
 
 def _forwards_key(table: ResultTable, run: RunResult) -> tuple | None:
-    """Equal for two runs with the very same forwards on the same hardware; None where they are not counted."""
+    """A key that is equal for runs with the same forwards on the same hardware; None without counted forwards."""
     if table.is_foreign or not run.forwards or not run.tokens_per_second or was_interrupted(run):
         return None
     model = tuple(str(run.facts.get(name)) for name in ("model", "model_revision", "dtype"))
