@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,10 @@ from fast_dllm.evaluate import sandbox as sandboxes
 from fast_dllm.evaluate.sandbox import BUBBLEWRAP, LIMITS_ONLY, UNSHARE, Sandbox
 
 CLOSED = (BUBBLEWRAP, UNSHARE)
+ALONE = {  # what each sandbox needs of the system, in a shell, so that a program that is missing is no error
+    BUBBLEWRAP: ["sh", "-c", "bwrap --ro-bind / / --unshare-net --unshare-pid --dev /dev --proc /proc true"],
+    UNSHARE: ["sh", "-c", "unshare --user --map-root-user --net --pid --mount --fork --mount-proc true"],
+}
 # It forks by the C library, because the names of os are taken away; its copies are called so in /proc/*/comm.
 FORKS = """
 import ctypes, time
@@ -38,6 +43,8 @@ def of_kind(kind: str) -> Sandbox:
             faults[kind] = candidate.fault()
             if not faults[kind]:
                 return candidate
+    # where the system lets the programs do their work, the sandbox must not be the one that fails
+    assert subprocess.run(ALONE[kind], capture_output=True, check=False).returncode, faults[kind]
     pytest.skip(f"{kind} does not work here: {faults[kind]}")
 
 
