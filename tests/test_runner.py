@@ -599,7 +599,7 @@ def test_a_wrong_word_is_one_line_exit_2_and_nothing_written(project, option, wo
         (["--experiment", "02_none"], "00_baseline 01_other"),
         (["--config", "k4_first"], " ".join(CONFIGS)),
         (["k2_middel"], " ".join(CONFIGS)),
-        (["--statsu"], "--status --check --json --dry-run --force --limit --task --experiment"),
+        (["--statsu"], "--status --check --json --dry-run --rehearse --force --limit --task --experiment"),
         (["--limit"], "--limit needs a value"),
         (["--limit", "1.5"], "a whole number"),
         (["--threshold", "2"], "from 0 to 1"),

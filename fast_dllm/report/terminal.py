@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -13,7 +14,7 @@ UNLIMITED = 10_000  # columns; nothing is as long
 
 def terminal_width() -> int:
     """The terminal's columns; UNLIMITED where the output goes to a file or a pipe, whose lines are not broken."""
-    return shutil.get_terminal_size((UNLIMITED, 24)).columns
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
 
 
 def laid_out(text: str, width: int) -> str:
