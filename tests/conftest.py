@@ -34,7 +34,7 @@ LONG = (
 )
 LONG += ("decoding", "tiny_model", "baseline", "transcripts", "golden", "doctor", "compiled")
 APART = ("jobs", "runner", "runner_keeps", "runner_limits", "runner_matrix", "runner_shards", "setup_scripts", "venv")
-APART += ("locks", "snapshot")
+APART += ("locks", "snapshot", "rehearsal")
 ORDER = {f"test_{name}.py": place for place, name in enumerate(LONG)} | {f"test_{name}.py": 100 for name in APART}
 
 
