@@ -17,9 +17,9 @@ pytest_plugins = ["browser_page"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
-# With `--dist loadgroup --no-loadscope-reorder` a process takes a whole file, because its tests share what they set up.
-# Files that take minutes begin first. The tests of these files share nothing, so each is given out by itself, at the
-# end: no process waits long for the last one.
+# With `--dist loadfile --no-loadscope-reorder` a process takes a whole file, because its tests share what they set up
+# (see `pytest_xdist_make_scheduler`). Files that take minutes begin first. The tests of the files APART share nothing,
+# so each is given out by itself, at the end: no process waits long for the last one.
 LONG = (
     "page_views",
     "page",
@@ -48,16 +48,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if met[key] % marker.args[0]:
                 item.add_marker(pytest.mark.slow)
             met[key] += 1
-        if ORDER.get(item.path.name) != 100:
-            item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
-    items.sort(key=lambda item: -1 if group_of(item.path) == "slurm" else ORDER.get(item.path.name, 50))
+    items.sort(key=lambda item: -1 if item.path.parent.name == "slurm" else ORDER.get(item.path.name, 50))
 
 
-def group_of(path: Path) -> str:
-    """The name of the tests that one process runs: a file's, but one Slurm and one browser serve several files."""
-    if path.parent.name == "slurm":
+def group_of(nodeid: str) -> str:
+    """Tests of one group are run by one process: those of a file; one Slurm and one browser serve several files."""
+    path = nodeid.partition("::")[0]
+    folder, _, name = path.rpartition("/")
+    if folder.endswith("slurm"):
         return "slurm"
-    return "page" if path.name.startswith("test_page") else path.stem
+    if name.startswith("test_page"):
+        return "page"
+    return nodeid if ORDER.get(name) == 100 else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile` by the groups of `group_of`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # only where pytest-xdist is in use
+
+    class LoadGroups(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return LoadGroups(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ main() {
   echo "== pytest"
   # Each test is one thread. Three processes for two cores: some tests wait for a clock.
   # tests/conftest.py says which tests stay together.
-  python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder \
+  python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
     -m "not slow and not slurm" "$@"
 }
 
