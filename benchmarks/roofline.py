@@ -90,6 +90,36 @@ def time_table(sizes: Sizes, tasks: tuple[TaskSize, ...]) -> list[str]:
     return lines
 
 
+def lookahead_table(sizes: Sizes, tasks: tuple[TaskSize, ...], ratios: dict[int, float]) -> list[str]:
+    """Times at threshold 1 with plain decoding, then with 06_lookahead. ratios: states -> plain forwards / forwards."""
+    lines = [row("GPU", "states", *(f"`{task.name}`" for task in tasks if task.prompt))]
+    lines.append(row(*["---"] * len(lines[0].split(" | "))))
+    block = sizes.config.bd_size
+    for gpu in filter(sizes.fits, GPUS):
+        for states, ratio in {1: 1.0, **ratios}.items():
+            cells = []
+            for task in (task for task in tasks if task.prompt):
+                seconds = sizes.task_seconds(gpu, task, 1.0)
+                if task.choices == 1:
+                    seen, rows = task.prompt + task.answer / 2, states * block
+                    saved = sizes.seconds(gpu, block, seen, block) - sizes.seconds(gpu, rows, seen, rows) / ratio
+                    seconds -= task.questions * task.answer * saved
+                cells.append(told(seconds))
+            lines.append(row(gpu.name, states, *cells))
+    return lines
+
+
+def with_ratios(given: str) -> dict[int, float]:
+    """States and plain forwards / forwards of "states=ratio,...". Raises UsageError."""
+    try:
+        ratios = {int(states): float(ratio) for states, ratio in (part.split("=") for part in given.split(",") if part)}
+    except ValueError:
+        ratios = {0: 0.0}
+    if any(states < 1 or ratio <= 0 for states, ratio in ratios.items()):
+        raise UsageError(f"--lookahead takes STATES=RATIO[,...], such as 2=1.7,4=2.4, not {given!r}")
+    return ratios
+
+
 def with_answer_tokens(given: str) -> tuple[TaskSize, ...]:
     """TASKS with the answers' mean tokens that "task=number,..." gives. Raises UsageError."""
     numbers = {}
@@ -107,8 +137,19 @@ def with_answer_tokens(given: str) -> tuple[TaskSize, ...]:
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answer_tokens", default="", metavar="TASK=N[,...]", help="mean tokens of an answer")
-    tasks = with_answer_tokens(parser.parse_args().answer_tokens)
-    print("\n".join([*task_table(), "", *time_table(Sizes.of(FastDLLMConfig()), tasks)]))
+    parser.add_argument(
+        "--lookahead",
+        default="",
+        metavar="STATES=RATIO[,...]",
+        help="instead, times at threshold 1 with 06_lookahead, of which one forward replaces RATIO plain ones",
+    )
+    arguments = parser.parse_args()
+    tasks, ratios = with_answer_tokens(arguments.answer_tokens), with_ratios(arguments.lookahead)
+    sizes = Sizes.of(FastDLLMConfig())
+    if ratios:
+        print("\n".join(lookahead_table(sizes, tasks, ratios)))
+    else:
+        print("\n".join([*task_table(), "", *time_table(sizes, tasks)]))
 
 
 if __name__ == "__main__":

@@ -229,7 +229,8 @@ def at_equal_accuracy(results: list[Result]) -> str:
     """The fastest setting of each experiment that is as right as plain decoding, by two definitions of that."""
     plain = next(result for result in results if result.versus is None)
     control = [result for result in results if of_control(result)]
-    experiments = sorted({result.run.experiment for result in results})
+    # an experiment that only has plain decoding's answers, in fewer forwards, makes no trade
+    experiments = sorted({each.run.experiment for each in results if of_control(each) or not each.is_plain})
     rows = []
     readings = [(f"no loss above {m:g}, 95% sure", loss_at_most(m)) for m in MARGINS]
     readings += [(f"observed loss at most {m:g}", observed_at_most(m)) for m in OBSERVED]
@@ -388,7 +389,7 @@ def picture(results: list[Result]) -> Figure:
     envelope = [control[index] for index in pareto(control)]
     for axes, with_errors in ((whole, True), (enlarged, False)):
         axes.plot(*zip(*envelope, strict=True), "--", color="black", linewidth=1, label="the controls' envelope")
-        for name in sorted({result.run.experiment for result in results}):
+        for name in sorted({each.run.experiment for each in results if of_control(each) or not each.is_plain}):
             shown = [r for r in results if r.run.experiment == name and (name in CONTROLS or not r.is_plain)]
             _draw_results(axes, name, shown, with_errors)
         axes.set(xlabel=ALL_FORWARDS)
