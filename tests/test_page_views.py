@@ -21,6 +21,15 @@ def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more)
     return AnswerFrame(cells, 32, 8, (0, 8), kind, "", done=done, **given)
 
 
+def test_the_layer_view_says_how_many_guesses_were_used():
+    kinds = ["full", "guessed", "full", "guessed_commit", "guessed"]
+    frames = [frame_of("a", kind=kind, num_guesses=3 * (kind == "full")) for kind in kinds]
+    drawn = layers_html(frames)
+    assert drawn.count("with 3 guesses of later forwards, of which 1 were used") == 2  # title and label
+    assert drawn.count("of which 2 were used") == 2
+    assert drawn.count("<rect class='guessed'") == 3
+
+
 def test_the_digits_of_a_number_stay_together_and_a_line_break_breaks_the_line():
     shown = cells_html(frame_of("1", "2", " +", " 3", "4", ".\n", "<b>", None))
     numbers = [part.split("</span></span>")[0] for part in shown.split("class='num'")[1:]]

@@ -38,6 +38,15 @@ def test_the_document_shows_what_the_script_prints():
         assert f"\n\n{table}\n\n" in document
 
 
+def test_lookahead_divides_the_forwards_and_leaves_what_has_no_steps():
+    one, two = (line.split(" | ") for line in roofline.lookahead_table(SIZES, roofline.TASKS, {2: 2.0})[2:4])
+    hours = dict(zip(("gsm8k", "mmlu", "gpqa", "minerva", "ifeval"), zip(one[2:], two[2:], strict=True), strict=True))
+    assert hours["mmlu"][0] == hours["mmlu"][1]
+    assert [float(each.split()[0]) for each in hours["minerva"]] == pytest.approx([14.7, 7.35], abs=0.1)
+    with pytest.raises(UsageError, match="STATES=RATIO"):
+        roofline.with_ratios("two=2")
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_weights_are_counted_as_the_model_has_them(tied):
     config = FastDLLMConfig(hidden_size=128, num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=tied)

@@ -137,7 +137,16 @@ def test_the_gpu_benchmark_runs_without_one(capsys, monkeypatch, tmp_path):
     assert "failed" not in found, text
     assert json.loads((tmp_path / "found.json").read_text()) == found
     assert found["tokens"]["embedded"] == {"answers": 2, "as padded": 2, "as off": 2}
-    assert {"forwards", "tokens", "batch", "experiments", "context"} <= found.keys()
+    assert {"forwards", "tokens", "batch", "experiments", "context", "lookahead"} <= found.keys()
+    assert [found["lookahead"][f"answers, {states} states"]["same"] for states in (1, 2, 4, 8)] == [2] * 4
+
+
+def test_lookahead_gives_equal_answers_in_fewer_forwards(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/lookahead.py", "--questions", "3", "--states", "4"])
+    importlib.import_module("benchmarks.lookahead").main()
+    plain, four = capsys.readouterr().out.splitlines()
+    assert "3 of 3 answers equal" in four
+    assert int(four.split()[2]) < int(plain.split()[1])
 
 
 def test_context_lays_a_line_through_its_times_and_draws_them(capsys, monkeypatch, tmp_path):

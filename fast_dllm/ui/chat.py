@@ -106,8 +106,8 @@ class AnswerFrame:
     steps, forwards, num_tokens, seconds: counted from the start of the answer; layer_forwards, model_seconds too.
 
     layers_at_rest: the layers that did not run in this forward, of num_layers. subset: those that the policy's own
-    layer_subset names, empty where it has none. model_seconds: what the model and the policy took; `seconds` has what
-    the reader of the frames took in between as well.
+    layer_subset names, empty where it has none. num_guesses: guesses that ran in the same forward. model_seconds: what
+    the model and the policy took; `seconds` has what the reader of the frames took in between as well.
     """
 
     cells: tuple[Cell, ...]
@@ -126,6 +126,7 @@ class AnswerFrame:
     num_layers: int = 0
     layers_at_rest: range = range(0)
     subset: range = range(0)
+    num_guesses: int = 0
 
     @property
     def tokens_per_step(self) -> float:
@@ -313,6 +314,7 @@ class Chatbot:
                 num_layers=num_layers,
                 layers_at_rest=event.layers_at_rest,
                 subset=subset,
+                num_guesses=event.num_guesses,
             )
 
 

@@ -67,7 +67,7 @@ def layers_html(frames: Sequence[AnswerFrame], step: int | None = None, linked: 
             for layers, state in layer_states(frame)
         ]
         marks.append(f"<text x='{x + width / 2}' y='{bottom + 11}' text-anchor='middle'>{SIGNS[frame.kind]}</text>")
-        description = f"{number}: {_description(frame)}"
+        description = f"{number}: {_description(frames, number)}"
         # the Tab key goes to the marked column, the arrow keys from there to the others (style.CHOOSE_STEP)
         keys = f" role='button' tabindex='{0 if number == step else -1}' aria-label='{description}'" if linked else ""
         parts.append(f"<g data-step='{number}'{keys}><title>{description}</title>{''.join(marks)}</g>")
@@ -81,7 +81,7 @@ def layers_html(frames: Sequence[AnswerFrame], step: int | None = None, linked: 
     size = f"width='{LEFT + len(frames) * (width + GAP) + 6}' height='{bottom + 18}'"
     role = "group" if linked else "img"
     shown = frames[step - 1]
-    where = f"{step} of {len(frames)}: {_description(shown)} · so far: " if linked else ""
+    where = f"{step} of {len(frames)}: {_description(frames, step)} · so far: " if linked else ""
     return (
         f"<div class='layers'><b>Layers</b> (up) of every forward (across{tap})<div class='scroll'>"
         f"<svg {size} role='{role}' aria-label='layers run in each forward'>{''.join(parts)}{lines}{at}</svg></div>"
@@ -91,12 +91,19 @@ def layers_html(frames: Sequence[AnswerFrame], step: int | None = None, linked: 
     )
 
 
-def _description(frame: AnswerFrame) -> str:
+def _description(frames: Sequence[AnswerFrame], number: int) -> str:
+    """What the frame of this number, counted from 1, shows in words."""
+    frame = frames[number - 1]
     states = ", ".join(
         f"layers {layers.start}-{layers.stop - 1} {state}" if len(layers) > 1 else f"layer {layers.start} {state}"
         for layers, state in layer_states(frame)
     )
-    return f"{frame.kind} ({FORWARD_KINDS[frame.kind].meaning}); {states}"
+    guesses = ""
+    if frame.num_guesses:
+        after = [FORWARD_KINDS[each.kind].runs_layers for each in frames[number:]]
+        right = sum(each.kind in GUESSED_KINDS.values() for each in frames[number:][: [*after, True].index(True)])
+        guesses = f"; with {frame.num_guesses} guesses of later forwards, of which {right} were used"
+    return f"{frame.kind} ({FORWARD_KINDS[frame.kind].meaning}); {states}{guesses}"
 
 
 def _legend(frames: Sequence[AnswerFrame]) -> str:
