@@ -77,6 +77,7 @@ class Project:
         limit: int | None = None,
         arguments: Mapping[str, object] | None = None,
         forwards: Mapping[str, int] | None = None,
+        guesses: Mapping[str, int] = MappingProxyType({}),
         seconds: float = 10.0,
         new_tokens: int = 5000,
         changes: Mapping[str, object] | None = None,
@@ -85,7 +86,10 @@ class Project:
         with_questions: bool = True,
         costs: Mapping[tuple[str, int], Cost] = MappingProxyType({}),
     ) -> Path:
-        """One complete run; `given` is its questions' (answer, right), `costs` what they cost. Returns the folder."""
+        """One complete run; `given` is its questions' (answer, right), `costs` what they cost. Returns the folder.
+
+        guesses: numbers by their names in a Cost's JSON, as "guesses_offered.step".
+        """
         folder = self.folder(config, experiment, task_folder(task, limit))
         name = config.split("+")[0]
         made = {"model_path": "tiny", "reuse_k": 1, "layer_subset": None, "threshold": 0.9, "batch_size": 1}
@@ -118,6 +122,7 @@ class Project:
                 depth = {"reused": 0, "partial": 24}.get(kind, NUM_LAYERS)
                 cost |= {f"forwards.{kind}": count, f"layer_forwards.{kind}": count * depth}
                 cost[f"row_layer_forwards.{kind}"] = count * depth * 32
+            cost |= guesses
         code = self.root / "experiments" / experiment / "generation_functions.py"
         content = {
             "schema_version": 1,

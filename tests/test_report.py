@@ -355,6 +355,30 @@ def test_layers_run_are_the_unit_where_they_are_counted(project):
     assert run["layer_forwards_per_token"] == pytest.approx(18_000 / 5000)
 
 
+def test_the_report_shows_guesses_and_the_rows_that_they_cost(project):
+    guesses = {
+        "guesses_offered.step": 1922, "guesses_accepted.step": 907, "guesses_offered.commit": 376,
+        "guesses_accepted.commit": 119, "guesses_offered.opening": 620,
+    }  # fmt: skip
+    project.run("k1_first", answers(300, range(10)), forwards={"full": 400, "partial": 150}, guesses=guesses)
+    project.run("k1_last", answers(300, range(10)), forwards={"full": 400, "partial": 150})
+    guessing, plain = made(project, "--csv")["tables"][0]["runs"]
+    assert guessing["row_layer_forwards_per_token"] == pytest.approx(32 * 18_000 / 5000)
+    assert not any(name.startswith("guesses") for name in plain)
+    text = text_of(project, "report.md").replace("\\", "")
+    assert text.count("| k1_first | 907 of 1,922 | 119 of 376 | 0 of 620 |") == 1
+    assert re.search(r"\| k1_first \| 300 \|.*\| 3\.60 \| 115 \|", text), "both costs are side by side"
+    assert text.count("nearly free") == 1
+    first, last = rows_of(project, "runs.csv")
+    for name, count in guesses.items():
+        assert (first[name.replace(".", "_")], last[name.replace(".", "_")]) == (str(count), "")
+    assert first["guesses_accepted_opening"] == "0"
+
+    project.run("k1_first", answers(300, range(10)))
+    made(project)
+    assert "guessed" not in text_of(project, "report.md")
+
+
 def test_an_import_never_counts_as_this_code(project, tmp_path):
     project.nine()
     for config in NINE:

@@ -191,7 +191,10 @@ def run_numbers(table: ResultTable, run: RunResult) -> dict[str, float | None]:
         "full_depth_forwards": run.full_forwards,
         "tokens_per_full_depth_forward": run.tokens_per_forward,
         "layer_forwards_per_token": run.layers_per_token,
+        "row_layer_forwards_per_token": run.row_layers_per_token,
         "speed_up_forwards": forward_gain(table, run),
+        **{f"guesses_offered_{kind}": offered for kind, (_, offered) in run.guesses.items()},
+        **{f"guesses_accepted_{kind}": accepted for kind, (accepted, _) in run.guesses.items()},
     }
 
 

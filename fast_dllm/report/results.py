@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fast_dllm.decoding import GUESSES
 from fast_dllm.record.questions import Questions, QuestionsError, read
 from fast_dllm.record.summary import (
     AS_THE_SCRIPTS_RUN,
@@ -104,6 +105,22 @@ class RunResult:
         if not self.new_tokens or not self.num_layers or not self.full_forwards:
             return None
         return self.full_forwards * self.num_layers / self.new_tokens
+
+    @property
+    def row_layers_per_token(self) -> float | None:
+        """As `layers_per_token`, times the rows that each layer ran, those of guesses included."""
+        row_layers = sum(self.summary.throughput.row_layer_forwards.values())
+        return row_layers / self.new_tokens if row_layers and self.new_tokens else None
+
+    @property
+    def guesses(self) -> Mapping[str, tuple[int, int]]:
+        """What was guessed (decoding.GUESSES) -> (accepted, offered). Empty for a run without guesses."""
+        cost = self.summary.throughput
+        if not cost.guesses_offered:
+            return {}
+        return {
+            kind: (int(cost.guesses_accepted.get(kind, 0)), int(cost.guesses_offered.get(kind, 0))) for kind in GUESSES
+        }
 
     @property
     def skips_layers(self) -> bool:

@@ -45,9 +45,17 @@ MATRIX_HEAD = (
     "new tokens/s",
     "tokens per full-depth forward",
     "layer-forwards per token",
+    "row-layer-forwards per token",
     "speed-up, forwards",
     "speed-up, seconds",
     "remarks",
+)
+
+# the order of the columns is that of decoding.GUESSES
+GUESSES_HEAD = ("configuration", "guessed steps accepted", "guessed commits accepted", "guessed openings accepted")
+GUESSES_RUN_ROWS = (
+    "A forward with guesses runs more rows than one without. At batch 1 on a GPU these are nearly free. On a CPU and "
+    "in a large batch they are not, so compare the row-layer-forwards per token there."
 )
 
 
@@ -72,6 +80,7 @@ def _matrix_row(report: Report, table: ResultTable, run: RunResult, odd: set[str
         _value(speed, ".1f"),
         _value(run.tokens_per_forward),
         _value(run.layers_per_token, ".2f"),
+        _value(run.row_layers_per_token, ",.0f"),
         _value(forward_gain(table, run)),
         _value(speed / base if speed and base and comparable else None),
         _remarks(table, run, odd),
@@ -86,14 +95,14 @@ def _other_hardware(table: ResultTable, run: RunResult) -> bool:
 def matrix_section(report: Report, table: ResultTable) -> list[str]:
     odd = {*outliers(table), *report.odd_speeds(table.label)}
     rows = [_matrix_row(report, table, run, odd) for run in table.runs.values()]
-    rows += [[config, *[NONE] * 8, f"left out: {reason}"] for config, reason in table.problems.items()]
-    rows += [[config, *[NONE] * 8, "no result"] for config in table.missing]
+    rows += [[config, *[NONE] * 9, f"left out: {reason}"] for config, reason in table.problems.items()]
+    rows += [[config, *[NONE] * 9, "no result"] for config in table.missing]
     blocks: list[str] = [heading(3, table.label)]
     if not rows:
         return [*blocks, paragraph("Nothing has been run.")]
     kinds = by_value((run for run in table.runs.values() if run.tokens_per_second), hardware)
     where = f" on {listed(map(str, kinds))}" if kinds else ""
-    blocks.append(grid(MATRIX_HEAD, rows, frozenset(range(1, 9))))
+    blocks.append(grid(MATRIX_HEAD, rows, frozenset(range(1, 10))))
     blocks.append(
         paragraph(
             "Speed-ups are against this table's k = 1: in tokens per full-depth forward, all forwards counted "
@@ -103,6 +112,23 @@ def matrix_section(report: Report, table: ResultTable) -> list[str]:
             "Intervals are Wilson's."
         )
     )
+    return blocks + _guesses(table)
+
+
+def _guesses(table: ResultTable) -> list[str]:
+    """How many guesses ran in each configuration, and how many of them were used; nothing where none ran."""
+    rows = [
+        [run.config, *(f"{accepted:,} of {offered:,}" for accepted, offered in run.guesses.values())]
+        for run in table.runs.values()
+        if run.guesses
+    ]
+    return [grid(GUESSES_HEAD, rows, frozenset(range(1, 4)))] if rows else []
+
+
+def matrices_section(report: Report) -> list[str]:
+    blocks = [block for table in report.tables for block in matrix_section(report, table)]
+    if any(run.guesses for table in report.tables for run in table.runs.values()):
+        blocks.append(paragraph(GUESSES_RUN_ROWS))
     return blocks
 
 
@@ -331,7 +357,7 @@ def document_of(
     bodies = [
         (Section("Alarms", count, is_open=bool(alarms)), _alarm_section(alarms, notes)),
         (Section("Details"), [bullets(sentences) if sentences else paragraph("Nothing has been run.")]),
-        (Section("The matrices"), [block for table in report.tables for block in matrix_section(report, table)]),
+        (Section("The matrices"), matrices_section(report)),
         (Section("Compared on the same questions"), comparison_section(report)),
         (Section("Pictures"), [*pictures, *parallelism_section(report)]),
         (Section("Flips"), flip_section(report, flips, num_changed)),

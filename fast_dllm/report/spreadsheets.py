@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 
-from fast_dllm.decoding import FORWARD_KINDS
+from fast_dllm.decoding import FORWARD_KINDS, GUESSES
 from fast_dllm.report.build import Report, run_numbers
 from fast_dllm.report.compare import accuracy_of
 from fast_dllm.report.results import ResultTable, RunResult
@@ -23,8 +23,9 @@ RUN_COLUMNS = (
     *PLACE_COLUMNS,
     "imported", "metric", "num_questions", "num_correct", "accuracy", "accuracy_stderr", "accuracy_low",
     "accuracy_high", "new_tokens", "seconds", "tokens_per_second", "full_depth_forwards",
-    "tokens_per_full_depth_forward", "layer_forwards_per_token", "speed_up_forwards",
+    "tokens_per_full_depth_forward", "layer_forwards_per_token", "row_layer_forwards_per_token", "speed_up_forwards",
     *(f"forwards_{kind}" for kind in FORWARD_KINDS),
+    *(f"guesses_{result}_{kind}" for result in ("offered", "accepted") for kind in GUESSES),
     *PROVENANCE_COLUMNS,
     "alarms",
 )  # fmt: skip
