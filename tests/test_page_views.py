@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from dataclasses import replace
+
 import pytest
 from browser_page import ALL_UNMASKED, ask, set_number
 
+from fast_dllm.decoding import GUESSED_KINDS
 from fast_dllm.ui.cells import LEGEND, cells_html
-from fast_dllm.ui.chat import AnswerFrame, Cell
+from fast_dllm.ui.chat import AnswerFrame, Cell, Chatbot, with_defaults
 from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
+from fast_dllm.ui.guesses import Guess
 from fast_dllm.ui.layers import layer_states, layers_html
 from fast_dllm.ui.style import STYLE
 
@@ -22,12 +28,47 @@ def frame_of(*texts: str | None, kind: str = "full", done: bool = False, **more)
 
 
 def test_the_layer_view_says_how_many_guesses_were_used():
+    guesses = (Guess("step", "7"), Guess("commit", "<b>\n"), Guess("opening", " +"))
+    used = {"full": [None, None], "guessed": [0, 2], "guessed_commit": [1]}
     kinds = ["full", "guessed", "full", "guessed_commit", "guessed"]
-    frames = [frame_of("a", kind=kind, num_guesses=3 * (kind == "full")) for kind in kinds]
+    frames = [frame_of("a", kind=kind, guesses=guesses, used_guess=used[kind].pop(0)) for kind in kinds]
     drawn = layers_html(frames)
     assert drawn.count("with 3 guesses of later forwards, of which 1 were used") == 2  # title and label
     assert drawn.count("of which 2 were used") == 2
     assert drawn.count("<rect class='guessed'") == 3
+
+    def lines(step: int, frames: list[AnswerFrame] = frames) -> tuple[str, list[str]]:
+        given = re.sub("<[^>]*>", "|", layers_html(frames, step).split("<div class='guesses'>")[1]).split("|")
+        text = " ".join("".join(given).split())
+        return text.split(":")[0], re.findall("not used|not known yet|used, in this step|used", text)
+
+    assert lines(1) == ("Guesses that ran in forward 1", ["used", "not used", "not used"])
+    assert lines(2) == ("Guesses that ran in forward 1", ["used, in this step", "not used", "not used"])
+    assert lines(5) == ("Guesses that ran in forward 3", ["not known yet", "used", "used, in this step"])
+    finished = [*frames[:-1], replace(frames[-1], done=True)]
+    assert lines(3, finished) == ("Guesses that ran in forward 3", ["not used", "used", "used"])
+    assert "&lt;b&gt;⏎" in drawn
+    assert "class='guess'" not in layers_html(frames, 1, linked=False)
+
+
+def test_the_guesses_of_a_frame_are_those_that_ran_and_the_used_ones_gave_the_next_tokens():
+    chatbot = Chatbot(with_defaults({"model_path": "tiny", "device": "cpu", "experiment_name": "06_lookahead"}))
+    settings = chatbot.default_settings().changed(states=4, threshold=1.0)
+    frames = list(chatbot.stream([{"role": "user", "content": PROMPT}], settings))
+    plain = list(chatbot.stream([{"role": "user", "content": PROMPT}], settings.changed(states=1)))
+    assert frames[-1].text == plain[-1].text
+    assert not any(frame.guesses for frame in plain)
+    used = [frame for frame in frames if frame.kind in GUESSED_KINDS.values()]
+    assert len(used) == len([frame for frame in frames if frame.used_guess is not None]) > 0
+    for before, frame in itertools.pairwise(frames):
+        if frame.used_guess is None:
+            continue
+        guess = frame.guesses[frame.used_guess]
+        assert (guess.kind == "commit") == (frame.kind == "guessed_commit")
+        if guess.kind == "step":  # it has the tokens that its own forward, and earlier guesses of it, unmasked
+            new = [cell.text for cell in before.cells if before.is_new(cell)]
+            assert all(text in guess.text for text in new), (new, guess)
+    assert any("not used" in layers_html(frames, frame.number) for frame in frames)
 
 
 def test_the_digits_of_a_number_stay_together_and_a_line_break_breaks_the_line():
@@ -81,7 +122,7 @@ def test_every_pair_that_the_page_offers_can_be_decoded():
 
 
 def test_side_by_side_starts_with_a_pair_whose_tokens_differ_on_the_embedded_model():
-    from fast_dllm.ui.chat import Chatbot, parse_model_args, with_defaults
+    from fast_dllm.ui.chat import parse_model_args
 
     chatbot = Chatbot(with_defaults({"model_path": "tiny", "device": "cpu"}))
     last = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +25,7 @@ from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.threads import fit_threads
 from fast_dllm.network.tokenizer import decode, load_tokenizer, render, special_ids
 from fast_dllm.spec.values import check_value, parse_arguments
+from fast_dllm.ui.guesses import Guess, GuessWatcher
 
 MAX_NEW_TOKENS = 512  # of an answer in a conversation, unless asked for otherwise
 
@@ -106,8 +107,9 @@ class AnswerFrame:
     steps, forwards, num_tokens, seconds: counted from the start of the answer; layer_forwards, model_seconds too.
 
     layers_at_rest: the layers that did not run in this forward, of num_layers. subset: those that the policy's own
-    layer_subset names, empty where it has none. num_guesses: guesses that ran in the same forward. model_seconds: what
-    the model and the policy took; `seconds` has what the reader of the frames took in between as well.
+    layer_subset names, empty where it has none. guesses: those that ran in the last forward, of this frame or of an
+    earlier one. used_guess: which of them, counted from 0, is this frame's forward; None where none is. model_seconds:
+    what the model and the policy took; `seconds` has what the reader of the frames took in between as well.
     """
 
     cells: tuple[Cell, ...]
@@ -126,7 +128,8 @@ class AnswerFrame:
     num_layers: int = 0
     layers_at_rest: range = range(0)
     subset: range = range(0)
-    num_guesses: int = 0
+    guesses: tuple[Guess, ...] = ()
+    used_guess: int | None = None
 
     @property
     def tokens_per_step(self) -> float:
@@ -243,6 +246,8 @@ class Chatbot:
     def stream(self, messages: list[dict[str, str]], settings: ChatSettings) -> Generator[AnswerFrame, None, None]:
         """Frames of the answer to a conversation that fits (see `fit`). Closing the iterator stops within one step."""
         experiment = experiments.load(settings.experiment_name)
+        watcher = GuessWatcher(lambda tokens: decode(self.tokenizer, list(tokens)))
+        experiment = replace(experiment, decode_one=watcher.watch(experiment.decode_one))
         prompt = self.prompt_ids(messages)
         num_blocks = max(settings.knobs["max_new_tokens"] // self.block_size, 1)
         decoding: dict[str, Any] = {
@@ -265,10 +270,16 @@ class Chatbot:
             raise UsageError(str(error)) from error
         num_layers = self.model.config.num_hidden_layers
         subset = experiment.subset(settings.knobs, num_layers)
-        return self._frames(events, len(prompt), settings, num_layers, subset)
+        return self._frames(events, watcher, len(prompt), settings, num_layers, subset)
 
     def _frames(
-        self, events: Iterator[DenoisingEvent], num_prompt: int, settings: ChatSettings, num_layers: int, subset: range
+        self,
+        events: Iterator[DenoisingEvent],
+        watcher: GuessWatcher,
+        num_prompt: int,
+        settings: ChatSettings,
+        num_layers: int,
+        subset: range,
     ) -> Generator[AnswerFrame, None, None]:
         filled: dict[int, Cell] = {}
         token_at: dict[int, int] = {}
@@ -314,7 +325,8 @@ class Chatbot:
                 num_layers=num_layers,
                 layers_at_rest=event.layers_at_rest,
                 subset=subset,
-                num_guesses=event.num_guesses,
+                guesses=watcher.guesses,
+                used_guess=watcher.used,
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fast_dllm.decoding import FORWARD_KINDS, GUESSED_KINDS
 from fast_dllm.ui.chat import AnswerFrame
+from fast_dllm.ui.guesses import guesses_html
 
 COLOURS = {"run": "#4f46e5", "reused": "#f59e0b", "skipped": "#cbd5e1", "guessed": "#10b981"}
 MEANINGS = {
@@ -87,7 +88,8 @@ def layers_html(frames: Sequence[AnswerFrame], step: int | None = None, linked: 
         f"<svg {size} role='{role}' aria-label='layers run in each forward'>{''.join(parts)}{lines}{at}</svg></div>"
         f"<div class='legend'>{_legend(frames)}</div>"
         f"<div class='stats'>{where}{shown.num_forwards} forwards, {shown.layer_forwards:,.0f} layer-forwards "
-        f"({num_layers * shown.number:,} if every layer ran in every column)</div></div>"
+        f"({num_layers * shown.number:,} if every layer ran in every column)</div>"
+        f"{_guesses(frames, step) if linked else ''}</div>"
     )
 
 
@@ -99,11 +101,32 @@ def _description(frames: Sequence[AnswerFrame], number: int) -> str:
         for layers, state in layer_states(frame)
     )
     guesses = ""
-    if frame.num_guesses:
-        after = [FORWARD_KINDS[each.kind].runs_layers for each in frames[number:]]
-        right = sum(each.kind in GUESSED_KINDS.values() for each in frames[number:][: [*after, True].index(True)])
-        guesses = f"; with {frame.num_guesses} guesses of later forwards, of which {right} were used"
+    if frame.guesses and FORWARD_KINDS[frame.kind].runs_layers:
+        used = _used_guesses(frames, number)
+        guesses = f"; with {len(frame.guesses)} guesses of later forwards, of which {len(used)} were used"
     return f"{frame.kind} ({FORWARD_KINDS[frame.kind].meaning}); {states}{guesses}"
+
+
+def _next_forward(frames: Sequence[AnswerFrame], number: int) -> int | None:
+    """The number of the first frame after this one whose forward runs layers; None where there is none yet."""
+    later = range(number + 1, len(frames) + 1)
+    return next((each for each in later if FORWARD_KINDS[frames[each - 1].kind].runs_layers), None)
+
+
+def _used_guesses(frames: Sequence[AnswerFrame], number: int) -> list[int]:
+    """Which guesses of the forward of this number were used, counted from 0, in order."""
+    until_next = frames[number : (_next_forward(frames, number) or len(frames) + 1) - 1]
+    return [frame.used_guess for frame in until_next if frame.used_guess is not None]
+
+
+def _guesses(frames: Sequence[AnswerFrame], step: int) -> str:
+    """The guesses of the step's forward, or of the forward in which the step ran as a guess."""
+    number = step
+    while number > 1 and not FORWARD_KINDS[frames[number - 1].kind].runs_layers:
+        number -= 1
+    is_known = frames[-1].done or _next_forward(frames, number) is not None
+    shown = frames[step - 1]
+    return guesses_html(number, shown.guesses, _used_guesses(frames, number), shown.used_guess, is_known)
 
 
 def _legend(frames: Sequence[AnswerFrame]) -> str:

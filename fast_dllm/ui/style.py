@@ -31,6 +31,8 @@ STYLE = """
 .layers .scroll{overflow-x:auto;padding:4px 0}
 .layers svg{display:block}
 .layers text{font:9px ui-monospace,monospace;fill:currentColor;opacity:.8}
+.guesses{font-size:13px;line-height:1.7;margin-top:.6em}
+.guess[data-result="used"] .c{background:#a7f3d0}
 .layers line{pointer-events:none;stroke:var(--background-fill-primary);stroke-width:1}
 .layers g{cursor:pointer}
 .layers .at{fill:none;pointer-events:none;stroke:#dc2626;stroke-width:2}
