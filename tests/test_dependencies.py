@@ -19,7 +19,7 @@ else:
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEVELOPMENT = ("tests", "docs")  # folders whose programs may also use what is declared for development
-COMMANDS = {"ruff", "mypy", "pytest-xdist"}  # used by tests/run.sh, imported by nobody
+COMMANDS = {"ruff", "mypy"}  # used by tests/run.sh, imported by nobody
 
 
 def normal(name: str) -> str:
