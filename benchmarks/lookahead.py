@@ -2,9 +2,11 @@
 
     python -m benchmarks.lookahead                          # 100 questions of toy_math, threshold 0.9, 32 sequences
     python -m benchmarks.lookahead --threshold 1 --batch_size 1 --questions 20
+    python -m benchmarks.lookahead --blocks 8 --questions 20     # answers that go on for eight blocks
 
 forwards: of one sequence each, commits included, prefills not; plain / forwards is what lookahead saves. seconds: of
 the processor, of the fastest of `--runs` runs, in turns. guesses: accepted of offered, by what was guessed.
+forwards per block: over the blocks that were committed, which an answer's last one is not.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from fast_dllm.errors import OneLineParser
 from fast_dllm.network.loading import load_model
 from fast_dllm.network.model import FastDLLMForCausalLM
 
+NO_TOKEN = -1  # a stop token that no answer has
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,11 +44,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--small_block_size", type=int, default=8)
     parser.add_argument("--states", default="1,2,4", help="numbers of states beside plain decoding")
+    parser.add_argument("--blocks", type=int, help="answers go on for so many blocks: nothing stops them before")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     arguments = parser.parse_args()
-    check_options(arguments, "questions", "batch_size", "runs")
+    check_options(arguments, "questions", "batch_size", "runs", "blocks")
     return arguments
 
 
@@ -60,6 +65,8 @@ def main() -> None:
         "threshold": arguments.threshold,
         "small_block_size": arguments.small_block_size,
     }
+    if arguments.blocks:
+        knobs |= {"stop_token": NO_TOKEN, "max_new_tokens": arguments.blocks * model.config.bd_size}
     ways: dict[str, tuple[str | None, dict]] = {"plain": (None, {})}
     ways |= {f"{states} states": ("06_lookahead", {"states": int(states)}) for states in arguments.states.split(",")}
     seconds: dict[str, float] = {}
@@ -80,6 +87,7 @@ def main() -> None:
         print(
             f"{way:>9}: {forwards_of(generations)} forwards, plain / forwards {plain / forwards_of(generations):.2f}, "
             f"{seconds[way]:.1f} s ({seconds[way] / seconds['plain']:.2f} of plain), "
+            f"{forwards_of(generations) / max(blocks_of(generations), 1):.2f} forwards per block, "
             f"{same} of {len(prompts)} answers equal; guesses: {guesses or 'none'}",
             flush=True,
         )
@@ -87,6 +95,11 @@ def main() -> None:
 
 def forwards_of(generations: list[Generation]) -> int:
     return sum(each.forwards["full"] + each.forwards["commit"] for each in generations)
+
+
+def blocks_of(generations: list[Generation]) -> int:
+    """Blocks that were committed, guessed or not."""
+    return sum(each.forwards["commit"] + each.forwards["guessed_commit"] for each in generations)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 
 import pytest
@@ -147,6 +148,19 @@ def test_lookahead_gives_equal_answers_in_fewer_forwards(capsys, monkeypatch):
     plain, four = capsys.readouterr().out.splitlines()
     assert "3 of 3 answers equal" in four
     assert int(four.split()[2]) < int(plain.split()[1])
+
+
+def test_in_long_answers_lookahead_saves_more_than_a_forward_per_block(capsys, monkeypatch):
+    """An accepted commit saves its forward. Not only commits are guessed, so that a block saves more than one."""
+    words = ["--questions", "2", "--blocks", "7", "--states", "4"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/lookahead.py", *words])
+    importlib.import_module("benchmarks.lookahead").main()
+    plain, four = capsys.readouterr().out.splitlines()
+    per_block = [float(re.findall(r"([0-9.]+) forwards per block", line)[0]) for line in (plain, four)]
+    assert per_block[1] <= per_block[0] - 1
+    commits = re.findall(r"commit (\d+) of", four)
+    assert int(commits[0]) > 6, "of the 12 commits of two answers of seven blocks, most are guessed"
+    assert "2 of 2 answers equal" in four
 
 
 def test_context_lays_a_line_through_its_times_and_draws_them(capsys, monkeypatch, tmp_path):
