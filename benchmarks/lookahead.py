@@ -3,6 +3,7 @@
     python -m benchmarks.lookahead                          # 100 questions of toy_math, threshold 0.9, 32 sequences
     python -m benchmarks.lookahead --threshold 1 --batch_size 1 --questions 20
     python -m benchmarks.lookahead --blocks 8 --questions 20     # answers that go on for eight blocks
+    python -m benchmarks.lookahead --blocks 8 --questions 8 --golden    # of random weights, to random prompts
 
 forwards: of one sequence each, commits included, prefills not; plain / forwards is what lookahead saves. seconds: of
 the processor, of the fastest of `--runs` runs, in turns. guesses: accepted of offered, by what was guessed.
@@ -12,6 +13,7 @@ forwards per block: over the blocks that were committed, which an answer's last 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from collections import Counter
@@ -33,8 +35,15 @@ from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser
 from fast_dllm.network.loading import load_model
 from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.transcripts import golden_model
 
 NO_TOKEN = -1  # a stop token that no answer has
+GOLDEN_MASK = 319  # the mask's token id, the last one, of the golden model tiny36
+
+
+def random_prompts(count: int) -> list[list[int]]:
+    rng = random.Random(1)
+    return [[rng.randrange(3, GOLDEN_MASK - 1) for _ in range(rng.randrange(5, 60))] for _ in range(count)]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--small_block_size", type=int, default=8)
     parser.add_argument("--states", default="1,2,4", help="numbers of states beside plain decoding")
     parser.add_argument("--blocks", type=int, help="answers go on for so many blocks: nothing stops them before")
+    parser.add_argument("--golden", action="store_true", help="the golden model tiny36 instead of the embedded model")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -59,12 +69,16 @@ def answers(model: FastDLLMForCausalLM, prompts: list[list[int]], name: str | No
 
 def main() -> None:
     arguments = parse_arguments()
-    model, prompts = load_model("tiny", arguments.device, arguments.dtype).fuse(), toy_prompts(arguments.questions)
-    knobs = {
+    knobs: dict[str, Any] = {
         "num_rows": arguments.batch_size,
         "threshold": arguments.threshold,
         "small_block_size": arguments.small_block_size,
     }
+    if arguments.golden:
+        model, prompts = golden_model("tiny36"), random_prompts(arguments.questions)
+        knobs |= {"mask_id": GOLDEN_MASK, "stop_token": NO_TOKEN}
+    else:
+        model, prompts = load_model("tiny", arguments.device, arguments.dtype).fuse(), toy_prompts(arguments.questions)
     if arguments.blocks:
         knobs |= {"stop_token": NO_TOKEN, "max_new_tokens": arguments.blocks * model.config.bd_size}
     ways: dict[str, tuple[str | None, dict]] = {"plain": (None, {})}

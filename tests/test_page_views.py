@@ -47,6 +47,8 @@ def test_the_layer_view_says_how_many_guesses_were_used():
     assert lines(5) == ("Guesses that ran in forward 3", ["not known yet", "used", "used, in this step"])
     finished = [*frames[:-1], replace(frames[-1], done=True)]
     assert lines(3, finished) == ("Guesses that ran in forward 3", ["not used", "used", "used"])
+    not_used = [frame_of("a", guesses=guesses), frame_of("a", guesses=guesses), frames[1]]
+    assert lines(1, not_used) == ("Guesses that ran in forward 1", ["not used"] * 3)
     assert "&lt;b&gt;⏎" in drawn
     assert "class='guess'" not in layers_html(frames, 1, linked=False)
 
