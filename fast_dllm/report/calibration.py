@@ -229,6 +229,12 @@ def write(reliability: Reliability, headers: list[Trace], folder: Path) -> str:
     return text
 
 
+def folder_name(header: Trace) -> str:
+    """The name of a run's calibration, which runs of other tasks, limits and configurations do not share."""
+    limit = "" if header.get("limit") is None else f"_limit_{header['limit']}"
+    return f"{header.get('experiment')}_{header.get('task')}{limit}_{header.get('config')}".replace("/", "_")
+
+
 def parser() -> argparse.ArgumentParser:
     options = OneLineParser(
         prog="python -m fast_dllm.report.calibration",
@@ -236,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("traces", metavar="FILE", type=Path, nargs="+", help="traces.jsonl.gz of runs, added up")
-    options.add_argument("--output", metavar="DIR", type=Path, help=f"default {FOLDER}/<experiment>_<task>_<config>")
+    options.add_argument("--output", metavar="DIR", type=Path, help=f"default {FOLDER}/<experiment>_<task>[_limit_<N>]_<config>")
     return options
 
 
@@ -247,8 +253,7 @@ def main(words: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"fast_dllm.report.calibration: error: {line_of(error)}", file=sys.stderr)
         return 2
-    name = "_".join(str(headers[0].get(part)) for part in ("experiment", "task", "config")).replace("/", "_")
-    folder = options.output or ROOT / FOLDER / name
+    folder = options.output or ROOT / FOLDER / folder_name(headers[0])
     print(laid_out(write(reliability, headers, folder), terminal_width()), f"\nwrote {folder}", sep="\n")
     return 0
 

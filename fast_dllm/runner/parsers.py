@@ -193,7 +193,7 @@ def run_parser() -> ScriptParser:
         "--report",
         action="store_true",
         help="what the results say: verdict, alarms, tables, pictures; the options of python -m fast_dllm.report, "
-        "such as --experiment E[,E], --task T, --limit N, --against E/CONFIG",
+        "such as --experiment E[,E], --task T, --limit N, --against E/CONFIG, --csv",
     )
     _add_help(other)
     return parser

@@ -20,9 +20,9 @@ NOISE = 1.1  # two speeds of the same work that are further apart say that the m
 
 EXPLAINED = """\
 accuracy, %: right answers ± one standard error. tokens/s: new tokens per second
-of decoding, on this machine. tokens per forward: new tokens per forward of the
-model, all forwards counted (prefill and commits too); a step that reads stored
-predictions again runs none."""
+of decoding, on this machine. tokens per forward: new tokens per full-depth
+forward (layers that ran / layers of the model), prefill and commits counted; a
+step that reads stored predictions again runs none."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,19 @@ class Result:
             accuracy=summary.accuracy or 0.0,
             error=summary.accuracy_stderr,
             speed=None if summary.is_foreign else cost.tokens_per_second,  # measured otherwise
-            per_forward=cost.tokens_per_forward,
-            work=tuple(str(value) for value in (summary.accuracy, cost.new_tokens, cost.forwards)),
+            per_forward=tokens_per_full_forward(summary),
+            work=tuple(
+                str(value) for value in (summary.accuracy, cost.new_tokens, cost.forwards, cost.layer_forwards)
+            ),
         )
+
+
+def tokens_per_full_forward(summary: Summary) -> float | None:
+    """New tokens per forward through all layers, as the report counts them; None where layers are not recorded."""
+    layers = sum(summary.throughput.layer_forwards.values())
+    if not layers or not summary.num_layers or not summary.throughput.new_tokens:
+        return None
+    return summary.throughput.new_tokens * summary.num_layers / layers
 
 
 def accuracy(result: Result) -> str:
