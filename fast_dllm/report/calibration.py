@@ -242,7 +242,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("traces", metavar="FILE", type=Path, nargs="+", help="traces.jsonl.gz of runs, added up")
-    options.add_argument("--output", metavar="DIR", type=Path, help=f"default {FOLDER}/<experiment>_<task>[_limit_<N>]_<config>")
+    options.add_argument(
+        "--output", metavar="DIR", type=Path, help=f"default {FOLDER}/<experiment>_<task>[_limit_<N>]_<config>"
+    )
     return options
 
 

@@ -48,9 +48,7 @@ class Result:
             error=summary.accuracy_stderr,
             speed=None if summary.is_foreign else cost.tokens_per_second,  # measured otherwise
             per_forward=tokens_per_full_forward(summary),
-            work=tuple(
-                str(value) for value in (summary.accuracy, cost.new_tokens, cost.forwards, cost.layer_forwards)
-            ),
+            work=tuple(str(value) for value in (summary.accuracy, cost.new_tokens, cost.forwards, cost.layer_forwards)),
         )
 
 
