@@ -76,13 +76,19 @@ def test_local_runs_the_matrix_and_its_table_is_a_list_of_rows(project):
 ONE_RESULT = "The three columns of a row are one result"
 
 
-@pytest.mark.parametrize("tokens", [96, 97])
-def test_the_table_of_the_nine_says_where_its_columns_are_one_result(project, tokens):
+@pytest.mark.parametrize(("tokens", "layers"), [(96, 60), (97, 60), (96, 54)])
+def test_the_table_of_the_nine_says_where_its_columns_are_one_result(project, tokens, layers):
+    """Tokens per forward are counted in forwards through all layers: 60 layers are 3 forwards of a model of 20."""
     for config in CONFIGS:
-        found = {"tokens_per_second": 517.1, "tokens_per_forward": 4.15, "new_tokens": 96, "forwards": {"full": 3}}
-        if config == "k3_last":
-            found["new_tokens"] = tokens
-        changes = {"limit": 5, "num_samples": 5, "num_samples_expected": 5, "throughput": found}
+        is_last = config == "k3_last"
+        throughput = {
+            "tokens_per_second": 517.1,
+            "new_tokens": tokens if is_last else 96,
+            "forwards": {"full": 2, "partial": 2},
+            "layer_forwards": {"full": 40, "partial": (layers if is_last else 60) - 40},
+        }
+        counts = {"limit": 5, "num_samples": 5, "num_samples_expected": 5, "num_layers": 20}
+        changes = {**counts, "throughput": throughput}
         project.summary(config, **changes)
         path = project.folder(config) / "summary.json"
         path.rename(project.folder(config, "gsm8k_limit_5") / "summary.json")
@@ -90,13 +96,15 @@ def test_the_table_of_the_nine_says_where_its_columns_are_one_result(project, to
     result = project.bash("sbatch/local.sh", *words)
     assert project.evaluations() == []
     table = result.stdout.partition("accuracy, % ")[2].splitlines()
-    assert [line.split() for line in table[1:8:4]] == [
+    last = f"{20 * tokens / layers:.2f}"
+    assert [line.split() for line in (table[1], table[5], table[11])] == [
         ["k", "=", "1", *["73.7", "±", "1.2"] * 3],
         ["k", "=", "1", *["517.1"] * 3],
+        ["k", "=", "3", "32.00", "32.00", last],
     ]
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert ("Speeds of the same work are up to 0% apart (k = 1: 517.1 to 517.1)." in result.stdout) is (tokens == 96)
-    assert (ONE_RESULT in result.stdout) is (tokens == 96)
+    assert ("Speeds of the same work are up to 0% apart (k = 1: 517.1 to 517.1)." in result.stdout) is (last == "32.00")
+    assert (ONE_RESULT in result.stdout) is (last == "32.00")
 
 
 def test_the_array_takes_its_number_from_the_matrix(project):

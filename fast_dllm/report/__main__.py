@@ -159,11 +159,12 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     from fast_dllm.report.write import terminal, write
 
     num_alarms = 0
+    tables_written = ", and beside it runs.csv and questions.csv" if options.csv else ""
     for folder, of_task in tables.items():
         task, limit = task_of_folder(folder)
         report = build(folder, task, limit, of_task, root, command_of(words, folder), against[folder])
         path = write(report, root / FOLDER / folder, options.flips, against[folder], options.csv)
-        print(terminal(report, options.brief), f"wrote {path.relative_to(root)}\n", sep="\n")
+        print(terminal(report, options.brief), f"wrote {path.relative_to(root)}{tables_written}\n", sep="\n")
         num_alarms += report.num_alarms
     return 3 if options.fail_on == "alarm" and num_alarms else 0
 
