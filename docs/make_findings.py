@@ -97,7 +97,9 @@ LABELS = {
     "00_baseline/k2_first": ("00 k = 2", (-48, -16)),
     "07_rules/w16_t0.90": ("07 w16_t0.90", (-70, -12)),
     "07_rules/prefix0.20": ("07 prefix0.20", (-86, -34)),
+    "06_lookahead/n4_r0.90_s1": ("06: the answers of\n01 r0.90_s1", (-62, -36)),
 }
+LABELLED_IN_WHOLE = (PLAIN, "06_lookahead/n4_r0.90_s1")
 RIVALS = ("00", "01", "04", "07")  # what layers in part are compared with
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -399,8 +401,8 @@ def picture(results: list[Result]) -> Figure:
     whole.set_ylim(bottom=SHOWN[1])
     whole.legend(loc="lower left", bbox_to_anchor=(0.17, 0.0), frameon=False, fontsize=8)
     enlarged.set(xlim=ENLARGED[0], ylim=ENLARGED[1], title="the upper right, enlarged (no intervals)")
-    _label(whole, results, {PLAIN: LABELS[PLAIN]})
-    _label(enlarged, results, {name: label for name, label in LABELS.items() if name != PLAIN})
+    _label(whole, results, {name: LABELS[name] for name in LABELLED_IN_WHOLE})
+    _label(enlarged, results, {name: label for name, label in LABELS.items() if name not in LABELLED_IN_WHOLE})
     return figure
 
 
