@@ -158,9 +158,9 @@ class Prediction:
     """A forward's candidate tokens for the wanted positions, in order, and their confidences (probabilities).
 
     kind: the kind of forward that was run. layers_at_rest: the layers that did not run. measures: what the forward's
-    `measure` asked for, one number for each wanted position. states:
-    what each of the forward's states (its own, then its guesses) predicts for all positions that it holds. Only wanted
-    tokens are drawn, the others are the most likely ones.
+    `measure` asked for, one number for each wanted position. states: what each of the forward's states (its own, then
+    its guesses) predicts for all positions that it holds. Only wanted tokens are drawn, the others are the most likely
+    ones.
     """
 
     kind: str
@@ -195,7 +195,7 @@ class DenoisingEvent:
     row: index into the prompts. kind: one of FORWARD_KINDS. start, end: absolute positions (0 = the first prompt
     token): the sub-block of a denoising step, else what was prefilled or committed. positions, tokens, confidences:
     what was just filled in; a confidence is a probability (fast_dllm.sampling). layers_at_rest: the layers that did not
-    run. generation: set on a sequence's last event. num_guesses: guesses that ran in the same forward.
+    run. generation: set on a sequence's last event.
     """
 
     row: int
@@ -207,7 +207,6 @@ class DenoisingEvent:
     confidences: list[float]
     layers_at_rest: range = range(0)
     generation: Generation | None = None
-    num_guesses: int = 0
 
 
 # What decode_one returns when it is called. In quotes, because the runner reads this file with Python 3.8.
@@ -289,5 +288,4 @@ class Answer:
             confidences,
             prediction.layers_at_rest,
             self.generation,
-            max(len(prediction.states) - 1, 0),
         )

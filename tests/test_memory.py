@@ -111,7 +111,7 @@ def test_control_groups_limit_the_memory(monkeypatch, tmp_path, own, groups, ava
         stat = f"anon 1\n{prefix}active_file {cached * MIB // 2}\n{prefix}inactive_file {cached * MIB // 2}\n"
         (group / "memory.stat").write_text(stat)
     monkeypatch.setattr(memory, "MEMORY_INFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "CGROUPS_OF_PROCESS", tmp_path / "cgroup")
     monkeypatch.setattr(memory, "CGROUP_ROOT", tmp_path / "groups")
     assert memory.available_on_host() == available * MIB
 

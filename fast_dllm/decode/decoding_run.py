@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -306,8 +307,7 @@ def _slot(sequence: SequenceState, number: int) -> int:
 
 def _own_states(forwards: list[Forward]) -> list[int]:
     """The index of each forward's own state among all states that a group runs."""
-    counts = [len(forward.states) for forward in forwards]
-    return [sum(counts[:index]) for index in range(len(counts))]
+    return list(accumulate((len(forward.states) for forward in forwards[:-1]), initial=0))
 
 
 def _block_rows(forwards: list[Forward], sequences: list[SequenceState]) -> BlockRows:

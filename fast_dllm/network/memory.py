@@ -17,7 +17,7 @@ from fast_dllm.network.devices import pick_dtype
 
 GIB = 2**30
 MEMORY_INFO = Path("/proc/meminfo")
-OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -41,7 +41,7 @@ def check_fits(network: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     needed = num_weights(network) * dtype.itemsize
     if needed > free:
         raise UsageError(
-            f"its weights take {needed / GIB:.1f} GiB in {str(dtype)[6:]}, and {free / GIB:.1f} GiB {place}; "
+            f"its weights take {needed / GIB:.1f} GiB in {_name(dtype)}, and {free / GIB:.1f} GiB {place}; "
             + what_to_set(num_weights(network), device, dtype, free)
         )
 
@@ -50,11 +50,15 @@ def what_to_set(count: int, device: torch.device, dtype: torch.dtype, free: int)
     """What helps where `count` weights in `dtype` do not fit into `free` bytes of the device."""
     short = short_dtype(device)
     if dtype.itemsize > short.itemsize and count * short.itemsize <= free:
-        return f"set dtype={str(short)[6:]}, which takes {count * short.itemsize / GIB:.1f} GiB"
+        return f"set dtype={_name(short)}, which takes {count * short.itemsize / GIB:.1f} GiB"
     least = count * min(dtype.itemsize, short.itemsize) / GIB
     if device.type == "cuda":
         return f"it needs a GPU with more than {least:.1f} GiB (SBATCH_GRES, or --gpu of run.sh)"
     return f"it needs a machine with more than {least:.1f} GiB, or a GPU"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def short_dtype(device: torch.device) -> torch.dtype:
@@ -106,7 +110,7 @@ def _cgroups() -> Iterator[tuple[Path, str, str]]:
 
     Lines of /proc/self/cgroup are `<number>:<controllers>:<path>`: version 2 has no controllers, version 1 `memory`.
     """
-    lines = OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.is_file() else []
+    lines = CGROUPS_OF_PROCESS.read_text().splitlines() if CGROUPS_OF_PROCESS.is_file() else []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -115,8 +119,8 @@ def _cgroups() -> Iterator[tuple[Path, str, str]]:
             root, files = CGROUP_ROOT / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
-        own = root / path.lstrip("/")
-        for group in (own, *own.parents):
+        innermost = root / path.lstrip("/")
+        for group in (innermost, *innermost.parents):
             yield group, *files
             if group == root:
                 break

@@ -114,6 +114,12 @@ class Summary:
         return self.model_args.get("model_path")
 
     @property
+    def full_forwards(self) -> float | None:
+        """Full-depth forwards: the layers that ran / the layers of the model; None where they are not recorded."""
+        layers = sum(self.throughput.layer_forwards.values())
+        return layers / self.num_layers if layers and self.num_layers else None
+
+    @property
     def num_questions(self) -> int | None:
         """Questions scored; where they are not recorded, those that the task and the limit say, or None."""
         if not self.is_foreign:

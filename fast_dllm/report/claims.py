@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ def runs_of_task(root: Path, task: str) -> dict[str, RunResult]:
 def speed_ratio(run: RunResult, base: RunResult, steps_only: bool = False) -> Ratio:
     """How many times as many tokens per forward `run` has; steps_only: prefills and commits are not counted."""
     pairs = shared_questions(run, base)
-    columns = [[*_costs(own, steps_only), *_costs(its, steps_only)] for own, its in pairs]
+    columns = [[*_costs(of_run, steps_only), *_costs(of_base, steps_only)] for of_run, of_base in pairs]
     if not pairs or any(amount is None for row in columns for amount in row):
         speeds = [_tokens_per_layer(each, steps_only) for each in (run, base)]
         return Ratio(speeds[0] / speeds[1], None)
@@ -82,19 +82,16 @@ def _tokens_per_layer(run: RunResult, steps_only: bool) -> float:
 def compare(pairs: Sequence[tuple[str, str]], tasks: Mapping[str, Mapping[str, RunResult]]) -> list[Comparison]:
     """Each pair (setting, base) on each task that has both. tasks: name -> its runs. p is corrected after Holm over
     everything that is returned."""
-    found = []
+    comparisons = []
     for setting, base in pairs:
         for task, runs in tasks.items():
             if setting in runs and base in runs:
-                made = contrast("claims", [runs[setting]], runs[base])
-                if made is not None:
+                difference = contrast("claims", [runs[setting]], runs[base])
+                if difference is not None:
                     ratios = [speed_ratio(runs[setting], runs[base], steps_only) for steps_only in (False, True)]
-                    found.append(Comparison(setting, base, task, made, *ratios))
-    adjusted = corrected([each.contrast for each in found])
-    return [
-        Comparison(each.setting, each.base, each.task, made, each.ratio, each.step_ratio)
-        for each, made in zip(found, adjusted, strict=True)
-    ]
+                    comparisons.append(Comparison(setting, base, task, difference, *ratios))
+    adjusted = corrected([each.contrast for each in comparisons])
+    return [replace(each, contrast=difference) for each, difference in zip(comparisons, adjusted, strict=True)]
 
 
 def pooled(contrasts: Sequence[Contrast]) -> tuple[float, Interval, float]:
@@ -105,8 +102,8 @@ def pooled(contrasts: Sequence[Contrast]) -> tuple[float, Interval, float]:
     return (improved - regressed) / total, tango(improved, regressed, total), mcnemar(improved, regressed)
 
 
-def largest_loss(found: Contrast, num_settings: int) -> float:
+def largest_loss(difference: Contrast, num_settings: int) -> float:
     """The largest loss, as a fraction, that is not excluded at 95% over `num_settings` settings together (Bonferroni);
     negative where a gain is sure."""
     level = 1 - 0.05 / num_settings
-    return -tango(found.improved or 0, found.regressed or 0, found.num_questions, level).low
+    return -tango(difference.improved or 0, difference.regressed or 0, difference.num_questions, level).low

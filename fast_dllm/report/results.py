@@ -92,8 +92,8 @@ class RunResult:
     @property
     def full_forwards(self) -> float | None:
         """Full-depth forwards: layers run / layers of the model; if these are not recorded, all forwards."""
-        if self.layers_run and self.num_layers:
-            return self.layers_run / self.num_layers
+        if self.summary.full_forwards is not None:
+            return self.summary.full_forwards
         return sum(n for kind, n in self.forwards.items() if kind not in NO_FORWARD) if self.forwards else None
 
     @property

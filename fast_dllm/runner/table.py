@@ -47,17 +47,9 @@ class Result:
             accuracy=summary.accuracy or 0.0,
             error=summary.accuracy_stderr,
             speed=None if summary.is_foreign else cost.tokens_per_second,  # measured otherwise
-            per_forward=tokens_per_full_forward(summary),
+            per_forward=cost.new_tokens / summary.full_forwards if cost.new_tokens and summary.full_forwards else None,
             work=tuple(str(value) for value in (summary.accuracy, cost.new_tokens, cost.forwards, cost.layer_forwards)),
         )
-
-
-def tokens_per_full_forward(summary: Summary) -> float | None:
-    """New tokens per forward through all layers, as the report counts them; None where layers are not recorded."""
-    layers = sum(summary.throughput.layer_forwards.values())
-    if not layers or not summary.num_layers or not summary.throughput.new_tokens:
-        return None
-    return summary.throughput.new_tokens * summary.num_layers / layers
 
 
 def accuracy(result: Result) -> str:
