@@ -276,6 +276,7 @@ def test_without_this_project_lm_eval_would_score_another_shuffle(plant, monkeyp
     assert summary["accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_gpqa_shows_the_same_options_in_every_process(plant, hub, tmp_path):
     _, samples = plant("gpqa_main_n_shot", lambda prompt: "(A)")
     script = (

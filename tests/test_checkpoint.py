@@ -13,17 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from golden_models import ROOT
-from random_model import save_random_model
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from fast_dllm.errors import UsageError
-from fast_dllm.network import chat_template, loading
+from fast_dllm.network import chat_template, config, loading
 from fast_dllm.network.config import FastDLLMConfig, read_config
 from fast_dllm.network.loading import TINY_MODEL, load_model
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import load_tokenizer, render
-from fast_dllm.spec.checkpoint import CONFIG_FILE, INDEX_FILE, MOST_JSON_BYTES
+from fast_dllm.spec.checkpoint import CONFIG_FILE, INDEX_FILE
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
@@ -39,9 +38,9 @@ GONE = _Gone()  # the value of a field that is taken out
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    """A random model's folder."""
-    return save_random_model(tmp_path / "model")
+def folder(random_model, tmp_path) -> Path:
+    """A copy of a random model's folder."""
+    return Path(shutil.copytree(random_model, tmp_path / "model"))
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -112,11 +111,6 @@ def test_that_comparison_sees_a_rope_theta_that_is_not_read(qwen2, tmp_path):
     assert greedy_tokens(other, prompt, 48) != greedy_tokens(qwen2, prompt, 48)
 
 
-def test_a_model_that_was_loaded_from_it_is_saved_with_its_rope_theta(qwen2, tmp_path):
-    as_fast_dllm(qwen2, tmp_path / "first").save_pretrained(tmp_path / "again")
-    assert load_model(str(tmp_path / "again"), "cpu").config.rope_theta == 1e4
-
-
 # -- config.json: each field is honoured or refused --------------------------------------------------------------------
 @pytest.mark.parametrize(
     "changes",
@@ -169,10 +163,7 @@ def test_a_config_of_the_same_network_loads(folder, changes):
         ({"hidden_size": 36}, "it must be even"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number"),
         ({"bd_size": "32"}, "bd_size must be a whole number"),
-        *(
-            ({"hidden_size": size}, "hidden_size must be a whole number from 1")
-            for size in (0, -32, "32", 32.0, True, None, [32], 10**12)
-        ),
+        *(({"hidden_size": size}, "hidden_size must be a whole number from 1") for size in (0, "32", True, 10**12)),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 1000"),
         ({"max_position_embeddings": -1}, "max_position_embeddings must be"),
     ],
@@ -184,19 +175,27 @@ def test_a_config_of_another_network_is_refused_before_memory_is_taken(folder, c
     assert named in refusal(folder)
 
 
-def test_an_unknown_field_is_named_in_a_warning(folder, caplog):
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """The warnings of fast_dllm/network/config.py. caplog misses them once another test has set up logging."""
+    lines: list[str] = []
+    monkeypatch.setattr(config.logger, "warning", lambda text, *values: lines.append(text % values))
+    return lines
+
+
+def test_an_unknown_field_is_named_in_a_warning(folder, warnings):
     load_model(str(folder), "cpu")
     load_model(str(TINY_MODEL), "cpu")
-    assert caplog.messages == []
+    assert warnings == []
     change_config(folder, logit_scale=0.5)
     load_model(str(folder), "cpu")
-    assert caplog.messages == [f"config.json of {folder}: unknown fields have no effect: logit_scale"]
+    assert warnings == [f"config.json of {folder}: unknown fields have no effect: logit_scale"]
 
 
-def test_the_published_config_loads_without_a_warning(shared, caplog):
-    config = read_config(str(shared / "reference" / "fast_dllm_v2_7b"))
-    assert caplog.messages == []
-    assert (config.rope_theta, config.head_dim, config.bd_size) == (1e6, 128, 32)
+def test_the_published_config_loads_without_a_warning(shared, warnings):
+    published = read_config(str(shared / "reference" / "fast_dllm_v2_7b"))
+    assert warnings == []
+    assert (published.rope_theta, published.head_dim, published.bd_size) == (1e6, 128, 32)
 
 
 def test_a_config_that_is_made_in_code_is_checked_too():
@@ -212,12 +211,6 @@ def test_a_config_that_is_made_in_code_is_checked_too():
 def test_a_config_that_is_no_object_is_one_line(folder, text):
     (folder / CONFIG_FILE).write_text(text)
     assert "config.json is not a JSON object" in refusal(folder)
-
-
-def test_an_enormous_config_is_not_read(folder):
-    with (folder / CONFIG_FILE).open("r+b") as file:
-        file.truncate(MOST_JSON_BYTES + 1)
-    assert "are not read" in refusal(folder)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -281,17 +274,15 @@ def test_a_tied_head_may_be_in_the_file_where_it_is_the_embedding(folder):
 
 
 # -- every program -----------------------------------------------------------------------------------------------------
-@pytest.mark.sampled(5)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
         "run_chatbot.py --model {} --once Hi",
-        "app.py --model {} --port 1",
         "eval.py --model fast_dllm_v2 --tasks toy_math --limit 1 --model_args model_path={}",
         "-m fast_dllm.drift --model {} --task toy_math --limit 1",
-        "benchmarks/decode.py --model {}",
     ],
-    ids=["chat", "page", "eval", "drift", "benchmark"],
+    ids=["chat", "eval", "drift"],
 )
 def test_every_program_refuses_another_network_in_one_line(folder, command):
     change_config(folder, rope_theta=GONE, rope_parameters=YARN | {"rope_theta": 1e6})
@@ -342,23 +333,3 @@ def test_a_chat_template_that_refuses_a_conversation_is_one_line_when_it_does(fo
     assert render(tokenizer, [{"role": "user", "content": "Hi"}], True) == "text"
     with pytest.raises(UsageError, match=r"fails: no system message$"):
         render(tokenizer, [{"role": "system", "content": "Hi"}], True)
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize(
-    "command",
-    [
-        "run_chatbot.py --model {} --once Hi",
-        "eval.py --model fast_dllm_v2 --tasks toy_math --limit 1 --apply_chat_template --model_args model_path={}",
-    ],
-    ids=["chat", "eval"],
-)
-def test_a_tokenizer_without_a_chat_template_is_one_line_before_the_model_is_loaded(folder, command):
-    set_template(folder, None)
-    (folder / "model.safetensors").unlink()
-    words = [sys.executable, *(word.format(folder) for word in command.split())]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "Traceback" not in done.stderr
-    line = done.stderr.splitlines()[-1]  # without a network eval.py says so before
-    assert "has no chat template" in line

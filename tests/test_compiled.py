@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_models import eager, generate, golden_model
+from golden_models import generate, golden_model
 from margins import assert_same_but_for_rounding
 from test_eval import load, model_args, run_eval
 from test_graphs import COMMON, cases, prompts
@@ -33,7 +33,6 @@ from fast_dllm.network.compiled import (
     Variant,
     decoding_variants,
 )
-from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.network.eager import EagerExecutor
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import use_graphs
@@ -133,28 +132,6 @@ def test_so_it_does_for_any_sequences_of_the_cache(model):
         for width, offset in ((32, 0), (8, 16), (3, 1)):
             assert_same_layers(model, *block_inputs(model, random_cache(model, 6, 320), rows, lengths, width, offset))
     assert len(loaded(model)) == 6
-
-
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_so_it_does_for_other_shapes_of_a_layer(heads, folder):
-    """No grouped heads, and three to a group; the mask of a prefill is by rows."""
-    config = FastDLLMConfig(
-        vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=heads[0],
-        num_key_value_heads=heads[1], rms_norm_eps=1e-5, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = with_compiled_layers(FastDLLMForCausalLM(config).eval(), folder)
-    ids = [[random.Random(i).randrange(64) for _ in range(64 + 32 * i)] for i in range(2)]
-    found = []
-    with torch.inference_mode():
-        for executor in (model.execution.executor(2, 128, 32), eager(model, 2, 128)):
-            logits = executor.prefill([0, 1], ids)
-            found.append((logits, executor.cache.keys, executor.cache.values))
-    for got, expected in zip(*found, strict=True):
-        assert torch.allclose(got, expected, rtol=0, atol=1e-5)
-    assert found[0][1].abs().sum() > 0
 
 
 @pytest.mark.slow
@@ -263,13 +240,6 @@ def test_a_forward_that_no_library_is_for_runs_as_written(model, monkeypatch):
     model.bfloat16()
     with torch.inference_mode():
         model.execution.executor(1, 64, 32).run_block(two_rows)
-
-
-def test_there_are_two_libraries_for_one_sequence_and_thirteen_more_for_several():
-    one, several = decoding_variants(False), decoding_variants(True)
-    assert one == several[:2]
-    assert len(set(several)) == len(several) == 15
-    assert {each.num_threads for each in several} == {torch.get_num_threads()}
 
 
 def test_a_library_is_for_one_layer_one_torch_one_cpu_and_one_variant(model, monkeypatch):

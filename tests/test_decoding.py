@@ -33,17 +33,6 @@ def test_block_cache_changes_nothing_when_a_sub_forward_runs_every_row(tiny36):
         assert off.forwards["sub"] == 0
 
 
-@pytest.mark.slow
-def test_running_the_whole_block_is_decoding_without_a_block_cache(tiny36):
-    """One computation under two names, whatever `refresh` says where the block cache is off."""
-    for prompt in prompts(5, 32, 40, 64):
-        settings = COMMON | {"threshold": 0.7}
-        block = generate(tiny36, [prompt], refresh="block", **settings)
-        for refresh in ("block", "rows"):
-            assert generate(tiny36, [prompt], refresh=refresh, use_block_cache=False, **settings) == block
-        assert block[0].forwards["sub"] == 0 < block[0].forwards["full"]
-
-
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("reuse_k", "refresh"), [(1, "rows"), (1, "block"), (3, "block"), (3, "rows")])
 def test_a_batch_of_mixed_lengths_equals_one_by_one(tiny36, reuse_k, refresh):
@@ -273,17 +262,6 @@ def test_layers_that_really_stand_still_give_the_labs_tokens_and_widths(golden_m
         literal, widths = literal_reuse(golden_models[name], case, layer_subset, refresh="block")
     assert literal == case["expected_by_subset"][layer_subset]
     assert widths == {"full": case["forwards"]["full"], "sub": case["forwards"]["sub"]}
-
-
-@pytest.mark.slow
-def test_residual_reuse_depends_on_the_layers_it_skips(tiny36):
-    with torch.inference_mode():
-        answers = {
-            subset: [literal_reuse(tiny36, case, subset, mode="residual")[0] for case in REUSE_CASES]
-            for subset in ("first", "middle", "last")
-        }
-    assert answers["first"] != answers["last"]
-    assert answers["last"] != [case["expected_by_subset"]["last"] for case in REUSE_CASES]
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,7 @@ def counted(module: nn.Module, fault: Callable[[int, Tensor], Tensor]) -> Callab
     return module.register_forward_hook(lambda module, given, output: fault(next(calls), output)).remove
 
 
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("value", "temperature"), [(float("nan"), 0.0), (float("-inf"), 0.7)])
 def test_logits_that_are_no_numbers_are_an_error_at_every_step(tiny36, value, temperature):
     """Prefill, full, sub and commit, whichever row and token it is: no answer is made of them."""
     settings = COMMON | {"max_new_tokens": 64, "refresh": "rows", "temperature": temperature}
@@ -179,17 +177,15 @@ def test_on_a_cpu_large_forwards_are_of_one_length(tiny36, monkeypatch, mode, wa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("refresh", ["block", pytest.param("rows", marks=pytest.mark.slow)])
-def test_a_request_that_joins_is_prefilled_beside_the_others_blocks(tiny36, monkeypatch, refresh):
+def test_a_request_that_joins_is_prefilled_beside_the_others_blocks(tiny36, monkeypatch):
     """Its prompt's blocks run in forwards that the others need anyway; the cost that is told is that of a prefill."""
-    settings = COMMON | {"refresh": refresh, "max_new_tokens": 96, "threshold": 0.9}
+    settings = COMMON | {"max_new_tokens": 96, "threshold": 0.9}
     prompts = [prompt(length) for length in (5, 6, 7, 100, 64, 200)]
     alone = [generate(tiny36, [each], **settings)[0] for each in prompts]
     prefills, blocks = (spied(monkeypatch, name) for name in ("prefill", "run_block"))
     assert generate(tiny36, prompts, num_rows=3, **settings) == alone
     assert [each.forwards["prefill"] for each in alone] == [0, 0, 0, 1, 1, 1]
-    if refresh == "block":
-        assert len(prefills) == 1, "the one of 200 tokens is too long to join"
+    assert len(prefills) == 1, "the one of 200 tokens is too long to join"
     assert len(blocks) < sum(sum(each.forwards.values()) - each.forwards["prefill"] for each in alone)
 
 
@@ -214,12 +210,8 @@ def test_two_runs_of_one_engine_do_not_meet(tiny36, in_threads):
     assert together == alone
 
 
-QUICK = ("00_baseline", "02_residual_reuse")  # plain and parting rows; the others are slow
-EACH = [pytest.param(each, marks=[] if each in QUICK else pytest.mark.slow) for each in experiments.available()]
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", ["00_baseline", "02_residual_reuse", "06_lookahead"])
 def test_rows_that_join_at_any_time_get_what_they_get_alone(tiny36, name):
     """Mixed lengths and stop times, joining in three orders; a token that differed would be told with its margin."""
     experiment = experiments.load(name)

@@ -63,19 +63,3 @@ def test_one_question_is_answered_and_each_step_has_its_time(shared, tmp_path):
     assert all(step["ms"] > 0 for step in steps)
     assert sum(step["unmasked"] for step in steps) >= report["answer"]["new_tokens"] > 0
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["--folder", "absent"], "--folder: no folder 'absent'"),
-        (["--folder", ".", "--data", "tests"], "--data: 'tests' has no openai/gsm8k"),
-        (["--folder", ".", "--shape", "70b"], "invalid choice: '70b'"),
-    ],
-)
-def test_wrong_input_is_a_line(words, text):
-    command = [sys.executable, "-m", "benchmarks.full_size", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert text in line

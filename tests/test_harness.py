@@ -13,7 +13,7 @@ from oracle import assert_float32_of
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
-from fast_dllm.evaluate.prompts import cut_at_stop_strings, rewrite_prompt
+from fast_dllm.evaluate.prompts import cut_at_stop_strings
 from fast_dllm.network.tokenizer import load_tokenizer
 
 # What float32 may cost one token's log-probability: 22 orders of summation gave 3.5e-5 at most, and two forwards, of
@@ -72,7 +72,7 @@ def log_prob_and_best(lm: FastDLLM, ids: list[int], position: int, target: int) 
     return float(logits[target] - np.log(np.exp(logits).sum())), int(logits.argmax()) == target
 
 
-@pytest.mark.parametrize("context_length", [5, 30, 31, 32, 33, 63])
+@pytest.mark.parametrize("context_length", [5, 31, 32])
 def test_chain_masks_each_token_and_all_that_follow(lm, context_length):
     context, continuation = list(range(10, 10 + context_length)), [7, 200, 33]
     expected, greedy = 0.0, True
@@ -142,7 +142,7 @@ def test_rolling_is_the_chain_rule_over_the_whole_text(lm):
 
 
 def test_answers_come_in_order_whatever_the_batches(lm):
-    texts = [f"Question {'x' * (7 * index)} {index}" for index in range(7)]  # batches of 3: the last one is short
+    texts = [f"Question {'x' * (7 * index)} {index}" for index in range(4)]  # batches of 3: the last one is short
     together = lm.generate_until(asks(texts), disable_tqdm=True)
     alone = [lm.generate_until(asks([text]), disable_tqdm=True)[0] for text in texts]
     assert together == alone
@@ -153,7 +153,7 @@ def test_answers_come_in_order_whatever_the_batches(lm):
 def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
     prompt = "p" * 45
     (full,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": 64}), disable_tqdm=True)
-    for limit in (1, 5, 20, 33):
+    for limit in (5, 33):
         request = lm.generator.request(asks([prompt], ANSWERS | {"max_gen_toks": limit})[0], 0)
         (generation,) = lm.experiment.generate(
             lm.model, [list(request.prompt_ids)], **lm.generator.decoding(request.max_new_tokens, 0.0, 1.0)
@@ -212,15 +212,6 @@ def test_a_prompt_longer_than_the_context_is_cut_from_the_left_and_counted(lm):
     assert not lm.generator.request(asks(["short"])[0], 0).truncated
     assert len(request.prompt_ids) + request.max_new_tokens <= lm.model.config.max_position_embeddings
     assert lm.tokenizer.decode(request.prompt_ids).endswith("the end")
-
-
-def test_prompts_are_rewritten_for_the_tasks_that_were_published_so():
-    boxed = r"Please reason step by step, and put your final answer within \boxed{{}}."
-    assert rewrite_prompt("Question: 1?\nAnswer:", "gsm8k") == f"Question: 1?\n{boxed}"
-    assert rewrite_prompt("Question: 1?\nAnswer:", "gsm8k_cot") == f"Question: 1?\n{boxed}"
-    assert rewrite_prompt("Problem: x\n\nSolution:", "minerva_math_algebra") == f"Problem: x\n\n{boxed}"
-    assert rewrite_prompt("Answer: Solution:", "ifeval") == "Answer: Solution:"
-    assert rewrite_prompt("Answer:", None) == "Answer:"
 
 
 def test_the_cost_of_generation_adds_up(random_model):

@@ -144,17 +144,15 @@ def test_nor_where_tokens_are_drawn(tiny36):
     assert_nothing_but_speed(tiny36, temperature=1.0, top_p=0.95)
 
 
-@pytest.mark.parametrize("recorder", [None, tape.record])
-def test_and_so_it_is_in_recorded_forwards_and_in_their_shapes(recorder, monkeypatch):
+def test_and_so_it_is_in_recorded_forwards_and_in_their_shapes(monkeypatch):
     monkeypatch.setattr(graphs, "PLAIN_RUNS", 0)
     model = golden_model("tiny36")
-    model.execution = GraphExecution(model, lambda: recorder)
+    model.execution = GraphExecution(model, lambda: tape.record)
     assert_nothing_but_speed(model, (38,))
-    recorded = model.execution.counts.get("recorded", 0)
-    if recorder is not None:
-        assert_nothing_but_speed(model, (38,))
-        assert model.execution.counts["recorded"] < recorded * 2
-        assert model.execution.counts["replayed"] > recorded
+    recorded = model.execution.counts["recorded"]
+    assert_nothing_but_speed(model, (38,))
+    assert model.execution.counts["recorded"] < recorded * 2
+    assert model.execution.counts["replayed"] > recorded
 
 
 def test_candidates_run_as_written_where_layers_are_compiled(tiny36):
@@ -291,10 +289,10 @@ def assert_lossless(model, batch: list[list[int]], settings: dict, states: int, 
     return counts[0], counts[1]
 
 
-@pytest.mark.sampled(20)
-@pytest.mark.parametrize("states", [2, 3, 4, 8])
-@pytest.mark.parametrize("sub_size", [8, 16, 32])
-@pytest.mark.parametrize("threshold", [1.0, 0.95, 0.9, 0.5])
+@pytest.mark.sampled(7)
+@pytest.mark.parametrize("states", [2, 8])
+@pytest.mark.parametrize("sub_size", [8, 32])
+@pytest.mark.parametrize("threshold", [1.0, 0.9])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_setting_gives_plain_decodings_tokens(tiny36, threshold, sub_size, states, temperature):
     """Sampled too: each step's random numbers are its own, however many forwards there are."""
@@ -314,28 +312,20 @@ def golden_cases() -> list:
     ]
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(30)
 @pytest.mark.parametrize(("name", "case"), golden_cases())
 def test_golden_cases_are_answered_as_by_plain_decoding(golden_models, name, case):
     names = ("mask_id", "stop_token", "max_new_tokens", "block_size", "small_block_size", "threshold", "temperature")
     settings = {key: case[key] for key in names if key in case}
-    for states in (2, 3, 4, 8):
+    for states in (2, 8):
         assert_lossless(golden_models[name], [case["prompt"]], settings, states)
 
 
-def test_lookahead_saves_forwards_and_more_with_more_states(tiny36):
-    (two, plain), (four, _) = (
-        assert_lossless(tiny36, prompts(5, 38), COMMON | {"threshold": 1.0}, states) for states in (2, 4)
-    )
-    assert four < two < plain
-
-
-@pytest.mark.parametrize("bar", [0.3, 0.8])
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.3}])
+@pytest.mark.parametrize(("bar", "sampling"), [(0.3, {}), (0.8, {"temperature": 1.0, "top_p": 0.3})])
 def test_rereading_with_lookahead_gives_the_tokens_of_rereading(tiny36, bar, sampling):
     settings = COMMON | {"small_block_size": 4, "reread_above": bar} | sampling
     for states in (1, 4):
-        assert_lossless(tiny36, prompts(5, 38, 64), settings, states, base=ADAPTIVE)
+        assert_lossless(tiny36, prompts(5, 38), settings, states, base=ADAPTIVE)
 
 
 def test_an_answer_may_stop_in_a_guessed_block(tiny36):
