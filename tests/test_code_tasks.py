@@ -120,7 +120,7 @@ def test_the_real_humaneval_is_evaluated_from_its_package(monkeypatch, tmp_path,
 
 
 # -- the scripts -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("script", ["run", "local", "baseline"])
+@pytest.mark.parametrize("script", ["run", "baseline"])
 def test_a_script_that_is_not_told_so_evaluates_no_code_task(tmp_path, script):
     project = Project(tmp_path / "project")
     before = project.written()
@@ -148,22 +148,9 @@ def test_a_job_that_is_told_so_tells_eval_and_the_job_after_it(tmp_path):
     assert "confirm_run_unsafe_code" not in other.stdout  # nothing to confirm
 
 
-@pytest.mark.parametrize("words", [[], ["--shards", "2"]])
-def test_baseline_offers_them_as_jobs_too(tmp_path, words):
+def test_baseline_offers_them_as_jobs_too(tmp_path):
     project = Project(tmp_path / "project")
-    done = project.bash(
-        "sbatch/baseline.sh",
-        "--task",
-        "mbpp,mbpp_plus",
-        "--limit",
-        "2",
-        "--model",
-        "tiny",
-        "--confirm_run_unsafe_code",
-        *words,
-    )
+    words = ["--task", "mbpp,mbpp_plus", "--limit", "2", "--model", "tiny", "--shards", "2"]
+    done = project.bash("sbatch/baseline.sh", *words, "--confirm_run_unsafe_code")
     assert done.returncode == 0, done.stderr
-    if words:
-        assert all("--confirm_run_unsafe_code" in project.successor(number)[1] for number in range(4))
-    else:
-        assert [line.count("--confirm_run_unsafe_code") for line in project.evaluations()] == [1, 1]
+    assert all("--confirm_run_unsafe_code" in project.successor(number)[1] for number in range(4))

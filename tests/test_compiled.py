@@ -20,7 +20,6 @@ from test_eval import load, model_args, run_eval
 from test_graphs import COMMON, cases, prompts
 from test_scoring import SCORE, few_shot_load, plainly
 
-from fast_dllm import transcripts
 from fast_dllm.decode import experiments
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
@@ -168,16 +167,6 @@ def test_scores_are_those_of_whole_forwards_as_written(chain, random_model, fold
 
 @pytest.mark.slow
 @needs_compiler
-def test_the_transcripts_are_those_of_layers_as_written(folder, monkeypatch):
-    made = transcripts.golden_model
-    monkeypatch.setattr(
-        transcripts, "golden_model", lambda *given, **named: with_compiled_layers(made(*given, **named), folder)
-    )
-    assert transcripts.replay(["00_baseline", "02_residual_reuse"]) == []
-
-
-@pytest.mark.slow
-@needs_compiler
 def test_the_weights_are_those_of_now(model):
     """Changed in place, given other data, and replaced."""
     layer = model.model.layers[3]
@@ -265,11 +254,6 @@ def test_a_library_is_for_one_layer_one_torch_one_cpu_and_one_variant(model, mon
             patch.setattr(target, value)
             names.append(libraries._name(variant))
     assert len(set(names)) == len(names)
-
-
-def test_it_is_for_float32_on_a_cpu():
-    with pytest.raises(UsageError, match="graphs=compiled is for float32 on a CPU, not for bfloat16 on cpu; graphs="):
-        use_graphs(golden_model("tiny28").bfloat16(), "compiled")
 
 
 @pytest.mark.slow

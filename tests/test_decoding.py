@@ -8,10 +8,9 @@ import sys
 
 import pytest
 import torch
-from golden_models import GOLDEN_MODELS, denoise, eager, generate, golden_json, in_each_subset
+from golden_models import denoise, generate
 
 from fast_dllm.decode import experiments
-from fast_dllm.network.packing import BlockRows, pack_block
 from fast_dllm.sampling import predict, rows_to_unmask, top_p_sample
 
 MASK, STOP = 319, 2
@@ -104,18 +103,6 @@ def test_a_sampled_row_draws_one_number_for_each_row_of_its_sub_block_on_every_s
         assert len(drawn) == got.forwards["full"] + got.forwards["reused"]
 
 
-def test_a_sampled_re_read_draws_anew_from_the_logits_that_were_kept(tiny36):
-    """Not the tokens that the computing step drew: with everything at stake on one token a step, the draws differ."""
-    counts = set()
-    for seed in range(6):
-        generator = torch.Generator().manual_seed(seed)
-        (got,) = generate(
-            tiny36, prompts(41), reuse_k=3, layer_subset="last", temperature=2.0, generator=generator, **COMMON
-        )
-        counts.add(tuple(got.tokens))
-    assert len(counts) == 6
-
-
 class FavouriteToken(torch.nn.Module):
     """An lm_head that always prefers one token, then another."""
 
@@ -159,111 +146,6 @@ def test_answers_stay_within_the_block_budget(tiny36):
     assert generate(tiny36, [], **COMMON) == []
 
 
-class LiteralLayers:
-    """Layer reuse as the lab's code does it, in its plainest form: each layer of the subset stores what it gives for
-    the 32 rows of the block, and on a step that reuses returns it (output), or adds what it added then (residual)."""
-
-    def __init__(self, model, layers: range, mode: str):
-        self.model, self.layers, self.mode, self.reading = model, layers, mode, False
-        self.stored = {index: torch.zeros(32, model.config.hidden_size) for index in layers}
-        self.window = slice(0, 32)
-
-    def run(self, cache, tokens: list[int], offset: int, read: list[int], reading: bool) -> torch.Tensor:
-        self.reading, self.window = reading, slice(offset, offset + len(tokens))
-        inputs = pack_block(cache, BlockRows([0], [tokens], [offset], [read]))
-        x = self.model.model.embed_tokens(inputs.ids)
-        for index, layer in enumerate(self.model.model.layers):
-            x = self.layer(index, layer, x, inputs.attend)
-        return self.model.lm_head(self.model.model.norm(x)[:, read])
-
-    def layer(self, index: int, layer, x: torch.Tensor, attend) -> torch.Tensor:
-        if index in self.layers and self.reading:
-            stored = self.stored[index][self.window][None]
-            return stored if self.mode == "output" else x + stored
-        given = layer(x, attend)
-        if index in self.layers:
-            self.stored[index][self.window] = (given if self.mode == "output" else given - x)[0]
-        return given
-
-
-def literal_reuse(model, case: dict, layer_subset: str, *, mode: str = "output", refresh: str = "rows"):
-    """(new tokens, forwards by width) of the algorithm in its plainest form, layers really standing still.
-
-    With `block`, as in the lab's code: a step that reuses runs full where it opens a sub-block, and gets all 32 stored
-    rows, else a sub forward that gets the rows of its window. Keys and values fall as they fall.
-    """
-    prompt, mask, size, sub = case["prompt"], case["mask_id"], 32, case["small_block_size"]
-    start_block = len(prompt) // size
-    end_block = start_block + case["max_new_tokens"] // size
-    tokens, widths = list(prompt), {"full": 0, "sub": 0}
-    executor = eager(model, 1, end_block * size)
-    cache = executor.cache
-    literal = LiteralLayers(model, subset_layers(layer_subset, model.config.num_hidden_layers), mode)
-    if start_block:
-        logits = executor.prefill([0], [prompt[: start_block * size]])
-        if len(prompt) % size == 0:
-            tokens.append(logits.argmax().item())
-    for block in range(start_block, end_block):
-        first = block * size
-        tokens += [mask] * (first + size - len(tokens))
-        counter = 0
-        for start in range(first, first + size, sub):
-            while mask in tokens[start : start + sub]:
-                opens, reuses = counter == 0 or tokens[start] == mask, counter % case["reuse_k"] != 0
-                if refresh == "block":
-                    full, reading = opens or not reuses, reuses
-                else:
-                    full, reading = opens, not opens and reuses
-                widths["full" if full else "sub"] += 1
-                begin, width = (first, size) if full else (start, sub)
-                read = [max(start - begin + row - 1, 0) for row in range(sub)]
-                logits = literal.run(cache, tokens[begin : begin + width], begin - first, read, reading)
-                candidates, confidences = predict(logits, mask)
-                masked = [token == mask for token in tokens[start : start + sub]]
-                for row in rows_to_unmask(confidences[0].tolist(), masked, case["threshold"]):
-                    tokens[start + row] = candidates[0, row].item()
-                counter += 1
-        logits = executor.run_block(BlockRows([0], [tokens[first : first + size]], [0], [[size - 1]]))
-        executor.commit(0)
-        if block + 1 < end_block:
-            tokens.append(logits.argmax().item())
-        answer = tokens[len(prompt) :]
-        if case["stop_token"] in answer:
-            return answer[: answer.index(case["stop_token"]) + 1], widths
-    return tokens[len(prompt) :], widths
-
-
-REUSE_CASES = [case for case in golden_json("tiny36.layer_output_reuse.json") if case["reuse_k"] > 1][::3]
-LAB_CASES = [
-    pytest.param(name, case, id=f"{name}-k{reuse_k}-{len(case['prompt'])}")
-    for name in GOLDEN_MODELS
-    for reuse_k in (2, 3)
-    for case in [case for case in golden_json(f"{name}.lab_baseline.json") if case["reuse_k"] == reuse_k][::4]
-]
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("layer_subset", ["first", "middle", "last"])
-def test_literal_output_reuse_and_the_free_form_give_the_same_tokens(tiny36, layer_subset):
-    with torch.inference_mode():
-        for case in REUSE_CASES:
-            literal, _ = literal_reuse(tiny36, case, layer_subset)
-            assert literal == case["expected_by_subset"][layer_subset]
-            settings = {key: case[key] for key in COMMON | {"small_block_size": 0, "threshold": 0, "reuse_k": 0}}
-            (free,) = generate(tiny36, [case["prompt"]], layer_subset=layer_subset, refresh="rows", **settings)
-            assert free.tokens == literal
-
-
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize(("name", "case", "layer_subset"), in_each_subset(LAB_CASES))
-def test_layers_that_really_stand_still_give_the_labs_tokens_and_widths(golden_models, name, case, layer_subset):
-    """The identity, for `block`: what stands still is 12 layers here, and the whole forward in the policy's form."""
-    with torch.inference_mode():
-        literal, widths = literal_reuse(golden_models[name], case, layer_subset, refresh="block")
-    assert literal == case["expected_by_subset"][layer_subset]
-    assert widths == {"full": case["forwards"]["full"], "sub": case["forwards"]["sub"]}
-
-
 @pytest.mark.parametrize(
     ("num_layers", "subset", "expected"),
     [
@@ -296,16 +178,6 @@ def test_events_tell_every_token_once_and_end_with_the_generation(tiny36):
         answer = [token for _, token in sorted(told[row].items())]
         assert answer[: len(expected[row].tokens)] == expected[row].tokens
         assert min(told[row]) == len(prompt)
-
-
-def test_closing_the_events_early_leaves_the_model_as_it_was(tiny36):
-    batch = prompts(40)
-    expected = generate(tiny36, batch, **COMMON)
-    events = denoise(tiny36, batch, reuse_k=2, layer_subset="middle", **COMMON)
-    for _ in range(5):
-        next(events)
-    events.close()
-    assert generate(tiny36, batch, **COMMON) == expected
 
 
 @pytest.mark.parametrize(

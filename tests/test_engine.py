@@ -19,9 +19,8 @@ from fast_dllm.decode import experiments
 from fast_dllm.decode.decoding_run import DecodingRun, Prompt
 from fast_dllm.decode.engine import Engine
 from fast_dllm.errors import NonFiniteError
-from fast_dllm.network import graphs, packing
+from fast_dllm.network import packing
 from fast_dllm.network.eager import EagerExecutor
-from fast_dllm.network.modes import use_graphs, use_padded_shapes
 from fast_dllm.spec.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 32, "threshold": 0.5}
@@ -139,15 +138,9 @@ def test_prompts_of_like_length_are_prefilled_together(tiny36, monkeypatch):
     assert found == [([128, 96, 127, 64, 70], True), ([40, 41, 63], False)]
 
 
-@pytest.mark.parametrize(
-    ("mode", "wanted"),
-    [
-        # eight of one length are 256 rows; the three of 100 are too few to run by themselves, so the next length joins
-        ("auto", [(32,) * 8, (64,) * 9, (96,) * 3 + (128,)]),
-        ("padded", [(32,) * 8 + (64,) * 9 + (96,) * 3 + (128,)]),  # as on a GPU: one forward
-    ],
-)
-def test_on_a_cpu_large_forwards_are_of_one_length(tiny36, monkeypatch, mode, wanted):
+def test_on_a_cpu_large_forwards_are_of_one_length(tiny36, monkeypatch):
+    """Eight of one length are 256 rows; the three of 100 are too few to run by themselves, so the next length joins."""
+    wanted = [(32,) * 8, (64,) * 9, (96,) * 3 + (128,)]
     lengths = [40] * 8 + [70] * 9 + [100] * 3 + [150]
     random.Random(3).shuffle(lengths)
     prompts = [prompt(length) for length in lengths]
@@ -163,13 +156,7 @@ def test_on_a_cpu_large_forwards_are_of_one_length(tiny36, monkeypatch, mode, wa
         return pack(cache, block, *rest)
 
     monkeypatch.setattr(packing, "pack_numbers", packed)
-    monkeypatch.setattr(graphs, "pack_numbers", packed)
-    if mode == "padded":
-        use_padded_shapes(tiny36)
-    try:
-        together = generate(tiny36, prompts, **COMMON)
-    finally:
-        use_graphs(tiny36)
+    together = generate(tiny36, prompts, **COMMON)
     for length, each, got in zip(lengths, prompts, together, strict=True):
         assert_same_but_for_rounding(tiny36, experiments.load(None), each, COMMON, alone[length], got)
     assert ran[: len(wanted)] == wanted

@@ -120,8 +120,7 @@ def answers(model: FastDLLMForCausalLM, **knobs: object) -> list[list[int]]:
     return [each.tokens for each in experiment.generate(model, prompts, **SETTINGS, **knobs)]
 
 
-@pytest.mark.parametrize("part", ["both", "mlp"])
-@pytest.mark.parametrize("tolerance", [None, 0.05], ids=["beat", "tolerance"])
+@pytest.mark.parametrize(("part", "tolerance"), [("both", None), ("mlp", 0.05)], ids=["beat", "tolerance"])
 def test_recorded_parts_and_stores_hold_the_same_rows(growing, part, tolerance):
     """Padded shapes run the parts of CUDA graphs, through frames of their own; a store keeps what was added."""
     knobs = {"reuse_k": 2, "layer_subset": "last", "part": part, "order": 1, "tolerance": tolerance}

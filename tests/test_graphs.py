@@ -104,14 +104,6 @@ def test_no_recording_is_made_where_the_memory_has_no_room():
     assert recorder.log[-1] == "run b", "the only one there is is in use"
 
 
-def test_without_a_recorder_work_always_runs_as_written():
-    recorder = Recorder()
-    replays = Replays(None, plain_runs=0)
-    for _ in range(4):
-        replays("a", recorder.work("a"))
-    assert recorder.log == ["run a"] * 4
-
-
 @pytest.mark.parametrize(
     ("free", "kept", "room", "emptied"), [(11, 0, True, 0), (9, 5, False, 0), (9, 11, True, 1), (0, 80, True, 1)]
 )
@@ -132,13 +124,13 @@ def test_memory_that_torch_only_keeps_is_room_for_a_recording(monkeypatch, free,
     assert graphs.has_room(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("num_keys", [1, 127, 128, 129, 1024, 1025, 2047, 2049, 5000, 32768])
-def test_a_bucket_holds_the_keys_and_little_more(num_keys):
-    held = bucket(num_keys)
-    assert num_keys <= held <= num_keys + max(127, num_keys / 8 + 1)
-    assert held % 128 == 0
-    assert bucket(held) == held
-    assert bucket(num_keys + 1) >= held
+def test_a_bucket_holds_the_keys_and_little_more():
+    for num_keys in (1, 127, 128, 129, 1024, 1025, 2047, 2049, 5000, 32768):
+        held = bucket(num_keys)
+        assert num_keys <= held <= num_keys + max(127, num_keys / 8 + 1)
+        assert held % 128 == 0
+        assert bucket(held) == held
+        assert bucket(num_keys + 1) >= held
 
 
 # -- a recording follows the numbers -----------------------------------------------------------------------------------
@@ -352,12 +344,6 @@ def test_a_weight_that_was_replaced_or_moved_is_the_one_that_is_used(model):
         model.to(torch.float64)
         assert all(module.fused.fits() for module in model._fusible())
         assert model(ids).logits.dtype == torch.float64
-
-
-def test_gradients_reach_every_weight_of_a_fused_model(model):
-    model.fuse().requires_grad_(True)
-    model(torch.tensor(prompts(32))).logits.sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_a_forward_of_which_nothing_is_read_is_replayed_too(taped):

@@ -20,7 +20,6 @@ from fast_dllm.decode.engine import Engine
 from fast_dllm.decode.sequences import SequenceState
 from fast_dllm.decoding import DenoisingEvent, Forward, Options
 from fast_dllm.network import graphs, packing
-from fast_dllm.network.cache import KVCache
 from fast_dllm.network.compiled import CompiledExecutor
 from fast_dllm.network.graphs import GraphExecution
 from fast_dllm.network.packing import BlockRows, Candidate
@@ -190,31 +189,6 @@ def see_another_candidate(monkeypatch) -> None:
     monkeypatch.setattr(packing, "_candidate_places", shared)
 
 
-def continue_the_wrong_candidate(monkeypatch) -> None:
-    original = packing._candidate_places
-
-    def moved(cache, positions, slots, continued, shape):
-        rows = torch.arange(len(continued), device=continued.device)[:, None]
-        return original(cache, positions, slots, torch.where(continued == rows, continued, continued - 1), shape)
-
-    monkeypatch.setattr(packing, "_candidate_places", moved)
-
-
-def keep_the_keys_of_a_rejected_candidate(monkeypatch) -> None:
-    original = KVCache.append_scratch
-    monkeypatch.setattr(KVCache, "append_scratch", lambda self, row, slot: original(self, row, max(slot - 1, row * 8)))
-
-
-def ignore_what_a_guess_continues(monkeypatch) -> None:
-    original = SequenceState.run_guess
-
-    def forgetful(self, forward, length):
-        self.guesses = [replace(guess, before=None) for guess in self.guesses]
-        return original(self, forward, length)
-
-    monkeypatch.setattr(SequenceState, "run_guess", forgetful)
-
-
 def draw_for_the_guesses_too(monkeypatch) -> None:
     original = DecodingRun._keep_guesses
 
@@ -226,14 +200,7 @@ def draw_for_the_guesses_too(monkeypatch) -> None:
     monkeypatch.setattr(DecodingRun, "_keep_guesses", draws)
 
 
-FAULTS = [
-    accept_one_wrong_token,
-    see_another_candidate,
-    continue_the_wrong_candidate,
-    keep_the_keys_of_a_rejected_candidate,
-    ignore_what_a_guess_continues,
-    draw_for_the_guesses_too,
-]
+FAULTS = [accept_one_wrong_token, see_another_candidate, draw_for_the_guesses_too]
 
 
 @pytest.mark.parametrize("plant", FAULTS)

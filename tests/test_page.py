@@ -32,10 +32,12 @@ def test_what_a_visitor_or_the_model_writes_is_shown_as_text(page):
 
 @pytest.mark.slow
 def test_stop_ends_an_answer_and_the_next_one_works(page):
+    """The button can be pressed only while an answer is written."""
+    assert page.is_disabled("#stop")
     set_number(page, "budget", 256)  # long enough that it cannot end by itself first
-    ask(page, "Hello")
-    for milliseconds in (0, 60, 150, 400):  # between two blocks no mask is shown, in a commit no row is new
+    for milliseconds in (0, 150):  # between two blocks no mask is shown, in a commit no row is new
         ask(page, "Hello")
+        page.wait_for_selector("#stop:enabled")
         page.wait_for_selector("#cells .m")
         page.wait_for_timeout(milliseconds)
         page.click("#stop")
@@ -44,6 +46,7 @@ def test_stop_ends_an_answer_and_the_next_one_works(page):
         assert re.search(r"^stopped · \d+ tokens", shown, re.MULTILINE)
         assert "Error" not in shown
         assert page.locator("#cells .done").count() == 0
+        page.wait_for_selector("#stop:disabled")
     set_number(page, "budget", 32)
     ask(page, "Again")
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
@@ -72,6 +75,7 @@ def test_a_second_message_waits_until_the_first_is_answered(page):
     page.wait_for_timeout(500)
     page.click("#stop")  # it can still be pressed
     page.wait_for_selector("#cells .cells.stopped")
+    assert page.input_value("#message textarea") == "me too"
 
 
 @pytest.mark.slow
@@ -90,16 +94,6 @@ def test_an_empty_and_a_too_long_message_are_told_and_harm_nothing(page):
 
 
 @pytest.mark.slow
-def test_what_is_typed_while_an_answer_is_written_stays(page):
-    set_number(page, "budget", 256)
-    ask(page, "Hello")
-    page.wait_for_selector("#cells .m")
-    page.fill("#message textarea", "my next question")
-    page.wait_for_function(ALL_UNMASKED.format("#cells"))
-    assert page.input_value("#message textarea") == "my next question"
-
-
-@pytest.mark.slow
 def test_two_configurations_run_side_by_side(page):
     page.get_by_role("tab", name="Side by side").click()
     page.fill("#prompt textarea", "Hello")
@@ -111,21 +105,6 @@ def test_two_configurations_run_side_by_side(page):
     assert "reused" not in page.inner_text("#side-a .stats")
     assert re.search(r"reused \d+", page.inner_text("#side-b .stats"))
     assert "reuse_k 3, layer_subset last" in page.inner_text("#side-b")
-
-
-@pytest.mark.slow
-def test_two_visitors_are_answered_in_turn(page, browser, page_address):
-    other = browser.new_page()
-    other.set_default_timeout(120_000)
-    other.goto(page_address)
-    other.wait_for_selector("#message textarea")
-    ask(page, "one")
-    ask(other, "two, another question")
-    page.click("#stop")  # the first visitor's stop leaves the second one alone
-    other.wait_for_function(ALL_UNMASKED.format("#cells"))
-    assert "two, another question" in other.inner_text("body")
-    assert "two, another question" not in page.inner_text("body")
-    other.close()
 
 
 @pytest.mark.slow
@@ -159,15 +138,6 @@ def test_a_closed_page_ends_its_answer(page, browser, page_address):
     page.wait_for_selector("#cells :text('queue: 1/1')")
     other.close()
     page.wait_for_selector("#cells .m", timeout=10_000)  # the answer of 512 tokens would take 30 s and more
-
-
-@pytest.mark.slow
-def test_a_control_changes_the_next_answer(page):
-    set_number(page, "threshold", 0)
-    ask(page, "Hello")
-    page.wait_for_function(ALL_UNMASKED.format("#cells"))
-    per_step = float(re.search(r"\(([\d.]+) tokens/step\)", page.inner_text("#cells .stats"))[1])
-    assert per_step > 3
 
 
 def test_a_model_error_is_shown_as_text_and_the_next_answer_works(random_model, monkeypatch):

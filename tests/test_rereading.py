@@ -170,21 +170,3 @@ def test_two_bars_are_the_rule_of_their_readme(tiny36, length, near, far, sub):
     start = len(ids) // SIZE * SIZE
     steps = [sorted(p - start for p in event.positions) for event in events if event.kind == "full"]
     assert (events[-1].generation.tokens, steps) == expected
-
-
-@pytest.mark.parametrize(
-    ("experiment", "knobs", "message"),
-    [
-        (ADAPTIVE, {"reread_above": 1.5}, "reread_above must be a probability from 0 to 1, not 1.5"),
-        (ADAPTIVE, {"reuse_k": 0}, r"reuse_k must be None \(no cap\) or a whole number of at least 1, not 0"),
-        (ADAPTIVE, {"reuse_k": True}, "reuse_k must be None"),
-        (TWO_BARS, {"prefix_above": 2.0}, "prefix_above must be a probability from 0 to 1, not 2"),
-        (CARRY, {"reread_above": -0.5}, "reread_above must be a probability from 0 to 1, not -0.5"),
-        (CARRY, {"refresh": "all"}, "refresh must be one of rows, block, not 'all'"),
-        (CARRY, {"carry": True, "refresh": "block"}, "carry needs refresh rows and the block cache"),
-        (CARRY, {"carry": True, "use_block_cache": False}, "carry needs refresh rows and the block cache"),
-    ],
-)
-def test_bad_knobs_are_refused_before_anything_runs(tiny36, experiment, knobs, message):
-    with pytest.raises(ValueError, match=message):
-        experiment.denoise(tiny36, [], **COMMON, **knobs)

@@ -209,20 +209,3 @@ def test_a_store_that_cannot_be_read_or_made_is_refused(tiny36, reuses, message)
     made = [lambda tokens, reuse=reuse: Forward("full", tokens, wanted=range(8), reuse=reuse) for reuse in reuses]
     with pytest.raises(ValueError, match=message):
         run_forwards(tiny36, *made)
-
-
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"part": "attention"}, "part must be one of both, mlp, not 'attention'"),
-        ({"order": 2}, "order must be one of 0, 1, not 2"),
-        ({"tolerance": "low"}, r"tolerance must be None \(a fixed beat\) or a number from 0, not 'low'"),
-        ({"tolerance": -1.0}, "tolerance must be None"),
-        ({"layer_subset": "0-11", "tolerance": 0.2}, "needs a layer before the subset, as a probe; 0-11 has none"),
-        ({"layer_subset": None}, "reuse_k 2 needs a layer_subset: one of first, middle, last"),
-        ({"layer_subset": "30-36"}, "not a range within the model's 0-35"),
-    ],
-)
-def test_bad_knobs_are_refused_before_anything_runs(tiny36, knobs, message):
-    with pytest.raises(ValueError, match=message):
-        RESIDUAL.denoise(tiny36, [], **COMMON | {"reuse_k": 2, "layer_subset": "middle"} | knobs)

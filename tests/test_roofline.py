@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 
 import pytest
 import torch
 from golden_models import ROOT
-from script_project import Project
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import roofline
 
 from fast_dllm.errors import UsageError
-from fast_dllm.evaluate.prompts import rewrite_prompt
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.runner.roofline import PUBLISHED, type_of_card
@@ -92,27 +89,3 @@ def test_what_does_not_fit_and_what_was_measured_instead_is_told():
     for wrong in ("gsm8k=0", "gsm8k", "mmlu=3", "x=1"):
         with pytest.raises(UsageError, match="TASK one of gsm8k, minerva_math, ifeval"):
             roofline.with_answer_tokens(wrong)
-
-
-@pytest.mark.slow
-def test_the_examples_are_those_that_baseline_puts_into_the_prompt(tmp_path):
-    project = Project(tmp_path / "project")
-    tasks = ",".join(BY_NAME)
-    assert project.bash("sbatch/baseline.sh", "--model", "tiny", "--limit", "1", "--task", tasks).returncode == 0
-    calls = [shlex.split(line) for line in project.evaluations()]
-    fewshot = {call[call.index("--tasks") + 1]: int(call[call.index("--num_fewshot") + 1]) for call in calls}
-    assert fewshot == {task.name: task.fewshot for task in roofline.TASKS}
-
-
-def test_gsm8ks_prompt_tokens_are_measured(shared):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(shared / "reference" / "fast_dllm_v2_7b", trust_remote_code=False)
-    lines = (shared / "hub" / "openai" / "gsm8k" / "main" / "test.jsonl").read_text().splitlines()
-    assert len(lines) == BY_NAME["gsm8k"].questions
-    total = 0
-    for line in lines:
-        text = rewrite_prompt(f"Question: {json.loads(line)['question']}\nAnswer:", "gsm8k")
-        turns = [{"role": "user", "content": text}]
-        total += len(tokenizer.encode(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)))
-    assert round(total / len(lines)) == BY_NAME["gsm8k"].prompt

@@ -191,18 +191,3 @@ def test_layers_rest_in_their_phase_alone(tiny36, interval):
             assert rests == (interval[0] < masked / SIZE <= interval[1] and not previous)
             masked, num_rests, previous = masked - len(event.positions), num_rests + rests, rests
     assert num_rests
-
-
-def test_the_random_control_rests_on_a_share_of_the_steps_and_the_beat_on_its_own(tiny36):
-    knobs = {"layer_subset": "middle", "masked_to": 1.0}
-    batch = prompts(20, 33, 41)
-    num_rests = [
-        sum(answer.forwards["partial"] for answer in PHASE.generate(tiny36, batch, **COMMON | knobs | more))
-        for more in ({"chance": 0.0}, {"chance": 0.5}, {"beat": 3}, {})
-    ]
-    assert num_rests[0] == 0
-    assert 0 < num_rests[1] < num_rests[3]
-    assert 0 < num_rests[2] < num_rests[3]
-    assert PHASE.generate(tiny36, batch, **COMMON | knobs | {"chance": 0.5}) == PHASE.generate(
-        tiny36, batch, **COMMON | knobs | {"chance": 0.5}
-    )

@@ -11,11 +11,9 @@ import pytest
 import torch
 from golden_models import ROOT, generate, golden_json, golden_model
 
-from benchmarks.batches import shapes_run
 from benchmarks.decode import PARTS
 from benchmarks.straightforward import Straightforward
 from fast_dllm.decode import experiments
-from fast_dllm.errors import UsageError
 from fast_dllm.spec.matrix import matrix_of
 
 
@@ -69,22 +67,6 @@ def test_decode_runs_every_configuration_of_every_experiment(capsys, monkeypatch
     assert forwards[0] == forwards[1] > forwards[2] == forwards[3] > forwards[4] == forwards[5]
 
 
-def test_what_is_counted_as_run_is_what_was_run():
-    model = golden_model("tiny36")
-    with shapes_run(model) as counts:
-        (answer,) = generate(model, [[5] * 64], mask_id=319, stop_token=2, max_new_tokens=32)
-    forwards = {kind: count for kind, count in answer.forwards.items() if count}
-    assert counts["forward", 1, 64, 64] == forwards.pop("prefill") == 1
-    assert counts["forward", 1, 32, 96] == sum(forwards.values()), "rows of the block, keys of the prompt and the block"
-    assert sum(count for (part, *_), count in counts.items() if part == "head") == sum(answer.forwards.values())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is here")
-def test_the_gpu_benchmark_says_at_once_that_there_is_no_gpu(capsys, monkeypatch):
-    with pytest.raises(UsageError, match=r"^no CUDA GPU here; --device cpu"):
-        run(capsys, monkeypatch, "gpu")
-
-
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_without_one(capsys, monkeypatch, tmp_path):
     """All of its sections, so that the minutes of a GPU are not spent on a typing mistake."""
@@ -120,18 +102,3 @@ def test_in_long_answers_lookahead_saves_more_than_a_forward_per_block(capsys, m
     commits = re.findall(r"commit (\d+) of", four)
     assert int(commits[0]) > 6, "of the 12 commits of two answers of seven blocks, most are guessed"
     assert "2 of 2 answers equal" in four
-
-
-def test_context_lays_a_line_through_its_times_and_draws_them(capsys, monkeypatch, tmp_path):
-    picture = tmp_path / "context.png"
-    words = ["--random_weights", "2x64", "--contexts", "64,256,1024", "--batches", "1,3", "--runs", "1"]
-    _, found = run(capsys, monkeypatch, "context", *words, "--picture", str(picture), "--most_positions", "1024")
-    assert [(row["batch"], row["context"]) for row in found["rows"]] == [
-        (1, 64),
-        (1, 256),
-        (1, 1024),
-        (3, 64),
-        (3, 256),
-    ]
-    assert found["lines"]["1"]["predicted_per_token"] > 0
-    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -134,11 +134,19 @@ def test_shipped_configuration_and_tokenizer_are_the_recipes(tiny, tokenizer):
         assert getattr(tiny.config, name) == getattr(recipe, name)
 
 
-def evaluate(folder, tasks, threshold):
-    """(lm_eval's results, the summary's throughput) of the plain model on all questions."""
+def evaluate(folder, tasks, threshold, *options):
+    """(lm_eval's results, the summary's throughput) of the plain model."""
     arguments = f"model_path=tiny,threshold={threshold},show_speed=True"
     command = [sys.executable, "eval.py", "--model", "fast_dllm_v2", "--tasks", tasks, "--num_fewshot", "0"]
-    command += ["--batch_size", "32", "--apply_chat_template", "--fewshot_as_multiturn", "--model_args", arguments]
+    command += [
+        "--batch_size",
+        "32",
+        "--apply_chat_template",
+        "--fewshot_as_multiturn",
+        "--model_args",
+        arguments,
+        *options,
+    ]
     # with two threads on two busy cores it takes twenty times as long
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--output_path", str(folder)], cwd=ROOT, env=environment, check=True)
@@ -147,22 +155,17 @@ def evaluate(folder, tasks, threshold):
 
 
 @pytest.mark.slow
-def test_all_toy_math_questions(tmp_path):
-    results, throughput = evaluate(tmp_path, "toy_math", 0.9)
+def test_all_toy_questions(tmp_path):
+    results, throughput = evaluate(tmp_path, "toy_math,toy_choice", 0.9)
     assert results["toy_math"]["exact_match,flexible-extract"] >= 0.965
     assert results["toy_math"]["exact_match,strict-match"] >= 0.965
+    assert results["toy_choice"]["acc,none"] >= 0.85
     assert throughput["tokens_per_step"] >= 1.5  # steps behind the stop token give no tokens
 
 
 @pytest.mark.slow
-def test_all_toy_choice_questions(tmp_path):
-    results, _ = evaluate(tmp_path, "toy_choice", 1.0)
-    assert results["toy_choice"]["acc,none"] >= 0.85
-
-
-@pytest.mark.slow
 def test_sentences_that_training_never_met(tmp_path):
-    results, _ = evaluate(tmp_path, "toy_math_held_out", 0.9)
+    results, _ = evaluate(tmp_path, "toy_math_held_out", 0.9, "--limit", "300")
     assert results["toy_math_held_out"]["exact_match,flexible-extract"] >= 0.7
 
 
