@@ -65,6 +65,28 @@ runpy.run_path(words[0], run_name="__main__")
 """
 
 
+@functools.cache
+def template() -> Path:
+    """A project folder that each Project copies; with compiled modules, because the scripts write no bytecode."""
+    folder = Path(tempfile.mkdtemp(prefix="project_template_"))
+    atexit.register(shutil.rmtree, folder)
+    shutil.copytree(ROOT / "sbatch", folder / "sbatch", ignore=shutil.ignore_patterns("cluster.env"))
+    for name in ("pyproject.toml", "constraints.txt", "setup_tmpdir_venv.sh"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "fast_dllm", folder / "fast_dllm", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "tasks").mkdir()
+    shutil.copy(ROOT / "tasks" / "tasks.json", folder / "tasks")
+    python = shutil.which("python3", path=str(system_tools()))
+    subprocess.run([str(python), "-m", "compileall", "-q", str(folder / "fast_dllm")], check=True)
+    return folder
+
+
+@functools.cache
+def decoding_hash() -> str:
+    """The decoding hash of the package as each new Project has it."""
+    return decoding_sha256(template())
+
+
 def pretend_model(folder: Path) -> Path:
     """The files that a checkpoint must have, without anything in them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,14 +104,10 @@ class Project:
         self.state = folder.parent / "fake_slurm_state"
         for name in ("jobs", "ids", "bin", "home"):
             (self.state / name).mkdir(parents=True)
-        shutil.copytree(ROOT / "sbatch", folder / "sbatch", ignore=shutil.ignore_patterns("cluster.env"))
-        for name in ("pyproject.toml", "constraints.txt", "setup_tmpdir_venv.sh"):
-            shutil.copy(ROOT / name, folder)
-        shutil.copytree(ROOT / "fast_dllm", folder / "fast_dllm", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("tasks", "models/tiny", "experiments/00_baseline", "experiments/01_other"):
+        subprocess.run(["cp", "-a", str(template()), str(folder)], check=True)  # several times as fast as shutil
+        for name in ("models/tiny", "experiments/00_baseline", "experiments/01_other"):
             (folder / name).mkdir(parents=True)
             (folder / name / "a file").write_text("")
-        shutil.copy(ROOT / "tasks" / "tasks.json", folder / "tasks")
         pretend_model(folder / "models" / "tiny")
         (folder / "eval.py").write_text("")
         for name in ("00_baseline", "01_other"):
@@ -210,7 +228,7 @@ class Project:
             "accuracy_stderr": 0.012,
             "metric": "exact_match,flexible-extract",
             "generation_code_sha256": sha256(CODE.encode()).hexdigest(),
-            "decoding_sha256": decoding_sha256(self.root),
+            "decoding_sha256": decoding_hash(),
             "model_args": {"model_path": "Efficient-Large-Model/Fast_dLLM_v2_7B", "threshold": 0.9},
             "throughput": {"tokens_per_second": 48.9, "forwards": {"full": 1, "sub": 2}},
             "seeds": [0, 1234, 1234, 1234],

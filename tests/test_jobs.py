@@ -12,6 +12,7 @@ from hashlib import sha256
 import pytest
 from script_project import CODE, CONFIGS, Project
 
+from fast_dllm.runner.failures import classify
 from fast_dllm.spec.locks import process_is_gone
 
 CODE_SHA256 = sha256(CODE.encode()).hexdigest()
@@ -70,40 +71,6 @@ def test_a_job_leaves_a_complete_summary_and_a_copy_under_artifacts(project):
     assert kept == ["questions.json.gz", "summary.json"]  # what a paired comparison needs outlives results/ too
     assert (copy.parent / kept[0]).read_bytes() == (output(project) / kept[0]).read_bytes()
     assert not (output(project) / "failure.json").exists()
-
-
-def test_the_policys_text_is_kept_once_under_its_hash(project):
-    """One file for all runs of it, and of what ran, also where somebody edits it while it runs."""
-    policy, ran = project.root / "experiments" / "00_baseline" / "generation_functions.py", f"{CODE_SHA256}.py"
-
-    def kept() -> dict[str, str]:
-        return {path.name: path.read_text() for path in (project.root / "artifacts" / "code").iterdir()}
-
-    assert project.job("10", *JOB, FAKE_EVAL="edited") == 0, log_of(project)
-    assert policy.read_text() != CODE
-    assert json.loads((output(project) / "summary.json").read_text())["generation_code_sha256"] == CODE_SHA256
-    assert kept() == {ran: CODE}
-    policy.write_text(CODE)
-    assert project.job("11", "--config", "k3_last", "--limit", "5", "--model", "tiny") == 0, log_of(project, "11")
-    assert kept() == {ran: CODE}
-
-
-def test_a_result_that_was_left_without_its_text_is_kept_with_the_experiments(project):
-    """While that is the same; else it is said that the text is missing."""
-    assert project.job("10", *JOB) == 0, log_of(project)
-    shutil.rmtree(project.root / "artifacts")
-    (output(project) / "generation_functions.py").unlink()
-    assert project.job("11", *JOB) == 0, log_of(project, "11")
-    assert (project.root / "artifacts" / "code" / f"{CODE_SHA256}.py").read_text() == CODE
-
-    shutil.rmtree(project.root / "artifacts")
-    assert project.job("12", "--config", "k3_last", *JOB[2:], FAKE_EVAL="textless") == 0, log_of(project, "12")
-    assert f"the text of its policy ({CODE_SHA256[:12]}) is no longer here" in log_of(project, "12")
-    assert not (project.root / "artifacts" / "code").exists()
-
-
-def test_the_evaluation_is_this_command(project):
-    project.job("10", *JOB)
     [command] = project.evaluations()
     words = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
@@ -116,6 +83,26 @@ def test_the_evaluation_is_this_command(project):
         "model_path=tiny,threshold=0.9,show_speed=True,experiment_name=00_baseline,reuse_k=2,layer_subset=middle",
         "--output_path", "results/00_baseline/gsm8k_limit_5/k2_middle/",
     ]  # fmt: skip
+
+
+def test_the_policys_text_is_kept_once_under_its_hash(project):
+    """One file for all runs of a policy, with the text that ran, also where somebody edits the policy while it runs."""
+    policy, ran = project.root / "experiments" / "00_baseline" / "generation_functions.py", f"{CODE_SHA256}.py"
+    code = project.root / "artifacts" / "code"
+    assert project.job("10", *JOB, FAKE_EVAL="edited") == 0, log_of(project)
+    assert policy.read_text() != CODE
+    assert json.loads((output(project) / "summary.json").read_text())["generation_code_sha256"] == CODE_SHA256
+    assert {path.name: path.read_text() for path in code.iterdir()} == {ran: CODE}
+    # a result without its text is kept with the experiment's, while that is the same; else it is said
+    policy.write_text(CODE)
+    shutil.rmtree(project.root / "artifacts")
+    (output(project) / "generation_functions.py").unlink()
+    assert project.job("11", *JOB) == 0, log_of(project, "11")
+    assert {path.name: path.read_text() for path in code.iterdir()} == {ran: CODE}
+    shutil.rmtree(project.root / "artifacts")
+    assert project.job("12", "--config", "k3_last", *JOB[2:], FAKE_EVAL="textless") == 0, log_of(project, "12")
+    assert f"the text of its policy ({CODE_SHA256[:12]}) is no longer here" in log_of(project, "12")
+    assert not code.exists()
 
 
 def test_a_job_runs_the_code_that_was_submitted(project):
@@ -143,7 +130,6 @@ def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
     assert not (output(project) / "answers" / "old").exists()
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -161,40 +147,33 @@ def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
         ("Traceback (most recent call last):\nZeroDivisionError: division by zero", "code_error"),
     ],
 )
-def test_a_failure_is_named_by_what_the_log_says(project, text, expected):
-    assert project.job("10", *JOB, FAKE_EVAL=f"fail:{text}") == 1
+def test_a_failure_is_named_by_what_the_log_says(text, expected):
+    assert classify(1, text, received_sigterm=False) == expected
+
+
+def test_the_record_of_a_failure_has_its_class_its_log_and_its_last_lines(project):
+    """A later failure in the same log is not named by what an earlier one left there."""
+    assert project.job("10", *JOB, FAKE_EVAL="fail:CUDA out of memory") == 1
     record = failure(project)
-    assert (record["class"], record["exit_code"], record["job_id"]) == (expected, 1, "10")
+    assert (record["class"], record["exit_code"], record["job_id"]) == ("gpu_oom", 1, "10")
     assert record["log"] == "logs/job_10.log"
-    assert text.splitlines()[-1] in record["last_lines"]
-    # nothing waits to continue it
+    assert "CUDA out of memory" in record["last_lines"]
     assert project.statuses("--limit", "5")["k2_middle"].startswith("failed: ")
-    assert len(project.calls("scancel")) == 1
-
-
-def test_the_record_holds_any_text(project):
-    text = 'quote " backslash \\ tab \t bell \a escape \x1b[31m and \u2713'
+    assert len(project.calls("scancel")) == 1, "nothing waits to continue it"
+    text = 'ValueError: quote " backslash \\ tab \t bell \a escape \x1b[31m and \u2713'
     project.job("10", *JOB, FAKE_EVAL=f"fail:{text}")
+    assert failure(project)["class"] == "code_error"
     assert 'quote " backslash \\ tab   bell \\x07 escape \\x1b[31m and \u2713' in failure(project)["last_lines"]
 
 
-def test_words_of_an_earlier_run_in_the_same_log_do_not_name_this_failure(project):
-    project.job("10", *JOB, FAKE_EVAL="fail:CUDA out of memory")
-    assert failure(project)["class"] == "gpu_oom"
-    project.job("10", *JOB, FAKE_EVAL="fail:ValueError: no")
-    assert failure(project)["class"] == "code_error"
-
-
-def test_wrong_input_keeps_its_exit_status(project):
-    assert project.job("10", *JOB, FAKE_EVAL="wrong") == 2
-    assert failure(project)["class"] == "wrong_input"
-
-
-@pytest.mark.parametrize(("how", "status"), [("killed", 137), ("child_killed", 1)])
-def test_a_killed_evaluation_is_no_code_error(project, how, status):
+@pytest.mark.parametrize(
+    ("how", "status", "expected"),
+    [("wrong", 2, "wrong_input"), ("killed", 137, "killed"), ("child_killed", 1, "killed")],
+)
+def test_wrong_input_and_a_killed_evaluation_are_no_code_errors(project, how, status, expected):
     """accelerate's launcher, killed itself or left alone with a child that was, exits with 1 and says nothing."""
     assert project.job("10", *JOB, FAKE_EVAL=how) == status
-    assert failure(project)["class"] == "killed"
+    assert failure(project)["class"] == expected
 
 
 @pytest.mark.parametrize("how", ["silent", "truncated"])
@@ -204,13 +183,13 @@ def test_an_evaluation_that_ends_well_without_a_whole_summary_has_failed(project
     assert not project.statuses("--limit", "5")["k2_middle"].startswith("✓")
 
 
-@pytest.mark.parametrize("words", [[], ["--force"]])
-def test_an_older_summary_does_not_pass_for_this_run(project, words):
+def test_an_older_summary_does_not_pass_for_this_run(project):
     command = ["sbatch/local.sh", "--limit", "5", "--config", "k1_first"]
     assert project.bash(*command).returncode == 0
-    result = project.bash(*command, *words, FAKE_EVAL="silent")
+    result = project.bash(*command, "--force", FAKE_EVAL="silent")
     assert result.returncode == 70
     assert "left no complete summary" in result.stderr
+    assert not project.statuses("--limit", "5")["k1_first"].startswith("✓")
 
 
 @pytest.mark.parametrize(
@@ -251,28 +230,25 @@ def record_failure(project, job_id, failure_class):
     (output(project) / "failure.json").write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("end", ["time_limit", "preemption", "node_failure"])
-def test_a_job_that_slurm_ended_is_continued(project, end):
-    record_failure(project, "9", end)
-    assert project.job("10", *CONTINUE) == 0
-    assert len(project.evaluations()) == 1
-
-
-@pytest.mark.parametrize("end", ["code_error", "cancelled", "gpu_oom", "wrong_input"])
-def test_a_job_that_failed_by_itself_is_not_continued(project, end):
-    record_failure(project, "9", end)
-    assert project.job("10", *CONTINUE) == 0
+def test_a_job_that_slurm_ended_is_continued_and_one_that_failed_by_itself_is_not(project):
+    for end in ("code_error", "cancelled", "gpu_oom", "wrong_input"):
+        record_failure(project, "9", end)
+        assert project.job("10", *CONTINUE) == 0
+        assert failure(project)["class"] == end
     assert project.evaluations() == []
-    assert failure(project)["class"] == end
     assert project.calls("sbatch") == []
+    for number, end in enumerate(("time_limit", "preemption", "node_failure"), 1):
+        record_failure(project, "9", end)
+        assert project.job("10", *CONTINUE, FAKE_EVAL="fail:x") == 1
+        assert len(project.evaluations()) == number
 
 
-@pytest.mark.parametrize(("state", "continued"), [("PREEMPTED", True), ("NODE_FAIL", True), ("CANCELLED by 7", False)])
-def test_a_job_that_wrote_nothing_is_continued_by_what_the_accounting_says(project, state, continued):
-    project.set_job("9", state)
-    record_failure(project, "8", "code_error")  # of an earlier job: says nothing about job 9
-    project.job("10", *CONTINUE)
-    assert bool(project.evaluations()) is continued
+def test_a_job_that_wrote_nothing_is_continued_by_what_the_accounting_says(project):
+    for state, evaluations in (("CANCELLED by 7", 0), ("PREEMPTED", 1), ("NODE_FAIL", 2)):
+        project.set_job("9", state)
+        record_failure(project, "8", "code_error")  # of an earlier job: says nothing about job 9
+        project.job("10", *CONTINUE, FAKE_EVAL="fail:x")
+        assert len(project.evaluations()) == evaluations
 
 
 def test_two_jobs_in_a_row_without_an_answer_are_the_last(project):
@@ -291,15 +267,13 @@ def test_progress_resets_the_count_of_jobs_without_any(project):
     assert "--progress 0+2 --stalled 0" in project.calls("sbatch")[0]
 
 
-def test_the_last_allowed_job_submits_no_other(project):
-    project.job("10", "--config", "k2_middle", "--limit", "5", "--continue", "0")
+def test_a_job_goes_on_where_it_submits_no_successor(project):
+    """It is the last one that was allowed, or Slurm takes no other."""
+    project.job("10", "--config", "k2_middle", "--limit", "5", "--continue", "0", FAKE_EVAL="fail:x")
     assert project.calls("sbatch") == []
-
-
-def test_a_job_goes_on_where_no_successor_can_be_submitted(project):
     (project.state / "sbatch.fail").write_text("sbatch: error: not allowed from compute nodes\n")
-    assert project.job("10", *JOB) == 0
-    assert "no job to continue this one could be submitted: sbatch: error: not allowed" in log_of(project)
+    assert project.job("11", *JOB) == 0
+    assert "no job to continue this one could be submitted: sbatch: error: not allowed" in log_of(project, "11")
 
 
 def test_a_second_job_does_not_touch_what_the_first_is_evaluating(project):
@@ -342,14 +316,14 @@ def test_a_job_that_was_cut_off_and_comes_back_leaves_the_run_to_the_one_that_to
     assert (lock.name, (lock / "released").exists()) == (".lock.0002", True)
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "auto"), ({"OMP_NUM_THREADS": "4"}, "4")])
-def test_the_number_of_threads_is_left_to_the_program_unless_told_otherwise(project, given, expected):
+def test_the_number_of_threads_is_left_to_the_program_unless_it_is_set(project):
     accelerate = project.state / "bin" / "fake_accelerate"
     accelerate.write_text(
         accelerate.read_text().replace("set -euo", 'echo "$FAST_DLLM_NUM_THREADS" >"$FAKE_SLURM/threads"\nset -euo')
     )
-    assert project.bash("sbatch/local.sh", "--model", "tiny", "--limit", "5", **given).returncode == 0
-    assert (project.state / "threads").read_text().strip() == expected
+    for number, (given, expected) in enumerate([({}, "auto"), ({"OMP_NUM_THREADS": "4"}, "4")], 5):
+        assert project.bash("sbatch/local.sh", "--limit", str(number), **given).returncode == 0
+        assert (project.state / "threads").read_text().strip() == expected
 
 
 def test_with_a_gpu_the_evaluation_is_not_forced_to_the_cpu(project):
@@ -414,23 +388,18 @@ def test_the_successor_of_a_forced_run_that_has_begun_keeps_its_answers(forced):
     assert forced.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
 
 
-def test_a_forced_run_that_was_cancelled_in_the_queue_is_not_complete_and_is_submitted_again(forced):
+def test_a_forced_run_that_never_began_is_not_complete_and_is_submitted_again(forced):
     forced.set_job("1", "CANCELLED by 7")
     assert forced.statuses("--limit", "5")["k2_middle"].startswith("failed: cancelled, job 1")
+    (forced.state / "sbatch.fail").write_text("sbatch: error: Invalid account\n")
+    assert forced.run("--force", *FORCED).returncode == 1
+    assert not forced.statuses("--limit", "5")["k2_middle"].startswith("✓")
+    (forced.state / "sbatch.fail").unlink()
     assert "k2_middle: job 2" in forced.run(*FORCED).stdout
+    assert json.loads((output(forced) / "summary.json").read_text())["accuracy"] == 0.5
     assert forced.job("2", *forced.successor()[1]) == 0
     assert len(forced.evaluations()) == 2
     assert "not submitted, complete" in forced.run(*FORCED).stdout
-
-
-def test_a_forced_run_whose_submission_failed_is_still_wanted(project):
-    project.job("90", *JOB, "--continue", "0")
-    (project.state / "sbatch.fail").write_text("sbatch: error: Invalid account\n")
-    assert project.run("--force", *FORCED).returncode == 1
-    assert project.statuses("--limit", "5")["k2_middle"] == "pending: to be run again (--force)"
-    assert json.loads((output(project) / "summary.json").read_text())["accuracy"] == 0.5
-    (project.state / "sbatch.fail").unlink()
-    assert "k2_middle: job 1" in project.run(*FORCED).stdout
 
 
 # -- the baseline ------------------------------------------------------------------------------------------------------
@@ -464,6 +433,7 @@ def test_the_baseline_runs_every_task_although_one_fails(project):
     words = ["sbatch/baseline.sh", "--limit", "3", "--model", "tiny"]
     result = project.bash(*words, FAKE_EVAL_gsm8k="fail:x")
     assert result.returncode == 1
+    assert project.calls("sbatch") == []
     assert tasks_of(project.evaluations()) == ["mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval"]
     fewshot = [line.split("--num_fewshot ")[1].split()[0] for line in project.evaluations()]
     assert fewshot == ["5", "0", "0", "0", "0"]
@@ -472,15 +442,6 @@ def test_the_baseline_runs_every_task_although_one_fails(project):
     assert again.returncode == 0
     assert "mmlu_limit_3/plain is complete, skipped" in again.stderr
     assert len(project.evaluations()) == 6
-
-
-def test_a_baseline_by_hand_is_no_job_even_within_an_allocation(project):
-    result = project.bash("sbatch/baseline.sh", *BASELINE, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR="/")
-    assert result.returncode == 0, result.stderr
-    assert len(project.evaluations()) == 3
-    assert ".snapshots" not in project.evaluations()[0]
-    assert project.calls("sbatch") == []
-    assert not (project.root / ".snapshots").exists()
 
 
 def test_a_baseline_job_runs_to_its_end_with_the_code_that_it_started_with(project):
@@ -560,6 +521,12 @@ def test_a_baseline_with_an_error_in_a_task_is_not_continued(project):
     # submitted again by hand, it is tried again
     assert baseline(project, "12", *BASELINE) == 0
     assert tasks_of(project.evaluations()[3:]) == ["gsm8k"]
+    # and a complete one is a job that submits and builds nothing
+    submitted = len(project.calls("sbatch"))
+    assert baseline(project, "13", *BASELINE, FAST_DLLM_VENV=str(project.state / "another")) == 0
+    assert len(project.evaluations()) == 4
+    assert len(project.calls("sbatch")) == submitted
+    assert not (project.state / "another.d").exists()
 
 
 def test_two_baseline_jobs_in_a_row_without_an_answer_are_the_last(project):
@@ -577,24 +544,16 @@ def test_two_baseline_jobs_in_a_row_without_an_answer_are_the_last(project):
     assert len(project.calls("sbatch")) == 2
 
 
-def test_a_complete_baseline_is_a_job_that_submits_and_builds_nothing(project):
-    project.bash("sbatch/baseline.sh", *BASELINE)
-    assert baseline(project, "10", *BASELINE, FAST_DLLM_VENV=str(project.state / "another")) == 0
-    assert len(project.evaluations()) == 3
-    assert project.calls("sbatch") == []
-    assert not (project.state / "another.d").exists()
-
-
 def test_a_result_of_another_model_does_not_pass_for_the_baseline_that_was_asked_for(project):
-    project.bash("sbatch/baseline.sh", *BASELINE)
+    words = ["--limit", "3", "--task", "toy_math", "--model"]
+    project.bash("sbatch/baseline.sh", *words, "tiny")
     (project.root / "mine").mkdir()
     (project.root / "mine" / "config.json").write_text("{}")
-    words = [*BASELINE[:2], "--model", "mine", "--task", "toy_math"]
-    result = project.bash("sbatch/baseline.sh", *words)
-    assert (result.returncode, len(project.evaluations())) == (1, 3)
+    result = project.bash("sbatch/baseline.sh", *words, "mine")
+    assert (result.returncode, len(project.evaluations())) == (1, 1)
     assert "toy_math_limit_3/plain is complete, but of model tiny, not " in result.stderr
-    assert project.bash("sbatch/baseline.sh", *words, "--force").returncode == 0
-    assert len(project.evaluations()) == 4
+    assert project.bash("sbatch/baseline.sh", *words, "mine", "--force").returncode == 0
+    assert len(project.evaluations()) == 2
 
 
 @pytest.mark.slow
@@ -633,53 +592,48 @@ def test_a_baseline_whose_venv_cannot_be_built_says_so_for_each_task(project):
     assert len(project.calls("scancel")) == 1
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--task", "gsm8k,.."],
-        ["--continue", "-1"],
-        ["x"],
-    ],
-)
-def test_the_baseline_answers_a_wrong_word_with_one_line(project, words):
+def test_local_and_the_baseline_answer_a_wrong_word_with_one_line(project):
     before = project.written()
-    result = project.bash("sbatch/baseline.sh", *words)
-    assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, "")
+    cases = [("baseline.sh", words) for words in (["--task", "gsm8k,.."], ["--continue", "-1"], ["x"])]
+    cases += [
+        ("local.sh", words)
+        for words in (
+            ["--config", "plain;"],
+            ["--limit", "0"],
+            ["--tsak", "x"],
+            ["--batch_size", "two"],
+            ["--limit"],
+            ["--matrix", "--config", "plain"],
+            ["--demo", "--task", "gsm8k"],
+            ["--model", "/nonexistent"],
+        )
+    ]
+    for script, words in cases:
+        result = project.bash(f"sbatch/{script}", *words)
+        assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, ""), words
     assert project.written() == before
 
 
 # -- the siblings ------------------------------------------------------------------------------------------------------
-def test_local_prints_and_stores_the_plain_model_at_threshold_one(project):
-    result = project.bash("sbatch/local.sh", "--model", "tiny", "--task", "gsm8k", "--limit", "10")
-    assert result.returncode == 0, result.stderr
-    summary = project.root / "results/00_baseline/gsm8k_limit_10/plain/summary.json"
-    assert json.loads(summary.read_text())["model_args"] == {"model_path": "tiny", "threshold": 1}
-    assert "accuracy             0.5" in result.stdout
 
 
-@pytest.mark.parametrize("script", ["local.sh", "baseline.sh"])
-def test_an_evaluation_without_run_sees_the_clusters_settings(project, script):
+def test_an_evaluation_without_run_sees_the_clusters_settings(project):
     (project.root / "sbatch" / "cluster.env").write_text("HF_HOME=/scratch/hf\n")
     accelerate = project.state / "bin" / "fake_accelerate"
     accelerate.write_text(
-        accelerate.read_text().replace("set -euo", 'echo "$HF_HOME" >"$FAKE_SLURM/hf_home"\nset -euo')
+        accelerate.read_text().replace("set -euo", 'echo "$HF_HOME" >>"$FAKE_SLURM/hf_home"\nset -euo')
     )
-    assert project.bash(f"sbatch/{script}", "--model", "tiny", "--task", "gsm8k", "--limit", "5").returncode == 0
-    assert (project.state / "hf_home").read_text().strip() == "/scratch/hf"
+    for script, limit in (("local.sh", "5"), ("baseline.sh", "6")):
+        words = ["--model", "tiny", "--task", "gsm8k", "--limit", limit]
+        assert project.bash(f"sbatch/{script}", *words).returncode == 0
+    assert (project.state / "hf_home").read_text() == "/scratch/hf\n" * 2
+    summary = project.folder("plain", "gsm8k_limit_5") / "summary.json"
+    assert json.loads(summary.read_text())["model_args"] == {"model_path": "tiny", "threshold": 1}
 
 
 def evaluated(project) -> list[str]:
     """The configurations of each evaluation process, in order."""
     return [line.partition("--configurations ")[2].split(" ")[0].replace("\\,", ",") for line in project.evaluations()]
-
-
-def test_the_local_matrix_skips_what_is_complete_and_loads_the_model_once_for_the_rest(project):
-    words = ["sbatch/local.sh", "--limit", "5", "--matrix"]
-    project.bash("sbatch/local.sh", "--limit", "5", "--config", "k1_first,k3_last")
-    assert evaluated(project) == ["k1_first,k3_last"]
-    assert project.bash(*words).returncode == 0
-    assert evaluated(project)[1:] == ["k1_middle,k1_last,k2_first,k2_middle,k2_last,k3_first,k3_middle"]
-    assert len(set(project.statuses("--limit", "5").values())) == 1
 
 
 @pytest.mark.slow
@@ -697,13 +651,6 @@ def test_the_local_matrix_goes_on_after_a_configuration_that_fails(project):
     # each that fails has its own process, record and reason
     result = project.bash("sbatch/local.sh", "--limit", "6", "--matrix", FAKE_EVAL="fail:Traceback")
     assert len(project.evaluations()) == 2 + 9
-    assert f"failed: {' '.join(CONFIGS)}" in result.stderr
-
-
-def test_a_wrong_input_ends_the_local_matrix_at_once(project):
-    result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix", FAKE_EVAL="wrong")
-    assert result.returncode == 2
-    assert len(project.evaluations()) == 1
     assert f"failed: {' '.join(CONFIGS)}" in result.stderr
 
 
@@ -740,7 +687,8 @@ def test_a_configuration_that_another_process_evaluates_is_left_to_it(project):
 
 
 def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project):
-    result = project.bash("sbatch/local.sh", "--demo", "--limit", "7", "--traces")
+    demo = ["sbatch/local.sh", "--demo", "--limit", "7"]
+    result = project.bash(*demo, "--traces")
     assert result.returncode == 0, result.stderr
     assert evaluated(project) == [",".join(CONFIGS)]
     assert "--tasks toy_math" in project.evaluations()[0]
@@ -750,54 +698,42 @@ def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project
     assert "Completed: 9 / 9" in result.stdout
     assert result.stdout.count(" 50.0 ± 1.0") == 9
     assert result.stdout.splitlines()[-1] == "--brief --experiment 00_baseline --task toy_math --limit 7"
-    project.bash("sbatch/local.sh", "--demo", "--limit", "7")
-    assert len(project.evaluations()) == 1
-    # another tiny model: its old numbers are not shown as its own
+
+
+@pytest.mark.slow
+def test_the_demo_with_another_tiny_model_evaluates_again_and_keeps_the_old_results(project):
+    demo = ["sbatch/local.sh", "--demo", "--limit", "7"]
+    for _ in range(2):
+        project.bash(*demo)
+        assert evaluated(project) == [",".join(CONFIGS)]
     (project.root / "models" / "tiny" / "model.safetensors").write_text("retrained")
-    result = project.bash("sbatch/local.sh", "--demo", "--limit", "7")
+    result = project.bash(*demo)
     assert evaluated(project)[1:] == [",".join(CONFIGS)]
     assert "Completed: 9 / 9" in result.stdout
-    # and not written over
     assert (project.folder("k1_first", "toy_math_limit_7") / "summary.stale.json").exists()
 
 
-def test_the_local_matrix_shows_results_of_another_model_as_stale_and_keeps_them(project):
+def test_the_local_matrix_skips_what_is_complete_and_keeps_what_another_model_left(project):
     project.bash("sbatch/local.sh", "--limit", "5", "--config", "k1_first", "--model", "tiny")
     (project.root / "mine").mkdir()
     (project.root / "mine" / "config.json").write_text("{}")
+    project.bash("sbatch/local.sh", "--limit", "5", "--config", "k1_middle,k3_last", "--model", "mine")
     result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix", "--model", "mine")
-    assert evaluated(project)[1:] == [",".join(CONFIGS[1:])]
+    one_process = "k1_last,k2_first,k2_middle,k2_last,k3_first,k3_middle"
+    assert evaluated(project)[1:] == ["k1_middle,k3_last", one_process]
     assert "✗ k1_first (stale: it ran with model tiny, not" in result.stdout
 
 
-def test_local_passes_on_that_the_input_was_wrong(project):
-    result = project.bash("sbatch/local.sh", "--limit", "5", FAKE_EVAL="wrong")
+def test_a_wrong_input_ends_the_local_matrix_at_once_and_is_passed_on(project):
+    result = project.bash("sbatch/local.sh", "--limit", "5", "--matrix", FAKE_EVAL="wrong")
     assert result.returncode == 2
+    assert len(project.evaluations()) == 1
     message = "eval.py: error: layer_subset needs 13 layers\n"
     assert message in result.stderr
     assert message not in result.stdout
+    assert f"failed: {' '.join(CONFIGS)}" in result.stderr
     [log] = (project.root / "logs").rglob("local_*.log")
-    assert log.read_text() == message
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--config", "plain;"],
-        ["--limit", "0"],
-        ["--tsak", "x"],
-        ["--batch_size", "two"],
-        ["--limit"],
-        ["--matrix", "--config", "plain"],
-        ["--demo", "--task", "gsm8k"],
-        ["--model", "/nonexistent"],
-    ],
-)
-def test_local_answers_a_wrong_word_with_one_line(project, words):
-    before = project.written()
-    result = project.bash("sbatch/local.sh", *words)
-    assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, "")
-    assert project.written() == before
+    assert message in log.read_text()
 
 
 def test_the_array_says_that_it_is_deprecated_and_runs_the_configuration_of_its_number(project):
@@ -806,4 +742,3 @@ def test_the_array_says_that_it_is_deprecated_and_runs_the_configuration_of_its_
     assert result.returncode == 0, result.stderr
     assert "deprecated: use bash sbatch/run.sh" in result.stderr
     assert project.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"
-    assert project.bash("sbatch/_array.sh", **(environment | {"SLURM_ARRAY_TASK_ID": "9"})).returncode == 2

@@ -47,7 +47,7 @@ def git(project, *words):
 
 def test_a_snapshot_holds_what_a_job_reads_and_nothing_else(project):
     (project.root / "sbatch" / "cluster.env").write_text("SBATCH_ACCOUNT=secret\n")
-    (project.root / "fast_dllm" / "__pycache__").mkdir()
+    (project.root / "fast_dllm" / "__pycache__").mkdir(exist_ok=True)
     (project.root / "fast_dllm" / "__pycache__" / "errors.cpython-38.pyc").write_text("")
     (project.root / "experiments" / "replays.json").write_text("{}")
     folder = ask(project)
