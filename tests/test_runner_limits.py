@@ -50,18 +50,17 @@ def queue(project, count, first=100, qos="embers", state="RUNNING", reason="None
 
 
 # -- wall time ---------------------------------------------------------------------------------------------------------
-def test_a_default_wall_time_is_lowered_to_what_the_qos_allows_and_a_line_says_so(project):
+def test_a_default_wall_time_is_lowered_to_what_the_qos_or_the_account_allows(project):
     result = project.run("k1_first", SBATCH_QOS="embers")
     assert result.returncode == 0
     assert "run.sh: embers ends jobs after 8 h; 8 h asked, not 12 h\n" in result.stderr
     assert settings(project)["SBATCH_TIMELIMIT"] == "08:00:00"
     assert len(project.calls("sacctmgr")) == 2, "each question once"
-
-
-def test_a_wall_time_that_fits_is_left_to_the_script(project):
-    result = project.run("k1_first")
+    result = project.run("k1_middle")
     assert "asked" not in result.stderr
-    assert "SBATCH_TIMELIMIT" not in settings(project)
+    assert "SBATCH_TIMELIMIT" not in settings(project, "2")
+    (project.state / "sacctmgr.assoc").write_text("phoenix|gts-lab|embers,inferno|04:00:00|\n")
+    assert "account gts-lab ends jobs after 4 h; 4 h asked" in project.run("k1_last").stderr
 
 
 def test_where_slurm_does_not_say_the_known_limits_count_and_are_named_as_such(silent):
@@ -75,28 +74,21 @@ def test_where_slurm_does_not_say_the_known_limits_count_and_are_named_as_such(s
     assert "SBATCH_TIMELIMIT" not in settings(silent, "2")
 
 
-@pytest.mark.parametrize(
-    ("words", "extra", "named"),
-    [
+def test_a_wall_time_that_was_asked_for_and_does_not_fit_is_refused_in_a_line(project):
+    before = project.written()
+    for word in ("", "8h", "99999"):
+        refused(project.run("--hours", word, "k1_first"))
+    assert project.written() == before
+    cases = [
         (["--hours", "12"], {}, "--hours 12 does not fit, such a job never starts: embers ends jobs after 8 h"),
-        (["--hours", "8.5"], {}, "--hours 8.5 does not fit"),
+        (["--hours", "8.5", "--dry-run"], {}, "--hours 8.5 does not fit"),
         ([], {"SBATCH_TIMELIMIT": "1-00:00:00"}, "SBATCH_TIMELIMIT=1-00:00:00 does not fit"),
         ([], {"SBATCH_TIMELIMIT": "0"}, "SBATCH_TIMELIMIT=0 does not fit"),
-        ([], {"SBATCH_TIMELIMIT": "481"}, "SBATCH_TIMELIMIT=481 does not fit"),
         ([], {"SBATCH_TIMELIMIT": "soon"}, "SBATCH_TIMELIMIT=soon is no time for Slurm"),
-    ],
-)  # fmt: skip
-def test_a_wall_time_that_was_asked_for_and_does_not_fit_is_refused_in_a_line(project, words, extra, named):
-    assert named in refused(project.run(*words, SBATCH_QOS="embers", **extra))
+    ]
+    for words, extra, named in cases:
+        assert named in refused(project.run(*words, SBATCH_QOS="embers", **extra))
     assert project.submitted() == []
-    assert named in refused(project.run("--dry-run", *words, SBATCH_QOS="embers", **extra))
-
-
-@pytest.mark.parametrize("word", ["", "0", "8h", "1e3", "99999"])
-def test_hours_are_a_number_or_auto(project, word):
-    before = project.written()
-    refused(project.run("--hours", word, "k1_first"))
-    assert project.written() == before
 
 
 def test_hours_beat_the_settings_and_fit_to_the_minute(project):
@@ -104,17 +96,6 @@ def test_hours_beat_the_settings_and_fit_to_the_minute(project):
     assert settings(project)["SBATCH_TIMELIMIT"] == "08:00:00"
     project.run("--hours", "1.5", "k1_middle", SBATCH_QOS="embers")
     assert settings(project, "2")["SBATCH_TIMELIMIT"] == "01:30:00"
-
-
-def test_the_accounts_own_limit_counts_too(project):
-    (project.state / "sacctmgr.assoc").write_text("phoenix|gts-lab|embers,inferno|04:00:00|\n")
-    assert "account gts-lab ends jobs after 4 h; 4 h asked" in project.run("k1_first").stderr
-
-
-def test_a_dry_run_shows_what_would_be_asked(project):
-    result = project.run("--dry-run", "k1_first", SBATCH_QOS="embers")
-    assert "    SBATCH_ACCOUNT=gts-lab SBATCH_TIMELIMIT=08:00:00 sbatch --parsable " in result.stdout
-    assert project.calls("sbatch") == []
 
 
 @pytest.mark.parametrize(
@@ -129,49 +110,50 @@ def test_times_are_read_as_slurm_reads_them(text, seconds):
 
 
 # -- account -----------------------------------------------------------------------------------------------------------
-def test_the_only_account_is_taken_and_named(project):
+def test_the_only_account_or_the_default_one_is_taken_and_named(project):
     result = project.run("k1_first")
     assert "run.sh: account gts-lab, the only one you have\n" in result.stderr
     assert settings(project)["SBATCH_ACCOUNT"] == "gts-lab"
-    assert "only one" not in project.run("k1_middle", SBATCH_ACCOUNT="gts-lab").stderr
+    assert "only one" not in project.run("--dry-run", "k1_middle", SBATCH_ACCOUNT="gts-lab").stderr
+    (project.state / "sacctmgr.assoc").write_text(TWO_ACCOUNTS)
+    (project.state / "sacctmgr.user").write_text("gts-two\n")
+    result = project.run("k1_middle")
+    assert "run.sh: account gts-two, your default one\n" in result.stderr
+    assert settings(project, "2")["SBATCH_ACCOUNT"] == "gts-two"
 
 
-@pytest.mark.parametrize(
-    ("accounts", "extra", "named"),
-    [
+def test_an_account_that_slurm_would_refuse_is_refused_before_nine_submissions_fail(project):
+    cases = [
         (TWO, {}, "write one of yours as SBATCH_ACCOUNT in sbatch/cluster.env: gts-lab, gts-other"),
         (TWO, {"SBATCH_ACCOUNT": "gts-nobody"}, "account gts-nobody is none of yours, which are gts-lab, gts-other"),
         (TWO, {"SBATCH_ACCOUNT": "gts-other", "SBATCH_QOS": "embers"}, "account gts-other may not use QOS embers"),
         (ONE, {"SBATCH_QOS": "nosuch"}, "account gts-lab may not use QOS nosuch, only embers, inferno"),
-        ("phoenix|gts-lab|||\n", {"SBATCH_QOS": "nosuch"},
-         "no QOS 'nosuch' here (SBATCH_QOS); there is: normal, inferno"),
+        (
+            "phoenix|gts-lab|||\n",
+            {"SBATCH_QOS": "nosuch"},
+            "no QOS 'nosuch' here (SBATCH_QOS); there is: normal, inferno",
+        ),
         ("", {}, "Slurm knows no account of "),
-    ],
-)  # fmt: skip
-def test_an_account_that_slurm_would_refuse_is_refused_before_nine_submissions_fail(project, accounts, extra, named):
-    (project.state / "sacctmgr.assoc").write_text(accounts)
-    assert named in refused(project.run(**extra))
+    ]
+    for accounts, extra, named in cases:
+        (project.state / "sacctmgr.assoc").write_text(accounts)
+        assert named in refused(project.run(**extra))
     assert project.calls("sbatch") == []
+    # what is complete needs no account
+    (project.state / "sacctmgr.assoc").write_text(TWO)
+    project.summary("k1_first")
+    assert project.run("k1_first").returncode == 0
 
 
 TWO_ACCOUNTS = "phoenix|gts-lab|||\nphoenix|gts-two|||\n"
 
 
-def test_of_several_accounts_the_default_one_is_taken_and_named(project):
-    (project.state / "sacctmgr.assoc").write_text(TWO_ACCOUNTS)
-    (project.state / "sacctmgr.user").write_text("gts-two\n")
-    result = project.run("k1_first")
-    assert result.returncode == 0, result.stderr
-    assert "run.sh: account gts-two, your default one\n" in result.stderr
-    assert "SBATCH_ACCOUNT=gts-two" in (project.state / "ids" / "1" / "settings").read_text()
-
-
-@pytest.mark.parametrize(("enforced", "status"), [("none", 0), ("safe", 2), ("associations,qos,limits", 2)])
-def test_where_slurm_needs_no_account_none_is_asked_for(project, enforced, status):
+def test_where_slurm_needs_no_account_none_is_asked_for(project):
     (project.state / "bin" / "scontrol").symlink_to(FAKES / "slurm")
-    (project.state / "scontrol.config").write_text(f"AccountingStorageEnforce = {enforced}\n")
     (project.state / "sacctmgr.assoc").write_text(TWO_ACCOUNTS)
-    assert project.run("k1_first").returncode == status
+    for enforced, status in (("safe", 2), ("associations,qos,limits", 2), ("none", 0)):
+        (project.state / "scontrol.config").write_text(f"AccountingStorageEnforce = {enforced}\n")
+        assert project.run("k1_first").returncode == status
 
 
 def test_accounts_of_other_clusters_with_the_same_accounting_do_not_count(project):
@@ -179,12 +161,6 @@ def test_accounts_of_other_clusters_with_the_same_accounting_do_not_count(projec
     (project.state / "bin" / "scontrol").chmod(0o755)
     (project.state / "sacctmgr.assoc").write_text(f"hive|hive-lab|hive||\n{ONE}")
     assert "run.sh: account gts-lab, the only one you have\n" in project.run("k1_first").stderr
-
-
-def test_complete_results_need_no_account(project):
-    (project.state / "sacctmgr.assoc").write_text(TWO)
-    project.summary("k1_first")
-    assert project.run("k1_first").returncode == 0
 
 
 # -- places ------------------------------------------------------------------------------------------------------------
@@ -205,16 +181,17 @@ def test_what_finds_no_place_is_named_and_the_next_run_submits_it(project):
     assert sorted(project.submitted()) == [f"00_baseline/gsm8k/{config}" for config in sorted(CONFIGS)]
 
 
-def test_the_places_of_jobs_that_will_be_continued_are_kept(project):
+def test_which_jobs_count_for_the_places_that_are_left(project):
+    def waiting(*words, **extra):
+        return project.run("--dry-run", *words, SBATCH_QOS="embers", **extra).stderr
+
+    queue(project, 300, first=1000, qos="inferno")  # another QOS takes no place here
+    assert "wait for a place" not in waiting()
     queue(project, 10, state="PENDING", reason="Priority", folder=project.root)  # each submits another
     queue(project, 20, first=200, state="PENDING", reason="Dependency", folder=project.root)  # waits to continue one
-    result = project.run(SBATCH_QOS="embers")  # 50 - 30 - 10 = 10
-    assert "5 of 9 submitted, 4 wait" in result.stderr
-
-
-def test_without_continuation_a_job_takes_one_place(project):
-    queue(project, 44)
-    assert "6 of 9 submitted" in project.run("--continue", "0", SBATCH_QOS="embers").stderr
+    assert "5 of 9 would be submitted, 4 wait" in waiting()  # 50 - 30 - 10 = 10 places, two for each job
+    queue(project, 14, first=300)
+    assert "6 of 9 would be submitted" in waiting("--continue", "0")
 
 
 def test_the_last_place_is_used_and_no_place_submits_nothing(project):
@@ -225,11 +202,6 @@ def test_the_last_place_is_used_and_no_place_submits_nothing(project):
     assert result.returncode == 0
 
 
-def test_jobs_of_another_qos_take_no_place_there(project):
-    queue(project, 300, qos="inferno")
-    assert "wait for a place" not in project.run(SBATCH_QOS="embers").stderr
-
-
 def test_the_accounts_own_limit_of_jobs_counts_too(project):
     (project.state / "sacctmgr.assoc").write_text("phoenix|gts-lab|embers,inferno||10\n")
     queue(project, 4, qos="inferno")  # all of the account, whatever their QOS
@@ -238,21 +210,14 @@ def test_the_accounts_own_limit_of_jobs_counts_too(project):
     assert "3 of 9 submitted, 6 wait" in result.stderr
 
 
-def test_a_dry_run_tells_what_would_wait(project):
-    queue(project, 38)
-    result = project.run("--dry-run", SBATCH_QOS="embers")
-    assert "6 of 9 would be submitted, 3 wait for a place" in result.stderr
-    assert result.stdout.count("would be submitted") == 6
-
-
 @pytest.mark.parametrize("word", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit"])
 def test_a_place_that_others_take_meanwhile_is_no_error(project, word):
-    (project.state / "sbatch.places").write_text(f"4 {word}\n")
-    result = project.run()
+    (project.state / "sbatch.places").write_text(f"1 {word}\n")
+    result = project.run("k1_first", "k1_middle", "k1_last")
     assert result.returncode == 0
-    assert "4 of 9 submitted, 5 wait for a place: run it again" in result.stderr
-    assert result.stdout.count("not submitted, no place for it in the queue") == 5
-    assert len(project.submitted()) == 4
+    assert "1 of 3 submitted, 2 wait for a place: run it again" in result.stderr
+    assert result.stdout.count("not submitted, no place for it in the queue") == 2
+    assert len(project.submitted()) == 1
 
 
 def test_a_continuation_that_finds_no_place_says_so(project):
@@ -313,11 +278,6 @@ def test_a_job_that_waiting_does_not_start_is_blocked(project, reasons):
 def test_what_time_resolves_is_not_blocked(project, reasons):
     found = details(project, reasons)
     assert list(found.values()) == [f"queued, job {number}, {reason}" for number, reason in enumerate(reasons, 100)]
-
-
-def test_maintenance_is_waiting_in_words(project):
-    project.set_job("123", "PENDING", "00_baseline/gsm8k/k1_first", "ReqNodeNotAvail, Reserved for maintenance")
-    assert project.statuses()["k1_first"].startswith("queued, job 123, maintenance ahead: it starts afterwards")
 
 
 def test_run_offers_the_submission_that_puts_it_right_and_submits_nothing_twice(project):
@@ -396,16 +356,10 @@ def test_auto_takes_the_roofline_with_a_margin_or_what_was_measured_with_a_small
     assert "that is 2 jobs: --continue 1" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"gpu": "NVIDIA H100 80GB HBM3"},
-        {"model_args": {"model_path": "another/model", "threshold": 0.9}},
-        {"num_samples": None},
-    ],
-)
-def test_a_speed_of_something_else_is_not_taken(project, changes):
-    measured(project, seconds=36000.0, **changes)
+def test_a_speed_of_something_else_is_not_taken(project):
+    measured(project, "k1_first", seconds=36000.0, gpu="NVIDIA H100 80GB HBM3")
+    measured(project, "k1_middle", seconds=36000.0, model_args={"model_path": "another/model", "threshold": 0.9})
+    measured(project, "k1_last", seconds=36000.0, num_samples=None)
     assert "by the roofline" in project.run("--dry-run", "k2_first").stderr
 
 
@@ -431,22 +385,17 @@ def test_a_named_gpu_is_asked_for_and_its_memory_follows_the_nodes(project):
     assert settings(project, "3")["SBATCH_MEM_PER_NODE"] == "8000"
 
 
-@pytest.mark.parametrize(
-    ("word", "named"),
-    [
-        ("v100", "--gpu v100: the pinned torch 2.13.* has no code for its capability 7.0"),
-        ("rtx_6000,v100", "--gpu v100: the pinned torch"),
-        (
-            "gtx_1080",
-            "--gpu: no type 'gtx_1080'; valid: rtx_6000 v100 l40s a100 h100 h200 rtx_pro_6000_blackwell, several",
-        ),
+def test_a_gpu_that_cannot_run_it_is_refused_with_the_reason(project):
+    before = project.written()
+    valid = "valid: rtx_6000 v100 l40s a100 h100 h200 rtx_pro_6000_blackwell, several"
+    cases = [
+        ("rtx_6000,v100", "--gpu v100: the pinned torch 2.13.* has no code for its capability 7.0"),
+        ("gtx_1080", f"--gpu: no type 'gtx_1080'; {valid}"),
         ("", "--gpu: no type ''"),
         ("a100,", "--gpu: no type ''"),
-    ],
-)
-def test_a_gpu_that_cannot_run_it_is_refused_with_the_reason(project, word, named):
-    before = project.written()
-    assert named in refused(project.run("--gpu", word, "k1_first"))
+    ]
+    for word, named in cases:
+        assert named in refused(project.run("--gpu", word, "k1_first"))
     assert project.written() == before
 
 

@@ -37,21 +37,19 @@ def command_of(project) -> dict[str, str]:
 
 # -- an experiment's own configurations --------------------------------------------------------------------------------
 def test_status_and_submission_follow_the_experiments_matrix(project):
-    assert list(project.statuses("--experiment", "04_sweep")) == list(SWEEP["configurations"])
-    assert project.run("--experiment", "04_sweep", "--limit", "5").returncode == 0
+    words = ["--experiment", "04_sweep", "--limit", "5"]
+    assert project.run(*words).returncode == 0
     assert project.submitted() == [f"04_sweep/gsm8k_limit_5/{name}" for name in SWEEP["configurations"]]
     assert (
         "--config t0.50 --model Efficient-Large-Model/Fast_dLLM_v2_7B --threshold 0.5 --continue 3"
         in (project.calls("sbatch")[0])
     )
-    status = json.loads(project.run("--experiment", "04_sweep", "--limit", "5", "--status", "--json").stdout)
+    status = json.loads(project.run(*words, "--status", "--json").stdout)
+    assert [entry["config"] for entry in status["configurations"]] == list(SWEEP["configurations"])
     assert (status["total"], status["compare_with"]) == (3, "t1.00")
-
-
-def test_a_job_runs_the_matrix_that_was_submitted(project):
-    project.run("--experiment", "04_sweep", "--limit", "5", "t0.50", "--model", "tiny")
+    # the matrix that was submitted runs
     (project.root / "experiments" / "04_sweep" / "matrix.json").write_text("edited")
-    script, options = project.successor()
+    script, options = project.successor(0)
     assert project.job("1", *options, script=script) == 0
     command = command_of(project)
     assert (command["--configurations"], command["--output_path"]) == ("t0.50", "results/04_sweep/gsm8k_limit_5/")
@@ -73,38 +71,33 @@ def test_local_runs_the_matrix_and_its_table_is_a_list_of_rows(project):
     assert result.stderr.endswith(again)
 
 
-ONE_RESULT = "The three columns of a row are one result"
-
-
-@pytest.mark.parametrize(("tokens", "layers"), [(96, 60), (97, 60), (96, 54)])
-def test_the_table_of_the_nine_says_where_its_columns_are_one_result(project, tokens, layers):
+def test_the_table_of_the_nine_says_where_its_columns_are_one_result(project):
     """Tokens per forward are counted in forwards through all layers: 60 layers are 3 forwards of a model of 20."""
-    for config in CONFIGS:
-        is_last = config == "k3_last"
-        throughput = {
-            "tokens_per_second": 517.1,
-            "new_tokens": tokens if is_last else 96,
-            "forwards": {"full": 2, "partial": 2},
-            "layer_forwards": {"full": 40, "partial": (layers if is_last else 60) - 40},
-        }
-        counts = {"limit": 5, "num_samples": 5, "num_samples_expected": 5, "num_layers": 20}
-        changes = {**counts, "throughput": throughput}
-        project.summary(config, **changes)
-        path = project.folder(config) / "summary.json"
-        path.rename(project.folder(config, "gsm8k_limit_5") / "summary.json")
     words = ["--limit", "5", "--matrix", "--model", "Efficient-Large-Model/Fast_dLLM_v2_7B"]
-    result = project.bash("sbatch/local.sh", *words)
-    assert project.evaluations() == []
-    table = result.stdout.partition("accuracy, % ")[2].splitlines()
-    last = f"{20 * tokens / layers:.2f}"
-    assert [line.split() for line in (table[1], table[5], table[11])] == [
-        ["k", "=", "1", *["73.7", "±", "1.2"] * 3],
-        ["k", "=", "1", *["517.1"] * 3],
-        ["k", "=", "3", "32.00", "32.00", last],
-    ]
-    assert max(map(len, result.stdout.splitlines())) <= 80
-    assert ("Speeds of the same work are up to 0% apart (k = 1: 517.1 to 517.1)." in result.stdout) is (last == "32.00")
-    assert (ONE_RESULT in result.stdout) is (last == "32.00")
+    for tokens, layers in ((96, 60), (97, 60), (96, 54)):
+        for config in CONFIGS:
+            is_last = config == "k3_last"
+            throughput = {
+                "tokens_per_second": 517.1,
+                "new_tokens": tokens if is_last else 96,
+                "forwards": {"full": 2, "partial": 2},
+                "layer_forwards": {"full": 40, "partial": (layers if is_last else 60) - 40},
+            }
+            counts = {"limit": 5, "num_samples": 5, "num_samples_expected": 5, "num_layers": 20}
+            path = project.summary(config, **counts, throughput=throughput)
+            path.rename(project.folder(config, "gsm8k_limit_5") / "summary.json")
+        result = project.bash("sbatch/local.sh", *words)
+        assert project.evaluations() == []
+        table = result.stdout.partition("accuracy, % ")[2].splitlines()
+        last = f"{20 * tokens / layers:.2f}"
+        assert [line.split() for line in (table[1], table[5], table[11])] == [
+            ["k", "=", "1", *["73.7", "±", "1.2"] * 3],
+            ["k", "=", "1", *["517.1"] * 3],
+            ["k", "=", "3", "32.00", "32.00", last],
+        ]
+        assert max(map(len, result.stdout.splitlines())) <= 80
+        assert ("Speeds of the same work are up to 0% apart" in result.stdout) is (last == "32.00")
+        assert ("The three columns of a row are one result" in result.stdout) is (last == "32.00")
 
 
 def test_the_array_takes_its_number_from_the_matrix(project):
@@ -116,37 +109,32 @@ def test_the_array_takes_its_number_from_the_matrix(project):
     assert "no configuration number 3; valid: 0 to 2 (t0.50 t0.75 t1.00)" in result.stderr
 
 
-@pytest.mark.parametrize("script", ["run.sh", "local.sh"])
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("{", "not valid JSON"),
-        ('{"compare_with": "a", "configurations": {"a": {"tolerence": 1}}}', "valid ones: threshold, "),
-    ],
-)
-def test_a_broken_matrix_is_one_line_and_exit_2(project, script, text, named):
-    (project.root / "experiments" / "04_sweep" / "matrix.json").write_text(text)
+def test_a_broken_matrix_or_another_matrixs_configuration_is_one_line_and_exit_2(project):
     before = project.written()
-    result = project.bash(f"sbatch/{script}", "--experiment", "04_sweep")
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert result.stderr.startswith(f"{script}: experiments/04_sweep/matrix.json: ")
-    assert named in result.stderr
-    assert project.written() == before
-
-
-def test_names_of_the_nine_are_not_those_of_another_matrix(project):
     result = project.run("--experiment", "04_sweep", "k1_first")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "no configuration named 'k1_first'; valid: t0.50 t0.75 t1.00 plain" in result.stderr
+    unknown_knob = '{"compare_with": "a", "configurations": {"a": {"tolerence": 1}}}'
+    for script, text, named in (
+        ("run.sh", "{", "not valid JSON"),
+        ("run.sh", unknown_knob, "valid ones: threshold, "),
+        ("local.sh", unknown_knob, "valid ones: threshold, "),
+    ):
+        (project.root / "experiments" / "04_sweep" / "matrix.json").write_text(text)
+        result = project.bash(f"sbatch/{script}", "--experiment", "04_sweep")
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert result.stderr.startswith(f"{script}: experiments/04_sweep/matrix.json: ")
+        assert named in result.stderr
+    assert project.written() == before
 
 
-@pytest.mark.parametrize("experiment", ["00_baseline", "04_sweep"])
-def test_plain_and_ranges_of_layers_can_be_named_beside_any_matrix(project, experiment):
-    words = ["--experiment", experiment, "--limit", "5", "--config", "plain,k2_8-19"]
-    assert list(project.statuses(*words)) == ["plain", "k2_8-19"]
-    assert project.bash("sbatch/local.sh", *words).returncode == 0
-    assert evaluated(project) == ["plain,k2_8-19"]
-    assert set(project.statuses(*words).values()) == {"✓ model tiny"}
+def test_plain_and_ranges_of_layers_can_be_named_beside_any_matrix_and_keep_what_was_given(project):
+    for experiment in ("00_baseline", "04_sweep"):
+        words = ["--experiment", experiment, "--limit", "5", "--config", "plain,k2_8-19"]
+        assert list(project.statuses(*words)) == ["plain", "k2_8-19"]
+    assert project.bash("sbatch/local.sh", *words, "--threshold", "0.8").returncode == 0
+    assert evaluated(project) == ["plain+threshold=0.8,k2_8-19+threshold=0.8"]
+    assert set(project.statuses(*words, "--threshold", "0.8").values()) == {"✓ model tiny"}
 
 
 def test_an_experiments_folder_may_have_a_point_in_its_name_and_no_comma(project):
@@ -201,17 +189,8 @@ def test_what_is_given_and_equals_the_configurations_own_changes_no_name(project
     assert list(project.statuses("--threshold", "1", "plain")) == ["plain"]
 
 
-def test_several_runs_of_one_process_keep_what_was_given(project):
-    words = ["--limit", "5", "--threshold", "0.8", "--config"]
-    assert project.bash("sbatch/local.sh", *words, "plain,k2_middle").returncode == 0
-    assert evaluated(project) == ["plain+threshold=0.8,k2_middle+threshold=0.8"]
-    assert set(project.statuses(*words, "plain,k2_middle").values()) == {"✓ model tiny"}
-
-
 def test_the_examples_in_the_prompt_count_where_they_are_not_the_tasks_own(project):
-    mmlu = ["--task", "mmlu", "k1_first"]
-    assert list(project.statuses(*mmlu, "--num_fewshot", "5")) == ["k1_first"]
-    assert list(project.statuses(*mmlu, "--num_fewshot", "0")) == ["k1_first+num_fewshot=0"]
+    assert list(project.statuses("--task", "mmlu", "k1_first", "--num_fewshot", "5")) == ["k1_first"]
     assert list(project.statuses("k1_first", "--num_fewshot", "5")) == ["k1_first+num_fewshot=5"]
     assert project.bash("sbatch/local.sh", "--limit", "5", "--num_fewshot", "3").returncode == 0
     assert command_of(project)["--num_fewshot"] == "3"
@@ -230,41 +209,31 @@ def test_an_experiments_knobs_are_accepted_and_others_are_listed(project):
 
 def test_how_forwards_run_is_given_and_names_no_folder(project):
     """It changes no token: a complete result stays one."""
-    graphs = ["--model_args", "graphs=off"]
-    assert project.bash("sbatch/local.sh", "--limit", "5", *graphs, "--config", "k2_last").returncode == 0
+    graphs = "graphs=off,seed=3"
+    assert project.bash("sbatch/local.sh", "--limit", "5", "--model_args", graphs).returncode == 0
     assert "graphs=off" in command_of(project)["--model_args"].split(",")
-    assert list(project.statuses("--limit", "5", "k2_last").values()) == ["✓ model tiny"]
-    assert list(project.statuses("--limit", "5", *graphs, "k2_last")) == ["k2_last"]
-    assert project.bash("sbatch/local.sh", "--limit", "5", "--model_args", "graphs=off,seed=3").returncode == 0
-    assert "graphs=off" in command_of(project)["--model_args"].split(",")
-    assert list(project.statuses("--limit", "5", "--model_args", "seed=3", "plain")) == ["plain+seed=3"]
+    assert project.statuses("--limit", "5", "--model_args", graphs, "plain") == {"plain+seed=3": "✓ model tiny"}
+    assert project.statuses("--limit", "5", "--model_args", "seed=3", "plain") == {"plain+seed=3": "✓ model tiny"}
     result = project.run("--status", "--model_args", "graphs=on")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "graphs must be one of auto, off, compiled, not 'on'" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("run.sh", "threshold"),
-        ("run.sh", "threshold=a b"),
-        ("run.sh", "seed=1,seed=2"),
-        ("run.sh", "layer_subset=$(touch pwned)"),
-        ("run.sh", "layer_subset=../.."),
-        ("local.sh", "model_path=tiny"),
-        ("local.sh", "threshold=nan"),
-    ],
-)
-def test_wrong_model_args_are_one_line_exit_2_and_nothing_written(project, script, words):
+def test_wrong_model_args_are_one_line_exit_2_and_nothing_written(project):
     before = project.written()
-    result = project.bash(f"sbatch/{script}", "--model_args", words)
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
+    cases = [
+        ("run.sh", "--model_args", "threshold"),
+        ("run.sh", "--model_args", "seed=1,seed=2"),
+        ("run.sh", "--model_args", "layer_subset=$(touch pwned)"),
+        ("run.sh", "--model_args", "layer_subset=../.."),
+        ("run.sh", "--threshold", "0.8", "--model_args", "threshold=0.8"),
+        ("local.sh", "--model_args", "model_path=tiny"),
+        ("local.sh", "--model_args", "threshold=nan"),
+    ]
+    for script, *words in cases:
+        result = project.bash(f"sbatch/{script}", *words)
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), words
     assert project.written() == before
-
-
-def test_the_threshold_is_given_once(project):
-    result = project.run("--threshold", "0.8", "--model_args", "threshold=0.8")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
 # -- what a result ran with --------------------------------------------------------------------------------------------
@@ -285,15 +254,10 @@ def sweep_summary(project, **arguments):
 def test_every_argument_is_compared_and_the_one_that_differs_is_named(project):
     assert sweep_summary(project) == "✓ model tiny"
     assert sweep_summary(project, tolerance=0.3) == "stale: it ran with tolerance 0.3, not 0.2"
-    assert sweep_summary(project, refresh="rows") == "stale: it ran with refresh rows, not block"
     assert sweep_summary(project, bd_size=16) == "stale: it ran with bd_size 16, not None"
     assert sweep_summary(project, use_block_cache=False) == "stale: it ran with use_block_cache False, not True"
-
-
-def test_a_result_of_before_refresh_was_a_knob_ran_with_rows(project):
+    # a result of before `refresh` was a knob ran with rows
     assert sweep_summary(project, refresh="absent") == "stale: it ran with refresh rows, not block"
-    project.summary("k1_first")  # an experiment that has no such knob
-    assert project.statuses()["k1_first"] == "✓ "
 
 
 def test_an_engine_that_is_neither_todays_nor_replayed_is_told(project):
@@ -338,9 +302,3 @@ def test_the_report_has_the_options_of_its_module(project):
     assert project.run("--report").stdout == "\n", "every task that has results"
     assert "--report" in project.run("--help").stdout
     assert project.calls("sbatch") == []
-
-
-def test_the_help_of_every_script_names_the_nine(project):
-    for script in ("run.sh", "local.sh"):
-        text = project.bash(f"sbatch/{script}", "--help").stdout
-        assert all(config in text for config in CONFIGS)

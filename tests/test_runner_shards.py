@@ -60,7 +60,7 @@ def evaluations(project):
     return [one[1] if one else "" for one in found]
 
 
-def preempt_share(project, job, evaluations, how="sleep"):
+def preempt_shard(project, job, evaluations, how="sleep"):
     """A shard's job that Slurm preempts during this evaluation (by number); returns the one that continues it."""
     before = set(jobs_of(project))
     shard = project.start_job(job, *words_of(project, job.partition("_")[0]), FAKE_EVAL=how)
@@ -92,13 +92,16 @@ def test_a_run_is_one_array_and_a_job_that_waits_for_it(project):
     assert "SBATCH_TIMELIMIT=01:00:00" in (project.state / "ids" / "2" / "settings").read_text()
 
 
-def test_a_second_call_submits_nothing_and_another_number_is_refused_in_a_line(project):
+def test_a_second_call_submits_nothing_and_names_another_number_or_what_force_needs(project):
     submit(project, "--shards", "3")
-    for words in (["--shards", "3"], [], ["--shards", "auto", "--hours", "2"]):
+    for words in ([], ["--shards", "auto", "--hours", "2"]):
         result = submit(project, *words)
         assert "k2_middle: not submitted, queued, job 1[0-2], Priority, 3 shards\n" in result.stdout
     for words in (["--shards", "4"], ["--shards", "3", "--gpus", "2"]):
         assert "it was submitted with --shards 3, which goes on\n" in submit(project, *words).stdout
+    result = project.run(*WORDS, "--shards", "3", "--force")
+    assert result.returncode == 1
+    assert "--force does not run it twice; first: scancel 1 2\n" in result.stderr
     assert len(project.calls("sbatch")) == 2
 
 
@@ -110,22 +113,12 @@ def test_two_calls_at_once_submit_once(project):
     assert set(jobs_of(project)) == {"1_0", "1_1", "2"}
 
 
-def test_force_names_all_that_is_to_be_cancelled_first(project):
-    submit(project, "--shards", "2")
-    result = project.run(*WORDS, "--shards", "2", "--force")
-    assert result.returncode == 1
-    assert "--force does not run it twice; first: scancel 1 2\n" in result.stderr
-    assert len(project.calls("sbatch")) == 2
-
-
-def test_one_share_is_one_job(project):
+def test_one_shard_is_one_job_and_a_large_array_is_throttled(project):
     submit(project, "--shards", "1")
     assert set(jobs_of(project)) == {"1"}
-
-
-def test_a_large_array_is_throttled(project):
-    submit(project, "--shards", "100", "--continue", "0")
-    assert "--array=0-99%64" in command(project, "1")
+    project.set_job("1", "CANCELLED")
+    lines = submit(project, "--shards", "100", "--continue", "0", "--dry-run").stdout
+    assert "--array=0-99%64" in lines
 
 
 def test_a_dry_run_shows_both_and_writes_nothing(project):
@@ -136,22 +129,19 @@ def test_a_dry_run_shows_both_and_writes_nothing(project):
     assert project.written() == before
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
+def test_a_wrong_number_is_answered_in_a_line(project):
+    cases = [
         (["--shards", "0"], "--shards must be a whole number from 1, or auto, not '0'"),
-        (["--shards", "x"], "--shards must be a whole number from 1, or auto, not 'x'"),
         (["--shards", "1001"], "--shards must be at most 1000, not 1001"),
         (["--gpus", "17"], "--gpus must be at most 16, not 17"),
         (["--gpus", "two"], "--gpus must be a whole number from 1, not 'two'"),
         (["--shards", "auto", "--hours", "auto"], "--shards auto divides by the time that a job has: --hours H"),
-    ],
-)
-def test_a_wrong_number_is_answered_in_a_line(project, words, named):
+    ]
     before = project.written()
-    result = project.run(*WORDS, *words)
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert named in result.stderr
+    for words, named in cases:
+        result = project.run(*WORDS, *words)
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert named in result.stderr
     assert project.written() == before
 
 
@@ -167,6 +157,9 @@ def limited(project):
 
 
 def test_an_array_counts_one_by_one_and_with_its_continuations(limited):
+    result = limited.run(*WORDS, "--shards", "40")
+    assert "41 at once never fit: fewer --shards" in result.stderr
+    assert jobs_of(limited) == {}
     words = ["--limit", "5", "--model", "tiny", "--shards", "4", "k2_middle", "k2_first", "k2_last"]
     result = limited.run(*words)
     # 5 jobs each, and another 5 that continue them
@@ -175,19 +168,13 @@ def test_an_array_counts_one_by_one_and_with_its_continuations(limited):
     assert "inferno takes 20 jobs of a user, queued and running; you have 0, and each keeps" in result.stderr
 
 
-def test_what_never_fits_says_so(limited):
-    result = limited.run(*WORDS, "--shards", "40")
-    assert "41 at once never fit: fewer --shards" in result.stderr
-    assert jobs_of(limited) == {}
-
-
 def test_the_first_is_content_without_a_place_for_its_continuations(limited):
     limited.run(*WORDS, "--shards", "15")
     assert len(jobs_of(limited)) == 16
 
 
 # -- from the first shard to the last ----------------------------------------------------------------------------------
-def test_the_last_share_finishes_the_run_and_cancels_what_waits(project):
+def test_the_last_shard_finishes_the_run_and_cancels_what_waits(project):
     submit(project, "--shards", "2")
     assert run_job(project, "1_1") == 0, log_of(project, "1_1")
     assert status(project) == "queued, job 1[0], Priority, 2 shards"
@@ -200,42 +187,51 @@ def test_the_last_share_finishes_the_run_and_cancels_what_waits(project):
     assert [states[job][0] for job in ("2", "3_1", "4_0")] == ["CANCELLED"] * 3
     assert "--array=1" in command(project, "3")
     assert {"--dependency=afternotok:1_1"} <= set(command(project, "3"))
-
-
-def test_the_job_that_waits_finishes_what_a_share_left(project):
-    submit(project, "--shards", "2")
-    assert run_job(project, "1_0") == 0
-    assert run_job(project, "1_1", FAKE_EVAL="fail:Traceback: no") == 1
-    assert status(project).startswith("queued, job 2, Dependency")
-    assert run_job(project, "2") == 0, log_of(project, "2")
-    assert evaluations(project) == ["0/2", "1/2", ""]
+    # --force begins again, and what is kept of before does not count
+    (folder(project) / "answers" / "old").mkdir(parents=True)
+    submit(project, "--shards", "2", "--force")
+    assert not (folder(project) / "answers").exists()
+    assert (folder(project) / "summary.previous.json").exists()
+    array = max(int(job.partition("_")[0]) for job in jobs_of(project) if job.endswith("_0"))
+    assert status(project).startswith(f"queued, job {array}[0-1]")
+    assert [run_job(project, f"{array}_{number}") for number in (0, 1)] == [0, 0]
+    assert evaluations(project)[3:] == ["0/2", "1/2", ""]
     assert status(project) == "✓ model tiny"
 
 
-def test_what_a_share_left_is_named_while_others_are_at_work(project):
-    submit(project, "--shards", "3")
+def test_what_a_shard_left_is_named_and_the_job_that_waits_finishes_it(project):
+    submit(project, "--shards", "2")
     assert run_job(project, "1_1", FAKE_EVAL="fail:Traceback: no") == 1
     project.set_job("1_0", "RUNNING")
-    told = status(project)
-    assert told.startswith("running, job 1[0], 1 of 3 shards; shard 1 failed: code error, job 1_1, log: logs/")
+    detail = status(project)
+    assert detail.startswith("running, job 1[0], 1 of 2 shards; shard 1 failed: code error, job 1_1, log: logs/")
     # one that could leave no record is asked about, with all others at once
-    (folder(project) / "shards" / "1-of-3" / "failure.json").unlink()
+    (folder(project) / "shards" / "1-of-2" / "failure.json").unlink()
     project.set_job("1_1", "NODE_FAIL")
     before = len(project.calls("sacct"))
     assert "; shard 1 failed: node failure, job 1_1, log: " in status(project)
     assert len(project.calls("sacct")) == before + 1
-    # and submitted again by the next call, alone; the job that waits looks itself what it has to wait for
+    # the job that waits answers what the shard left
+    assert run_job(project, "1_0") == 0
+    assert run_job(project, "2") == 0, log_of(project, "2")
+    assert evaluations(project) == ["1/2", "0/2", ""]
+    assert status(project) == "✓ model tiny"
+
+
+def test_a_shard_that_failed_is_submitted_again_alone(project):
+    submit(project, "--shards", "3")
+    assert run_job(project, "1_1", FAKE_EVAL="fail:Traceback: no") == 1
     result = submit(project, "--shards", "3")
     assert "  k2_middle: job 4[1]\n" in result.stdout
     assert "finishes" not in result.stdout
     assert "--array=1" in command(project, "4")
 
 
-def test_the_job_that_waits_is_renewed_while_a_share_is_to_be_continued(project):
+def test_the_job_that_waits_is_renewed_while_a_shard_is_to_be_continued(project):
     """Without polling: it starts when the jobs that it knew have ended; another one waits for those that are there."""
     submit(project, "--shards", "2")
     assert run_job(project, "1_0") == 0
-    continuation = preempt_share(project, "1_1", evaluations=2)
+    continuation = preempt_shard(project, "1_1", evaluations=2)
     assert run_job(project, "2") == 0, log_of(project, "2")
     assert "shards are still answered, by jobs" in log_of(project, "2")
     renewed = max((job for job in jobs_of(project) if "_" not in job), key=int)
@@ -248,25 +244,18 @@ def test_the_job_that_waits_is_renewed_while_a_share_is_to_be_continued(project)
     assert jobs_of(project)[renewed][0] == "CANCELLED"
 
 
-def test_what_its_neighbour_answers_is_no_progress_of_a_share(project):
+def test_only_its_own_answers_are_progress_of_a_shard(project):
     submit(project, "--shards", "2")
-    second = preempt_share(project, "1_1", evaluations=1, how="stuck")
+    second = preempt_shard(project, "1_1", evaluations=1, how="sleep")  # it answers something
+    third = preempt_shard(project, second, evaluations=2, how="stuck")
     answers = folder(project) / "answers" / "key"
     (answers / "001.shard0-of-2.rank0.jsonl").write_text("{}\n")
-    third = preempt_share(project, second, evaluations=2, how="stuck")
+    fourth = preempt_shard(project, third, evaluations=3, how="stuck")
     (answers / "001.shard0-of-2.rank0.jsonl").write_text("{}\n{}\n")
-    assert run_job(project, third) == 1
-    assert evaluations(project) == ["1/2", "1/2"]
+    assert run_job(project, fourth) == 1
+    assert evaluations(project) == ["1/2"] * 3
     failure = json.loads((folder(project) / "shards" / "1-of-2" / "failure.json").read_text())
     assert failure["class"] == "no_progress"
-
-
-def test_its_own_answers_are_progress_of_a_share(project):
-    submit(project, "--shards", "2")
-    second = preempt_share(project, "1_1", evaluations=1)
-    third = preempt_share(project, second, evaluations=2)
-    assert run_job(project, third) == 0, log_of(project, third)
-    assert evaluations(project) == ["1/2"] * 3
 
 
 @pytest.mark.slow
@@ -306,7 +295,7 @@ def test_a_refused_array_leaves_nothing(project):
     assert "k2_middle: job 1[0-1]" in submit(project, "--shards", "2").stdout
 
 
-def test_a_damaged_summary_is_kept_aside_before_the_shares_begin(project):
+def test_a_damaged_summary_is_kept_aside_before_the_shards_begin(project):
     folder(project).mkdir(parents=True)
     (folder(project) / "summary.json").write_text("{")
     assert "not valid JSON" in status(project)
@@ -315,7 +304,7 @@ def test_a_damaged_summary_is_kept_aside_before_the_shares_begin(project):
     assert not (folder(project) / "summary.json").exists()
 
 
-def test_answered_shares_are_not_answered_again(project):
+def test_answered_shards_are_not_answered_again(project):
     submit(project, "--shards", "3")
     assert run_job(project, "1_0") == 0
     for job in ("1_1", "1_2", "2"):
@@ -326,20 +315,6 @@ def test_answered_shares_are_not_answered_again(project):
     for job in jobs_of(project):
         project.set_job(job, "CANCELLED")
     assert "[0-1]" in submit(project, "--shards", "2").stdout
-
-
-def test_force_begins_again_and_what_is_kept_of_before_does_not_count(project):
-    submit(project, "--shards", "2")
-    assert [run_job(project, job) for job in ("1_0", "1_1")] == [0, 0]
-    (folder(project) / "answers" / "old").mkdir(parents=True)
-    submit(project, "--shards", "2", "--force")
-    assert not (folder(project) / "answers").exists()
-    assert (folder(project) / "summary.previous.json").exists()
-    array = max(int(job.partition("_")[0]) for job in jobs_of(project) if job.endswith("_0"))
-    assert status(project).startswith(f"queued, job {array}[0-1]")
-    assert [run_job(project, f"{array}_{number}") for number in (0, 1)] == [0, 0]
-    assert evaluations(project) == ["0/2", "1/2", "", "0/2", "1/2", ""]
-    assert status(project) == "✓ model tiny"
 
 
 # -- several GPUs ------------------------------------------------------------------------------------------------------
@@ -358,15 +333,8 @@ def test_a_job_of_several_gpus_asks_for_them_with_cpus_and_memory(project):
     assert "--cpus-per-task=16" in command(project, "2"), "the job that continues it too"
 
 
-def test_shares_of_several_gpus_have_a_division_of_their_own(project):
-    submit(project, "--gpus", "2", "--shards", "2")
-    assert "--cpus-per-task=8" in command(project, "1")
-    job = json.loads((folder(project) / "shards" / "0-of-2x2" / "job.json").read_text())
-    assert job["job_id"] == "1_0"
-
-
 # -- auto --------------------------------------------------------------------------------------------------------------
-def test_auto_takes_as_many_shares_as_each_end_in_one_job(project):
+def test_auto_takes_as_many_shards_as_each_end_in_one_job(project):
     """By the roofline: 1.9 hours of gsm8k at threshold 1, four times that, in jobs of an hour less 20 minutes."""
     result = project.run("--shards", "auto", "--hours", "1", "plain")
     assert result.returncode == 0, result.stderr
@@ -378,12 +346,9 @@ def test_auto_takes_as_many_shares_as_each_end_in_one_job(project):
     assert "plain: not submitted, queued, job 1[0-11]" in again.stdout
 
 
-def test_auto_counts_a_jobs_gpus(project):
-    result = project.run("--shards", "auto", "--hours", "1", "--gpus", "4", "plain")
+def test_auto_counts_a_jobs_gpus_and_takes_one_job_where_that_suffices(project):
+    result = project.run("--shards", "auto", "--hours", "1", "--gpus", "4", "--dry-run", "plain")
     assert "plain: --shards 3, " in result.stderr
-
-
-def test_auto_takes_one_job_where_that_suffices(project):
     project.run("--shards", "auto", "--hours", "12", "plain")
     assert set(jobs_of(project)) == {"1"}
     assert "--shards" not in words_of(project, "1")
@@ -413,7 +378,7 @@ def test_auto_names_what_it_does_not_know(project):
 
 # -- the baseline ------------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_the_baseline_in_shares_is_each_tasks_plain_run(project):
+def test_the_baseline_in_shards_is_each_tasks_plain_run(project):
     words = ["--task", "gsm8k,ifeval", "--limit", "5", "--model", "tiny"]
     result = project.bash("sbatch/baseline.sh", *words, "--shards", "2")
     assert result.returncode == 0, result.stderr
@@ -426,7 +391,7 @@ def test_the_baseline_in_shares_is_each_tasks_plain_run(project):
     assert len(project.evaluations()) == 6
 
 
-def test_the_baseline_in_shares_is_no_job_itself(project):
+def test_the_baseline_in_shards_is_no_job_itself(project):
     process = project.start_job("9", "--shards", "2", script="sbatch/baseline.sh")
     assert process.wait(60) == 2
     assert "--shards submits jobs of its own: bash sbatch/baseline.sh, not sbatch" in log_of(project, "9")
