@@ -36,16 +36,10 @@ from fast_dllm.report.claims import (  # noqa: E402
     speed_ratio,
     tables_of_task,
 )
-from fast_dllm.report.compare import (  # noqa: E402
-    Contrast,
-    accuracy_of,
-    contrast,
-    corrected,
-    distinct,
-    is_plain,
-)
-from fast_dllm.report.figures import png, style_of  # noqa: E402
+from fast_dllm.report.compare import Contrast, contrast, corrected, interval_of  # noqa: E402
+from fast_dllm.report.drawing import png, style_of  # noqa: E402
 from fast_dllm.report.results import RunResult  # noqa: E402
+from fast_dllm.report.same_results import distinct, is_plain  # noqa: E402
 from fast_dllm.report.words import p_text, span  # noqa: E402
 from fast_dllm.spec.files import write_whole  # noqa: E402
 
@@ -202,7 +196,7 @@ def every_result(results: list[Result]) -> str:
     """One line a result, by experiment."""
     rows = []
     for result in results:
-        run, interval = result.run, accuracy_of(result.run).interval
+        run, interval = result.run, interval_of(result.run)
         rows.append(
             [
                 result.name,
@@ -337,7 +331,7 @@ def key_settings(root: Path) -> str:
                 gain = "" if name == PLAIN else times(speed_ratio(run, plain))
                 rows.append(
                     [
-                        task, short(name), f"{100 * run.accuracy:.2f} {span(accuracy_of(run).interval)}",
+                        task, short(name), f"{100 * run.accuracy:.2f} {span(interval_of(run))}",
                         "" if versus is None else difference(versus)[0], f"{run.tokens_per_forward:.2f}", gain,
                     ]
                 )  # fmt: skip
@@ -415,7 +409,7 @@ def _draw_results(axes: Axes, experiment: str, results: list[Result], with_error
     across, up = zip(*[_place(result) for result in results], strict=True)
     errors = None
     if with_errors:
-        intervals = [accuracy_of(result.run).interval for result in results]
+        intervals = [interval_of(result.run) for result in results]
         errors = [
             [100 * (r.run.accuracy - i.low) for r, i in zip(results, intervals, strict=True)],
             [100 * (i.high - r.run.accuracy) for r, i in zip(results, intervals, strict=True)],

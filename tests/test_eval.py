@@ -22,7 +22,7 @@ from fast_dllm.guard import one_line
 from fast_dllm.record import questions
 from fast_dllm.record.answers import AnswerStore
 from fast_dllm.record.summary import read_summary
-from fast_dllm.report.results import read_run
+from fast_dllm.report.read_run import read_run
 from fast_dllm.spec.hashes import file_sha256
 from fast_dllm.spec.matrix import NINE
 

@@ -96,7 +96,7 @@ def record(options: argparse.Namespace) -> DriftSums:
 def write(sums: DriftSums, folder: Path, width: int | None) -> str:
     """Write the map, its table and its pictures; returns the table."""
     from fast_dllm.drift.pictures import PICTURES
-    from fast_dllm.report.figures import STYLE, png
+    from fast_dllm.report.drawing import STYLE, png
 
     table = sums.table(width)
     sums.write(folder / "drift.json")

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
-from fast_dllm.report.figures import COLOURS, COLUMN, MARKERS
+from fast_dllm.report.drawing import COLOURS, COLUMN, MARKERS
 
 
 def _figure(width: float, height: float) -> Figure:

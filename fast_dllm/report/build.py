@@ -8,16 +8,9 @@ from pathlib import Path
 
 from fast_dllm.report.alarms import ALARM, Alarm, find_alarms
 from fast_dllm.report.aup import aup, pareto
-from fast_dllm.report.compare import (
-    Contrast,
-    at_equal_speed,
-    baseline_of,
-    contrasts,
-    distinct,
-    is_plain,
-    reuses,
-)
+from fast_dllm.report.compare import Contrast, at_equal_speed, baseline_of, contrasts
 from fast_dllm.report.results import ResultTable, RunResult
+from fast_dllm.report.same_results import distinct, is_plain, reuses
 from fast_dllm.report.speeds import hardware, outliers
 
 # accuracy alarms that leave the other configurations of a table as they are
@@ -38,9 +31,9 @@ class Parallelism:
 class Report:
     """Everything that the report says about one task.
 
-    folder: of the task, as `gsm8k_limit_10`; own: tables of this code; foreign: imported ones; contrasts: of each
-    table's label; control: plain decoding's runs, front: those on its Pareto front; equal_speed: results against the
-    control at the same speed, or faster.
+    folder: of the task, as `gsm8k_limit_10`; tables: those of this code and the imported ones; contrasts: of each
+    table's label; control: plain decoding's runs; front: those on its Pareto front; equal_speed: results against the
+    control at the same speed, or faster; command: makes this report again.
     """
 
     folder: str

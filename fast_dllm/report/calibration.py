@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 from fast_dllm.decoding import FORWARD_KINDS
 from fast_dllm.record.traces import Trace, TracesError, read
-from fast_dllm.report.figures import COLOURS, COLUMN, MARKERS, STYLE, png, svg
+from fast_dllm.report.drawing import COLOURS, COLUMN, MARKERS, STYLE, png, svg
 from fast_dllm.report.markdown import document, grid, heading
 from fast_dllm.report.terminal import laid_out, terminal_width
 from fast_dllm.spec.files import write_whole

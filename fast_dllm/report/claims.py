@@ -10,9 +10,10 @@ import numpy as np
 
 from fast_dllm.decoding import STEP_KINDS
 from fast_dllm.record.questions import Question
-from fast_dllm.report.compare import Contrast, contrast, corrected, shared_questions
+from fast_dllm.report.compare import Contrast, contrast, corrected
 from fast_dllm.report.folders import experiments_with_results, read_tables
 from fast_dllm.report.results import ResultTable, RunResult
+from fast_dllm.report.same_results import shared_questions
 from fast_dllm.report.statistics import Interval, mcnemar, tango
 
 DRAWS = 2000  # of the bootstrap

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fast_dllm.record.questions import Question
 from fast_dllm.report.results import ResultTable, RunResult, is_scored
+from fast_dllm.report.same_results import computation, distinct, num_flips, shared_questions
 from fast_dllm.report.statistics import (
     ALPHA,
     Interval,
@@ -20,15 +21,8 @@ from fast_dllm.report.statistics import (
     stratified_difference,
     wilson,
 )
-from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT
 
 LOSSES = (0.01, 0.02)  # the report says how many questions would show these losses
-NOT_AN_ANSWER = ("layer_subset", "experiment_name", "batch_size", "show_speed", "device", "model_path", "dtype")
-# the arguments that every experiment's plain decoding has
-PLAIN_ARGUMENTS = (
-    "threshold", "small_block_size", "bd_size", "use_block_cache", "refresh", "reuse_k", "max_new_tokens",
-    "temperature", "top_p",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,37 +68,17 @@ class Contrast:
         return "inconclusive"
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """interval is Wilson's; None where the right answers cannot be counted."""
+def interval_of(run: RunResult) -> Interval | None:
+    """The 95% interval of the accuracy: Wilson's, or the normal one where the metric is no count of right answers.
 
-    value: float
-    interval: Interval | None
-
-
-def accuracy_of(run: RunResult) -> Accuracy:
-    """The accuracy with Wilson's interval, or the normal one where the metric is no count of right answers."""
+    None where neither the right answers nor a standard error are recorded.
+    """
     if run.counts is not None:
-        return Accuracy(run.accuracy, wilson(*run.counts))
+        return wilson(*run.counts)
     if run.stderr is not None:
         half = 1.959963984540054 * run.stderr
-        return Accuracy(run.accuracy, Interval(max(0.0, run.accuracy - half), min(1.0, run.accuracy + half)))
-    return Accuracy(run.accuracy, None)
-
-
-def _by_place(run: RunResult) -> dict[tuple[str, int], Question]:
-    return {(q.task, q.doc_id): q for q in run.questions.questions} if run.questions else {}
-
-
-def shared_questions(run: RunResult, other: RunResult) -> list[tuple[Question, Question]]:
-    """Pairs (this run's, the other's) of the same question: same subtask, same number, same content."""
-    others = _by_place(other)
-    pairs = ((question, others.get(place)) for place, question in _by_place(run).items())
-    return [
-        (question, other_question)
-        for question, other_question in pairs
-        if other_question is not None and other_question.key == question.key
-    ]
+        return Interval(max(0.0, run.accuracy - half), min(1.0, run.accuracy + half))
+    return None
 
 
 def can_pair(run: RunResult, other: RunResult) -> bool:
@@ -114,102 +88,6 @@ def can_pair(run: RunResult, other: RunResult) -> bool:
     pairs = shared_questions(run, other)
     counts = {len(run.questions.questions), len(other.questions.questions), len(pairs)}
     return len(counts) == 1 and bool(pairs) and all(q.correct in (0, 1) for pair in pairs for q in pair)
-
-
-def num_flips(run: RunResult, other: RunResult) -> int | None:
-    """How many answers differ; None where the two runs did not record answers to the same questions."""
-    if not run.questions or not other.questions:
-        return None
-    pairs = shared_questions(run, other)
-    if len(pairs) != len(run.questions.questions) or len(pairs) != len(other.questions.questions):
-        return None
-    return sum(
-        question.answer != other_question.answer or question.correct != other_question.correct
-        for question, other_question in pairs
-    )
-
-
-def computation(run: RunResult) -> tuple:
-    """The arguments that can change an answer, for comparison. The columns of one k differ in none of them."""
-    given = {k: v for k, v in run.arguments.items() if k not in NOT_AN_ANSWER and v is not None}
-    given.setdefault("refresh", "rows")  # what a summary without it ran
-    return tuple(sorted((key, str(value)) for key, value in given.items()))
-
-
-def rereads(run: RunResult) -> bool:
-    """Whether reuse reads stored logits again, so that the choice of layers makes no difference.
-
-    The forwards show it: some steps were reused, and no forward ran without a layer. A foreign run without recorded
-    forwards is the lab's, whose only experiment read stored logits.
-    """
-    if run.scored or run.reuse_k is None or run.reuse_k < 2:
-        return False
-    if run.is_foreign and run.forwards is None:
-        return (run.arguments.get("experiment_name") or DEFAULT_EXPERIMENT) == DEFAULT_EXPERIMENT
-    return bool((run.forwards or {}).get("reused")) and not run.skips_layers
-
-
-def reuses(run: RunResult) -> bool:
-    """Whether logits were read again or layers rested."""
-    return (run.reuse_k or 1) != 1 or bool((run.forwards or {}).get("reused")) or run.skips_layers
-
-
-def is_plain(run: RunResult, table: ResultTable) -> bool:
-    """Whether the run is plain decoding, at some threshold and sub-block size.
-
-    Nothing is reused or skipped, and the experiment's knobs are those of the run that its table is compared with.
-    """
-    if reuses(run):
-        return False
-    base = table.runs.get(table.compare_with or "")
-    if base is None:
-        return True
-    return all(
-        base.arguments.get(name) == run.arguments.get(name)
-        for name in {*base.arguments, *run.arguments} - {*PLAIN_ARGUMENTS, *NOT_AN_ANSWER}
-    )
-
-
-def plain_settings(run: RunResult) -> tuple | None:
-    """The settings of plain decoding that can change an answer, in a form that is equal for all experiments.
-
-    `refresh` of an experiment without this knob is seen from its forwards; None if they are not recorded.
-    """
-    given = {name: str(run.arguments[name]) for name in PLAIN_ARGUMENTS if run.arguments.get(name) is not None}
-    if "refresh" not in given:
-        if run.forwards is None:
-            return None
-        given["refresh"] = "rows" if run.forwards.get("sub") else "block"
-    return tuple(sorted((name, value) for name, value in given.items() if name != "reuse_k"))
-
-
-def columns(table: ResultTable, alike: bool = True) -> dict[int, list[list[RunResult]]]:
-    """k -> groups of runs that differ only in the layers that they name.
-
-    alike: True: groups whose runs are one computation, because nothing is skipped (k = 1, or stored logits are read
-    again); False: groups whose runs skip different layers.
-    """
-    groups_of_k: dict[int, dict[tuple, list[RunResult]]] = {}
-    for run in table.runs.values():
-        if run.reuse_k is None or not run.arguments.get("layer_subset"):
-            continue
-        if (run.reuse_k == 1 or rereads(run)) == alike:
-            groups_of_k.setdefault(run.reuse_k, {}).setdefault(computation(run), []).append(run)
-    return {k: [group for group in groups.values() if len(group) > 1] for k, groups in sorted(groups_of_k.items())}
-
-
-def distinct(runs: Iterable[RunResult], whatever_k: bool = False) -> list[list[RunResult]]:
-    """Runs grouped by result: one group where all answers are known to be the same, and k is (or `whatever_k`)."""
-    groups: list[list[RunResult]] = []
-    for run in runs:
-        for group in groups:
-            same_k = whatever_k or run.arguments.get("reuse_k") == group[0].arguments.get("reuse_k")
-            if same_k and num_flips(run, group[0]) == 0:
-                group.append(run)
-                break
-        else:
-            groups.append([run])
-    return groups
 
 
 def baseline_of(table: ResultTable, run: RunResult | None = None) -> RunResult | None:
@@ -238,43 +116,54 @@ def _strata(pairs: list[tuple[Question, Question]], weighting: str) -> list[Stra
 
 
 def contrast(table: str, group: list[RunResult], base: RunResult) -> Contrast | None:
-    """The group's first run against `base`; None where neither questions nor counts are known."""
+    """The group's first run against `base`, before Holm's correction; None without shared questions and counts.
+
+    table: the label of the group's table. group: runs with the same answers.
+    """
     run = group[0]
-    names, against = (
-        tuple(r.config for r in group),
-        f"{base.table}/{base.config}" if base.table != table else base.config,
-    )
+    configs = tuple(each.config for each in group)
+    baseline = base.config if base.table == table else f"{base.table}/{base.config}"
     if run.questions is not None and can_pair(run, base):
         pairs = shared_questions(run, base)
         strata = _strata(pairs, run.questions.groups.get(run.task, "size"))
         improved, regressed = sum(s.improved for s in strata), sum(s.regressed for s in strata)
         difference, interval = stratified_difference(strata)
-        p, share = mcnemar(improved, regressed), (improved + regressed) / len(pairs)
+        p = mcnemar(improved, regressed)
         return Contrast(
-            table, names, against, True, len(pairs), len(strata), improved, regressed, num_flips(run, base),
-            difference, interval, p, p, share,
-        )  # fmt: skip
+            table=table,
+            configs=configs,
+            baseline=baseline,
+            paired=True,
+            num_questions=len(pairs),
+            num_strata=len(strata),
+            improved=improved,
+            regressed=regressed,
+            flips=num_flips(run, base),
+            difference=difference,
+            interval=interval,
+            p_value=p,
+            p_adjusted=p,
+            discordant_share=(improved + regressed) / len(pairs),
+        )
     if run.counts is None or base.counts is None:
         return None
     counts = *run.counts, *base.counts
-    accuracy, base_accuracy = run.accuracy, base.accuracy
-    p, share = fisher(*counts), accuracy * (1 - base_accuracy) + base_accuracy * (1 - accuracy)
-    size = min(run.counts[1], base.counts[1])
+    p = fisher(*counts)
     return Contrast(
-        table,
-        names,
-        against,
-        False,
-        size,
-        1,
-        None,
-        None,
-        None,
-        accuracy - base_accuracy,
-        newcombe(*counts),
-        p,
-        p,
-        share,
+        table=table,
+        configs=configs,
+        baseline=baseline,
+        paired=False,
+        num_questions=min(run.counts[1], base.counts[1]),
+        num_strata=1,
+        improved=None,
+        regressed=None,
+        flips=None,
+        difference=run.accuracy - base.accuracy,
+        interval=newcombe(*counts),
+        p_value=p,
+        p_adjusted=p,
+        discordant_share=run.accuracy * (1 - base.accuracy) + base.accuracy * (1 - run.accuracy),
     )
 
 
@@ -328,14 +217,3 @@ def at_equal_speed(
                 compared.append((comparison, best))
     comparisons = corrected([comparison for comparison, _ in compared])
     return list(zip(comparisons, (best for _, best in compared), strict=True))
-
-
-def by_task(runs: Iterable[RunResult]) -> Mapping[str, int]:
-    """Subtask -> questions, of the first run that has them on record."""
-    for run in runs:
-        if run.questions:
-            sizes: dict[str, int] = {}
-            for question in run.questions.questions:
-                sizes[question.task] = sizes.get(question.task, 0) + 1
-            return sizes
-    return {}

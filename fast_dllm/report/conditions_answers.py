@@ -8,17 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from fast_dllm.report.compare import (
-    columns,
-    computation,
-    distinct,
-    is_plain,
-    num_flips,
-    plain_settings,
-    rereads,
-)
 from fast_dllm.report.matches import Match, configs_of
 from fast_dllm.report.results import ResultTable, RunResult
+from fast_dllm.report.same_results import columns, computation, distinct, is_plain, num_flips, plain_settings, rereads
 from fast_dllm.report.statistics import ALPHA, homogeneity, smallest_detectable, tie_probability
 from fast_dllm.report.words import by_value, percent
 

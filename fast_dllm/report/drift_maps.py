@@ -6,7 +6,7 @@ import glob
 from collections.abc import Collection
 from pathlib import Path
 
-from fast_dllm.report.figures import file_name
+from fast_dllm.report.drawing import file_name
 from fast_dllm.spec.files import as_object, read_json
 
 FOLDERS = ("results/drift", "artifacts/drift")

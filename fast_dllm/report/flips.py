@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from fast_dllm.record.questions import TEXTS_FILE, QuestionsError, read_texts
 from fast_dllm.report.build import Report
-from fast_dllm.report.compare import Contrast, baseline_of, shared_questions
+from fast_dllm.report.compare import Contrast, baseline_of
 from fast_dllm.report.results import ResultTable, RunResult
+from fast_dllm.report.same_results import shared_questions
 
 TOKEN = re.compile(r"\w+|\W")
 LONGEST = 1500  # characters of an answer that are shown

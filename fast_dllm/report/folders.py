@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fast_dllm.record.summary import SummaryError
-from fast_dllm.report.results import TASK_SIZE, ResultTable, RunResult, read_run
+from fast_dllm.report.read_run import read_run
+from fast_dllm.report.results import TASK_SIZE, ResultTable, RunResult
 from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT
 from fast_dllm.spec.hashes import file_sha256, replays
 from fast_dllm.spec.matrix import GENERATION_FILE, NINE, Matrix, matrix_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from statistics import median, median_low
 
-from fast_dllm.report.compare import columns
 from fast_dllm.report.results import ResultTable, RunResult
+from fast_dllm.report.same_results import columns
 
 EQUAL_WORK = 0.05  # runs whose token counts differ by no more than this share did the same work
 OUTLIER = 1.5  # the same work in this many times the usual time was measured under other conditions

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from fast_dllm.decoding import FORWARD_KINDS, GUESSES
 from fast_dllm.report.build import Report, run_numbers
-from fast_dllm.report.compare import accuracy_of
+from fast_dllm.report.compare import interval_of
 from fast_dllm.report.results import ResultTable, RunResult
 
 RUNS_FILE, QUESTIONS_FILE = "runs.csv", "questions.csv"
@@ -57,7 +57,7 @@ def _place(run: RunResult) -> dict[str, object]:
 
 
 def _run_row(report: Report, table: ResultTable, run: RunResult) -> dict[str, object]:
-    interval = accuracy_of(run).interval
+    interval = interval_of(run)
     alarms = {a.kind for a in report.alarms if a.table in (table.label, "all experiments") and run.config in a.configs}
     return {
         **_place(run),

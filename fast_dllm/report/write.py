@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from fast_dllm.report import figures
 from fast_dllm.report.build import Report, run_numbers
-from fast_dllm.report.compare import accuracy_of
+from fast_dllm.report.compare import interval_of
+from fast_dllm.report.details import details
+from fast_dllm.report.drawing import png, svg
 from fast_dllm.report.drift_maps import drift_maps
+from fast_dllm.report.figures import draw
 from fast_dllm.report.flips import Flip, count_changes, flips_of
 from fast_dllm.report.page import page
 from fast_dllm.report.results import ResultTable, RunResult
@@ -18,14 +20,14 @@ from fast_dllm.report.sections import document_of, terminal_table, terminal_verd
 from fast_dllm.report.speeds import reference_speed
 from fast_dllm.report.spreadsheets import FILES, spreadsheets
 from fast_dllm.report.terminal import UNLIMITED, laid_out, terminal_width
-from fast_dllm.report.verdict import details, verdict
+from fast_dllm.report.verdict import verdict
 from fast_dllm.spec.files import write_whole
 
 SCHEMA_VERSION = 1
 
 
 def _run_facts(report: Report, table: ResultTable, run: RunResult) -> dict[str, object]:
-    interval = accuracy_of(run).interval
+    interval = interval_of(run)
     path = run.path
     return {
         "config": run.config,
@@ -82,13 +84,13 @@ def write(
     """
     flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
     num_changed = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
-    drawn = figures.draw(report)
+    drawn = draw(report)
     maps = drift_maps(report.root, report.task, {run.facts.get("model") for run in report.runs()})
     captions = {name: caption for pictures in (drawn, maps) for name, (_, caption) in pictures.items()}
     document = document_of(report, captions, flips, num_changed)
-    images = {f"{name}.png": figures.png(figure) for name, (figure, _) in drawn.items()}
+    images = {f"{name}.png": png(figure) for name, (figure, _) in drawn.items()}
     images |= {f"{name}.png": path.read_bytes() for name, (path, _) in maps.items()}
-    vectors = {f"{name}.svg": figures.svg(figure) for name, (figure, _) in drawn.items()}
+    vectors = {f"{name}.svg": svg(figure) for name, (figure, _) in drawn.items()}
     facts = as_json(report, flips, num_changed)
     texts = {
         "report.json": json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n",
