@@ -220,10 +220,10 @@ def main() -> None:
     parser.add_argument("--share", action="store_true", help="a public link through gradio's servers")
     arguments = parser.parse_args()
     check_address(arguments.host, arguments.port)
-    given = parse_model_args(arguments.model_args)
+    model_args = parse_model_args(arguments.model_args)
     if arguments.model is not None:
-        given["model_path"] = arguments.model
-    chatbot = Chatbot(with_defaults(given))
+        model_args["model_path"] = arguments.model
+    chatbot = Chatbot(with_defaults(model_args))
     names = [arguments.host, *arguments.name, *[GRADIO_TUNNEL] * arguments.share]
     build(chatbot).launch(
         server_name=arguments.host, server_port=arguments.port, share=arguments.share, **launch_options(names)

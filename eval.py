@@ -134,10 +134,10 @@ def run_shard(
 
     check_run_is_free(run_folder)
     folder = shard_folder(run_folder, shard.name)
-    claim, own_claim = claim_on(folder), None
+    claim, claim_of_this_process = claim_on(folder), None
     if claim is None and lm.rank == 0:
-        own_claim = claim_shard(folder)
-        claim = own_claim.path
+        claim_of_this_process = claim_shard(folder)
+        claim = claim_of_this_process.path
     lm.barrier()  # the claim is there before any process looks who is at work
     lm.keep_answers(run_folder, claim=claim, shard=shard, with_traces=with_traces)
     load_tasks = task_manager.load
@@ -164,8 +164,8 @@ def run_shard(
         model = {"model_path": lm.arguments.model_path, "answers": store.key}
         write_json(folder / DONE_FILE, {"schema_version": 1, **model, **lm.code_hashes(scored=False)})
         print(f"shard {shard.name} is answered; the same command without --shard finishes the run", flush=True)
-    if own_claim:
-        own_claim.release()
+    if claim_of_this_process:
+        claim_of_this_process.release()
 
 
 def main() -> None:

@@ -211,10 +211,10 @@ def main() -> None:
     if arguments.once is not None:
         check_text(arguments.once)  # before a model is loaded for it
     console = Screen(highlight=False)
-    given = parse_model_args(arguments.model_args)
+    model_args = parse_model_args(arguments.model_args)
     if arguments.model is not None:
-        given["model_path"] = arguments.model
-    chatbot = Chatbot(with_defaults(given))
+        model_args["model_path"] = arguments.model
+    chatbot = Chatbot(with_defaults(model_args))
     conversation = Conversation(chatbot, chatbot.default_settings())
     if arguments.once is not None:
         answer_plain(conversation.ask(arguments.once)[0])

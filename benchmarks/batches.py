@@ -180,29 +180,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, Measured]:
     }
     if isinstance(model.execution, CompiledExecution):
         ways["as written"] = lambda: timed(by_written_layers)
-    found = {name: Measured() for name in ways}
+    measured = {name: Measured() for name in ways}
     for name, way in ways.items():  # which also warms up
-        with shapes_run(model) as found[name].counts:
-            _, found[name].answers = way()
+        with shapes_run(model) as measured[name].counts:
+            _, measured[name].answers = way()
     for _ in range(arguments.runs):
         for name, way in ways.items():  # in turns: a machine's speed changes
-            found[name].seconds.append(way()[0])
-            found[name].products.append(product_seconds(model, found[name].counts))
-    return found
+            measured[name].seconds.append(way()[0])
+            measured[name].products.append(product_seconds(model, measured[name].counts))
+    return measured
 
 
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     try:
-        found = measure(arguments)
+        measured = measure(arguments)
     except ValueError as error:
         raise UsageError(str(error)) from error
     same = sum(
         all(each == answers[0] for each in answers)
-        for answers in zip(*(way.answers for way in found.values()), strict=True)
+        for answers in zip(*(way.answers for way in measured.values()), strict=True)
     )
-    tokens = sum(map(len, found["continuous"].answers))
+    tokens = sum(map(len, measured["continuous"].answers))
     print(
         f"{arguments.questions} questions, {tokens} tokens, on {pick_device(arguments.device)}, "
         f"{arguments.threads} threads, {arguments.batch_size} rows, refresh={arguments.refresh}; equal answers: {same}"
@@ -212,9 +212,9 @@ def main() -> None:
         f"{'+ attention':>11}"
     )
     report: dict[str, Any] = {"settings": vars(arguments), "equal_answers": same, "new_tokens": tokens}
-    for name, way in found.items():
+    for name, way in measured.items():
         facts = report[name] = way.facts()
-        facts["continuous_is_times"] = way.median / found["continuous"].median
+        facts["continuous_is_times"] = way.median / measured["continuous"].median
         print(
             f"{name:>14} {facts['forwards']:9} {facts['rows'] / facts['forwards']:7.0f} {facts['seconds']:8.2f} "
             f"{facts['tokens_per_second']:9.1f} {facts['product_seconds']:11.2f} {facts['product_share']:6.0%} "

@@ -109,12 +109,22 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     batches = sorted({row["batch"] for row in rows})
     shades = [str(0.65 * index / max(len(batches) - 1, 1)) for index in range(len(batches))]
     for batch, shade, marker in zip(batches, shades, "osD^vP*X" * len(batches), strict=False):
-        own = [row for row in rows if row["batch"] == batch]
-        contexts = [row["context"] for row in own]
+        rows_of_batch = [row for row in rows if row["batch"] == batch]
+        contexts = [row["context"] for row in rows_of_batch]
         for kind, style in (("full", "-"), ("sub", "--")):
             label = f"{batch}" if kind == "full" else None
-            left.plot(contexts, [row[kind] * 1e3 for row in own], style, marker=marker, ms=4, color=shade, label=label)
-        right.plot(contexts, [row["full"] * 1e3 / batch for row in own], "-", marker=marker, ms=4, color=shade)
+            left.plot(
+                contexts,
+                [row[kind] * 1e3 for row in rows_of_batch],
+                style,
+                marker=marker,
+                ms=4,
+                color=shade,
+                label=label,
+            )
+        right.plot(
+            contexts, [row["full"] * 1e3 / batch for row in rows_of_batch], "-", marker=marker, ms=4, color=shade
+        )
     for axes, what in ((left, "ms per forward, 32 rows (dashed: 8)"), (right, "ms per token, one per step")):
         axes.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=what)
         axes.set_xticks(sorted({row["context"] for row in rows}))
@@ -156,10 +166,10 @@ def main() -> None:
     config = model.config
     lines = {}
     for batch in arguments.batches:
-        own = [row for row in rows if row["batch"] == batch]
-        if len(own) < 2:
+        rows_of_batch = [row for row in rows if row["batch"] == batch]
+        if len(rows_of_batch) < 2:
             continue
-        a, b = line_through([row["context"] for row in own], [row["full"] for row in own])
+        a, b = line_through([row["context"] for row in rows_of_batch], [row["full"] for row in rows_of_batch])
         attention = 2 * KINDS["full"] * config.hidden_size * config.num_hidden_layers * batch
         predicted = attention / product_rate(model, KINDS["full"] * batch, arguments.runs)
         lines[batch] = {"at_no_context": a, "per_token_of_context": b, "predicted_per_token": predicted}

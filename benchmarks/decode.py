@@ -57,13 +57,13 @@ from fast_dllm.spec.values import check_value
 from fast_dllm.spec.values import parse_arguments as knobs_of
 
 
-def check_options(given: argparse.Namespace, *counts: str) -> None:
+def check_options(options: argparse.Namespace, *counts: str) -> None:
     """Raise UsageError for one of `counts` that is given and below 1, and for an unknown --dtype."""
     for name in counts:
-        value = getattr(given, name)
+        value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, not {value}")
-    check_value("dtype", given.dtype, "auto", where="--")
+    check_value("dtype", options.dtype, "auto", where="--")
 
 
 def parse_arguments() -> argparse.Namespace:

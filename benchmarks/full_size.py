@@ -192,8 +192,8 @@ def write_checkpoint(folder: Path, num_shards: int) -> tuple[int, int]:
 @contextmanager
 def checkpoint(arguments: argparse.Namespace) -> Iterator[tuple[Path, dict[str, float]]]:
     """A folder with the checkpoint, which is removed afterwards, and what it took to write."""
-    with tempfile.TemporaryDirectory(prefix="full-size-", dir=arguments.folder) as made:
-        folder = Path(made) / "checkpoint"
+    with tempfile.TemporaryDirectory(prefix="full-size-", dir=arguments.folder) as temporary:
+        folder = Path(temporary) / "checkpoint"
         folder.mkdir()
         began = time.perf_counter()
         copy_small_files(arguments.files, folder, arguments.shape)

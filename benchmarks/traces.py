@@ -74,14 +74,14 @@ def main() -> None:
     for run in range(arguments.runs + 1):
         answers = []
         for name, taken in seconds.items():
-            with tempfile.TemporaryDirectory(prefix="traces-benchmark-") as made:
-                folder = Path(made) if name == "with" else None
+            with tempfile.TemporaryDirectory(prefix="traces-benchmark-") as temporary:
+                folder = Path(temporary) if name == "with" else None
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 began = time.process_time()
                 answers.append(answer(model, prompts, arguments, folder))
                 taken += [time.process_time() - began] if run else []  # the first run only warms up
-                num_bytes = sum(path.stat().st_size for path in Path(made).glob(f"answers/*/*{PART_SUFFIX}"))
+                num_bytes = sum(path.stat().st_size for path in Path(temporary).glob(f"answers/*/*{PART_SUFFIX}"))
         if answers[0] != answers[1]:
             sys.exit("benchmarks.traces: the tokens differ")
     ratios = [with_traces / without for without, with_traces in zip(*seconds.values(), strict=True)]

@@ -70,8 +70,8 @@ def configurations(experiment: experiments.Experiment) -> dict[str, dict[str, An
     matrix, defaults = matrix_of(experiment.name, root), defaults_of(experiment.name, root)
     by_name = {}
     for name in matrix.names:
-        given = {} if "threshold" in matrix.configurations[name] else {"threshold": THRESHOLD}
-        arguments: dict[str, Any] = effective_arguments(matrix, name, given, defaults)
+        overrides = {} if "threshold" in matrix.configurations[name] else {"threshold": THRESHOLD}
+        arguments: dict[str, Any] = effective_arguments(matrix, name, overrides, defaults)
         options = {key: value for key, value in arguments.items() if key in experiment.knobs}
         options["max_new_tokens"] = min(arguments["max_new_tokens"], NEW_TOKENS)
         if arguments["bd_size"] is not None:
@@ -173,8 +173,8 @@ def differences(
         written = transcript["configurations"][name]
         for which, model in models.items():
             expected = written["answers"][which]
-            got = answers(experiment, model, transcript["prompts"], written["options"])
-            for index, (now, was) in enumerate(zip(got, expected, strict=True)):
+            answered = answers(experiment, model, transcript["prompts"], written["options"])
+            for index, (now, was) in enumerate(zip(answered, expected, strict=True)):
                 what = [key for key in ("tokens", "forwards") if now[key] != was[key]]
                 if what:
                     change = f"{what[0]} {now[what[0]]}, were {was[what[0]]}"
@@ -227,14 +227,14 @@ def main() -> int:
     parser.add_argument("--write", metavar="EXPERIMENT", help="write its transcript instead")
     parser.add_argument("--golden_parity", action="store_true", help="with --write: it claims the golden cases")
     parser.add_argument("--force", action="store_true", help="with --write: over a transcript of this very text")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        if given.write:
-            if given.experiment:
+        if options.write:
+            if options.experiment:
                 raise UsageError("--write takes one experiment, and none is replayed beside it")
-            print(f"wrote {write(given.write, given.golden_parity, given.force)}")
+            print(f"wrote {write(options.write, options.golden_parity, options.force)}")
             return 0
-        names = given.experiment or experiments.available()
+        names = options.experiment or experiments.available()
         lines = replay(names)
         if lines:
             print("\n".join(lines))

@@ -32,18 +32,22 @@ EXPERIMENT = "04_threshold"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = OneLineParser(
+    options = OneLineParser(
         prog="python -m fast_dllm.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id or tiny (default %(default)s)")
-    made.add_argument("--task", default="gsm8k", help="a task whose answers are generated (default %(default)s)")
-    made.add_argument("--limit", metavar="N", type=int, default=100, help="the first N questions (default %(default)s)")
-    made.add_argument("--threshold", metavar="X", type=float, default=0.9, help="default %(default)s")
-    made.add_argument("--sub_block", metavar="S", type=int, default=8, help="rows of a sub-block (default %(default)s)")
-    made.add_argument("--width", metavar="W", type=int, help="layers of a range in the table (default 12)")
-    made.add_argument("--merge", metavar="FILE", type=Path, nargs="+", help="add up these maps instead of decoding")
-    made.add_argument("--output", metavar="DIR", type=Path, help=f"default {FOLDER}/<task>_limit_<N>")
-    return made
+    options.add_argument("--model", default=DEFAULT_MODEL, help="folder, hub id or tiny (default %(default)s)")
+    options.add_argument("--task", default="gsm8k", help="a task whose answers are generated (default %(default)s)")
+    options.add_argument(
+        "--limit", metavar="N", type=int, default=100, help="the first N questions (default %(default)s)"
+    )
+    options.add_argument("--threshold", metavar="X", type=float, default=0.9, help="default %(default)s")
+    options.add_argument(
+        "--sub_block", metavar="S", type=int, default=8, help="rows of a sub-block (default %(default)s)"
+    )
+    options.add_argument("--width", metavar="W", type=int, help="layers of a range in the table (default 12)")
+    options.add_argument("--merge", metavar="FILE", type=Path, nargs="+", help="add up these maps instead of decoding")
+    options.add_argument("--output", metavar="DIR", type=Path, help=f"default {FOLDER}/<task>_limit_<N>")
+    return options
 
 
 def record(options: argparse.Namespace) -> DriftSums:

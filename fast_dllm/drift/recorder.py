@@ -35,7 +35,7 @@ class Recorder:
         )
         self._handles: list[Any] = []
         self._exits = ExitStack()
-        self._given: dict[str, list[Tensor]] = {"hidden": [], "attention": [], "mlp": []}
+        self._outputs: dict[str, list[Tensor]] = {"hidden": [], "attention": [], "mlp": []}
         self._past: deque[dict[str, Tensor]] = deque(maxlen=len(LAGS))  # the latest first
         self._tokens: list[int] = []
         self._place: tuple[int, int] = (-1, -1)  # cache row and end of the block in work
@@ -71,18 +71,18 @@ class Recorder:
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
     def _begin(self, network: nn.Module, args: tuple[Tensor, Attend]) -> None:
-        for tensors in self._given.values():
+        for tensors in self._outputs.values():
             tensors.clear()
 
     def _keep_hidden(self, layer: nn.Module, args: tuple[Tensor, Attend], output: Tensor) -> None:
-        hidden = self._given["hidden"]
+        hidden = self._outputs["hidden"]
         if not hidden:
             hidden.append(args[0])
         hidden.append(output)
 
     def _keeper(self, name: str):
         def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-            self._given[name].append(output)
+            self._outputs[name].append(output)
 
         return keep
 
@@ -95,8 +95,8 @@ class Recorder:
             raise ValueError(f"drift is recorded for one whole block at a time, not for ids of {tuple(ids.shape)}")
         row = 0 if attend.cache_rows is None else int(attend.cache_rows[0])
         place = (row, attend.num_keys)
-        known = [token for token in self._tokens if token != self.mask_id]
-        goes_on = place == self._place and len(known) < self.size - tokens.count(self.mask_id)
+        unmasked = [token for token in self._tokens if token != self.mask_id]
+        goes_on = place == self._place and len(unmasked) < self.size - tokens.count(self.mask_id)
         if not goes_on or any(a not in (b, self.mask_id) for a, b in zip(self._tokens, tokens, strict=True)):
             self._past.clear()
             self._step = 0
@@ -113,7 +113,7 @@ class Recorder:
         assert attend.cache is not None
         block = slice(attend.num_keys - self.size, attend.num_keys)
         now = {
-            name: torch.stack([each[0] for each in tensors]) for name, tensors in self._given.items()
+            name: torch.stack([each[0] for each in tensors]) for name, tensors in self._outputs.items()
         }  # (L or L + 1, T, C)
         for name, buffer in (("keys", attend.cache.keys), ("values", attend.cache.values)):
             now[name] = buffer[:, row, block].flatten(-2).clone()  # written in place on the next step
@@ -145,13 +145,13 @@ class Recorder:
         return [max(row - 1, 0) for row in range(start, start + sub)]
 
 
-def _quantity(given: dict[str, Tensor], quantity: str) -> Tensor:
+def _quantity(outputs: dict[str, Tensor], quantity: str) -> Tensor:
     """(L, T, C) in float32."""
     if quantity == "output":
-        return given["hidden"][1:].float()
+        return outputs["hidden"][1:].float()
     if quantity == "residual":
-        return given["hidden"][1:].float() - given["hidden"][:-1].float()
-    return given[quantity].float()
+        return outputs["hidden"][1:].float() - outputs["hidden"][:-1].float()
+    return outputs[quantity].float()
 
 
 def _sums(now: Tensor, before: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def _indicators(before: list[int], now: list[int], mask_id: int) -> tuple[Tensor
     classes = torch.zeros(len(now), len(CLASSES), dtype=torch.float64)
     distances = torch.zeros(len(now), len(DISTANCES), dtype=torch.float64)
     for row, token in enumerate(now):
-        away = min(abs(row - other) for other in new)
+        away = min(abs(row - unmasked_row) for unmasked_row in new)
         classes[row, 0 if not away else 1 if token == mask_id else 2] = 1
         for index, (least, most) in enumerate(DISTANCES):
             distances[row, index] = least <= away <= most

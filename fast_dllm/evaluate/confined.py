@@ -70,7 +70,7 @@ def call(function, *arguments):
         raise OSError(error, os.strerror(error))
 
 
-def make_mounts(outside, hidden, kept, size):
+def make_mounts(outside, hidden, visible, size):
     """Make the whole system read-only, and each hidden folder empty and writable.
 
     outside: the mount namespace of the evaluation, which must not be changed. kept: {a path below a hidden folder: the
@@ -78,7 +78,7 @@ def make_mounts(outside, hidden, kept, size):
     """
     if os.readlink("/proc/self/ns/mnt") == outside:  # noqa: PTH115 (as the evaluation read it)
         raise OSError("it shares the namespace mnt")
-    sources = {path: os.open(folder, os.O_PATH) for path, folder in kept.items()}
+    sources = {path: os.open(folder, os.O_PATH) for path, folder in visible.items()}
     attributes = (ctypes.c_uint64 * 4)(READ_ONLY, 0, 0, 0)
     call(LIBC.syscall, MOUNT_SETATTR, CURRENT_FOLDER, b"/", SUBTREE, ctypes.byref(attributes), 32)
     for path in hidden:
@@ -165,14 +165,14 @@ def be_the_program(request, verdicts):
 # -- the process that watches it ---------------------------------------------------------------------------------------
 def children():
     """The processes whose parent is this one."""
-    own = str(os.getpid())
+    this_process = str(os.getpid())
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
             except OSError:  # it has ended
                 continue
-            if parent == own:
+            if parent == this_process:
                 yield int(folder.name)
 
 

@@ -131,8 +131,8 @@ class TextGenerator:
             key = keys[request]
             is_answered = self.answers.is_answered(key)
             costs[key] = 0.0 if is_answered else generation_cost(len(request.prompt_ids), answer_tokens)
-        own = self.answers.of_this_shard(costs)
-        return {request: key for request, key in keys.items() if key in own}
+        keys_of_shard = self.answers.of_this_shard(costs)
+        return {request: key for request, key in keys.items() if key in keys_of_shard}
 
     def denoise(self, requests: list[GenerationRequest], num_rows: int) -> Iterator[DenoisingEvent]:
         """The events of requests with equal settings, `num_rows` of them side by side."""
@@ -160,13 +160,13 @@ class TextGenerator:
 
     def request(self, instance: Instance, repeat: int) -> GenerationRequest:
         """What lm_eval asks for, checked. repeat: which sample of the same question it is. Raises UsageError."""
-        context, given = instance.args
-        settings = generation_settings(given, self._budget, instance.task_name)
+        context, generation_arguments = instance.args
+        settings = generation_settings(generation_arguments, self._budget, instance.task_name)
         max_tokens = settings["max_gen_toks"]
         size, max_length = self.loaded.block_size, self.loaded.max_length
         # Without a limit of the task's own, generate() gets max_new_tokens as it is: whole blocks, like the reference.
         # A task's limit is held to the token: blocks enough for it from any place in the first block, then a cut.
-        limited = any(name.startswith("max_") for name in given)
+        limited = any(name.startswith("max_") for name in generation_arguments)
         budget = max_tokens + 2 * (size - 1) if limited else max_tokens
         ids = self.loaded.encode(rewrite_prompt(context, instance.task_name))
         # The prompt may take what the budget leaves of the context, and never less than half of it.
@@ -190,14 +190,18 @@ class TextGenerator:
         )
 
 
-def generation_settings(given: Mapping[str, Any], default_max_tokens: int, task_name: str | None) -> dict[str, Any]:
+def generation_settings(
+    generation_arguments: Mapping[str, Any], default_max_tokens: int, task_name: str | None
+) -> dict[str, Any]:
     """A task's generation settings under lm_eval's names for them, checked.
 
     default_max_tokens: `max_gen_toks` where the task sets none. Raises UsageError for a setting that is unknown, of the
     wrong kind or out of range.
     """
     try:
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(given), default_max_gen_toks=default_max_tokens))
+        settings: dict[str, Any] = dict(
+            normalize_gen_kwargs(dict(generation_arguments), default_max_gen_toks=default_max_tokens)
+        )
     except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"the generation settings of task {task_name} cannot be read: {line_of(error)}") from None
     unsupported = sorted(set(settings) - set(GENERATION_SETTINGS))

@@ -55,10 +55,10 @@ def read_command_line(words: list[str]) -> EvaluationOptions:
     parser.add_argument("--configurations", metavar="C[,C]")
     parser.add_argument("--shard", metavar="i/N")
     parser.add_argument("--traces", action="store_true")
-    options, rest = parser.parse_known_args(words)
+    options, lm_eval_words = parser.parse_known_args(words)
     shard = None if options.shard is None else Shard.parse(options.shard, num_processes)
     configurations = options.configurations.split(",") if options.configurations is not None else []
-    config, model_args = _read_lm_eval_options(rest)
+    config, model_args = _read_lm_eval_options(lm_eval_words)
     if shard and not config.output_path:
         raise UsageError("--shard needs --output_path: the answers are kept there")
     if options.traces and not config.output_path:
@@ -100,11 +100,11 @@ def _read_lm_eval_options(words: list[str]) -> tuple[EvaluatorConfig, dict[str, 
         raise UsageError(f"--num_fewshot must be at least 0, not {config.num_fewshot}")
     if config.limit is not None and not 0 < config.limit < math.inf:
         raise UsageError(f"--limit must be above 0, not {config.limit:g}")
-    given = {"batch_size": config.batch_size, "device": explicit_device, **config.model_args}
-    given.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
+    model_args = {"batch_size": config.batch_size, "device": explicit_device, **config.model_args}
+    model_args.pop("trust_remote_code", None)  # lm_eval's option concerns data sets; the model has no remote code
     if config.output_path:
         check_folder("--output_path", Path(config.output_path))
-    return config, given
+    return config, model_args
 
 
 def load_and_check_tasks(options: EvaluationOptions) -> tuple[TaskManager, ModelArguments]:
@@ -121,13 +121,13 @@ def load_and_check_tasks(options: EvaluationOptions) -> tuple[TaskManager, Model
     config = options.config
     parsed = ModelArguments.parse(**options.model_args)  # before the tasks are looked for, which takes longer
 
-    known = f"{', '.join(TASKS)} (docs/experiments.md, Tasks) or another of lm_eval's"
+    valid_tasks = f"{', '.join(TASKS)} (docs/experiments.md, Tasks) or another of lm_eval's"
     if not any(config.tasks):
-        raise UsageError(f"no task given; --tasks takes {known}")
+        raise UsageError(f"no task given; --tasks takes {valid_tasks}")
     try:
         task_manager = find_tasks(config)
     except ValueError as error:
-        raise UsageError(f"{error}; --tasks takes {known}") from None
+        raise UsageError(f"{error}; --tasks takes {valid_tasks}") from None
     task_manager = prepare(
         task_manager, config.tasks, confirm_run_unsafe_code=config.confirm_run_unsafe_code, seed=config.seed[0]
     )
@@ -157,8 +157,8 @@ def runs_of(options: EvaluationOptions, plain: ModelArguments) -> list[tuple[str
         return [(plain.config_name, plain)]
     config, experiment = options.config, plain.experiment_name
     matrix, defaults = matrix_of(experiment, ROOT), defaults_of(experiment, ROOT)
-    given = {name: value for name, value in options.model_args.items() if value is not None}
-    changed = {name: plain.as_dict()[name] for name in given if name in defaults}
+    command_line_arguments = {name: value for name, value in options.model_args.items() if value is not None}
+    changed = {name: plain.as_dict()[name] for name in command_line_arguments if name in defaults}
     task = TASKS.get(str(config.tasks[0])) if len(config.tasks) == 1 else None
     if task is not None and config.num_fewshot is not None:
         defaults["num_fewshot"], changed["num_fewshot"] = task.num_fewshot, config.num_fewshot
@@ -167,7 +167,7 @@ def runs_of(options: EvaluationOptions, plain: ModelArguments) -> list[tuple[str
         name, in_name = parse_folder(folder)
         changes = {key: value for key, value in in_name.items() if key != "num_fewshot"}  # that is lm_eval's own option
         arguments = ModelArguments.parse(
-            plain.experiment, **{**arguments_of(matrix, name, defaults), **given, **changes}
+            plain.experiment, **{**arguments_of(matrix, name, defaults), **command_line_arguments, **changes}
         )
         runs.append((folder_name(matrix, name, {**in_name, **changed, **changes}, defaults), arguments))
     return runs

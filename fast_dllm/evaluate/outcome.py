@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 CHANGE_NO_ANSWER = ("show_speed", "batch_size", "device", "graphs")  # model arguments
 
 
-def given_to_lm_eval(config: EvaluatorConfig, lm: FastDLLM) -> dict[str, Any]:
+def settings_of(config: EvaluatorConfig, lm: FastDLLM) -> dict[str, Any]:
     """All settings that can change an answer or a score of a run. The keys are field names of Summary."""
     limit = config.limit
     if limit is not None and limit == int(limit):
         limit = int(limit)
-    given = {
+    settings = {
         "experiment": lm.arguments.experiment_name or "active",
         "task": ",".join(task_names(config)),
         "limit": limit,
@@ -49,8 +49,8 @@ def given_to_lm_eval(config: EvaluatorConfig, lm: FastDLLM) -> dict[str, Any]:
         "model_revision": lm.model_revision,
         "generation_code_sha256": lm.experiment.policy_sha256,
     }
-    assert given.keys() >= AS_THE_SCRIPTS_RUN.keys()
-    return given
+    assert settings.keys() >= AS_THE_SCRIPTS_RUN.keys()
+    return settings
 
 
 def task_names(config: EvaluatorConfig) -> list[str]:
@@ -80,16 +80,16 @@ def summary_of(
     """
     samples_scored = {task: len({sample["doc_id"] for sample in rows}) for task, rows in samples.items()}
     expected = sum(int(count["effective"]) for task, count in results["n-samples"].items() if task in samples_scored)
-    given = given_to_lm_eval(config, lm)
+    settings = settings_of(config, lm)
     by_name = scores(results, samples_scored)
-    whole = by_name.pop(given["task"], None)  # None for several tasks at once: they have no accuracy together
+    task_score = by_name.pop(settings["task"], None)  # None for several tasks at once: they have no accuracy together
     return Summary(
         config=name,
         num_samples=sum(samples_scored.values()),
         num_samples_expected=expected,
-        accuracy=whole.accuracy if whole else None,
-        accuracy_stderr=whole.stderr if whole else None,
-        metric=whole.metric if whole else None,
+        accuracy=task_score.accuracy if task_score else None,
+        accuracy_stderr=task_score.stderr if task_score else None,
+        metric=task_score.metric if task_score else None,
         subtasks=by_name,
         throughput=throughput(total.cost, total.wall_seconds, total.batch_sizes),
         num_processes=lm.world_size,
@@ -100,7 +100,7 @@ def summary_of(
         seconds_loading=loaded - began,
         start_time=provenance.timestamp(began),
         end_time=provenance.timestamp(time.time()),
-        **given | lm.code_hashes(scored=bool(total.cost.scored_requests)),
+        **settings | lm.code_hashes(scored=bool(total.cost.scored_requests)),
         **lm.device_report(),
         **provenance.code_state(),
         **provenance.environment(),
@@ -161,9 +161,9 @@ def check_no_other_result(folder: Path, config: EvaluatorConfig, lm: FastDLLM) -
         ) from None
     if summary is None:
         return
-    given = given_to_lm_eval(config, lm)
-    del given["experiment"]  # the model arguments name it
-    changed = summary.other_identity(given, CHANGE_NO_ANSWER)
+    settings = settings_of(config, lm)
+    del settings["experiment"]  # the model arguments name it
+    changed = summary.other_identity(settings, CHANGE_NO_ANSWER)
     if changed:
         raise UsageError(
             f"--output_path: {str(folder)!r} holds a result of another run ({', '.join(changed)}); name another folder "

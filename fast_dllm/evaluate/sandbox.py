@@ -55,10 +55,10 @@ class Sandbox:
         """Why this sandbox does not work here; "" if it works. Tried with a program that looks around."""
         if self.words and not Path(self.words[0]).is_absolute():
             return "not installed"
-        verdict, said = self._run(_looks_around(), SECONDS)
+        verdict, stderr_text = self._run(_looks_around(), SECONDS)
         if verdict == "passed":
             return ""
-        return said or verdict
+        return stderr_text or verdict
 
     def _run(self, program: str, seconds: float) -> tuple[str, str]:
         """(verdict, what the sandbox's own program wrote to stderr)."""
@@ -164,14 +164,14 @@ def _hidden_folders() -> list[str]:
     hub = Path(os.environ.get("HF_HOME") or home / ".cache" / "huggingface")
     wanted = [home, hub, Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), Path("/run"), Path("/dev/shm")]
     folders = {str(folder.resolve()) for folder in wanted if folder.is_dir()} - {"/"}
-    return sorted(folder for folder in folders if not any(_is_below(folder, other) for other in folders))
+    return sorted(folder for folder in folders if not any(_is_below(folder, outer) for outer in folders))
 
 
 def _is_below(path: str, folder: str) -> bool:
     return path.startswith(f"{folder.rstrip('/')}/")
 
 
-def _kept_folders(hidden: Iterable[str]) -> dict[str, str]:
+def _visible_folders(hidden: Iterable[str]) -> dict[str, str]:
     """{path: the folder that it leads to} for the interpreter's folders below a hidden one: its venv, its library, and
     each folder that the links from its name pass through."""
     folders = {sys.prefix, sys.base_prefix}
@@ -180,14 +180,14 @@ def _kept_folders(hidden: Iterable[str]) -> dict[str, str]:
         program = program.parent / program.readlink()
         folders.add(os.path.normpath(program.parent.parent))
     folders |= {os.path.realpath(folder) for folder in folders}
-    kept = sorted(folder for folder in folders if any(_is_below(folder, other) for other in hidden))
-    return {folder: os.path.realpath(folder) for folder in kept}
+    visible = sorted(folder for folder in folders if any(_is_below(folder, hidden_folder) for hidden_folder in hidden))
+    return {folder: os.path.realpath(folder) for folder in visible}
 
 
 def _mounts() -> dict[str, object]:
     hidden = _hidden_folders()
     outside = os.readlink("/proc/self/ns/mnt")  # noqa: PTH115 (it is no path)
-    return {"outside": outside, "hidden": hidden, "kept": _kept_folders(hidden), "size": FOLDER_BYTES}
+    return {"outside": outside, "hidden": hidden, "visible": _visible_folders(hidden), "size": FOLDER_BYTES}
 
 
 def _bubblewrap_words(size: tuple[str, ...]) -> list[str]:
@@ -196,9 +196,9 @@ def _bubblewrap_words(size: tuple[str, ...]) -> list[str]:
     hidden = [folder for folder in _hidden_folders() if not _is_below(folder, "/dev")]
     for folder in hidden:
         words += [*size, "--tmpfs", folder]
-    for path, folder in _kept_folders(hidden).items():
+    for path, folder in _visible_folders(hidden).items():
         for parent in reversed(Path(path).parents):
-            if any(_is_below(str(parent), other) for other in hidden):
+            if any(_is_below(str(parent), hidden_folder) for hidden_folder in hidden):
                 words += ["--dir", str(parent)]  # or bubblewrap makes it for its own user alone
         words += ["--ro-bind", folder, path]
     return words
@@ -237,14 +237,14 @@ def _start(
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         verdict = process.stdout.read(MOST_VERDICT_BYTES).decode("utf-8", "replace")
-        said = process.stderr.read(MOST_VERDICT_BYTES).decode("utf-8", "replace").strip()
+        stderr_text = process.stderr.read(MOST_VERDICT_BYTES).decode("utf-8", "replace").strip()
     finally:
         timer.cancel()
         end()
         process.wait()
         process.stdout.close()
         process.stderr.close()
-    last = said.splitlines()[-1] if said else ""
+    last = stderr_text.splitlines()[-1] if stderr_text else ""
     return verdict or "timed out", last
 
 

@@ -113,15 +113,15 @@ def parse_throughput(value: object) -> Throughput:
     content = as_object(value)
     values: dict[str, Any] = {}
     for name in NAMES:
-        given = content.get(name)
-        if given is None:
+        value = content.get(name)
+        if value is None:
             continue
         if name in MAPPINGS:
-            if not isinstance(given, dict) or not all(map(_is_amount, given.values())):
-                raise ValueError(f"throughput: {name} is {_shown(given)}, not an object of numbers")
-        elif not _is_amount(given):
-            raise ValueError(f"throughput: {name} is {_shown(given)}, not a number of at least 0")
-        values[name] = given
+            if not isinstance(value, dict) or not all(map(_is_amount, value.values())):
+                raise ValueError(f"throughput: {name} is {_shown(value)}, not an object of numbers")
+        elif not _is_amount(value):
+            raise ValueError(f"throughput: {name} is {_shown(value)}, not a number of at least 0")
+        values[name] = value
     return Throughput(**values)
 
 

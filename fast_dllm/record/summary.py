@@ -155,13 +155,13 @@ class Summary:
                 different.append((name, _shortened(was), _shortened(expected)))
         return different
 
-    def other_identity(self, given: Mapping[str, object], ignored: Sequence[str] = ()) -> list[str]:
+    def other_identity(self, settings: Mapping[str, object], ignored: Sequence[str] = ()) -> list[str]:
         """What tells this result from a run with these fields, like "threshold 0.9, not 0.5"; of hashes only the name.
 
-        given: fields of a Summary. ignored: model arguments that change no answer.
+        settings: fields of a Summary. ignored: model arguments that change no answer.
         """
-        ran = {**{name: getattr(self, name) for name in given}, **self.settings()}
-        wanted = {**given, **as_object(given.get("model_args"))}
+        ran = {**{name: getattr(self, name) for name in settings}, **self.settings()}
+        wanted = {**settings, **as_object(settings.get("model_args"))}
         changed = []
         for name in wanted:
             if name == "model_args" or name in ignored or name not in ran:

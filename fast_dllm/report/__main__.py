@@ -105,19 +105,19 @@ def _against(text: str | None, tables: list[ResultTable]) -> RunResult | None:
     return runs[text]
 
 
-def command_of(given_words: list[str], folder: str) -> str:
+def command_of(words: list[str], folder: str) -> str:
     """The command that makes the report of this task folder again, from the words of this call."""
     task, limit = task_of_folder(folder)
-    kept_words, skip = [], False
-    for word in given_words:
+    other_words, skip = [], False
+    for word in words:
         if skip or word.startswith(("--task=", "--limit=")):
             skip = False
             continue
         skip = word in ("--task", "--limit")
         if not skip:
-            kept_words.append(word)
-    kept_words += ["--task", task, *(["--limit", f"{limit:g}"] if limit is not None else [])]
-    return shlex.join(["python", "-m", "fast_dllm.report", *kept_words])
+            other_words.append(word)
+    other_words += ["--task", task, *(["--limit", f"{limit:g}"] if limit is not None else [])]
+    return shlex.join(["python", "-m", "fast_dllm.report", *other_words])
 
 
 def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str, list[ResultTable]]]:

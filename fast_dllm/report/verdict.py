@@ -20,8 +20,8 @@ def verdict(report: Report) -> list[str]:
         return [f"No results of {names} on {report.folder} yet: there is nothing to tell."]
     best = best_setting(report)
     if best is None:
-        return [f"No setting can be called the best: {_why_none(report)}.", _baselines(report), _not_told(report)]
-    return [_gain(best), _cost(report, best), _not_told(report, best)]
+        return [f"No setting can be called the best: {_why_none(report)}.", _baselines(report), _open_questions(report)]
+    return [_gain(best), _cost(report, best), _open_questions(report, best)]
 
 
 def _why_none(report: Report) -> str:
@@ -87,7 +87,7 @@ def _seconds(report: Report, best: Best) -> str:
     return f"it runs at {run.tokens_per_second / base:.2f} times the tokens/s on {hardware(run)}"
 
 
-def _not_told(report: Report, best: Best | None = None) -> str:
+def _open_questions(report: Report, best: Best | None = None) -> str:
     """What these results cannot show."""
     parts = []
     tables = [best.table] if best else [table for table in report.tables if table.runs]

@@ -45,8 +45,8 @@ def _request(
     options: argparse.Namespace, whole_matrix: bool = False, several_tasks: bool = False, executes: bool = True
 ) -> Request:
     """executes: whether answers will be scored, so that a task that runs them needs its confirmation."""
-    given = {name: getattr(options, name) for name in REQUEST_OPTIONS if hasattr(options, name)}
-    request = read_request(project_root(), ROOT, **given, whole_matrix=whole_matrix, several_tasks=several_tasks)
+    values = {name: getattr(options, name) for name in REQUEST_OPTIONS if hasattr(options, name)}
+    request = read_request(project_root(), ROOT, **values, whole_matrix=whole_matrix, several_tasks=several_tasks)
     if executes:
         request.check_confirmed()
     return request

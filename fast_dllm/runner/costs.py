@@ -64,7 +64,7 @@ def estimate_of(request: Request, run: Run, gpu: str) -> TimeEstimate | None:
     cards = [card for card in GPUS if card.slurm == gpu]
     if task is None or not task.prompt or sizes is None or not cards:
         return None
-    threshold = next(known for known in sorted(TOKENS_PER_FORWARD) if float(str(run.arguments["threshold"])) <= known)
+    threshold = next(value for value in sorted(TOKENS_PER_FORWARD) if float(str(run.arguments["threshold"])) <= value)
     fitting = [card for card in cards if sizes.fits(card)] or cards
     seconds = sizes.task_seconds(fitting[0], replace(task, questions=count), threshold)
     return TimeEstimate(seconds, ROOFLINE_MARGIN, "at best", "by the roofline")

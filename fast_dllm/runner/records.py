@@ -45,10 +45,10 @@ class Records:
     def of(cls, folder: Path) -> Records:
         job, job_fault = read_json(folder / JOB_FILE, MOST_RECORD_BYTES)
         failure, failure_fault = read_json(folder / FAILURE_FILE, MOST_RECORD_BYTES)
-        known = job or {}
+        content = job or {}
         counts = {"shards": 0, "gpus": 1}
         for name, most in (("shards", MAX_SHARDS), ("gpus", MAX_GPUS)):
-            value = known.get(name)
+            value = content.get(name)
             if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
                 counts[name] = value or counts[name]
             elif value is not None:
@@ -57,8 +57,8 @@ class Records:
         return cls(
             folder,
             begun=job is not None,
-            job=_text(known, "job_id"),
-            log=_text(known, "log"),
+            job=_text(content, "job_id"),
+            log=_text(content, "log"),
             shards=counts["shards"],
             gpus=counts["gpus"],
             failure={name: _text(failure or {}, name) for name in ("class", "job_id", "log") if failure},

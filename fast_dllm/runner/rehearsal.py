@@ -71,8 +71,8 @@ class Clock:
 
 def check_options(request: Request, words: list[str]) -> None:
     """Raises UsageError for options of run.sh that a rehearsal decides itself. words: the command line."""
-    own = ("--limit", "--force", "--dry-run", "--shards", "--continue", "--status", "--check", "--json")
-    for option in own:
+    decided_here = ("--limit", "--force", "--dry-run", "--shards", "--continue", "--status", "--check", "--json")
+    for option in decided_here:
         if any(word == option or word.startswith(f"{option}=") for word in words):
             raise UsageError(f"--rehearse decides {option} itself; leave it out")
     if len(request.names) > 1:
@@ -184,10 +184,10 @@ class Rehearsal:
 
     def check_artifacts(self) -> None:
         """The rehearsal's summary is kept, and this user may write where the project's are kept."""
-        kept = self.request.root / "artifacts" / self.run.path / SUMMARY_FILE
+        copy = self.request.root / "artifacts" / self.run.path / SUMMARY_FILE
         self.wait(ARTIFACTS, lambda: not self.jobs)
-        if not is_same(self.folder / SUMMARY_FILE, kept):
-            raise CheckError(ARTIFACTS, f"the job left no {kept.relative_to(self.request.root)}")
+        if not is_same(self.folder / SUMMARY_FILE, copy):
+            raise CheckError(ARTIFACTS, f"the job left no {copy.relative_to(self.request.root)}")
         place = next(path for path in (self.project / "artifacts", self.project) if path.is_dir())
         if not os.access(str(place), os.W_OK):
             raise CheckError(ARTIFACTS, f"{place} cannot be written")

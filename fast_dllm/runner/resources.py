@@ -129,20 +129,20 @@ def account_and_qos(code_root: Path, environment: Mapping[str, str]) -> tuple[As
     return _account(name, environment.get("SBATCH_ACCOUNT")), _qos(name)
 
 
-def _account(qos: str, given: str | None) -> Association | None:
+def _account(qos: str, account_name: str | None) -> Association | None:
     """The account that is named, else the only one, else the default one; None if none is needed or known."""
-    known = slurm.associations()
-    if known is None:
+    accounts = slurm.associations()
+    if accounts is None:
         return None
-    names = ", ".join(one.account for one in known)
-    wanted = given or (known[0].account if len(known) == 1 else slurm.default_account())
+    names = ", ".join(one.account for one in accounts)
+    wanted = account_name or (accounts[0].account if len(accounts) == 1 else slurm.default_account())
     if not wanted and not slurm.needs_account():
         return None
-    if not known:
+    if not accounts:
         raise UsageError(f"Slurm knows no account of {slurm.user()}; its owner (a PI) has to add you")
     if not wanted:
         raise UsageError(f"no account is named; write one of yours as {WHERE}: {names}")
-    account = next((one for one in known if one.account == wanted.lower()), None)
+    account = next((one for one in accounts if one.account == wanted.lower()), None)
     if account is None:
         raise UsageError(f"account {wanted} is none of yours, which are {names} ({WHERE})")
     if account.qos and qos not in account.qos:
@@ -152,12 +152,12 @@ def _account(qos: str, given: str | None) -> Association | None:
 
 def _qos(name: str) -> Qos:
     """The QOS with its limits, from Slurm or from KNOWN_QOS. Raises UsageError if Slurm has no such QOS."""
-    known = slurm.all_qos()
-    for one in KNOWN_QOS if known is None else known:
+    reported = slurm.all_qos()
+    for one in KNOWN_QOS if reported is None else reported:
         if one.name == name:
             return one
-    if known is not None:
-        raise UsageError(f"no QOS {name!r} here (SBATCH_QOS); there is: {', '.join(one.name for one in known)}")
+    if reported is not None:
+        raise UsageError(f"no QOS {name!r} here (SBATCH_QOS); there is: {', '.join(one.name for one in reported)}")
     return Qos(name)
 
 
@@ -183,11 +183,11 @@ def _wall(
             raise UsageError(f"--hours auto: nothing here tells how long {what} takes; --hours H")
         wall = min(max(known), longest)
         return wall, f"{as_hours(wall)} of wall time asked" + (f": {limit}" if wall < max(known) else "")
-    given = os.environ.get("SBATCH_TIMELIMIT")
+    time_limit = os.environ.get("SBATCH_TIMELIMIT")
     if options.hours:
         wall, source = check_hours(options.hours) or 0.0, f"--hours {options.hours}"
-    elif given:
-        seconds, source = read_time(given), f"SBATCH_TIMELIMIT={given}"
+    elif time_limit:
+        seconds, source = read_time(time_limit), f"SBATCH_TIMELIMIT={time_limit}"
         if seconds is None:
             raise UsageError(f"{source} is no time for Slurm; it takes H:MM:SS, minutes or days-hours")
         wall = seconds or math.inf  # for Slurm 0 is no limit

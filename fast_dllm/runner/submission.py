@@ -183,7 +183,7 @@ def make_plan(request: Request, options: SubmitOptions) -> SubmissionPlan | None
             f"{request.task} is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. "
             f"One configuration suffices: {request.matrix.compare_with}"
         )
-    as_given, request = request, dataclasses.replace(request, model=request.model_or_default)
+    original_request, request = request, dataclasses.replace(request, model=request.model_or_default)
     states, fault = examine(request)
     if fault:
         say_run(f"squeue failed, so nothing is submitted: {fault}; sbatch/local.sh evaluates on this machine")
@@ -203,7 +203,7 @@ def make_plan(request: Request, options: SubmitOptions) -> SubmissionPlan | None
         plans = divide_automatically(request, states, plans, options, resources)
         plans = wait_for_places(request, plans, options, resources)
         say_costs(request, list(zip(states, plans)), resources, options)
-    say_blocked(as_given, states)
+    say_blocked(original_request, states)
     return SubmissionPlan(request, list(zip(states, plans)), resources)
 
 
@@ -238,9 +238,9 @@ def gpu_types_of_table(request: Request, states: list[State]) -> set[str]:
 # -- places in the queue -----------------------------------------------------------------------------------------------
 def limits(resources: Resources) -> list[tuple[str, int]]:
     """(name of the QOS or account, the most jobs of a user), for those with a limit."""
-    known = [(resources.qos.name, resources.qos.submitted)]
-    known += [(resources.account.account, resources.account.submitted)] if resources.account else []
-    return [(name, limit) for name, limit in known if limit is not None]
+    all_limits = [(resources.qos.name, resources.qos.submitted)]
+    all_limits += [(resources.account.account, resources.account.submitted)] if resources.account else []
+    return [(name, limit) for name, limit in all_limits if limit is not None]
 
 
 def free_places(request: Request, resources: Resources, continued: bool) -> Iterator[tuple[str, int, int, int, int]]:
@@ -249,11 +249,11 @@ def free_places(request: Request, resources: Resources, continued: bool) -> Iter
     Each job of an array counts. A job submits its continuation when it starts, so one place is reserved for each job of
     this project that has not started yet. Yields nothing if Slurm does not tell the limits or the jobs.
     """
-    known = limits(resources)
-    jobs = slurm.user_jobs() if known else None
+    limits_known = limits(resources)
+    jobs = slurm.user_jobs() if limits_known else None
     if jobs is None:
         return
-    for name, limit in known:
+    for name, limit in limits_known:
         counted = [job for job in jobs if name in (job.qos, job.account)]
         not_started = [job for job in counted if job.pending and not job.waits and job.folder == str(request.root)]
         yield name, limit, len(counted), max(0, limit - len(counted)), len(not_started) if continued else 0
@@ -270,13 +270,13 @@ def wait_for_places(
     numbers = [number for number, run_plan in enumerate(plans) if run_plan.action == "submit"]
     waiting: set[int] = set()
     for name, limit, taken, free, reserved in free_places(request, resources, continued):
-        left, without_place = max(free - reserved, 0), []
+        places, without_place = max(free - reserved, 0), []
         for number in numbers:
             needed = plans[number].num_jobs
-            if needed * (1 + continued) <= left:
-                left -= needed * (1 + continued)
+            if needed * (1 + continued) <= places:
+                places -= needed * (1 + continued)
             elif number == numbers[0] and needed <= free:
-                left = 0
+                places = 0
             else:
                 without_place.append(number)
         if without_place:

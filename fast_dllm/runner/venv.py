@@ -100,9 +100,9 @@ def sentence_data_command(venv: Path) -> list[str]:
 # -- which one ---------------------------------------------------------------------------------------------------------
 def location(project_root: Path) -> Path:
     """The path that people know: a link to the newest build."""
-    given, home = os.environ.get("FAST_DLLM_VENV"), os.environ.get("HOME")
-    if given:
-        return Path(os.path.abspath(Path(project_root, given)))  # noqa: PTH100 (without following links)
+    named, home = os.environ.get("FAST_DLLM_VENV"), os.environ.get("HOME")
+    if named:
+        return Path(os.path.abspath(Path(project_root, named)))  # noqa: PTH100 (without following links)
     if home and Path(home, "scratch").is_dir():
         return Path(home, "scratch", "Fast-dLLM", "v2", ".venv")
     return Path(project_root, ".venv")
@@ -125,11 +125,11 @@ def torch_build_wanted(for_jobs: bool = False) -> str:
 
     for_jobs: what the jobs will want that this machine submits: CUDA on a cluster's login node. Raises UsageError.
     """
-    given = os.environ.get("FAST_DLLM_TORCH", "")
-    if given:
-        if given not in (CPU, CUDA):
-            raise UsageError(f"FAST_DLLM_TORCH must be {CPU} or {CUDA}, not {given!r}")
-        return given
+    wanted = os.environ.get("FAST_DLLM_TORCH", "")
+    if wanted:
+        if wanted not in (CPU, CUDA):
+            raise UsageError(f"FAST_DLLM_TORCH must be {CPU} or {CUDA}, not {wanted!r}")
+        return wanted
     allocated = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if allocated not in ("", "-1", "NoDevFiles") or has_gpu() or (for_jobs and shutil.which("sbatch")):
         return CUDA
@@ -216,11 +216,11 @@ class _Report:
 # -- what nobody needs -------------------------------------------------------------------------------------------------
 def _tidy(build: Path) -> None:
     """Remove failed and broken attempts before this build, and builds that nothing has used for two weeks."""
-    for other in _all_builds(build.parent):
-        same_key = other.name.rpartition(".")[0] == build.name.rpartition(".")[0]
-        replaced = same_key and number_of(other) < number_of(build) and not _is_complete(other)
-        if other != build and (replaced or _seconds_unused(other) > UNUSED_SECONDS):
-            _remove(other)
+    for build_in_folder in _all_builds(build.parent):
+        same_key = build_in_folder.name.rpartition(".")[0] == build.name.rpartition(".")[0]
+        replaced = same_key and number_of(build_in_folder) < number_of(build) and not _is_complete(build_in_folder)
+        if build_in_folder != build and (replaced or _seconds_unused(build_in_folder) > UNUSED_SECONDS):
+            _remove(build_in_folder)
 
 
 def _all_builds(folder: Path) -> Iterator[Path]:

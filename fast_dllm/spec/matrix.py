@@ -166,11 +166,11 @@ def check_names(matrix: Matrix, names: Iterable[str], defaults: Mapping[str, obj
 
 
 def effective_arguments(
-    matrix: Matrix, name: str, given: Mapping[str, object], defaults: Mapping[str, object]
+    matrix: Matrix, name: str, arguments_given: Mapping[str, object], defaults: Mapping[str, object]
 ) -> dict[str, object]:
     """Every argument that a token depends on, as configuration `name` runs with: command line, matrix, defaults."""
     merged = {**defaults, **arguments_of(matrix, name, defaults)}
-    merged.update((key, value) for key, value in given.items() if key in defaults)
+    merged.update((key, value) for key, value in arguments_given.items() if key in defaults)
     return merged
 
 
@@ -201,17 +201,17 @@ def folder_of(matrix: Matrix, arguments: Mapping[str, object], defaults: Mapping
     It is named after the configuration that sets the most arguments, of those of which the run has every one; where
     there is none, after `k<k>_<a>-<b>` if it reuses a range of layers, else after `plain`.
     """
-    given = {name: value for name, value in arguments.items() if name in defaults}
+    arguments_given = {name: value for name, value in arguments.items() if name in defaults}
     matching = [
         (len(settings), name)
         for name, settings in matrix.configurations.items()
-        if all(canonical(given[key]) == canonical(value) for key, value in settings.items())
+        if all(canonical(arguments_given[key]) == canonical(value) for key, value in settings.items())
     ]
     if matching:
         most = max(count for count, _ in matching)
         name = next(name for count, name in matching if count == most)
     else:
-        name = f"k{given.get('reuse_k')}_{given.get('layer_subset')}"
+        name = f"k{arguments_given.get('reuse_k')}_{arguments_given.get('layer_subset')}"
         if _beside_the_matrix(name, defaults) is None:
             name = "plain"
-    return folder_name(matrix, name, given, defaults)
+    return folder_name(matrix, name, arguments_given, defaults)

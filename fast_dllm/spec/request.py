@@ -38,7 +38,7 @@ class Run:
 class Request:
     """root: the project's folder, which has the results. code_root: the code that runs; in a job its snapshot.
 
-    model: None where none was named. given: the model arguments of the command line, and num_fewshot. shard: the name
+    model: None where none was named. command_line_arguments: model arguments, and num_fewshot. shard: the name
     of the one shard of the runs that is meant, or None. confirm_run_unsafe_code: whether what the model writes may be
     run, for tasks that are scored so.
     """
@@ -52,7 +52,7 @@ class Request:
     matrix: Matrix
     defaults: Mapping[str, object]
     model: str | None
-    given: Mapping[str, object]
+    command_line_arguments: Mapping[str, object]
     shard: str | None = None
     confirm_run_unsafe_code: bool = False
 
@@ -88,8 +88,8 @@ class Request:
 
     def run(self, task: str, name: str) -> Run:
         defaults = {**self.defaults, "num_fewshot": TASKS[task].num_fewshot}
-        arguments = matrices.effective_arguments(self.matrix, name, self.given, defaults)
-        folder = matrices.folder_name(self.matrix, name, self.given, defaults)
+        arguments = matrices.effective_arguments(self.matrix, name, self.command_line_arguments, defaults)
+        folder = matrices.folder_name(self.matrix, name, self.command_line_arguments, defaults)
         return Run(self.experiment, TASKS[task], self.limit, name, folder, arguments)
 
     def words(self, task: str, name: str) -> list[str]:
@@ -108,9 +108,15 @@ class Request:
         return ["--experiment", self.experiment, "--task", task, *limit, *self.words_of_confirmation(task)]
 
     def _argument_words(self, *without: str) -> list[str]:
-        others = {key: value for key, value in self.given.items() if key not in (*without, "num_fewshot")}
+        others = {
+            key: value for key, value in self.command_line_arguments.items() if key not in (*without, "num_fewshot")
+        }
         words = ["--model_args", join_arguments(others)] if others else []
-        return words + (["--num_fewshot", str(self.given["num_fewshot"])] if "num_fewshot" in self.given else [])
+        return words + (
+            ["--num_fewshot", str(self.command_line_arguments["num_fewshot"])]
+            if "num_fewshot" in self.command_line_arguments
+            else []
+        )
 
 
 def join_arguments(arguments: Mapping[str, object]) -> str:
@@ -149,14 +155,14 @@ def read_request(
     names = matrices.check_names(matrix, names, defaults)
     if not names:
         names = list(matrix.names) if whole_matrix else ["plain"]
-    given = parse_arguments(model_args) if model_args is not None else {}
-    given = check_arguments(given, {**defaults, "graphs": "auto"})
+    model_arguments = parse_arguments(model_args) if model_args is not None else {}
+    model_arguments = check_arguments(model_arguments, {**defaults, "graphs": "auto"})
     if threshold is not None:
-        if "threshold" in given:
+        if "threshold" in model_arguments:
             raise UsageError("--threshold and --model_args both give the threshold")
-        given["threshold"] = check_threshold(threshold)
+        model_arguments["threshold"] = check_threshold(threshold)
     if num_fewshot is not None:
-        given["num_fewshot"] = check_count("--num_fewshot", num_fewshot, least=0)
+        model_arguments["num_fewshot"] = check_count("--num_fewshot", num_fewshot, least=0)
     return Request(
         root=root,
         code_root=code_root,
@@ -167,7 +173,7 @@ def read_request(
         matrix=matrix,
         defaults=defaults,
         model=None if model is None else resolve_model(model, Path.cwd()),
-        given=given,
+        command_line_arguments=model_arguments,
         confirm_run_unsafe_code=confirm_run_unsafe_code,
     )
 
@@ -235,8 +241,8 @@ def evaluation_words(request: Request, runs: list[Run], batch_size: str) -> list
     arguments: dict[str, object] = {"model_path": request.model_or_default}
     folder = f"results/{request.experiment}/{task_folder(first.task.name, request.limit)}/"
     common = {"show_speed": True, "experiment_name": request.experiment}
-    if "graphs" in request.given:
-        common["graphs"] = request.given["graphs"]
+    if "graphs" in request.command_line_arguments:
+        common["graphs"] = request.command_line_arguments["graphs"]
     if len(runs) == 1 and first.folder == first.name and (first.name == "plain" or first.name in NINE.configurations):
         matrix_arguments = matrices.arguments_of(request.matrix, first.name, request.defaults)
         arguments.update({"threshold": first.arguments["threshold"], **common})

@@ -69,14 +69,14 @@ def read_tasks(root: Path = ROOT) -> Mapping[str, Task]:
         content = json.loads(path.read_text(encoding="utf-8"))
         instructions, known = content["instructions"], {field.name for field in fields(Task)} - {"name"}
         tasks = {}
-        for name, given in content["tasks"].items():
-            unknown = sorted(set(given) - known)
+        for name, description in content["tasks"].items():
+            unknown = sorted(set(description) - known)
             if unknown:
                 raise ValueError(f"{name} has {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-            given = {"family": name, **given}
-            if "instruction" in given:
-                given["instruction"] = instructions[given["instruction"]]
-            tasks[name] = Task(name=name, **given)
+            description = {"family": name, **description}
+            if "instruction" in description:
+                description["instruction"] = instructions[description["instruction"]]
+            tasks[name] = Task(name=name, **description)
         return tasks
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"tasks/tasks.json cannot be used: {' '.join(str(error).split())}") from None

@@ -44,9 +44,9 @@ class ChatSettings:
     knobs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, **given: object) -> ChatSettings:
+    def parse(cls, **settings: object) -> ChatSettings:
         """Settings from values or their texts (`"0.8"`, `"none"`). Raises UsageError naming fault and choices."""
-        values = dict(given)
+        values = dict(settings)
         sampling: dict[str, Any] = {
             name: check_value(name, values.pop(name, getattr(cls, name)), 0.0) for name in ("temperature", "top_p")
         }
@@ -55,10 +55,10 @@ class ChatSettings:
         if not 0 < sampling["top_p"] <= 1:
             raise UsageError(f"top_p must be above 0 and at most 1, not {sampling['top_p']}")
         experiment = load_experiment(values.get("experiment_name"))
-        known = ["experiment_name", "seed", *experiment.model_arguments]
+        valid_names = ["experiment_name", "seed", *experiment.model_arguments]
         for name in values:  # before anything looks at them: a model's path says whether a folder exists
-            if name not in known:
-                raise UsageError(f"unknown setting {name!r}; valid ones: {', '.join([*known, *sampling])}")
+            if name not in valid_names:
+                raise UsageError(f"unknown setting {name!r}; valid ones: {', '.join([*valid_names, *sampling])}")
         arguments = ModelArguments.parse(experiment, **{"max_new_tokens": MAX_NEW_TOKENS} | values)
         return cls(arguments.experiment_name, seed=arguments.seed, knobs=arguments.knobs, **sampling)
 
@@ -66,14 +66,14 @@ class ChatSettings:
         """Every setting by name, the knobs among them."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "knobs"} | dict(self.knobs)
 
-    def changed(self, **given: object) -> ChatSettings:
+    def changed(self, **changes: object) -> ChatSettings:
         """These settings with some changed, checked together. Another experiment brings its own knobs, at their
         defaults; those that both have stay as they are."""
         current = self.as_dict()
-        if "experiment_name" in given and given["experiment_name"] != self.experiment_name:
-            taken = load_experiment(given["experiment_name"]).knobs
-            current = {key: value for key, value in current.items() if key in taken or key not in self.knobs}
-        return ChatSettings.parse(**current | given)
+        if "experiment_name" in changes and changes["experiment_name"] != self.experiment_name:
+            new_knobs = load_experiment(changes["experiment_name"]).knobs
+            current = {key: value for key, value in current.items() if key in new_knobs or key not in self.knobs}
+        return ChatSettings.parse(**current | changes)
 
 
 def load_experiment(name: object) -> experiments.Experiment:
@@ -382,10 +382,10 @@ def check_text(text: str) -> None:
         raise UsageError(f"{place} is not valid UTF-8; is the terminal's or the file's encoding another one?") from None
 
 
-def with_defaults(given: dict[str, object]) -> ModelArguments:
+def with_defaults(model_args: dict[str, object]) -> ModelArguments:
     """Model arguments for an interface: the embedded model is the default where there is no GPU."""
     model = {} if torch.cuda.is_available() else {"model_path": "tiny"}
-    return ModelArguments.parse(**model | given)
+    return ModelArguments.parse(**model | model_args)
 
 
 def parse_model_args(text: str) -> dict[str, object]:

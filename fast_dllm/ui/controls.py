@@ -58,12 +58,12 @@ def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, 
 
     Raises UsageError for a value out of range and for an empty control.
     """
-    own_knobs = {}
+    chosen_knobs = {}
     values = iter(knobs)
     for shown in policies():
-        given = {name: next(values) for name in knobs_of(shown)}
+        knob_values = {name: next(values) for name in knobs_of(shown)}
         if shown == experiment:
-            own_knobs = {name: None if value == NO_VALUE else value for name, value in given.items()}
+            chosen_knobs = {name: None if value == NO_VALUE else value for name, value in knob_values.items()}
     return ChatSettings.parse(
         experiment_name=None if experiment == ACTIVE else experiment,
         threshold=threshold,
@@ -71,7 +71,7 @@ def read_settings(experiment, threshold, sub_block, temperature, top_p, budget, 
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=budget,
-        **own_knobs,
+        **chosen_knobs,
     )
 
 
