@@ -48,7 +48,7 @@ class OutOfTimeError(Exception):
 
 
 class Discard(io.StringIO):
-    """Takes the program's output and keeps nothing; the program can read no input."""
+    """A text stream that discards what is written to it and cannot be read. It replaces stdin, stdout and stderr."""
 
     def write(self, text):
         return len(text)
@@ -73,8 +73,8 @@ def call(function, *arguments):
 def make_mounts(outside, hidden, visible, size):
     """Make the whole system read-only, and each hidden folder empty and writable.
 
-    outside: the mount namespace of the evaluation, which must not be changed. kept: {a path below a hidden folder: the
-    folder that is shown there}, the interpreter's. size: of each hidden folder, in bytes. Raises OSError.
+    outside: the mount namespace of the evaluation, which must not be changed. visible: {a path below a hidden folder:
+    the folder that is shown at this path}, for the interpreter. size: of each hidden folder, in bytes. Raises OSError.
     """
     if os.readlink("/proc/self/ns/mnt") == outside:  # noqa: PTH115 (as the evaluation read it)
         raise OSError("it shares the namespace mnt")

@@ -34,7 +34,7 @@ def frame(request: Request, states: list[State]) -> Iterator[str]:
 
 
 def as_json(request: Request, states: list[State]) -> str:
-    """One entry for each configuration. A result of the lab's first runner has a state of its own, not `complete`."""
+    """The states as JSON, one line for each configuration. A result of the lab's first runner has the state EARLIER."""
     entries = []
     for state in states:
         entry = {
