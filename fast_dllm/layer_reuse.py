@@ -20,7 +20,7 @@ ORDERS = (0, 1)
 
 
 class LayerStore:
-    """What a contiguous range of layers gave for each row of the current block, by row position.
+    """Stored outputs of a contiguous range of layers, for each row of the current block.
 
     values: (1, B, block_size, C), since what the range added is the sum of what its layers added; for "mlp" (number of
     layers, B, block_size, C). inputs (B, block_size, C): the hidden rows that entered the range. Each row of the block
@@ -69,12 +69,12 @@ class LayerStore:
         return last + self.ahead[cache_rows].unsqueeze(-1) * (last - self.before[depth, cache_rows, block_rows])
 
     def stand_in(self, entered: Tensor, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
-        """Hidden rows (B, T, C) that leave the range when it does not run ("output", "residual")."""
+        """The stored replacement for the range's output (B, T, C), for parts "output" and "residual"."""
         stored = self._forecast(0, cache_rows, block_rows)
         return stored if self.part == "output" else entered + stored
 
     def mlp(self, layer: int, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
-        """What is added to these rows (B, T, C) when the MLP of `layer` does not run."""
+        """The stored replacement for the output (B, T, C) of the MLP of `layer`."""
         return self._forecast(layer - self.layers.start, cache_rows, block_rows)
 
     def drift(self, entering: Tensor, cache_rows: Tensor, block_rows: Tensor, read: Tensor) -> Tensor:

@@ -16,17 +16,17 @@ from fast_dllm.spec.matrix import defaults_of, folder_of, matrix_of
 from fast_dllm.spec.request import resolve_model
 from fast_dllm.spec.values import check_arguments, whole_number
 
-BLOCK_SIZE = 32  # where neither bd_size nor a model that is loaded says otherwise: the published checkpoint's
+BLOCK_SIZE = 32  # the published checkpoint's; used if neither bd_size nor a loaded model gives another
 NO_VALUE = (None, "None", "none")
-TEXTS = ("model_path", "experiment_name", "device")  # taken as they are written, also where they look like numbers
+TEXTS = ("model_path", "experiment_name", "device")  # stay text even if they look like numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """How a model is loaded and decodes. `ModelArguments.parse` checks; the defaults are the documented ones.
+    """The arguments that say how a model is loaded and decodes. Build it with `parse`, which checks them.
 
-    experiment: the loaded policy, of the name `experiment_name`. knobs: every option of its decoding (its Options,
-    but for what the model and the tokenizer give).
+    experiment: the loaded policy that `experiment_name` names. knobs: the value of every option of that policy, except
+    those that the model and the tokenizer set.
     """
 
     model_path: str = DEFAULT_MODEL
@@ -43,21 +43,21 @@ class ModelArguments:
     knobs: Mapping[str, Any]
 
     @classmethod
-    def parse(cls, experiment: Experiment | None = None, /, **given: Any) -> ModelArguments:
-        """Build from keyword arguments as a command line gives them.
+    def parse(cls, experiment: Experiment | None = None, /, **arguments: Any) -> ModelArguments:
+        """Build the arguments from keywords with the values that a command line has.
 
-        experiment: the policy where the caller has loaded it already; by default it is loaded by its name. Raises
+        experiment: the policy, if the caller has loaded it already; by default it is loaded by its name. Raises
         UsageError, which names the fault and the valid choices.
         """
         defaults = {each.name: each.default for each in fields(cls) if each.default is not MISSING}
-        given = {name: value for name, value in given.items() if not (name in defaults and value in NO_VALUE)}
-        values: dict[str, Any] = {name: str(given.pop(name)) for name in TEXTS if name in given}
+        arguments = {name: value for name, value in arguments.items() if not (name in defaults and value in NO_VALUE)}
+        values: dict[str, Any] = {name: str(arguments.pop(name)) for name in TEXTS if name in arguments}
         name = values.get("experiment_name")
         if experiment is None or experiment.name != name:
             experiment = experiments.load(name)
-        if "batch_size" in given:
-            values["batch_size"] = batch_size_of(given.pop("batch_size"))
-        checked = check_arguments(given, {**defaults, **experiment.model_arguments})
+        if "batch_size" in arguments:
+            values["batch_size"] = batch_size_of(arguments.pop("batch_size"))
+        checked = check_arguments(arguments, {**defaults, **experiment.model_arguments})
         if "model_path" in values:
             resolve_model(values["model_path"], Path.cwd(), "model_path")
         values.update((name, value) for name, value in checked.items() if name in defaults)
@@ -71,7 +71,7 @@ class ModelArguments:
 
     @property
     def config_name(self) -> str:
-        """The name that results are stored under: a configuration of the experiment, and what differs from it."""
+        """The name of the results' folder: a configuration of the experiment, and the arguments that differ from it."""
         root = experiments.EXPERIMENTS.parent
         return folder_of(matrix_of(self.experiment_name, root), self.as_dict(), defaults_of(self.experiment_name, root))
 

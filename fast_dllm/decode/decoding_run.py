@@ -119,7 +119,7 @@ class DecodingRun:
 
     @torch.inference_mode()
     def _accept(self, sequence: SequenceState, guess: RunGuess, forward: Forward) -> Forward:
-        """Use the guess for the forward that the policy asks for. Returns how its predictions are read."""
+        """Use a guess in place of the forward that the policy asks for. Returns the step that reads its predictions."""
         sequence.keep(guess)
         sequence.answer.count_guesses(accepted=[guess.forward])
         read_again = Forward(GUESSED_KINDS[forward.kind], wanted=forward.wanted)
@@ -128,7 +128,7 @@ class DecodingRun:
         return read_again
 
     def _is_drawn(self, forward: Forward) -> bool:
-        """Whether its tokens are sampled. The first token of a block is greedy at any temperature."""
+        """Whether tokens of this forward are sampled. The first token of a block is greedy at any temperature."""
         return self._settings.temperature > 0 and FORWARD_KINDS[forward.kind].step
 
     def _groups(self) -> list[Group]:
@@ -179,7 +179,7 @@ class DecodingRun:
     def _keep_guesses(
         self, sequence: SequenceState, forward: Forward, start: int, predicted: list[Predicted], logits: Tensor
     ) -> None:
-        """Keep what the guesses of a forward predict. start: of its block. logits (guesses, R, V)."""
+        """Keep the predictions of a forward's guesses. start: first position of its block. logits (guesses, R, V)."""
         size = self._options.block_size
         sequence.guesses = []
         for number, (guess, one) in enumerate(zip(forward.guesses, predicted, strict=True), 1):
@@ -301,7 +301,7 @@ class DecodingRun:
 
 
 def _slot(sequence: SequenceState, number: int) -> int:
-    """Where in scratch room a state of the sequence's forward is: 0 is its own, n its n-th guess."""
+    """The scratch slot of a state of the sequence's forward. number: 0 for the forward, n for its n-th guess."""
     return sequence.cache_row * MOST_STATES + number
 
 
@@ -334,7 +334,7 @@ def _padded(rows: list[list[int]]) -> list[list[int]]:
 
 
 def _set_ahead(store: LayerStore, forwards: list[Forward], cache_rows: list[int]) -> None:
-    """How far each sequence's straight line is followed beyond its last store."""
+    """Write to the store how far each sequence extrapolates beyond its last stored values."""
     values = [forward.reuse.ahead if forward.reuse else 0.0 for forward in forwards]
     device, dtype = store.ahead.device, store.ahead.dtype
     ahead = torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
@@ -342,7 +342,7 @@ def _set_ahead(store: LayerStore, forwards: list[Forward], cache_rows: list[int]
 
 
 def _choice(store: LayerStore, forwards: list[Forward], reads: list[bool]) -> Choice:
-    """Decides for each sequence whether the store stands in for its layers, and writes it to `reads`."""
+    """A function that decides for each sequence whether the store replaces its layers, and writes this to `reads`."""
 
     def choose(entering: Tensor, cache_rows: Tensor, block_rows: Tensor) -> list[bool]:
         reuses = [forward.reuse for forward in forwards if forward.reuse is not None]

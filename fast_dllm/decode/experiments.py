@@ -1,4 +1,4 @@
-"""Experiment name -> its policy, knobs and text. A name that is not there is an error, never a fallback."""
+"""Loads an experiment by its name: its policy, knobs and text. An unknown name is an error, never a fallback."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ REQUIRED = ("mask_id", "stop_token")  # options that come from the tokenizer
 
 @dataclass(frozen=True)
 class Experiment:
-    """A loaded policy. name: None for the active file. text: what was loaded, however the file is edited since.
+    """A loaded policy.
 
-    subset_layers: (layer_subset, num_layers) -> layers, where the policy's text has one.
+    name: of the experiment, None for the active file. text: the file's content when it was loaded. subset_layers: the
+    policy's rule (layer_subset, num_layers) -> layers, None if it has none.
     """
 
     name: str | None
@@ -57,15 +58,15 @@ class Experiment:
         return {name: default for name, default in self.knobs.items() if name != "block_size"}
 
     def subset(self, knobs: Mapping[str, Any], num_layers: int) -> range:
-        """The layers that the knob `layer_subset` names by the policy's rule; none where it has none or it is unset.
+        """The layers that the knob `layer_subset` names by the policy's rule. Raises ValueError as the rule does.
 
-        Raises ValueError as the rule does.
+        They are none if the policy has no rule or the knob is not set.
         """
         name = knobs.get("layer_subset")
         return range(0) if name is None or self.subset_layers is None else self.subset_layers(name, num_layers)
 
     def check(self, knobs: Mapping[str, Any]) -> None:
-        """Raise UsageError for values that no model could decode with; its depth is looked at when it is known."""
+        """Raise UsageError for values that no model can decode with. The model's depth is checked later."""
         try:
             self.options_type(mask_id=-1, stop_token=-2, **knobs).check()
         except ValueError as error:
@@ -110,17 +111,19 @@ class Experiment:
         finished = {event.row: event.generation for event in events if event.generation is not None}
         return [finished[row] for row in range(len(prompts))]
 
-    def _options(self, given: Mapping[str, Any]) -> Options:
-        for name in given:
+    def _options(self, values: Mapping[str, Any]) -> Options:
+        """Options with these values by name, and defaults for the others. Raises UsageError."""
+        for name in values:
             if name not in self.knobs and name not in REQUIRED:
                 raise UsageError(f"{where(self.path)} takes no {name!r}; it takes: {', '.join(self.knobs)}")
         for name in REQUIRED:
-            if name not in given:
+            if name not in values:
                 raise UsageError(f"a network without its tokenizer needs {name}; fast_dllm.load_model gives both")
-        return self.options_type(**given)
+        return self.options_type(**values)
 
 
 def _token_ids(prompt: list[int] | str, model: FastDLLMForCausalLM | LoadedModel) -> list[int]:
+    """Token ids of a prompt. A text needs a LoadedModel, which has the tokenizer; else raises UsageError."""
     if not isinstance(prompt, str):
         return prompt
     if not isinstance(model, LoadedModel):
@@ -148,6 +151,7 @@ def generation_file(name: str | None) -> Path:
 
 
 def where(path: Path) -> str:
+    """The short name of a policy's file in messages."""
     return path.name if path.parent == ROOT else f"{path.parent.name}/{path.name}"
 
 

@@ -18,7 +18,11 @@ from fast_dllm.network.tokenizer import SpecialIds, decode, load_tokenizer, rend
 
 @dataclass
 class LoadedModel:
-    """block_size: tokens of a block. max_length: positions of a prompt with its answer, whole blocks."""
+    """A network with its tokenizer and sizes. Make it with `load`.
+
+    block_size: tokens of a block. max_length: the most positions that a prompt with its answer may have, a whole number
+    of blocks. num_threads: torch's number of threads.
+    """
 
     network: FastDLLMForCausalLM
     tokenizer: PreTrainedTokenizerBase
@@ -61,12 +65,12 @@ class LoadedModel:
 
     @property
     def start_id(self) -> int:
-        """What stands before the first token of a text that has no context."""
+        """Token id that is put before a text without context, so that its first token can be scored."""
         start = self.tokenizer.bos_token_id
         return self.ids.stop if start is None else start
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text as it is: neither special tokens nor the chat template are added."""
+        """Token ids of a text, without special tokens or a chat template."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def encode_message(self, message: str) -> list[int]:

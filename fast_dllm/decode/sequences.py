@@ -1,4 +1,4 @@
-"""A prompt that is being answered: its policy, its row of the cache, and what its later steps may read again."""
+"""The state of a prompt that is being answered: its policy, its cache row, and predictions for later steps."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class SequenceState:
     is_block_cached: bool = True
 
     def pending(self) -> Forward:
+        """The forward that the policy waits for, which must exist."""
         assert self.waiting is not None, "a sequence whose answer is complete is in no group"
         return self.waiting
 
@@ -84,21 +85,23 @@ class SequenceState:
         return None
 
     def keep(self, guess: RunGuess) -> None:
-        """Its predictions are now those that later steps may read again, as after a forward."""
+        """Let later steps read the guess's predictions, as after a forward."""
         self.kept, self.kept_predictions, self.kept_logits = guess.forward.held, guess.predictions, guess.logits
 
     def forget_block(self) -> None:
-        """The block is finished: nothing of it can be read again."""
+        """Forget what was stored for the current block, which is finished."""
         self.kept, self.times_stored, self.is_block_cached = range(0), {}, True
 
     def count_stored(self, forward: Forward) -> None:
-        """A forward has written its rows to its store."""
+        """Record that a forward has written its rows to its store."""
         assert forward.reuse is not None, "a forward that stores says where"
         self.times_stored.setdefault(forward.reuse.store_key, Counter()).update(_block_rows(forward))
 
     def check(self, item: object) -> Forward:
-        """What the policy yielded, if it is a forward that can be run. Raises TypeError, ValueError, before the policy
-        could read numbers of something else."""
+        """Return what the policy yielded if it is a forward that can be run; else raise TypeError or ValueError.
+
+        Without this check a policy could read predictions or stored values that are not of its forward.
+        """
         if not isinstance(item, Forward):
             raise TypeError(f"decode_one yielded {item!r}; it yields Forward and DenoisingEvent")
         if item.kind not in FORWARD_KINDS:
@@ -158,7 +161,7 @@ class SequenceState:
 
 
 def slice_of(positions: range, held: range) -> slice:
-    """The places of `positions` in a list over the positions `held`."""
+    """The slice that selects `positions` from a list over the positions `held`."""
     return slice(positions.start - held.start, positions.stop - held.start)
 
 

@@ -21,7 +21,7 @@ Finished = Callable[[int, dict[str, Any]], None]
 
 
 def traced(decode_one: DecodeOne, finished: Finished) -> DecodeOne:
-    """The policy, which also calls finished(row, trace) just before the last event of each answer.
+    """Wrap a policy so that it calls finished(row, trace) just before the last event of each answer.
 
     row: the prompt's index. trace: num_prompt, steps, and whether steps were left out (docs/traces.md).
     """
@@ -56,12 +56,12 @@ class StepRecorder:
         self._num_bytes = 0
         self._is_cut = False
         self._step: dict[str, Any] | None = None  # what was predicted last, until an event says what was unmasked
-        self._began = time.perf_counter()
+        self._step_start = time.perf_counter()
 
     def see(self, forward: Forward, prediction: Prediction) -> None:
         """Note a forward and what it predicts for the positions that are masked now.
 
-        One that no event follows is kept too if it ran layers. A step that reads again and is only looked at is none.
+        A forward that no event follows becomes a step of its own if it ran layers, and is dropped if it ran none.
         """
         if self._step is not None and FORWARD_KINDS[self._step["kind"]].runs_layers:
             self._add(self._step)
@@ -79,12 +79,12 @@ class StepRecorder:
         now = time.perf_counter()
         self._step = {
             "kind": prediction.kind,
-            "ms": round(1000 * (now - self._began), 3),
+            "ms": round(1000 * (now - self._step_start), 3),
             "rows": [forward.offset, forward.offset + num_rows] if num_rows else None,
             "rest": _ends(prediction.layers_at_rest),
             "seen": [{"positions": positions, "tokens": tokens, "confidences": confidences}],
         }
-        self._began = now
+        self._step_start = now
 
     def record(self, event: DenoisingEvent) -> None:
         """Add the step that an event ends."""
@@ -103,7 +103,7 @@ class StepRecorder:
             self._steps.append(step)
 
     def _start_of_rows(self, forward: Forward) -> int:
-        """The absolute position that a forward's row 0 stands for. The open block is the last one of the answer."""
+        """Absolute position of a forward's row 0. The open block is the last one of the answer."""
         size = self._options.block_size
         return 0 if forward.kind == "prefill" else (len(self._answer.tokens) - 1) // size * size
 

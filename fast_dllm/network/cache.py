@@ -1,4 +1,4 @@
-"""Where keys and values of a sequence stay between forwards, and what one forward may see of them.
+"""The cache of keys and values, and the part of it that one forward may read.
 
 Tensor axes: see fast_dllm.network.model.
 """
@@ -18,8 +18,7 @@ class KVCache:
     """Keys and values of every layer in one preallocated buffer, written in place.
 
     keys, values: (num_layers, B, max_length, K, D). Row b holds `lengths[b]` committed positions (its prefix cache);
-    the block being denoised sits right behind them (its block cache), at its absolute positions. What lies further
-    back is unread.
+    the block being denoised follows them (its block cache), at its absolute positions. Later positions are not read.
 
     scratch_keys, scratch_values: (num_layers, B * MOST_STATES, block_size, K, D), None until `open_scratch`: the blocks
     of candidates, which are not yet part of a sequence. Sequence b has the slots from b * MOST_STATES.
@@ -37,14 +36,14 @@ class KVCache:
         self.scratch_values: Tensor | None = None
 
     def open_scratch(self) -> None:
-        """Make the scratch room, once."""
+        """Allocate the scratch room, if that has not been done."""
         if self.scratch_keys is None:
             num_layers, batch_size, _, *sizes = self.keys.shape
             self.scratch_keys = self.keys.new_zeros(num_layers, batch_size * MOST_STATES, self.block_size, *sizes)
             self.scratch_values = torch.zeros_like(self.scratch_keys)
 
     def append_scratch(self, cache_row: int, slot: int) -> None:
-        """Copy the block of a slot to where the sequence's next committed block stands. `lengths` is left as it is."""
+        """Copy the block in a slot to the sequence's current block. Does not change `lengths`."""
         assert self.scratch_keys is not None, "a forward has written this slot"
         assert self.scratch_values is not None, "both were made together"
         block = slice(self.lengths[cache_row], self.lengths[cache_row] + self.block_size)
@@ -62,7 +61,9 @@ class KVCache:
 
 @dataclass(frozen=True)
 class CandidatePlaces:
-    """Where candidates' new keys and values go: to scratch room, and to each candidate's copy of its prefix.
+    """Indices of the places that candidates' new keys and values are written to.
+
+    They go to scratch room, and to each candidate's copy of its prefix.
 
     slots (B,): of the scratch room. destinations (N,): index of a position in the copies (B * S). sources (N,): which
     of the new rows (B * T) goes there; None: all of them, in order.
@@ -75,7 +76,7 @@ class CandidatePlaces:
 
 @dataclass(frozen=True)
 class Attend:
-    """What every layer of one forward shares: the places of its rows and the keys that they may see.
+    """What all layers of one forward share: the positions of its rows, and the keys that they may attend.
 
     cos, sin: (B, T, 1, D). mask: None (every key) or bool, True = may attend, broadcast to (B, K, G * T, S).
     Without a cache the keys are the rows themselves. With one, new keys are written to `flat_positions` (B * T,), which
@@ -93,7 +94,7 @@ class Attend:
     candidates: CandidatePlaces | None = None
 
     def of(self, picked: Tensor, cache_rows: Tensor) -> Attend:
-        """The same for the sequences `picked` (P,) of the batch, whose cache rows are `cache_rows` (P,)."""
+        """A copy for the sequences `picked` (P,) of the batch only. cache_rows (P,): their cache rows."""
         assert self.candidates is None, "candidates run through all layers together"
         batch_size = self.cos.shape[0]
         return Attend(
@@ -126,7 +127,7 @@ class Attend:
     def _of_candidates(
         self, places: CandidatePlaces, cache: KVCache, layer: int, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`keys_and_values` of candidates: each has its own copy of the prefix, with its own block behind it."""
+        """`keys_and_values` of candidates: each reads a separate copy of the prefix, followed by its block."""
         assert self.cache_rows is not None, "several candidates have one cache row"
         assert cache.scratch_keys is not None, "a forward with candidates opens the scratch room"
         assert cache.scratch_values is not None, "both were made together"

@@ -1,7 +1,7 @@
-"""A checkpoint's chat template is a program, which a damaged or hostile file may let run for ever.
+"""Checks that a checkpoint's chat template, which is a program, ends within bounds on time and memory.
 
-It is tried once when the tokenizer is loaded, in a process of its own with bounds on time and memory. No bound within
-this process would stop a single endless operation, such as a power of large numbers.
+A damaged or hostile template may run for ever. When the tokenizer is loaded, a child process runs the template once
+within these bounds. Within this process nothing would stop one endless operation, such as a power of large numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRIED = (
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UsageError where the tokenizer has no chat template, so that no conversation can be written as text."""
+    """Raise UsageError if the tokenizer has no chat template, without which no conversation can be written as text."""
     if not tokenizer.chat_template:
         raise UsageError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template (chat_template.jinja, or chat_template "
@@ -42,8 +42,10 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UsageError where the chat template does not end soon or takes much memory. A template that refuses a
-    conversation, such as one with a system message, is no fault."""
+    """Raise UsageError if the chat template exceeds a bound on time, memory or length of its text.
+
+    A template may refuse a conversation, such as one with a system message.
+    """
 
     def try_it() -> bool:
         for conversation in TRIED:
@@ -90,7 +92,7 @@ def ends_within_bounds(work: Callable[[], bool]) -> bool:
 
 
 def limit_memory() -> None:
-    """Let this process take MEMORY_BYTES more at most. Without /proc (macOS) only the time is bounded."""
+    """Limit the further memory of this process to MEMORY_BYTES. Does nothing without /proc (macOS)."""
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_BYTES

@@ -29,10 +29,11 @@ logger = logging.getLogger(__name__)
 class FastDLLMConfig(PreTrainedConfig):
     """Sizes and constants of a Fast-dLLM v2 network (arXiv 2509.26328; Qwen2.5 with block-causal attention).
 
-    The field names are the published `config.json`'s. `bd_size` is the block length the model was trained with,
-    in tokens; `single_turn` (ours): each question stands alone, interfaces send no earlier turns. `rope_theta` is also
-    taken from `rope_parameters`, where transformers 5 writes it. Raises UsageError for a network that is not built,
-    see fast_dllm.spec.checkpoint.
+    The field names are the published `config.json`'s. bd_size: the block length that the model was trained with, in
+    tokens. single_turn (an addition of this project): interfaces send only the last question, without earlier turns.
+    rope_theta is also read from `rope_parameters`, where transformers 5 writes it.
+
+    Raises UsageError for a network that is not supported, see fast_dllm.spec.checkpoint.
     """
 
     model_type = MODEL_TYPE
@@ -78,10 +79,10 @@ class FastDLLMConfig(PreTrainedConfig):
 
 
 def read_fields(source: str) -> dict[str, Any]:
-    """The fields of a checkpoint's config.json; `source` is a folder or a hub id.
+    """Read the fields of a checkpoint's config.json. source: a folder or a hub id.
 
-    Raises UsageError where the file is damaged, lacks a field or describes a network that is not built, OSError
-    where there is none.
+    Raises UsageError if the file is damaged, lacks a field or describes a network that is not supported, and OSError
+    if the file does not exist.
     """
     path = cached_file(source, CONFIG_FILE)
     assert path is not None, "an absent file is an OSError"
@@ -106,5 +107,5 @@ def read_config(source: str) -> FastDLLMConfig:
 
 @functools.cache
 def _warn_once(text: str) -> None:
-    """Log a warning the first time: the tokenizer's loading and the model's read the same file."""
+    """Log a warning, but only once, because the tokenizer and the model read the same file."""
     logger.warning(text)

@@ -11,7 +11,7 @@ from fast_dllm.errors import UsageError
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto` is the first CUDA GPU where there is one, else the CPU. Raises UsageError for one that does not exist."""
+    """The device of this name. `auto`: the first CUDA GPU, else the CPU. Raises UsageError if it does not exist."""
     if device == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
@@ -24,7 +24,7 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 from compute capability 8.0, float16 on 7.x, float32 otherwise and on the CPU."""
+    """The dtype of this name. `auto`: bfloat16 from compute capability 8.0, float16 on 7.x, else float32."""
     if dtype != "auto":
         return getattr(torch, dtype)
     if device.type != "cuda":
@@ -35,7 +35,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New tensors have `dtype` unless another is given."""
+    """Within this context new tensors have `dtype` by default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -35,7 +35,7 @@ class Compiling:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """While this is entered, the kernels that this thread calls on a GPU are compiled ones."""
+        """Within this context, kernels that this thread calls on a GPU are compiled."""
         before, self._thread.used = getattr(self._thread, "used", False), True
         try:
             yield

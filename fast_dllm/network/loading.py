@@ -1,4 +1,4 @@
-"""Reads a checkpoint, published or our own, into a network; writes one."""
+"""Loads a checkpoint into a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY_MODEL = Path(__file__).resolve().parent.parent.parent / "models" / "tiny"
 
 
 def model_source(path_or_hub_id: str) -> str:
-    """`tiny` is the embedded model's folder; anything else stays as it is."""
+    """The folder of the embedded model for `tiny`; any other name is returned unchanged."""
     return str(TINY_MODEL) if path_or_hub_id == "tiny" else path_or_hub_id
 
 
@@ -58,7 +58,7 @@ def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -
 
 
 def _weight_faults(model: FastDLLMForCausalLM, files: Sequence[str]) -> list[str]:
-    """What is wrong with the tensors that these files have for the model, a phrase each, from their headers alone.
+    """Compare the tensors of these files with the model, by their headers alone. Returns a phrase for each fault.
 
     Raises OSError, SafetensorError.
     """

@@ -1,6 +1,6 @@
-"""Free memory of a device, and whether a model's weights fit into it.
+"""Measures the free memory of a device and refuses a model whose weights do not fit into it.
 
-This is looked at before weights are read or downloaded.
+It is checked before weights are read or downloaded.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def num_weights(network: nn.Module) -> int:
 def check_fits(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Raise UsageError, which says what to set, where the free memory of the device is smaller than the weights.
 
-    network: on the meta device, so that it takes no memory itself. What answering needs beside the weights is not
-    counted: a model that is refused can never work. Devices other than CUDA GPUs and the CPU are not looked at.
+    network: on the meta device, so that it takes no memory itself. Only weights are counted, so a model that is
+    refused can never work. Devices other than CUDA GPUs and the CPU are not checked.
     """
     if device.type == "cuda":
         free, place = free_on_gpu(device), f"of memory are free on {device}"
@@ -47,7 +47,7 @@ def check_fits(network: nn.Module, device: torch.device, dtype: torch.dtype) -> 
 
 
 def what_to_set(count: int, device: torch.device, dtype: torch.dtype, free: int) -> str:
-    """What helps where `count` weights in `dtype` do not fit into `free` bytes of the device."""
+    """The advice for a user whose device has `free` bytes, too few for `count` weights in `dtype`."""
     short = short_dtype(device)
     if dtype.itemsize > short.itemsize and count * short.itemsize <= free:
         return f"set dtype={_name(short)}, which takes {count * short.itemsize / GIB:.1f} GiB"
@@ -70,7 +70,7 @@ def short_dtype(device: torch.device) -> torch.dtype:
 
 
 def free_on_gpu(device: torch.device) -> int:
-    """Bytes of GPU memory that this process can still use: the free ones, and those that torch holds in reserve."""
+    """Bytes of GPU memory that this process can still use: free memory, and memory that torch has reserved."""
     reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + reserved
 
@@ -93,7 +93,7 @@ def _available_on_machine() -> int:
 
 
 def _available_in_cgroups() -> Iterator[int]:
-    """Bytes that each limited control group of this process has left. The cache of files counts as free."""
+    """Free bytes of each control group of this process that has a limit. The cache of files counts as free."""
     for group, limit_file, usage_file in _cgroups():
         try:
             limit = (group / limit_file).read_text().strip()
@@ -127,7 +127,7 @@ def _cgroups() -> Iterator[tuple[Path, str, str]]:
 
 
 def _file_cache(stat: Mapping[str, str]) -> int:
-    """Bytes of cached files in a group. Version 1 counts its children under names of their own."""
+    """Bytes of cached files in a group. Version 1 has other names for the sums over child groups."""
     names = ("total_active_file", "total_inactive_file")
     if names[0] not in stat:
         names = ("active_file", "inactive_file")

@@ -46,7 +46,7 @@ class BlockRows:
     candidates: Sequence[Candidate] | None = None
 
     def blocks_before(self, index: int) -> int:
-        """How many uncommitted blocks stand between this row's prefix and its block."""
+        """How many uncommitted blocks are between this row's prefix and its block: 0 or 1."""
         return int(self.candidates is not None and self.candidates[index].continues is not None)
 
     def num_keys(self, cache: KVCache) -> list[int]:
@@ -59,8 +59,10 @@ class BlockRows:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """The part of a forward of block rows that is no tensor. Two forwards of one shape and batch size are the same work
-    on other numbers, so that a CUDA graph can repeat it.
+    """What is fixed in a forward of block rows.
+
+    Two forwards of one shape and batch size are the same operations on other numbers, so that a CUDA graph can repeat
+    them.
 
     width: T, the rows of each sequence. num_keys: how many positions of the cache are read. is_masked: whether some of
     them are beyond a sequence's own end. first_rows: the sequences are those of the cache's first rows, in order.
@@ -91,7 +93,7 @@ class BlockInputs:
 
 
 def pack_block(cache: KVCache, block: BlockRows) -> BlockInputs:
-    """The tensors of one forward of block rows, from Python numbers in one host-to-device copy."""
+    """Make the tensors of one forward of block rows, with one host-to-device copy."""
     numbers, shape = pack_numbers(cache, block)
     return unpack(cache, numbers.to(cache.keys.device, non_blocking=True), shape)
 
@@ -126,7 +128,7 @@ def pack_numbers(cache: KVCache, block: BlockRows, num_keys: int | None = None) 
 
 
 def unpack(cache: KVCache, numbers: Tensor, shape: BlockShape) -> BlockInputs:
-    """The numbers of `pack_numbers`, on the device, as what the layers read. It reads no value on the host."""
+    """Make the tensors that the layers read from the numbers of `pack_numbers`. Reads no value on the host."""
     fixed = numbers[:, :NUM_FIXED, None].unbind(1)  # (B, 1) each
     cache_rows, first_position, num_keys, slots, continued, first_row = fixed
     steps = torch.arange(shape.width, device=numbers.device)

@@ -20,11 +20,14 @@ VARIABLES = ("FAST_DLLM_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def fit_threads(model: FastDLLMForCausalLM, environment: Mapping[str, str] = os.environ) -> int:
-    """Set torch's number of threads for this model, and return it: the user's OMP_NUM_THREADS; else one for a small
-    model and one per free core for a larger one. With a GPU, torch's default stays."""
-    wanted = next((environment[name] for name in VARIABLES if environment.get(name)), "auto").split(",")[0]
-    if wanted.isdecimal() and int(wanted):
-        torch.set_num_threads(int(wanted))
+    """Set torch's number of threads for this model, and return it.
+
+    The number that the user has set (VARIABLES) counts. Else it is one for a small model on a CPU and one per free core
+    for a larger one. For a model on a GPU torch's default stays.
+    """
+    setting = next((environment[name] for name in VARIABLES if environment.get(name)), "auto").split(",")[0]
+    if setting.isdecimal() and int(setting):
+        torch.set_num_threads(int(setting))
     elif model.device.type == "cpu":
         is_small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
         torch.set_num_threads(1 if is_small else free_cores(environment))
@@ -32,12 +35,14 @@ def fit_threads(model: FastDLLMForCausalLM, environment: Mapping[str, str] = os.
 
 
 def free_cores(environment: Mapping[str, str] = os.environ) -> int:
-    """How many cores other work leaves to this process, at least one. Processes that were launched together divide
-    them."""
+    """How many cores this process may use, at least one: a job's cores under Slurm, else those that are idle now.
+
+    Processes that were launched together divide the idle ones.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = environment.get("SLURM_CPUS_PER_TASK", "")
-    if given.isdecimal() and int(given):
-        return max(min(cores, int(given)), 1)  # Slurm reserves a job's cores, whatever else runs on the node
+    job_cpus = environment.get("SLURM_CPUS_PER_TASK", "")
+    if job_cpus.isdecimal() and int(job_cpus):
+        return max(min(cores, int(job_cpus)), 1)  # Slurm reserves a job's cores, whatever else runs on the node
     processes = environment.get("LOCAL_WORLD_SIZE", "")
     busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
     return max((cores - busy) // (int(processes) if processes.isdecimal() and int(processes) else 1), 1)

@@ -58,9 +58,10 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    """The chat template's text of a conversation: up to where the model answers, or to be gone on with.
+    """Write a conversation as text by the chat template.
 
-    Raises UsageError where there is no template, or it does not take this conversation.
+    add_generation_prompt: the text ends where the model's answer begins; else the last message can be continued. Raises
+    UsageError if the tokenizer has no template, or if the template refuses the conversation.
     """
     require_chat_template(tokenizer)
     try:
