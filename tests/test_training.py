@@ -1,6 +1,7 @@
 """The recipe of models/tiny: masks and batches are what decoding meets, growth keeps what was learnt, and it learns."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from training.data import (
     make_examples,
     noisy_example,
 )
-from training.recipe import Stage, tiny_config
+from training.recipe import AHEAD_WEIGHT, EARLY, EARLY_FAR, Stage, tiny_config
 from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer, chat_prompt
 
 BLOCK = 32
@@ -71,7 +72,7 @@ def test_chat_template_renders_what_training_reads(tokenizer, message):
 def test_noisy_rows_predict_what_decoding_that_block_would(tokenizer, examples):
     """Noisy rows of the one-sequence form give the logits of a plain block-causal forward of the noisy block."""
     model = small_model(tokenizer)
-    batch = next(iter(diffusion_batches(examples, tokenizer, random.Random(1), BLOCK, 8, 0.3)))
+    batch = next(iter(diffusion_batches(examples, tokenizer, random.Random(1), BLOCK, 8, 0.3, AHEAD_WEIGHT)))
     length = int(batch.positions.max()) + 1
     clean_rows = length - BLOCK
     start = int(batch.positions[clean_rows])
@@ -101,7 +102,7 @@ def test_only_answer_rows_are_masked_and_never_a_block_start(tokenizer, examples
         length = -(-(len(example.prompt) + len(example.answer)) // BLOCK) * BLOCK
         clean = (example.prompt + example.answer + [tokenizer.eos_token_id] * length)[:length]
         clean_rows, start = length - BLOCK, len(example.prompt) // BLOCK * BLOCK
-        ids, reads = noisy_example(example, tokenizer, random.Random(2), length, BLOCK, 8, 0.3)
+        ids, reads = noisy_example(example, tokenizer, random.Random(2), length, BLOCK, 8, 0.3, AHEAD_WEIGHT)
         assert mask_id not in ids[:clean_rows]
         read = {row: token for row, token, _ in reads}
         for row in range(clean_rows, len(ids)):
@@ -112,6 +113,22 @@ def test_only_answer_rows_are_masked_and_never_a_block_start(tokenizer, examples
                 assert read[row - 1] == clean[position]
             else:
                 assert ids[row] == clean[position]
+
+
+def test_the_early_recipes_differ_only_in_the_weight_of_rows_right_of_the_sub_block(tokenizer, examples):
+    pairs = set()
+    for seed, example in enumerate(examples):
+        length = -(-(len(example.prompt) + len(example.answer)) // BLOCK) * BLOCK
+        low, full = (
+            noisy_example(example, tokenizer, random.Random(seed), length, BLOCK, 8, 0.0, recipe[-1].ahead_weight)
+            for recipe in (EARLY, EARLY_FAR)
+        )
+        assert low[0] == full[0]
+        pairs.update((before[2], after[2]) for before, after in zip(low[1], full[1], strict=True))
+    assert (1.0, 1.0) in pairs  # rows of the sub-block
+    assert (AHEAD_WEIGHT, 1.0) in pairs  # rows right of it
+    assert tuple(replace(stage, ahead_weight=AHEAD_WEIGHT) for stage in EARLY_FAR) == EARLY
+    assert EARLY_FAR[0].objective == "ar"  # the weight means nothing there: both recipes share this stage
 
 
 def test_uniform_masks_are_complementary():
@@ -257,7 +274,9 @@ def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):
         plot.read_log(log)
 
 
-@pytest.mark.parametrize("options", [["--threads", "0"], ["--scale", "0"], ["--export", "x"]])
+@pytest.mark.parametrize(
+    "options", [["--threads", "0"], ["--scale", "0"], ["--export", "x"], ["--start", "x", "--recipe", "early"]]
+)
 def test_bad_options_are_one_line_and_exit_2(tmp_path, capsys, options):
     assert train.main(["--out", str(tmp_path), *options]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

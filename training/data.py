@@ -22,7 +22,6 @@ from training.tokenizer import STOP, chat_prompt
 COPIES = 2  # noisy copies a clean one; they share its keys and values
 LETTER_WEIGHT = 8.0  # a choice has one token that matters, a worked answer about twenty
 AFTER_STOP_WEIGHT = 0.1  # the padding behind the first stop token: decoding never reads it
-AHEAD_WEIGHT = 0.05  # masked rows right of the current sub-block: decoding does not read them yet
 
 
 @dataclass(frozen=True)
@@ -170,9 +169,18 @@ def _draw_window(
 
 
 def diffusion_batches(
-    examples: list[Example], tokenizer, rng: random.Random, block_size: int, window: int, uniform_share: float
+    examples: list[Example],
+    tokenizer,
+    rng: random.Random,
+    block_size: int,
+    window: int,
+    uniform_share: float,
+    ahead_weight: float,
 ) -> Iterator[Batch]:
-    """Block-diffusion batches: examples with the same blocks go together, so that none is padded past its own."""
+    """Block-diffusion batches: examples with the same blocks go together, so that none is padded past its own.
+
+    ahead_weight: what a masked row right of the current sub-block of `window` rows counts in the loss.
+    """
     grouped: dict[tuple[int, int], list[Example]] = {}
     for example in examples:
         num_blocks = -(-(len(example.prompt) + len(example.answer)) // block_size)
@@ -181,7 +189,9 @@ def diffusion_batches(
         length, start = num_blocks * block_size, first_noisy * block_size
         ids, reads = [], []
         for example in part:
-            noisy, read = noisy_example(example, tokenizer, rng, length, block_size, window, uniform_share)
+            noisy, read = noisy_example(
+                example, tokenizer, rng, length, block_size, window, uniform_share, ahead_weight
+            )
             ids.append(noisy)
             reads.append(read)
         positions = torch.cat((torch.arange(length - block_size), torch.arange(start, length).repeat(COPIES)))
@@ -197,6 +207,7 @@ def noisy_example(
     block_size: int,
     window: int,
     uniform_share: float,
+    ahead_weight: float,
 ) -> tuple[list[int], list[tuple[int, int, float]]]:
     """One example, padded to `length`, as [clean | noisy 1 | noisy 2] ids and its (row, target, weight) reads.
 
@@ -226,6 +237,6 @@ def noisy_example(
             for offset in sorted(masked):
                 position = block + offset
                 copies[copy][position - start] = tokenizer.mask_token_id
-                weight = example.weight(position - prompt_rows) * (AHEAD_WEIGHT if offset >= ahead else 1.0)
+                weight = example.weight(position - prompt_rows) * (ahead_weight if offset >= ahead else 1.0)
                 reads.append((first_row + position - 1, clean[position], weight))
     return [*clean[: length - block_size], *copies[0], *copies[1]], reads

@@ -27,7 +27,7 @@ from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import load_tokenizer
 from tasks.toy.problems import WORDINGS
 from training.data import Batch, diffusion_batches, make_examples
-from training.recipe import WINDOW
+from training.recipe import AHEAD_WEIGHT, WINDOW
 
 SEED = "knockout"
 
@@ -72,7 +72,7 @@ def knock_out(model: FastDLLMForCausalLM, tokenizer, examples: int, wording: str
     """{"none", "0", "1", ..., "first", "middle", "last": (loss, right)} with that much taken out."""
     rng = random.Random(f"{SEED} {wording}")
     drawn = make_examples(tokenizer, rng, examples, 0.0, wide_share=float(wording == "wide"))
-    batches = list(diffusion_batches(drawn, tokenizer, rng, model.config.bd_size, WINDOW, uniform_share=0.0))
+    batches = list(diffusion_batches(drawn, tokenizer, rng, model.config.bd_size, WINDOW, 0.0, AHEAD_WEIGHT))
     layers = model.config.num_hidden_layers
     taken = {"none": range(0), **{str(layer): (layer,) for layer in range(layers)}, **thirds(layers)}
     found = {}

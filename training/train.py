@@ -30,7 +30,7 @@ from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import load_tokenizer
 from training.data import Batch, autoregressive_batches, diffusion_batches, make_examples
 from training.optim import make_optimizers
-from training.recipe import FURTHER, SEED, STAGES, WINDOW, Stage, tiny_config
+from training.recipe import FURTHER, RECIPES, SEED, WINDOW, Stage, tiny_config
 from training.tokenizer import build_tokenizer
 
 EMA_DECAY = 0.99  # of the weight average; the averaged weights are what a stage hands on and what is exported
@@ -137,7 +137,7 @@ def stage_batches(stage: Stage, step: int, tokenizer, seed: int, block_size: int
     examples = make_examples(tokenizer, rng, stage.batch, stage.choice_share, stage.num_steps_shares, stage.wide_share)
     if stage.objective == "ar":
         return autoregressive_batches(examples, tokenizer.eos_token_id)
-    return diffusion_batches(examples, tokenizer, rng, block_size, WINDOW, stage.uniform_share)
+    return diffusion_batches(examples, tokenizer, rng, block_size, WINDOW, stage.uniform_share, stage.ahead_weight)
 
 
 def backward(model: FastDLLMForCausalLM, batches: list[Batch]) -> tuple[float, float]:
@@ -287,7 +287,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="training.train", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of checkpoints and log.jsonl")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the finished model here instead of training")
-    parser.add_argument("--start", type=Path, metavar="MODEL", help="go on from this model by the further stages")
+    parser.add_argument("--recipe", choices=RECIPES, default="tiny", help="which stages of recipe.py (default tiny)")
+    parser.add_argument("--start", type=Path, metavar="MODEL", help="go on from this model by tiny's further stages")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
@@ -301,10 +302,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads < 1 or args.scale <= 0:
         print("training.train: --threads must be at least 1 and --scale positive", file=sys.stderr)
         return 2
+    if args.start and args.recipe != "tiny":
+        print("training.train: --start goes on with the further stages of the recipe tiny alone", file=sys.stderr)
+        return 2
     torch.set_num_threads(args.threads)
-    stages = tuple(
-        replace(stage, steps=max(1, round(stage.steps * args.scale))) for stage in (FURTHER if args.start else STAGES)
-    )
+    recipe = FURTHER if args.start else RECIPES[args.recipe]
+    stages = tuple(replace(stage, steps=max(1, round(stage.steps * args.scale))) for stage in recipe)
     try:
         if args.export:
             export(args.out, args.export, stages, MAX_LENGTH)
