@@ -4,7 +4,8 @@
     python docs/make_findings.py --check    # exit status 1 where a table there is not what the files give
 
 The words around them are written by hand. A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Most tables
-are of `toy_math`; `claims`, `key_settings` and `by_length` also read 400 questions of each of two other tasks.
+are of `toy_math` and the embedded model; `claims`, `key_settings` and `by_length` also read two other tasks, and two
+further models whose results are in artifacts/subjects/<model>/<experiment>/toy_math/.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ DOCUMENT = ROOT / "docs" / "findings.md"
 TASK = "toy_math"
 CONTROLS = ("04_threshold", "07_rules")
 PLAIN = "04_threshold/s8_t0.90"  # the lab's setting without reuse: what every run is compared with
-SAME_AS_PLAIN = "07_rules/s8_t0.90"  # the same policy, where 04_threshold was not run
+SAME_AS_PLAIN = "07_rules/s8_t0.90"  # the same answers and forwards; it recorded the forwards of each question
 MARGINS = (0.5, 1.0, 1.5)  # points that a setting may lose, so far as can be excluded
 OBSERVED = (0.5, 1.0)  # points that a setting may lose, as observed
 OTHER_TASKS = ("toy_math_new_limit_400", "toy_math_wide_limit_400")
+SUBJECTS = ("early", "early_far")  # models that are not committed (models/tiny/README.md, Recipe), on TASK
 # (setting, what it is compared with); None: plain decoding
 CLAIMS = (
     ("01_adaptive_skip/r0.90_s1", None),
@@ -63,11 +65,14 @@ CLAIMS = (
     ("00_baseline/k2_middle", "07_rules/w16_t0.90"),
     ("07_rules/w16_t0.90", None),
     ("07_rules/prefix0.20", None),
+    ("04_threshold/s16_t0.90", None),
+    ("04_threshold/s32_t0.90", None),
 )
 KEY_SETTINGS = (
     PLAIN,
     "00_baseline/k2_middle",
     "04_threshold/s16_t0.90",
+    "04_threshold/s32_t0.90",
     "07_rules/w16_t0.90",
     "07_rules/prefix0.20",
     "07_rules/prefix0.30",
@@ -275,15 +280,15 @@ def at_equal_cost(results: list[Result]) -> str:
 
 
 def runs_by_task(root: Path) -> dict[str, dict[str, RunResult]]:
-    """Task -> `experiment/configuration` -> run, for the tasks that have plain decoding. It is called PLAIN in each."""
-    found = {}
-    for task in (TASK, *OTHER_TASKS):
-        runs = runs_of_task(root, task)
-        if PLAIN not in runs and SAME_AS_PLAIN in runs:
+    """Task -> `experiment/configuration` -> run, for the tasks that have plain decoding. It is called PLAIN in each.
+    The tasks of another model are called `toy_math, MODEL`."""
+    found = {task: runs_of_task(root, task) for task in (TASK, *OTHER_TASKS)}
+    for name in SUBJECTS:
+        found[f"{TASK}, {name}"] = runs_of_task(root, TASK, (f"artifacts/subjects/{name}",))
+    for runs in found.values():
+        if SAME_AS_PLAIN in runs:
             runs[PLAIN] = runs[SAME_AS_PLAIN]
-        if PLAIN in runs:
-            found[task] = runs
-    return found
+    return {task: runs for task, runs in found.items() if PLAIN in runs}
 
 
 def short(name: str) -> str:

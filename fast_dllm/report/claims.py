@@ -41,15 +41,15 @@ class Comparison:
     step_ratio: Ratio
 
 
-def tables_of_task(root: Path, task: str) -> list[ResultTable]:
-    """The kept results of every experiment on a task."""
-    names = experiments_with_results(root, KEPT)
-    return [table for name in names for table in read_tables(root, name, task, KEPT) if not table.is_foreign]
+def tables_of_task(root: Path, task: str, bases: Sequence[str] = KEPT) -> list[ResultTable]:
+    """The kept results of every experiment on a task. bases: folders under `root` that have the experiments'."""
+    names = experiments_with_results(root, bases)
+    return [table for name in names for table in read_tables(root, name, task, bases) if not table.is_foreign]
 
 
-def runs_of_task(root: Path, task: str) -> dict[str, RunResult]:
+def runs_of_task(root: Path, task: str, bases: Sequence[str] = KEPT) -> dict[str, RunResult]:
     """`experiment/configuration` -> its kept run."""
-    return {f"{t.experiment}/{run.config}": run for t in tables_of_task(root, task) for run in t.runs.values()}
+    return {f"{t.experiment}/{run.config}": run for t in tables_of_task(root, task, bases) for run in t.runs.values()}
 
 
 def speed_ratio(run: RunResult, base: RunResult, steps_only: bool = False) -> Ratio:
