@@ -427,9 +427,9 @@ def test_a_hub_that_does_not_answer_is_a_failure_of_what_is_not_here(monkeypatch
 
     monkeypatch.setattr(HfApi, "auth_check", refuse)
     finding = data_sets.ask_hub("dataset", "openai/gsm8k")
-    assert (finding.level, finding.text) == (
-        "fail", "data set openai/gsm8k: not in the cache, and the hub does not answer (no route)",
-    )  # fmt: skip
+    assert finding.level == "fail"
+    assert finding.text.startswith("data set openai/gsm8k: not in the cache, and the hub does not answer (no route)")
+    assert "bash sbatch/prefetch.sh" in finding.text
 
 
 def test_the_data_sets_are_those_of_lm_evals_definitions():

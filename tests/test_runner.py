@@ -412,8 +412,18 @@ def test_nothing_is_submitted_while_the_queue_is_unknown(project):
     assert result.returncode == 1
     assert "squeue failed, so nothing is submitted: slurm_load_jobs error" in result.stderr
     assert project.submitted() == []
-    dry_run = project.run("--dry-run")
-    assert (dry_run.stdout, dry_run.stderr.count("\n")) == ("", 1)
+    before = project.written()
+    plan = project.run("--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.count("would be submitted") == len(CONFIGS)
+    [unknown] = [line for line in plan.stderr.splitlines() if "slurm_load_jobs" in line]
+    assert "the cluster cannot be asked" in unknown
+    rehearsal = project.run("--rehearse")
+    assert rehearsal.returncode == 1
+    [unknown] = rehearsal.stderr.splitlines()
+    assert "Slurm does not answer" in unknown
+    assert "local.sh" in unknown
+    assert project.written() == before
     assert project.statuses()["k1_first"] == "pending"  # status goes on with what it knows
 
 

@@ -12,7 +12,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.runner.gpus import why_not
 from fast_dllm.runner.resources import account_and_qos, script_option, source_of_limits
 from fast_dllm.runner.roofline import GPUS, sizes_of
-from fast_dllm.runner.slurm import as_hours, gpu_type, user_jobs
+from fast_dllm.runner.slurm import as_hours, gpu_type, user_jobs, why_no_answer
 
 SLURM_SECONDS = 30
 
@@ -45,6 +45,9 @@ def check_slurm(situation: Situation) -> Iterator[Finding]:
     if not shutil.which("sbatch"):
         yield Finding("ok", "Slurm: none here; sbatch/local.sh evaluates on this machine")
         return
+    if fault := why_no_answer():
+        yield Finding("fail", f"Slurm does not answer: {fault}; sbatch/local.sh evaluates on this machine")
+        return
     status, output = ask(["sbatch", "--test-only", "sbatch/_job.sh"], situation, SLURM_SECONDS)
     answer = " ".join(output.replace("sbatch: ", "").split())
     if status == 0:
@@ -58,7 +61,7 @@ def check_slurm(situation: Situation) -> Iterator[Finding]:
 
 def check_account(situation: Situation) -> Iterator[Finding]:
     """The account and the QOS that run.sh would name, with the QOS's limits; the GPU that its jobs would have."""
-    if not shutil.which("sbatch"):
+    if not shutil.which("sbatch") or why_no_answer():  # check_slurm says so
         return
     try:
         account, qos = account_and_qos(situation.root, situation.environment)

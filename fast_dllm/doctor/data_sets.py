@@ -82,7 +82,11 @@ def ask_hub(kind: str, path: str) -> Finding:
     except RepositoryNotFoundError:
         return Finding("fail", f"{what}: the hub has none of that name, or it is private to others")
     except (HTTPError, OSError) as error:
-        return Finding("fail", f"{what}: not in the cache, and the hub does not answer ({line_of(error)})")
+        return Finding(
+            "fail",
+            f"{what}: not in the cache, and the hub does not answer ({line_of(error)}); where there is a network, "
+            "bash sbatch/prefetch.sh with the same --task and --model fetches it",
+        )
     return Finding(
         "warn", f"{what}: not in the cache; the hub gives it out, bash sbatch/prefetch.sh fetches it once for all jobs"
     )

@@ -64,6 +64,7 @@ class FastDLLM(TemplateLM):
             chat_template=chat_template,
         )
         self._device = self.model.device
+        self._has_templated = False  # whether lm_eval has asked for a prompt in the chat template
         self.model_revision = model_revision(model_source(arguments.model_path))
         self._begin_run()
 
@@ -141,6 +142,7 @@ class FastDLLM(TemplateLM):
         return self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        self._has_templated = True
         return render(self.tokenizer, chat_history, add_generation_prompt)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -158,6 +160,11 @@ class FastDLLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The text of every request, in order."""
+        if self.tokenizer.chat_template and not self._has_templated and self.rank == 0:
+            logger.warning(
+                "the tokenizer has a chat template, but the prompts do not use it: an instruct model may score about "
+                "0; --apply_chat_template uses it"
+            )
         texts = self.generator.texts(requests, quiet=disable_tqdm or self.rank != 0)
         self.answers.call_is_answered("generate_until")
         return texts

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from fast_dllm.errors import OneLineParser, UsageError, line_of
@@ -30,6 +31,7 @@ from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT
 from fast_dllm.spec.tasks import ROOT, task_folder
 
 FOLDER = Path("results") / "report"
+SILENT_SECONDS = 2.0  # after these, the names of the tasks are shown as progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -149,6 +151,7 @@ def collect(words: list[str], root: Path) -> tuple[argparse.Namespace, dict[str,
 
 def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     words = sys.argv[1:] if words is None else words
+    began = time.monotonic()
     try:
         options, tables = collect(words, root)
         against = {folder: _against(options.against, of_task) for folder, of_task in tables.items()}
@@ -160,7 +163,9 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
 
     num_alarms = 0
     tables_written = ", and beside it runs.csv and questions.csv" if options.csv else ""
-    for folder, of_task in tables.items():
+    for number, (folder, of_task) in enumerate(tables.items(), 1):
+        if len(tables) > 1 and time.monotonic() - began > SILENT_SECONDS:
+            print(f"fast_dllm.report: {folder} ({number} of {len(tables)})", file=sys.stderr, flush=True)
         task, limit = task_of_folder(folder)
         report = build(folder, task, limit, of_task, root, command_of(words, folder), against[folder])
         path = write(report, root / FOLDER / folder, options.flips, against[folder], options.csv)

@@ -26,7 +26,7 @@ from fast_dllm.record.summary import SUMMARY_FILE, Summary
 from fast_dllm.runner import failures, reasons, venv
 from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.records import Records
-from fast_dllm.runner.slurm import Job, ask, read_ended, read_queue
+from fast_dllm.runner.slurm import Job, ask, read_ended, read_queue, why_no_answer
 from fast_dllm.runner.snapshot import ALWAYS, WHERE_PRESENT
 from fast_dllm.runner.submission import SubmitOptions, run_submission
 from fast_dllm.spec.files import is_same
@@ -83,6 +83,10 @@ def rehearse(request: Request, options: SubmitOptions) -> int:
     """Rehearse one run of the request; returns the exit status: 1 if a check failed."""
     if not shutil.which("sbatch"):
         say("run.sh: no sbatch here, so this is no Slurm cluster; sbatch/local.sh evaluates on this machine")
+        return 1
+    fault = why_no_answer()
+    if fault:
+        say(f"run.sh: Slurm does not answer, nothing is rehearsed: {fault}; sbatch/local.sh evaluates on this machine")
         return 1
     folder = make_folder(request)
     os.environ["FAST_DLLM_VENV"] = str(venv.location(request.root))

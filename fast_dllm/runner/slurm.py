@@ -223,6 +223,11 @@ def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, list[Job]], 
     return queued, ""
 
 
+def why_no_answer() -> str:
+    """Why Slurm's controller does not answer; "" if it answers, or if there is no squeue to ask it."""
+    return read_queue(Path(), ["none"])[1]
+
+
 @dataclass(frozen=True)
 class Place:
     """One job of this user; each job of an array is one. waits: whether it waits for another job to end."""

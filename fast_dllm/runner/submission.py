@@ -177,7 +177,10 @@ def submit_run(plan: SubmissionPlan, state: State, run_plan: RunPlan, options: S
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 def make_plan(request: Request, options: SubmitOptions) -> SubmissionPlan | None:
-    """What to do with each configuration; None if Slurm does not tell the queue. Raises UsageError."""
+    """What to do with each configuration. Raises UsageError.
+
+    If Slurm does not tell the queue, a dry run plans without it; otherwise the result is None.
+    """
     if TASKS[request.task].is_scored and len(request.names) > 1:
         say(
             f"{request.task} is scored by log-likelihood, in one full forward: layer reuse cannot change its scores. "
@@ -185,7 +188,9 @@ def make_plan(request: Request, options: SubmitOptions) -> SubmissionPlan | None
         )
     original_request, request = request, dataclasses.replace(request, model=request.model_or_default)
     states, fault = examine(request)
-    if fault:
+    if fault and options.dry_run:
+        say_run(f"the cluster cannot be asked, so this plan knows no queued or running job: {fault}")
+    elif fault:
         say_run(f"squeue failed, so nothing is submitted: {fault}; sbatch/local.sh evaluates on this machine")
         return None
     plans, resources = [shard_jobs.plan_of(request, state, options.sharding) for state in states], None
