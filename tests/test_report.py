@@ -134,6 +134,13 @@ def test_too_few_questions_name_no_best_setting(project, capsys):
     assert content["verdict"][0] in capsys.readouterr().out
 
 
+def test_no_time_of_a_cpu_is_compared(project):
+    project.nine(num_questions=1000, gpu=None, device="cpu")
+    content = made(project)
+    assert "count forwards" in content["verdict"][1]
+    assert not [sentence for sentence in sentences(content) if "times the tokens/s" in sentence]
+
+
 def test_the_best_setting_has_its_gain_its_interval_and_its_cost(project):
     project.nine(num_questions=1000)
     gain, cost, unknown = made(project)["verdict"]

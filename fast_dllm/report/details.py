@@ -133,7 +133,7 @@ def _same_columns(table: ResultTable) -> list[str]:
 
 
 def _speeds(report: Report, table: ResultTable) -> list[str]:
-    """Tokens per second of each k > 1, as a multiple of k = 1, on the named hardware."""
+    """Tokens per second of each k > 1, as a multiple of k = 1, on the named GPU."""
     # where the code or the answers are mixed, the times are too
     if report.spoiled(table.label, "speed") or report.spoiled(table.label, "accuracy") or table.is_scored:
         slow = [a.text for a in report.alarms if a.table == table.label and a.kind == "reuse_slower"]
@@ -141,7 +141,12 @@ def _speeds(report: Report, table: ResultTable) -> list[str]:
     sentences = []
     ks = sorted({run.reuse_k for run in table.runs.values() if run.reuse_k is not None and run.reuse_k > 1})
     for k in ks:
-        runs = [run for run in table.runs.values() if run.reuse_k == k and "+" not in run.config]
+        # The times of separate runs on a CPU depend on what else runs there.
+        runs = [
+            run
+            for run in table.runs.values()
+            if run.reuse_k == k and "+" not in run.config and run.facts.get("device") != "cpu"
+        ]
         gains = [
             run.tokens_per_second / base
             for run in runs

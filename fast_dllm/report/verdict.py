@@ -81,6 +81,8 @@ def _seconds(report: Report, best: Best) -> str:
     if report.spoiled(best.table.label, "speed"):
         return "its time cannot be compared (see the alarms)"
     run, odd = best.run, report.odd_speeds(best.table.label)
+    if run.facts.get("device") == "cpu":
+        return "its time on a CPU is not compared, because other programs change it: count forwards"
     base = reference_speed(best.table, run, odd)
     if not base or not run.tokens_per_second or run.config in odd:
         return "its time was not measured beside the baseline's"
