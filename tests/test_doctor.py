@@ -574,14 +574,20 @@ def test_quota_is_linux_own_where_there_is_no_pace_quota(monkeypatch, tmp_path):
 
 
 def test_a_slurm_that_does_not_answer_is_told_apart(monkeypatch, tmp_path):
-    program = tmp_path / "sbatch"
-    program.write_text("#!/bin/sh\nexec sleep 20\n")
-    program.chmod(0o755)
+    for name, line in (("sbatch", "exec sleep 20"), ("squeue", "exit 0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(cluster, "SLURM_SECONDS", 0.2)
     situation = Situation(ROOT, (), "tiny", tmp_path, None, dict(os.environ), {})
     [finding] = cluster.check_slurm(situation)
     assert (finding.level, "no answer in 0.2 s" in finding.text) == ("fail", True)
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho cannot reach the controller >&2\nexit 1\n")
+    [finding] = cluster.check_slurm(situation)
+    assert finding.level == "fail"
+    assert "Slurm does not answer: " in finding.text
+    assert "cannot reach the controller" in finding.text
+    assert list(cluster.check_account(situation)) == []
 
 
 def test_the_settings_of_a_surrounding_job_do_not_reach_slurm(tmp_path):

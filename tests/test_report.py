@@ -135,7 +135,7 @@ def test_too_few_questions_name_no_best_setting(project, capsys):
 
 
 def test_no_time_of_a_cpu_is_compared(project):
-    project.nine(num_questions=1000, gpu=None, device="cpu")
+    project.nine(num_questions=1000, changes={"gpu": None, "device": "cpu"})
     content = made(project)
     assert "count forwards" in content["verdict"][1]
     assert not [sentence for sentence in sentences(content) if "times the tokens/s" in sentence]
