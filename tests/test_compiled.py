@@ -25,14 +25,9 @@ from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.network.cache import Attend, KVCache
-from fast_dllm.network.compiled import (
-    CompiledExecution,
-    CompiledExecutor,
-    LayerLibraries,
-    Variant,
-    decoding_variants,
-)
+from fast_dllm.network.compiled import CompiledExecution, CompiledExecutor
 from fast_dllm.network.eager import EagerExecutor
+from fast_dllm.network.layer_libraries import LayerLibraries, Variant, decoding_variants
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.packing import BlockRows, pack_block
@@ -249,7 +244,7 @@ def test_a_library_is_for_one_layer_one_torch_one_cpu_and_one_variant(model, mon
     names.append(CompiledExecution(golden_model("tiny28")).libraries._name(variant))
     model.config.rms_norm_eps = 1e-3
     names.append(libraries._name(variant))
-    for target, value in (("fast_dllm.network.compiled._cpu", lambda: ("another",)), ("torch.__version__", "0")):
+    for target, value in (("fast_dllm.network.layer_libraries._cpu", lambda: ("another",)), ("torch.__version__", "0")):
         with monkeypatch.context() as patch:
             patch.setattr(target, value)
             names.append(libraries._name(variant))

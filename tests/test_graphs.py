@@ -16,11 +16,12 @@ from golden_models import ROOT, generate, golden_model
 
 from fast_dllm.decode import experiments
 from fast_dllm.errors import NonFiniteError, UsageError
-from fast_dllm.network import graphs
-from fast_dllm.network.graphs import GraphExecution, GraphExecutor, Replays, bucket
+from fast_dllm.network import graphs, recordings
+from fast_dllm.network.graphs import GraphExecution, GraphExecutor, bucket
 from fast_dllm.network.kernels import Compiling
 from fast_dllm.network.modes import use_graphs, use_padded_shapes
 from fast_dllm.network.packing import BlockRows
+from fast_dllm.network.recordings import Replays
 from fast_dllm.spec.matrix import matrix_of
 
 COMMON = {"mask_id": 319, "stop_token": 2, "max_new_tokens": 64, "threshold": 0.6}
@@ -74,7 +75,7 @@ def test_work_runs_as_written_twice_is_then_recorded_and_replayed_from_then_on()
 def test_a_recording_that_is_out_of_use_goes_for_a_new_one():
     recorder = Recorder()
     replays = Replays(recorder, plain_runs=0, capacity=2)
-    for key in "ab" + "a" * graphs.PATIENCE * 2 + "cbcab":
+    for key in "ab" + "a" * recordings.PATIENCE * 2 + "cbcab":
         replays(key, recorder.work(key))
     recorded = [entry[-1] for entry in recorder.log if entry.startswith("record")]
     assert recorded == ["a", "b", "c"], "c took the place of b, and b then runs as written"
@@ -99,7 +100,7 @@ def test_no_recording_is_made_where_the_memory_has_no_room():
         free.pop(0)
         free.append(False)
     assert recorder.log == ["record a", "replay a", "run b"]
-    for key in "a" * graphs.PATIENCE + "bb":
+    for key in "a" * recordings.PATIENCE + "bb":
         replays(key, recorder.work(key))
     assert recorder.log[-1] == "run b", "the only one there is is in use"
 
@@ -119,9 +120,9 @@ def test_memory_that_torch_only_keeps_is_room_for_a_recording(monkeypatch, free,
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
     monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
     for _ in range(2):
-        assert graphs.has_room(torch.device("cuda")) is room
+        assert recordings.has_room(torch.device("cuda")) is room
     assert there["emptied"] == emptied
-    assert graphs.has_room(torch.device("cpu"))
+    assert recordings.has_room(torch.device("cpu"))
 
 
 def test_a_bucket_holds_the_keys_and_little_more():
@@ -153,7 +154,7 @@ def cases() -> list:
 @pytest.mark.parametrize(("name", "knobs"), cases())
 def test_replayed_forwards_give_the_tokens_of_plain_ones(name, knobs, model, monkeypatch):
     """Prompts of many lengths in three rows: each count of rows and each bucket is recorded on its own."""
-    monkeypatch.setattr(graphs, "PLAIN_RUNS", 1)
+    monkeypatch.setattr(recordings, "PLAIN_RUNS", 1)
     experiment = experiments.load(name)
     batch, settings = prompts(5, 90, 33, 130), COMMON | knobs | {"num_rows": 3}
     expected = experiment.generate(model, batch, **settings)

@@ -19,7 +19,8 @@ from fast_dllm.decode.decoding_run import DecodingRun, Prompt
 from fast_dllm.decode.engine import Engine
 from fast_dllm.decode.sequences import SequenceState
 from fast_dllm.decoding import DenoisingEvent, Forward, Options
-from fast_dllm.network import graphs, packing
+from fast_dllm.network import packing, recordings
+from fast_dllm.network.cache import KVCache
 from fast_dllm.network.compiled import CompiledExecutor
 from fast_dllm.network.graphs import GraphExecution
 from fast_dllm.network.packing import BlockRows, Candidate
@@ -144,7 +145,7 @@ def test_nor_where_tokens_are_drawn(tiny36):
 
 
 def test_and_so_it_is_in_recorded_forwards_and_in_their_shapes(monkeypatch):
-    monkeypatch.setattr(graphs, "PLAIN_RUNS", 0)
+    monkeypatch.setattr(recordings, "PLAIN_RUNS", 0)
     model = golden_model("tiny36")
     model.execution = GraphExecution(model, lambda: tape.record)
     assert_nothing_but_speed(model, (38,))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fast_dllm.drift.sums import CLASSES, CYCLE, DISTANCES, LAGS, QUANTITIES, DriftSums
 from fast_dllm.network.cache import Attend
-from fast_dllm.network.model import DecoderLayer, FastDLLMForCausalLM
+from fast_dllm.network.layers import DecoderLayer
+from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written
 
 

@@ -1,4 +1,4 @@
-"""Forwards that run as the modules are written: the executor on a CPU, and the base of the others."""
+"""Forwards that run module by module. The other executors replace segments of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PREFILL_ROWS = 1024  # rows that one forward of a prefill runs at once; it bound
 
 
 class EagerExecutor(Executor):
-    """Runs forwards module by module, so that hooks on them see each forward."""
+    """Runs forwards module by module, so that hooks on the modules see each forward."""
 
     def __init__(self, model: FastDLLMForCausalLM, cache: KVCache):
         super().__init__(cache, hidden_like=model.model.hidden_like())
@@ -32,7 +32,8 @@ class EagerExecutor(Executor):
         read_last: bool = True,
         read: Sequence[int] | None = None,
     ) -> Tensor | None:
-        cache, counts = self.cache, [len(ids) for ids in token_ids]
+        cache = self.cache
+        counts = [len(ids) for ids in token_ids]
         for count in counts:
             if not count or count % cache.block_size:
                 raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {count} tokens")
@@ -40,7 +41,7 @@ class EagerExecutor(Executor):
             raise ValueError("sequences that are prefilled together must be equally long")
         if read is None:
             read = [count - 1 for count in counts] if read_last else []
-        before, longest = cache.lengths[cache_rows[0]], max(counts)
+        length_before, longest = cache.lengths[cache_rows[0]], max(counts)
         hidden_rows: dict[int, Tensor] = {}  # index into `read` -> hidden row (C,)
         start = 0
         while start < longest:
@@ -49,11 +50,11 @@ class EagerExecutor(Executor):
             blocks_at_once = max(PREFILL_ROWS // (cache.block_size * len(running)), 1)
             stop = min(start + blocks_at_once * cache.block_size, longest)
             padded = [[*token_ids[index][start:stop], *[0] * (stop - counts[index])] for index in running]
-            hidden = self._prefill_rows([cache_rows[index] for index in running], padded, before + start)
-            for place, index in enumerate(running):
-                cache.lengths[cache_rows[index]] = before + min(stop, counts[index])
+            hidden = self._prefill_rows([cache_rows[index] for index in running], padded, length_before + start)
+            for batch_index, index in enumerate(running):
+                cache.lengths[cache_rows[index]] = length_before + min(stop, counts[index])
                 if index < len(read) and start <= read[index] < stop:
-                    hidden_rows[index] = hidden[place, read[index] - start]
+                    hidden_rows[index] = hidden[batch_index, read[index] - start]
             start = stop
         if not read:
             return None
@@ -90,10 +91,9 @@ class EagerExecutor(Executor):
         return self.logits_of(self._run_reusing(inputs, store, choose), inputs)
 
     def _run_reusing(self, inputs: BlockInputs, store: LayerStore, choose: Choice) -> Tensor:
-        """Final hidden states (B, T, C), in three segments: before, in and after the layers of `store`.
+        """Run a forward in three segments: before, in and after the layers of `store`. Returns hidden states (B, T, C).
 
-        For each sequence by itself `choose` says, once the layers before have run, whether what is stored stands in for
-        the store's layers, or these run and are stored.
+        Sequences for which `choose` decides differently run apart in the middle segment.
         """
         x = self.run_before(inputs, store.layers)
         reads = list(choose(x, inputs.cache_rows, inputs.block_rows))
@@ -102,14 +102,14 @@ class EagerExecutor(Executor):
             return self.run_after(x, inputs, store.layers)
         merged = torch.empty_like(x)
         for read in (False, True):
-            members = [index for index, each in enumerate(reads) if each == read]
+            members = [index for index, reads_store in enumerate(reads) if reads_store == read]
             picked = torch.tensor(members).to(x.device, non_blocking=True)
             cache_rows = inputs.cache_rows[picked]
             attend = inputs.attend.of(picked, cache_rows[:, 0])
             merged[picked] = self.run_range(x[picked], attend, cache_rows, inputs.block_rows[picked], store, read)
         return self.run_after(merged, inputs, store.layers)
 
-    # -- segments of a forward, which the other executors put together or replace --------------------------------------
+    # -- segments of a forward: GraphExecutor records them, CompiledExecutor replaces two ------------------------------
     def run_network(self, ids: Tensor, attend: Attend) -> Tensor:
         """Token ids (B, T) -> final hidden states (B, T, C)."""
         return self.model.model(ids, attend)
@@ -125,20 +125,23 @@ class EagerExecutor(Executor):
     def run_range(
         self, x: Tensor, attend: Attend, cache_rows: Tensor, block_rows: Tensor, store: LayerStore, read: bool
     ) -> Tensor:
-        """Hidden rows (B, T, C) through the layers of `store`. These run and are stored; with `read`, what is stored
-        replaces them. cache_rows (B, 1), block_rows (B, T)."""
+        """Pass hidden rows (B, T, C) through the layers of `store`.
+
+        read: the stored values replace the layers; else the layers run and their output is stored. cache_rows (B, 1),
+        block_rows (B, T).
+        """
         if store.part == "mlp":
             return self._run_range_of_mlps(x, attend, cache_rows, block_rows, store, read)
         if read:
             return store.stand_in(x, cache_rows, block_rows)
-        left = self.run_layers(x, attend, store.layers)
-        store.store(x, left, cache_rows, block_rows)
-        return left
+        output = self.run_layers(x, attend, store.layers)
+        store.store(x, output, cache_rows, block_rows)
+        return output
 
     def _run_range_of_mlps(
         self, x: Tensor, attend: Attend, cache_rows: Tensor, block_rows: Tensor, store: LayerStore, read: bool
     ) -> Tensor:
-        """`run_range` for a store of MLPs: the attention of every layer runs."""
+        """`run_range` for a store of MLP outputs: the attention of every layer runs in any case."""
         if not read:
             store.store(x, x, cache_rows, block_rows)
         for index in store.layers:

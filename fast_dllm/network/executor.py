@@ -1,4 +1,4 @@
-"""The seam between the engine and the network: what the engine may ask for, however the forwards are run.
+"""The interface between the engine and the network: what the engine may ask for, however the forwards are run.
 
 An `Execution` belongs to a model and says how its forwards are run: recorded as CUDA graphs (graphs.py) or with
 compiled layers (compiled.py). A model without one runs module by module (eager.py). An `Executor` serves one run.
@@ -17,16 +17,16 @@ from fast_dllm.network.cache import KVCache
 from fast_dllm.network.packing import BlockRows
 from fast_dllm.sampling import greedy_with_check
 
-# Decides in mid-forward whether a store stands in for its layers. It receives the hidden rows that enter the layers
-# (B, T, C), their cache rows (B, 1) and their rows of the block (B, T), and returns a truth value for each sequence.
+# Decides in mid-forward, for each sequence, whether a store replaces its layers. It receives the hidden rows (B, T, C)
+# that enter the layers, their cache rows (B, 1) and their rows of the block (B, T). It returns B truth values.
 Choice = Callable[[Tensor, Tensor, Tensor], Sequence[bool]]
 
 
 class Executor(ABC):
-    """Runs the forwards of one run of the engine over one cache. Use it as a context: it is given back at the end.
+    """Runs the forwards of one run of the engine over one cache. Use it as a context; leaving it ends the run.
 
-    cache: keys and values of its sequences. stores: what layers gave, by `Reuse.store_key`. pays_by_row: whether a
-    forward's time grows with its rows (a CPU) or hardly does, so that fewer forwards are better (a GPU).
+    cache: keys and values of the run's sequences. stores: outputs of layers, by `Reuse.store_key`. pays_by_row: True if
+    a forward's time grows with its rows (a CPU). False if it hardly does, so that fewer forwards are better (a GPU).
     """
 
     pays_by_row: bool
@@ -43,7 +43,7 @@ class Executor(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The run is over. `kind` is its exception, if it failed."""
+        """End the run. kind: the type of its exception, None if it succeeded."""
         return None
 
     @abstractmethod
@@ -55,23 +55,27 @@ class Executor(ABC):
         read_last: bool = True,
         read: Sequence[int] | None = None,
     ) -> Tensor | None:
-        """Append whole blocks of known tokens to the sequences of these cache rows, which are equally long before.
+        """Append whole blocks of known tokens to the sequences of these cache rows.
 
-        Where they are not equally many, the shorter are padded; no later forward sees the padding. Returns logits
-        (B, V): of each sequence's last position, or of the positions `read` (B,) among those appended; None where
-        `read_last` is False and `read` is None. Raises ValueError for incomplete blocks and unlike lengths.
+        cache_rows (B,): of sequences that are equally long before. token_ids: B lists, which may differ in length; the
+        shorter ones are padded, and no later forward sees the padding. read (B,): for each sequence, the index of the
+        appended token whose logits are returned; by default the last one's, or none's if `read_last` is False.
+
+        Returns logits (B, V), or None if none are read. Raises ValueError for incomplete blocks and unlike lengths.
         """
 
     @abstractmethod
     def run_block(self, block: BlockRows, *, store: LayerStore | None = None, choose: Choice | None = None) -> Tensor:
-        """Run rows of the current blocks and write their keys and values in place.
+        """Run rows of the current blocks and write their keys and values to the cache.
 
-        With `store`, `choose` says for each sequence whether the store's layers run and are stored, or what is stored
-        stands in for them; candidates have no store. Returns logits (B, R, V), which hold until the next call.
+        store: outputs of a range of layers. `choose` then decides for each sequence whether these layers run and are
+        stored, or the stored values replace them. Candidates cannot be run with a store.
+
+        Returns logits (B, R, V), which are valid until the next call.
         """
 
     def store(self, layers: range, part: str, order: int) -> LayerStore:
-        """The store of what these layers give; a new one has nothing in it.
+        """The store for the outputs of these layers, which is made when it is first asked for.
 
         Raises ValueError for layers that the model does not have, and as LayerStore does.
         """
@@ -84,14 +88,16 @@ class Executor(ABC):
         return self.stores[key]
 
     def greedy(self, logits: Tensor, mask_id: int) -> Tensor:
-        """Logits (N, V) -> (3, N) in float64: the most likely token but the mask token, its probability, and whether
-        the row's logits are finite."""
+        """Logits (N, V) -> (3, N) in float64: the most likely token, its probability, whether the row is finite.
+
+        The mask token is never chosen.
+        """
         return greedy_with_check(logits, mask_id)
 
     def commit(self, cache_row: int, slot: int | None = None) -> None:
-        """Count the current block of a sequence, run with its final tokens just before, as part of its prefix.
+        """Make the current block of a sequence part of its prefix. The last forward ran it with its final tokens.
 
-        slot: of the scratch room, where the block was run as a candidate; its keys and values are copied from there.
+        slot: the place in scratch room where the block ran as a candidate; its keys and values are copied from it.
         """
         if slot is not None:
             self.cache.append_scratch(cache_row, slot)
@@ -103,20 +109,21 @@ class Execution(ABC):
 
     @abstractmethod
     def executor(self, num_rows: int, max_length: int, block_size: int) -> Executor:
-        """For a run of the engine: an empty cache for `num_rows` sequences of at most `max_length` positions.
+        """An executor with an empty cache for `num_rows` sequences of at most `max_length` positions.
 
-        Raises UsageError where that is more than the model has positions.
+        Raises UsageError if the model has fewer positions.
         """
 
     def unshared_executor(self, num_rows: int, max_length: int, block_size: int) -> Executor:
-        """As `executor`, but one that uses nothing of other runs and need not be given back."""
+        """As `executor`, but it shares no buffer with other runs and need not be used as a context."""
         return self.executor(num_rows, max_length, block_size)
 
     def forget(self) -> None:
-        """The model's weights have moved: whatever holds their addresses is made anew."""
+        """Drop whatever depends on the addresses of the model's weights. Called after they have moved."""
         return None
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many pieces of work were run as written ("plain"), recorded and replayed; empty where none can be."""
+        """How many pieces of work ran as written ("plain"), were recorded, were replayed. Empty if nothing is ever
+        recorded."""
         return {}

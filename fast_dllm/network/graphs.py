@@ -13,8 +13,7 @@ between two forwards of one shape. Without a recorder the same parts run on the 
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from types import TracebackType
 
@@ -28,97 +27,8 @@ from fast_dllm.network.executor import Choice, Execution, Executor
 from fast_dllm.network.kernels import compiled_on_cuda
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.packing import NUM_FIXED, BlockInputs, BlockRows, BlockShape, pack_numbers, unpack
+from fast_dllm.network.recordings import Record, Replays, has_room
 from fast_dllm.sampling import greedy_with_check
-
-PLAIN_RUNS = 2  # runs of a part as written before it is recorded: libraries allocate and tune themselves in them
-CAPACITY = 1024  # recorded parts that are kept, where the GPU's memory holds them
-# Evict the least recently used recording only if its last use is more than PATIENCE x (number of recordings) calls ago.
-PATIENCE = 8
-FREE_SHARE = 0.1  # share of the GPU's memory that recordings leave free
-
-Work = Callable[[], object]
-Record = Callable[[Work], Callable[[], object]]
-
-
-class CudaRecorder:
-    """Records work on the current GPU and returns a function that repeats it. All recordings share one memory pool,
-    because they are replayed one after another."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, work: Work) -> Callable[[], object]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
-
-
-def has_room(device: torch.device) -> bool:
-    """Whether the GPU has memory for another recording, all processes counted. Where it has not, torch first releases
-    the memory that it has cached but does not use."""
-    if device.type != "cuda":
-        return True
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if free <= FREE_SHARE * total < unused:
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info(device)
-    return free > FREE_SHARE * total
-
-
-class Replays:
-    """Runs pieces of work that recur under the same key: as written at first, then recorded, then replayed.
-
-    record: takes the work and returns a function that repeats it, without having run it; None records nothing. The work
-    of a key must be the same each time but for the values in the tensors that it reads. At most `capacity` recordings
-    are kept, and fewer where `room` returns False. A new recording evicts only one that is out of use, else its work
-    runs as written: keys that recur in turn and evict each other would be recorded all the time.
-    """
-
-    def __init__(
-        self,
-        record: Record | None,
-        plain_runs: int | None = None,
-        capacity: int = CAPACITY,
-        room: Callable[[], bool] = lambda: True,
-    ):
-        self._record, self._capacity, self._room = record, capacity, room
-        self._plain_runs = PLAIN_RUNS if plain_runs is None else plain_runs
-        self._seen: Counter[Hashable] = Counter()
-        # the recordings and the number of the call that last used each, least recently used first
-        self._recorded: dict[Hashable, tuple[Callable[[], object], int]] = {}
-        self.counts: Counter[str] = Counter()  # how often: "plain", "recorded", "replayed"
-
-    def __call__(self, key: Hashable, work: Work) -> None:
-        call = self.counts.total()
-        if key in self._recorded:
-            replay, _ = self._recorded.pop(key)
-            self._recorded[key] = replay, call
-            self.counts["replayed"] += 1
-            replay()
-            return
-        self._seen[key] += 1
-        if self._record is None or self._seen[key] <= self._plain_runs or not self._make_place(call):
-            self.counts["plain"] += 1
-            work()
-            return
-        replay = self._record(work)
-        self._recorded[key] = replay, call
-        self.counts["recorded"] += 1
-        replay()
-
-    def _make_place(self, call: int) -> bool:
-        """Whether another recording may be made, after evicting one that is out of use where there is no room."""
-        if len(self._recorded) < self._capacity and self._room():
-            return True
-        if not self._recorded:
-            return False
-        oldest, (_, used) = next(iter(self._recorded.items()))
-        if call - used <= PATIENCE * len(self._recorded):
-            return False
-        del self._recorded[oldest]
-        return True
 
 
 class Frame:
@@ -126,7 +36,6 @@ class Frame:
 
     numbers (B, NUM_FIXED + T + R): see packing.pack_numbers. hidden (B, T, C). logits (B, R, V). predictions
     (3, B * R): see Executor.greedy.
-    Executor.greedy.
     """
 
     def __init__(self, model: FastDLLMForCausalLM, logits: Tensor, batch_size: int, width: int, num_read: int):
@@ -139,14 +48,14 @@ class Frame:
         self.predictions = torch.zeros(3, batch_size * num_read, dtype=torch.float64, device=like.device)
 
 
-class GraphExecutor(Executor):
-    """Replays the parts of forwards of block rows; prefills run module by module.
+class GraphExecutor(EagerExecutor):
+    """Runs forwards of block rows as recorded parts. Prefills run module by module.
+
+    A part is a segment of the eager forward, or all of it.
 
     Its cache, stores and frames keep their addresses from one run to the next, and with them the recordings. `release`
     is called at the end of each run, with True if the run failed.
     """
-
-    pays_by_row = False
 
     def __init__(
         self,
@@ -155,10 +64,10 @@ class GraphExecutor(Executor):
         record: Record | None,
         release: Callable[[bool], None] = lambda failed: None,
     ):
-        super().__init__(cache, hidden_like=model.model.hidden_like())
+        super().__init__(model, cache)
+        self.pays_by_row = False
         self.replays = Replays(record, room=lambda: has_room(model.device))
-        self._model, self._release = model, release
-        self._eager = EagerExecutor(model, cache)
+        self._release = release
         rows = cache.batch_size * cache.block_size
         self._logits = model.lm_head.weight.new_zeros(rows, model.config.vocab_size)
         self._frames: dict[tuple[int, int, int], Frame] = {}
@@ -168,16 +77,6 @@ class GraphExecutor(Executor):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release(kind is not None and issubclass(kind, Exception))
-
-    def prefill(
-        self,
-        cache_rows: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        *,
-        read_last: bool = True,
-        read: Sequence[int] | None = None,
-    ) -> Tensor | None:
-        return self._eager.prefill(cache_rows, token_ids, read_last=read_last, read=read)
 
     def run_block(self, block: BlockRows, *, store: LayerStore | None = None, choose: Choice | None = None) -> Tensor:
         num_keys = min(bucket(max(block.num_keys(self.cache))), self.cache.max_length)
@@ -189,11 +88,11 @@ class GraphExecutor(Executor):
             self._run_part(frame, shape, "whole", lambda inputs: self._write_logits(frame, inputs))
         else:
             assert choose is not None, "a store is written or read as `choose` says"
-            self._run_reusing(frame, shape, store, choose)
+            self._run_three_parts(frame, shape, store, choose)
         return frame.logits
 
     def greedy(self, logits: Tensor, mask_id: int) -> Tensor:
-        """As every executor's; what the last `run_block` returned is predicted by a recorded part."""
+        """As `Executor.greedy`, but by a recorded part for the logits that the last `run_block` returned."""
         frame = self._last_frame
         if frame is None or logits.data_ptr() != frame.logits.data_ptr():
             return super().greedy(logits, mask_id)
@@ -211,7 +110,7 @@ class GraphExecutor(Executor):
                 # Candidates read more rows than sequences have. Frames that exist go on with the smaller buffer.
                 rows = max(batch_size * num_read, 2 * len(self._logits))
                 self._logits = self._logits.new_zeros(rows, self._logits.shape[1])
-            self._frames[key] = Frame(self._model, self._logits, *key)
+            self._frames[key] = Frame(self.model, self._logits, *key)
         return self._frames[key]
 
     def _run_part(self, frame: Frame, shape: BlockShape, name: Hashable, work: Callable[[BlockInputs], object]) -> None:
@@ -225,51 +124,50 @@ class GraphExecutor(Executor):
 
     def _write_logits(self, frame: Frame, inputs: BlockInputs) -> None:
         """The whole forward as one part."""
-        hidden = self._eager.run_network(inputs.ids, inputs.attend)
-        frame.logits.copy_(self._eager.logits_of(hidden, inputs))
+        hidden = self.run_network(inputs.ids, inputs.attend)
+        frame.logits.copy_(self.logits_of(hidden, inputs))
 
-    def _run_reusing(self, frame: Frame, shape: BlockShape, store: LayerStore, choose: Choice) -> None:
+    def _run_three_parts(self, frame: Frame, shape: BlockShape, store: LayerStore, choose: Choice) -> None:
         """A forward in three parts: before, in and after the layers of `store`."""
-        eager, layers = self._eager, store.layers
+        layers = store.layers
 
         def before(inputs: BlockInputs) -> None:
-            frame.hidden.copy_(eager.run_before(inputs, layers))
+            frame.hidden.copy_(self.run_before(inputs, layers))
 
         def after(inputs: BlockInputs) -> None:
-            frame.logits.copy_(eager.logits_of(eager.run_after(frame.hidden, inputs, layers), inputs))
+            frame.logits.copy_(self.logits_of(self.run_after(frame.hidden, inputs, layers), inputs))
 
         self._run_part(frame, shape, ("before", layers), before)
         cache_rows, first_row = frame.numbers[:, :1], frame.numbers[:, NUM_FIXED - 1 : NUM_FIXED]
         block_rows = first_row + torch.arange(shape.width, device=first_row.device)
         reads = list(choose(frame.hidden, cache_rows, block_rows))
         if len(set(reads)) == 1:
-            self._run_range(frame, shape, store, reads[0])
+            self._run_range_part(frame, shape, store, reads[0])
         else:
             for read in (False, True):
-                members = [index for index, each in enumerate(reads) if each == read]
+                members = [index for index, reads_store in enumerate(reads) if reads_store == read]
                 self._run_range_of_some(frame, shape, store, read, members)
         self._run_part(frame, shape, ("after", layers), after)
 
-    def _run_range(self, frame: Frame, shape: BlockShape, store: LayerStore, read: bool) -> None:
+    def _run_range_part(self, frame: Frame, shape: BlockShape, store: LayerStore, read: bool) -> None:
         """The store's layers over the frame's hidden rows: see EagerExecutor.run_range."""
 
         def work(inputs: BlockInputs) -> None:
-            frame.hidden.copy_(
-                self._eager.run_range(frame.hidden, inputs.attend, inputs.cache_rows, inputs.block_rows, store, read)
-            )
+            x = frame.hidden
+            x.copy_(self.run_range(x, inputs.attend, inputs.cache_rows, inputs.block_rows, store, read))
 
         self._run_part(frame, shape, ("range", store.layers, store.part, store.before is not None, read), work)
 
     def _run_range_of_some(
         self, frame: Frame, shape: BlockShape, store: LayerStore, read: bool, members: list[int]
     ) -> None:
-        """`_run_range` for some sequences of the frame, copied to a frame of their number and back."""
-        part = self._frame(len(members), frame.key[1], frame.key[2])
+        """`_run_range_part` for some sequences of the frame, copied to a frame of their number and back."""
+        small_frame = self._frame(len(members), frame.key[1], frame.key[2])
         index = torch.tensor(members).to(frame.hidden.device, non_blocking=True)
-        part.numbers.copy_(frame.numbers[index])
-        part.hidden.copy_(frame.hidden[index])
-        self._run_range(part, replace(shape, first_rows=False), store, read)
-        frame.hidden[index] = part.hidden
+        small_frame.numbers.copy_(frame.numbers[index])
+        small_frame.hidden.copy_(frame.hidden[index])
+        self._run_range_part(small_frame, replace(shape, first_rows=False), store, read)
+        frame.hidden[index] = small_frame.hidden
 
 
 class GraphExecution(Execution):
@@ -285,7 +183,7 @@ class GraphExecution(Execution):
         if not self._lock.acquire(blocking=False):
             return self.unshared_executor(num_rows, max_length, block_size)
         try:
-            if self._executor is None or not _is_enough(self._executor.cache, num_rows, max_length, block_size):
+            if self._executor is None or not _is_large_enough(self._executor.cache, num_rows, max_length, block_size):
                 size = self._size_for(num_rows, max_length)
                 self._executor = None  # its memory is released before more is taken
                 cache = self._model.new_cache(*size, block_size)
@@ -305,16 +203,16 @@ class GraphExecution(Execution):
         length = max(max_length, min(bucket(max_length), self._model.config.max_position_embeddings))
         if self._executor is None:
             return num_rows, length
-        old = self._executor.cache
-        size = max(num_rows, old.batch_size), max(length, old.max_length)
-        # After many short answers and few long ones, room for many long ones would be more than anybody asked for.
-        if size[0] * size[1] > 2 * max(num_rows * length, old.batch_size * old.max_length):
+        last_cache = self._executor.cache
+        size = max(num_rows, last_cache.batch_size), max(length, last_cache.max_length)
+        # After a run of many short answers and one of few long answers, no run has needed room for many long answers.
+        if size[0] * size[1] > 2 * max(num_rows * length, last_cache.batch_size * last_cache.max_length):
             return num_rows, length
         return size
 
     def _release(self, failed: bool) -> None:
         if failed:
-            self.forget()  # the buffers may hold NaN, or be too large for the memory
+            self.forget()  # the buffers may contain NaN, or be too large for the memory
         self._lock.release()
 
     def forget(self) -> None:
@@ -326,7 +224,7 @@ class GraphExecution(Execution):
         return dict(self._executor.replays.counts) if self._executor else {}
 
 
-def _is_enough(cache: KVCache, num_rows: int, max_length: int, block_size: int) -> bool:
+def _is_large_enough(cache: KVCache, num_rows: int, max_length: int, block_size: int) -> bool:
     return cache.batch_size >= num_rows and cache.max_length >= max_length and cache.block_size == block_size
 
 

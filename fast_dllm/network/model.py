@@ -9,161 +9,24 @@ Two conventions set this network apart from a causal one:
     token shift             the logits at position p predict the token at p + 1, so the prediction for a masked
                             position p is read at p - 1.
 
-Decoding runs it over a cache: fast_dllm.network.executor has the moves, and eager.py runs them.
+layers.py has the layers. Decoding runs the network over a cache, through an executor (executor.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
 import torch
-import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor, nn
 
 from fast_dllm.errors import UsageError
 from fast_dllm.network.cache import Attend, KVCache, block_causal_mask, mask_for_heads, rope_tables
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.network.executor import Execution
-from fast_dllm.network.kernels import gate, rms_norm, rotate
-
-
-class Linear(nn.Linear):
-    def reset_parameters(self) -> None:
-        """Does nothing: the network sets random values itself (`_randomise`), and a checkpoint needs none."""
-
-
-class Embedding(nn.Embedding):
-    def reset_parameters(self) -> None:
-        """Does nothing, as above."""
-
-
-class Fused:
-    """Several linear layers of one input as one matrix product.
-
-    Their weights become views of the fused weight: there is no second copy, and the layers keep their names and can
-    run by themselves. `fits` is False after one of them was moved or replaced, and where gradients are wanted.
-    """
-
-    def __init__(self, linears: Sequence[nn.Linear]):
-        self.linears = linears
-        self.sizes = [linear.out_features for linear in linears]
-        with torch.no_grad():
-            self.weight = torch.cat([linear.weight for linear in linears])
-            self.bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
-            for linear, view in zip(linears, self.weight.split(self.sizes), strict=True):
-                linear.weight.data = view
-            if self.bias is not None:
-                for linear, view in zip(linears, self.bias.split(self.sizes), strict=True):
-                    linear.bias.data = view
-        self.addresses = self._addresses()
-
-    def _addresses(self) -> list[int]:
-        tensors = [linear.weight for linear in self.linears]
-        if self.bias is not None:
-            tensors += [linear.bias for linear in self.linears]
-        return [tensor.data_ptr() for tensor in tensors]
-
-    def fits(self) -> bool:
-        return not torch.is_grad_enabled() and self._addresses() == self.addresses
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class RMSNorm(nn.Module):
-    """RMSNorm over the last axis: see kernels.rms_norm."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and biases on q, k and v, as in Qwen2.5."""
-
-    def __init__(self, config: FastDLLMConfig, layer: int):
-        super().__init__()
-        self.layer = layer
-        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
-        self.q_proj = Linear(config.hidden_size, self.num_heads * self.head_dim, bias=True)
-        self.k_proj = Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
-        self.v_proj = Linear(config.hidden_size, self.num_kv_heads * self.head_dim, bias=True)
-        self.o_proj = Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
-        self.fused: Fused | None = None
-
-    def fuse(self) -> None:
-        self.fused = Fused((self.q_proj, self.k_proj, self.v_proj))
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """Normed hidden rows (B, T, C) -> what attention adds to them (B, T, C)."""
-        B, T, _ = x.shape
-        H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
-        if self.fused is not None and self.fused.fits():
-            queries_keys, values = self.fused(x).view(B, T, H + 2 * K, D).split((H + K, K), dim=2)
-        else:
-            queries_keys = torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1).view(B, T, H + K, D)
-            values = self.v_proj(x).view(B, T, K, D)
-        queries, keys = rotate(queries_keys, attend.cos, attend.sin).split((H, K), dim=2)
-        keys, values = attend.keys_and_values(self.layer, keys, values)
-        # The G query heads that share a key head become more query rows, so keys and values are never repeated.
-        queries = queries.view(B, T, K, H // K, D).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)  # (B, K, G * T, D)
-        out = F.scaled_dot_product_attention(queries, keys.transpose(1, 2), values.transpose(1, 2), attend.mask)
-        out = out.view(B, K, H // K, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H * D)
-        return self.o_proj(out)
-
-
-class MLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: FastDLLMConfig):
-        super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.fused: Fused | None = None
-
-    def fuse(self) -> None:
-        self.fused = Fused((self.gate_proj, self.up_proj))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.fused is not None and self.fused.fits():
-            gates, up = self.fused(x).chunk(2, dim=-1)
-        else:
-            gates, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(gate(gates, up))
-
-
-class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm and added to its input."""
-
-    def __init__(self, config: FastDLLMConfig, layer: int):
-        super().__init__()
-        self.self_attn = Attention(config, layer)
-        self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    @property
-    def mlp_share(self) -> float:
-        """The share of the layer's weights that its MLP has."""
-        of_mlp, of_layer = (sum(each.numel() for each in module.parameters()) for module in (self.mlp, self))
-        return of_mlp / of_layer
-
-    def attention(self, x: Tensor, attend: Attend) -> Tensor:
-        """Hidden rows (B, T, C) with what the attention adds."""
-        return x + self.self_attn(self.input_layernorm(x), attend)
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        x = self.attention(x, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+from fast_dllm.network.layers import MLP, Attention, DecoderLayer, Embedding, Linear, RMSNorm
 
 
 class FastDLLMModel(nn.Module):
@@ -185,10 +48,10 @@ class FastDLLMModel(nn.Module):
 
     @property
     def hidden_dtype(self) -> torch.dtype:
-        """dtype of the hidden rows between layers, the sum of what all layers before have added.
+        """dtype of the hidden rows between layers: the weights' dtype, but float32 for float16 weights.
 
-        That of the weights, but float32 for float16 weights: a few channels of Qwen2-like models reach 2e4 and more,
-        and float16 ends at 65504. Projections and keys and values stay in float16.
+        A hidden row is the sum of what all layers before have added. A few channels of Qwen2-like models reach 2e4 and
+        more, and float16 ends at 65504. Projections, keys and values stay in float16.
         """
         dtype = self.embed_tokens.weight.dtype
         return torch.float32 if dtype == torch.float16 else dtype
@@ -214,14 +77,16 @@ class Logits(NamedTuple):
 class FastDLLMForCausalLM(nn.Module):
     """The network with its language-model head.
 
-    A new one has random weights or, with `randomise` False, uninitialised ones. It is not a transformers model, whose
-    base class takes four seconds to import.
+    A new network has random weights or, with `randomise` False, uninitialised ones. It is not a transformers model,
+    because that base class takes four seconds to import.
+
+    execution: how its forwards are run; None: module by module.
     """
 
     def __init__(self, config: FastDLLMConfig, *, randomise: bool = True):
         super().__init__()
         self.config = config
-        self.execution: Execution | None = None  # how its forwards are run; None: module by module
+        self.execution: Execution | None = None
         self.build(config)
         if randomise:
             self.apply(self._randomise)
@@ -240,8 +105,10 @@ class FastDLLMForCausalLM(nn.Module):
             nn.init.zeros_(module.bias)
 
     def fuse(self) -> FastDLLMForCausalLM:
-        """Let each layer compute q, k and v as one product, and gate and up as one. Takes no additional memory but for
-        one layer at a time. Values stay equal within float32's rounding."""
+        """Let each layer compute q, k and v as one product, and gate and up as one. Returns the model.
+
+        Needs additional memory for one layer only. Values stay equal within float32's rounding.
+        """
         for module in self._fusible():
             module.fuse()
         return self
@@ -250,7 +117,7 @@ class FastDLLMForCausalLM(nn.Module):
         return (module for module in self.modules() if isinstance(module, (Attention, MLP)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastDLLMForCausalLM:
-        """As nn.Module's, for `.to` and the like. What depends on the weights' addresses is made anew."""
+        """Move or convert all weights, as nn.Module does. Fused weights are made again, and recordings are dropped."""
         was_fused = any(module.fused for module in self._fusible())
         for module in self._fusible():
             module.fused = None
@@ -277,7 +144,7 @@ class FastDLLMForCausalLM(nn.Module):
 
     @property
     def tied_names(self) -> set[str]:
-        """Tensors that a checkpoint need not hold."""
+        """Names of tensors that a checkpoint may lack, because they are another tensor under a second name."""
         return {"lm_head.weight"} if self.config.tie_word_embeddings else set()
 
     def forward(
@@ -317,7 +184,7 @@ class FastDLLMForCausalLM(nn.Module):
         return KVCache(self.config, batch_size, max_length, block_size, like=self.lm_head.weight)
 
     def layer(self, index: int) -> DecoderLayer:
-        """One decoder layer, with its type (ModuleList does not say what it holds)."""
+        """One decoder layer, typed as such, because ModuleList does not know the type of its modules."""
         layer = self.model.layers[index]
         assert isinstance(layer, DecoderLayer)
         return layer

@@ -11,17 +11,18 @@ from fast_dllm.errors import UsageError
 from fast_dllm.network.compiled import CompiledExecution
 from fast_dllm.network.eager import EagerExecutor
 from fast_dllm.network.executor import Executor
-from fast_dllm.network.graphs import CudaRecorder, GraphExecution
+from fast_dllm.network.graphs import GraphExecution
 from fast_dllm.network.model import FastDLLMForCausalLM
+from fast_dllm.network.recordings import CudaRecorder
 from fast_dllm.spec.defaults import GRAPH_MODES
 
 
 def use_graphs(model: FastDLLMForCausalLM, mode: str = "auto", *, several: bool = False) -> FastDLLMForCausalLM:
     """Set how this model's forwards are run, and return the model.
 
-    mode: `auto`, as CUDA graphs where it is on a CUDA GPU; `off`, module by module; `compiled`, on a CPU with layers
-    that are compiled for it and for the number of threads that is set, for `several` sequences side by side or for one.
-    Hooks on its modules see no forward that is replayed, and none of compiled layers.
+    mode: `auto`, as CUDA graphs if the model is on a CUDA GPU, else module by module; `off`, module by module;
+    `compiled`, with layers compiled for this CPU and for torch's present number of threads. several: also compile what
+    sequences side by side need. Hooks on modules see neither replayed forwards nor compiled layers.
 
     Raises UsageError for another mode, and where `compiled` is impossible.
     """
@@ -43,19 +44,19 @@ def use_graphs(model: FastDLLMForCausalLM, mode: str = "auto", *, several: bool 
 
 
 def use_padded_shapes(model: FastDLLMForCausalLM) -> FastDLLMForCausalLM:
-    """Run the shapes of CUDA graphs on any device, and record nothing: what recorded forwards are compared with."""
+    """Run the shapes of CUDA graphs on any device and record nothing. Tests compare recorded forwards with this."""
     model.execution = GraphExecution(model, lambda: None)
     return model
 
 
 @contextlib.contextmanager
 def as_written(model: FastDLLMForCausalLM) -> Iterator[None]:
-    """While this is entered, the model's forwards run module by module, so that hooks and the profiler see them."""
-    before, model.execution = model.execution, None
+    """Within this context the model's forwards run module by module, so that hooks and the profiler see them."""
+    saved, model.execution = model.execution, None
     try:
         yield
     finally:
-        model.execution = before
+        model.execution = saved
 
 
 def open_executor(
@@ -63,8 +64,8 @@ def open_executor(
 ) -> Executor:
     """An executor with an empty cache for `num_rows` sequences of at most `max_length` positions.
 
-    shared: it may use buffers that are kept from run to run, and must then be entered and left as a context. Raises
-    UsageError where the model has fewer positions.
+    shared: the executor may use buffers that other runs have used; then enter and leave it as a context. Raises
+    UsageError if the model has fewer positions.
     """
     if model.execution is None:
         return EagerExecutor(model, model.new_cache(num_rows, max_length, block_size))

@@ -37,10 +37,13 @@ DECODING_FILES = (
     "network/executor.py",
     "network/graphs.py",
     "network/kernels.py",
+    "network/layer_libraries.py",
+    "network/layers.py",
     "network/loading.py",
     "network/model.py",
     "network/modes.py",
     "network/packing.py",
+    "network/recordings.py",
     "network/tokenizer.py",
     "sampling.py",
 )
