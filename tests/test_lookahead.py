@@ -20,7 +20,6 @@ from fast_dllm.decode.engine import Engine
 from fast_dllm.decode.sequences import SequenceState
 from fast_dllm.decoding import DenoisingEvent, Forward, Options
 from fast_dllm.network import packing, recordings
-from fast_dllm.network.cache import KVCache
 from fast_dllm.network.compiled import CompiledExecutor
 from fast_dllm.network.graphs import GraphExecution
 from fast_dllm.network.packing import BlockRows, Candidate
