@@ -54,7 +54,8 @@ def test_auto_answers_as_any_batch_size_does_and_says_what_it_took(random_model,
     said: list[str] = []
     monkeypatch.setattr(harness.logger, "warning", lambda text, *values: said.append(text % values))
     assert lm.generate_until(asks(texts), disable_tqdm=True) == expected
-    [line] = said
+    [template, line] = said
+    assert "--apply_chat_template" in template  # these prompts were made without the tokenizer's chat template
     assert line.startswith("batch_size auto: 3 sequences of up to")
     assert lm.answers.total().batch_sizes == {3: 5}
 

@@ -85,15 +85,6 @@ def one_process(random_model, tmp_path_factory):
     return done, folder
 
 
-def test_prompts_without_the_chat_template_are_warned_of(random_model, monkeypatch):
-    words = ("--tasks", "made_up_sums", "--limit", "1", "--model_args", model_args(random_model, max_new_tokens=32))
-    monkeypatch.setattr(sys.modules[__name__], "COMMON", COMMON[:-2])
-    done = run_eval(*words)
-    assert done.returncode == 0, done.stderr
-    [warning] = [line for line in done.stderr.splitlines() if "has a chat template" in line]
-    assert "--apply_chat_template" in warning
-
-
 def test_a_run_leaves_results_summary_and_samples(one_process):
     done, folder = one_process
     assert "has a chat template" not in done.stderr

@@ -64,6 +64,7 @@ def document(root):
     return findings.filled(f"Words.\n\n{marks}", findings.read(root))
 
 
+@pytest.mark.slow  # the bootstrap of all ratios on all subjects
 def test_tables_of_the_document_are_what_the_kept_results_give(capsys):
     text = findings.DOCUMENT.read_text()
     assert all(f"<!-- table: {name} -->" in text for name in (*findings.TABLES, *findings.OF_ALL_TASKS))

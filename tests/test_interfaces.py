@@ -105,6 +105,7 @@ def run_chatbot(*arguments: str, typed: str = "") -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, input=typed, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_once_prints_only_the_answer(random_model):
     given = ["--model", str(random_model), "--model_args", "max_new_tokens=32"]
     once = run_chatbot(*given, "--once", "Hello")
@@ -125,6 +126,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(random_model):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_byte_that_is_no_utf8_is_one_line_and_the_talk_goes_on(random_model):
     given = [sys.executable, "run_chatbot.py", "--model", str(random_model), "--model_args", "max_new_tokens=32"]
     once = subprocess.run([*given, "--once", b"caf\xe9"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=120)

@@ -106,14 +106,16 @@ def test_an_older_python_gives_the_same_hash(python):
 
 def test_what_can_change_a_token_changes_the_decoding_hash(copy):
     """In every file of it: a statement does, a comment does not."""
-    for name in hashes.DECODING_FILES:
-        before = hashes.decoding_sha256(copy)
-        with (copy / "fast_dllm" / name).open("a") as file:
-            file.write("\n# a comment\n")
-        assert hashes.decoding_sha256(copy) == before, name
-        with (copy / "fast_dllm" / name).open("a") as file:
-            file.write("\nx = 1\n")
+    before = hashes.decoding_sha256(copy)
+    files = {name: copy / "fast_dllm" / name for name in hashes.DECODING_FILES}
+    for path in files.values():
+        path.write_text(path.read_text() + "\n# a comment\n")
+    assert hashes.decoding_sha256(copy) == before
+    for name, path in files.items():
+        text = path.read_text()
+        path.write_text(text + "\nx = 1\n")
         assert hashes.decoding_sha256(copy) != before, name
+        path.write_text(text)
 
 
 def test_the_hash_is_over_every_module_that_decoding_imports():
