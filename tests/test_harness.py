@@ -180,6 +180,7 @@ def test_until_is_honoured_as_list_and_as_string(lm):
         assert cut == whole[: whole.index(stop)]
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_the_question_and_the_seed_and_not_on_the_batch(lm):
     settings = {"until": [], "do_sample": True, "temperature": 1.0, "top_p": 0.9}
     texts = ["one", "two", "three", "four"]

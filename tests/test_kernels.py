@@ -72,6 +72,7 @@ def test_memory_that_is_short_is_not_taken_for_a_compiler_that_is_missing(on_cud
     assert on_cuda.wanted
 
 
+@pytest.mark.slow
 def test_this_torch_knows_the_options():
     """An unknown one is refused when a kernel is made."""
     torch.compile(lambda x: x, dynamic=True, options=kernels.OPTIONS)

@@ -143,6 +143,7 @@ def test_nor_where_tokens_are_drawn(tiny36):
     assert_nothing_but_speed(tiny36, temperature=1.0, top_p=0.95)
 
 
+@pytest.mark.slow
 def test_and_so_it_is_in_recorded_forwards_and_in_their_shapes(monkeypatch):
     monkeypatch.setattr(recordings, "PLAIN_RUNS", 0)
     model = golden_model("tiny36")

@@ -95,6 +95,7 @@ def without_times(found: dict) -> dict:
     return {key: [{**step, "ms": 0} for step in trace["steps"]] for key, trace in found.items()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_its_traces(monkeypatch, random_model, tmp_path):
     """Three answers, a damaged line, and the rest by another process: each answer once, as in one go."""
     arguments = ModelArguments.parse(model_path=str(random_model), max_new_tokens=32, device="cpu")

@@ -12,7 +12,7 @@ from fast_dllm.errors import UsageError
 from fast_dllm.runner.gpus import why_not
 from fast_dllm.runner.resources import account_and_qos, script_option, source_of_limits
 from fast_dllm.runner.roofline import GPUS, sizes_of
-from fast_dllm.runner.slurm import as_hours, gpu_type, user_jobs, why_no_answer
+from fast_dllm.runner.slurm import as_hours, gpu_type, user_jobs
 
 SLURM_SECONDS = 30
 
@@ -40,12 +40,20 @@ def ask(command: list[str], situation: Situation, seconds: int) -> tuple[int, st
     return done.returncode, done.stdout
 
 
+def why_no_answer(situation: Situation) -> str:
+    """Why Slurm's controller does not answer in the job's environment; "" if it answers or there is no squeue."""
+    if not shutil.which("squeue"):
+        return ""
+    status, output = ask(["squeue", "--noheader", "--name=none"], situation, SLURM_SECONDS)
+    return "" if status == 0 else " ".join(output.split()) or "squeue failed and said nothing"
+
+
 def check_slurm(situation: Situation) -> Iterator[Finding]:
     """Slurm's answer to the job that run.sh would submit, with cluster.env's account, QOS and GPU; none is queued."""
     if not shutil.which("sbatch"):
         yield Finding("ok", "Slurm: none here; sbatch/local.sh evaluates on this machine")
         return
-    if fault := why_no_answer():
+    if fault := why_no_answer(situation):
         yield Finding("fail", f"Slurm does not answer: {fault}; sbatch/local.sh evaluates on this machine")
         return
     status, output = ask(["sbatch", "--test-only", "sbatch/_job.sh"], situation, SLURM_SECONDS)
@@ -61,7 +69,7 @@ def check_slurm(situation: Situation) -> Iterator[Finding]:
 
 def check_account(situation: Situation) -> Iterator[Finding]:
     """The account and the QOS that run.sh would name, with the QOS's limits; the GPU that its jobs would have."""
-    if not shutil.which("sbatch") or why_no_answer():  # check_slurm says so
+    if not shutil.which("sbatch") or why_no_answer(situation):  # check_slurm says so
         return
     try:
         account, qos = account_and_qos(situation.root, situation.environment)
