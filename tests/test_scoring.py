@@ -53,6 +53,19 @@ def lm(request, random_model) -> FastDLLM:
     return FastDLLM(ModelArguments.parse(model_path=str(random_model), batch_size=request.param, device="cpu"))
 
 
+def test_a_continuation_is_greedy_only_if_each_of_its_tokens_is(lm):
+    context = list(range(40, 90))
+    best: list[int] = []
+    for length in (1, 2):
+        (row, ids), _ = lm.scorer.masked_inputs(context, [*best, 3], chain=True)[length - 1]
+        with torch.inference_mode():
+            best.append(int(lm.model(torch.tensor([ids])).logits[0, row].argmax()))
+    pairs = [(context, best), (context, [best[0], best[1] + 1]), (context, [best[0] + 1, best[1]])]
+    got = lm.scorer.score([lm.scorer.masked_inputs(*pair, chain=True) for pair in pairs], quiet=True)
+    assert [greedy for _, greedy in got] == [greedy for _, greedy in plainly(lm, pairs, chain=True)]
+    assert [greedy for _, greedy in got][:2] == [True, False]
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("chain", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["reference", "chain"])
 def test_every_score_and_letter_is_what_a_forward_of_its_own_gives(lm, chain):
