@@ -369,7 +369,7 @@ def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_oth
     assert not (out / "summary.json").exists()
     (left,) = (out / "answers").iterdir()
 
-    done = run_here(*given)
+    done = run_eval(*given)  # a process of its own, whose log goes to its stderr
     assert done.returncode == 0, done.stderr
     _, summary = load(out)
     continued = engine == "today's"
