@@ -282,13 +282,13 @@ def at_equal_cost(results: list[Result]) -> str:
 def runs_by_task(root: Path) -> dict[str, dict[str, RunResult]]:
     """Task -> `experiment/configuration` -> run, for the tasks that have plain decoding. It is called PLAIN in each.
     The tasks of another model are called `toy_math, MODEL`."""
-    found = {task: runs_of_task(root, task) for task in (TASK, *OTHER_TASKS)}
+    by_task = {task: runs_of_task(root, task) for task in (TASK, *OTHER_TASKS)}
     for name in SUBJECTS:
-        found[f"{TASK}, {name}"] = runs_of_task(root, TASK, (f"artifacts/subjects/{name}",))
-    for runs in found.values():
+        by_task[f"{TASK}, {name}"] = runs_of_task(root, TASK, (f"artifacts/subjects/{name}",))
+    for runs in by_task.values():
         if SAME_AS_PLAIN in runs:
             runs[PLAIN] = runs[SAME_AS_PLAIN]
-    return {task: runs for task, runs in found.items() if PLAIN in runs}
+    return {task: runs for task, runs in by_task.items() if PLAIN in runs}
 
 
 def short(name: str) -> str:

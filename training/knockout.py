@@ -72,7 +72,11 @@ def knock_out(model: FastDLLMForCausalLM, tokenizer, examples: int, wording: str
     """{"none", "0", "1", ..., "first", "middle", "last": (loss, right)} with that much taken out."""
     rng = random.Random(f"{SEED} {wording}")
     drawn = make_examples(tokenizer, rng, examples, 0.0, wide_share=float(wording == "wide"))
-    batches = list(diffusion_batches(drawn, tokenizer, rng, model.config.bd_size, WINDOW, 0.0, AHEAD_WEIGHT))
+    batches = list(
+        diffusion_batches(
+            drawn, tokenizer, rng, model.config.bd_size, WINDOW, uniform_share=0.0, ahead_weight=AHEAD_WEIGHT
+        )
+    )
     layers = model.config.num_hidden_layers
     taken = {"none": range(0), **{str(layer): (layer,) for layer in range(layers)}, **thirds(layers)}
     found = {}

@@ -7,7 +7,7 @@ from fast_dllm.report.build import Report
 from fast_dllm.report.compare import Contrast, baseline_of, interval_of
 from fast_dllm.report.results import ResultTable
 from fast_dllm.report.same_results import columns, num_flips
-from fast_dllm.report.speeds import hardware, reference_speed
+from fast_dllm.report.speeds import hardware, is_on_cpu, reference_speed
 from fast_dllm.report.statistics import ALPHA, Interval
 from fast_dllm.report.words import FORWARD_UNIT, listed, name_of, p_text, percent, points, span, value_range
 
@@ -142,11 +142,7 @@ def _speeds(report: Report, table: ResultTable) -> list[str]:
     ks = sorted({run.reuse_k for run in table.runs.values() if run.reuse_k is not None and run.reuse_k > 1})
     for k in ks:
         # The times of separate runs on a CPU depend on what else runs there.
-        runs = [
-            run
-            for run in table.runs.values()
-            if run.reuse_k == k and "+" not in run.config and run.facts.get("device") != "cpu"
-        ]
+        runs = [run for run in table.runs.values() if run.reuse_k == k and "+" not in run.config and not is_on_cpu(run)]
         gains = [
             run.tokens_per_second / base
             for run in runs

@@ -17,10 +17,14 @@ def hardware(run: RunResult) -> str | None:
     return run.facts.get("gpu") or run.facts.get("device")
 
 
+def is_on_cpu(run: RunResult) -> bool:
+    return run.facts.get("device") == "cpu"
+
+
 def processes_on_cpu(run: RunResult) -> int | None:
     """Processes of all shards that divided one CPU. None on GPUs, where each process has a GPU of its own and its
     seconds are counted by themselves."""
-    if run.facts.get("device") != "cpu":
+    if not is_on_cpu(run):
         return None
     return (run.facts.get("num_processes") or 1) * (run.facts.get("num_shares") or 1)
 

@@ -9,7 +9,7 @@ from fast_dllm.report.alarms import ALARM
 from fast_dllm.report.best_setting import BUDGETS, Best, best_setting, candidates_of, unfit_kinds
 from fast_dllm.report.build import Report
 from fast_dllm.report.compare import Contrast, baseline_of, interval_of
-from fast_dllm.report.speeds import hardware, reference_speed
+from fast_dllm.report.speeds import hardware, is_on_cpu, reference_speed
 from fast_dllm.report.words import FORWARD_UNIT, listed, percent, span, value_range
 
 
@@ -81,7 +81,7 @@ def _seconds(report: Report, best: Best) -> str:
     if report.spoiled(best.table.label, "speed"):
         return "its time cannot be compared (see the alarms)"
     run, odd = best.run, report.odd_speeds(best.table.label)
-    if run.facts.get("device") == "cpu":
+    if is_on_cpu(run):
         return "its time on a CPU is not compared, because other programs change it: count forwards"
     base = reference_speed(best.table, run, odd)
     if not base or not run.tokens_per_second or run.config in odd:
