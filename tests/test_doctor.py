@@ -365,7 +365,7 @@ def test_all_is_well(whole_project):
                   "Slurm: Job 7 to start at noon", f"venv: {venv}\n", f"venv: {venv} on scratch, a file",
                   f"data: {whole_project.hub}/datasets on scratch, a file"):  # fmt: skip
         starting([f"{line}\n" for line in lines], f"ok   {start}")
-    assert (whole_project.state / "sbatch.log").read_text() == "--test-only sbatch/_job.sh\n"
+    assert (whole_project.state / "sbatch.log").read_text() == f"--test-only {whole_project.root}/sbatch/_job.sh\n"
     # what it learnt about the data sets the quick part knows from now on
     shutil.rmtree(whole_project.hub / "datasets" / "openai___gsm8k")
     code, lines = whole_project.quick("--task", "gsm8k", "--model", "tiny", HF_HUB_OFFLINE="1")
@@ -578,23 +578,22 @@ def test_a_slurm_that_does_not_answer_is_told_apart(monkeypatch, tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(cluster, "SLURM_SECONDS", 0.2)
+    monkeypatch.setattr(slurm, "SECONDS", 0.2)
     situation = Situation(ROOT, (), "tiny", tmp_path, None, dict(os.environ), {})
-    [finding] = cluster.check_slurm(situation)
-    assert (finding.level, "no answer in 0.2 s" in finding.text) == ("fail", True)
+    finding = cluster.submission_finding(situation)
+    assert (finding.level, "no answer within 0.2 s" in finding.text) == ("fail", True)
     (tmp_path / "squeue").write_text("#!/bin/sh\necho cannot reach the controller >&2\nexit 1\n")
-    [finding] = cluster.check_slurm(situation)
+    [finding] = cluster.check_cluster(situation)
     assert finding.level == "fail"
     assert "Slurm does not answer: " in finding.text
     assert "cannot reach the controller" in finding.text
-    assert list(cluster.check_account(situation)) == []
 
 
-def test_the_settings_of_a_surrounding_job_do_not_reach_slurm(tmp_path):
-    environment = {"SLURM_JOB_ID": "9", "SLURM_CONF": "/etc/x", "PATH": os.environ["PATH"]}
-    situation = Situation(tmp_path, (), "tiny", tmp_path, None, environment, {})
-    status, output = cluster.ask(["env"], situation, 20)
-    assert status == 0
+def test_the_settings_of_a_surrounding_job_do_not_reach_slurm(monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", "/etc/x")
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    worked, output = slurm.ask("env", settings={})
+    assert worked
     assert "SLURM_CONF=/etc/x" in output
     assert "SLURM_JOB_ID" not in output
 
@@ -649,7 +648,8 @@ def test_account_limits_and_the_gpu_of_the_jobs_are_a_line_each(monkeypatch, who
     slurm.all_qos.cache_clear()
     slurm.associations.cache_clear()
     situation = Situation(whole_project.root, (), "tiny", whole_project.state / "x", None, environment, {})
-    assert starting([f"{one.level:4} {one.text}" for one in cluster.check_account(situation)], line)
+    findings = (cluster.account_finding(situation), cluster.gpu_finding(situation))
+    assert starting([f"{one.level:4} {one.text}" for one in findings], line)
     slurm.all_qos.cache_clear()
     slurm.associations.cache_clear()
 

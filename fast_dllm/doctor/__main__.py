@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from fast_dllm.doctor.cluster import check_account, check_slurm
+from fast_dllm.doctor.cluster import check_cluster
 from fast_dllm.doctor.data_sets import check_data_sets, check_sentences, learn_data_sets
 from fast_dllm.doctor.disks import check_disk, check_purge, check_quota, keep
 from fast_dllm.doctor.gpu import check_gpu
@@ -38,7 +38,7 @@ def check_experiments(situation: Situation) -> Iterator[Finding]:
 QUICK_CHECKS = (check_venv, check_model, check_data_sets, check_disk, check_experiments)
 THOROUGH_CHECKS = (
     check_python, check_gpu, check_venv, check_model, check_data_sets, check_sentences, check_sandbox, check_disk,
-    check_quota, check_account, check_slurm, check_purge,
+    check_quota, check_cluster, check_purge,
 )  # fmt: skip
 
 

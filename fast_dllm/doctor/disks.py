@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from fast_dllm.doctor.cluster import SLURM_SECONDS, ask
 from fast_dllm.doctor.situation import GIB, Finding, Situation
+from fast_dllm.runner.slurm import ask
 
 LOW_SPACE = 1 * GIB
 PURGE_DAYS = 60  # PACE deletes files on scratch that nobody touched for so long (docs/reference/pace-cluster.md)
@@ -57,12 +57,12 @@ def check_disk(situation: Situation) -> Iterator[Finding]:
 def check_quota(situation: Situation) -> Iterator[Finding]:
     """The percentages that pace-quota shows; elsewhere what `quota -q` says, which is nothing while all is well."""
     if shutil.which("pace-quota"):
-        status, output = ask(["pace-quota"], situation, SLURM_SECONDS)
+        worked, output = ask("pace-quota")
         shares = {
             line.strip(): max(map(float, re.findall(r"([\d.]+) ?%", line)), default=0) for line in output.splitlines()
         }
         full = [" ".join(line.split()) for line, share in shares.items() if share >= FULL_PERCENT]
-        if status:
+        if not worked:
             yield Finding("warn", f"quota: pace-quota failed: {' '.join(output.split())[:200]}")
         elif full:
             yield from (
@@ -71,8 +71,7 @@ def check_quota(situation: Situation) -> Iterator[Finding]:
         else:
             yield Finding("ok", f"quota: pace-quota shows nothing above {FULL_PERCENT}%")
     elif shutil.which("quota"):
-        status, output = ask(["quota", "-q"], situation, SLURM_SECONDS)
-        over = " ".join(output.split())
+        over = " ".join(ask("quota", "-q")[1].split())
         yield Finding("warn", f"quota: {over}; make room") if over else Finding("ok", "quota: nothing over its limit")
     else:
         for place in (Path.home(), Path.home() / "scratch"):

@@ -15,11 +15,11 @@ from typing import Iterable, Mapping
 
 from fast_dllm.spec.shard_names import array_numbers
 
-SECONDS = 30  # how long to wait for Slurm's answer
+SECONDS = 30  # how long to wait for a program's answer
 
 
 def ask(*command: str, settings: Mapping[str, str] | None = None) -> tuple[bool, str]:
-    """Run one of Slurm's programs; returns (whether it worked, its output).
+    """Run a program of Slurm or of the system; returns (whether it worked, its output).
 
     settings: SBATCH_ variables for sbatch. The SLURM_ variables of a surrounding job are removed then, because sbatch
     would take them for settings; and the output is that of both streams, on one line.

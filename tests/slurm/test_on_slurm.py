@@ -10,7 +10,7 @@ import pytest
 from cluster import NODES, wait_for
 from slurm_project import LIMIT, TASK, SlurmProject
 
-from fast_dllm.doctor.cluster import check_slurm
+from fast_dllm.doctor.cluster import submission_finding
 from fast_dllm.doctor.situation import Situation
 
 pytestmark = pytest.mark.slurm
@@ -171,11 +171,12 @@ def test_code_that_is_edited_while_jobs_wait_changes_nothing_for_them(project):
         ({"SBATCH_GRES": "gpu:h100:1"}, "fail"),
     ],
 )
-def test_the_doctor_tells_what_slurm_would_say_and_queues_nothing(project, settings, level):
+def test_the_doctor_tells_what_slurm_would_say_and_queues_nothing(monkeypatch, project, settings, level):
     before = len(project.cluster.jobs())
-    environment = os.environ | project.environment | settings
-    situation = Situation(project.root, (TASK,), "tiny", project.root, None, environment, {})
-    [finding] = check_slurm(situation)
+    for name, value in (project.environment | settings).items():
+        monkeypatch.setenv(name, value)
+    situation = Situation(project.root, (TASK,), "tiny", project.root, None, dict(os.environ), {})
+    finding = submission_finding(situation)
     assert finding.level == level, finding
     assert all(f"{name}={value}" in finding.text for name, value in settings.items())
     assert len(project.cluster.jobs()) == before
