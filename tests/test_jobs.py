@@ -686,7 +686,7 @@ def test_a_configuration_that_another_process_evaluates_is_left_to_it(project):
     assert evaluated(project) == [",".join(config for config in CONFIGS if config != "k1_last")]
 
 
-def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project):
+def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_report(project):
     demo = ["sbatch/local.sh", "--demo", "--limit", "7"]
     result = project.bash(*demo, "--traces")
     assert result.returncode == 0, result.stderr
@@ -696,8 +696,8 @@ def test_the_demo_runs_the_matrix_on_toy_math_and_prints_frame_and_table(project
     assert "--batch_size 32" in project.evaluations()[0]
     assert "Experiment Status: 00_baseline / toy_math_limit_7" in result.stdout
     assert "Completed: 9 / 9" in result.stdout
-    assert result.stdout.count(" 50.0 ± 1.0") == 9
-    assert result.stdout.splitlines()[-1] == "--brief --experiment 00_baseline --task toy_math --limit 7"
+    assert result.stderr.count(" 50.0% ± 1.0") == 9
+    assert result.stdout.splitlines()[-1] == "--experiment 00_baseline --task toy_math --limit 7"
 
 
 @pytest.mark.slow
@@ -734,11 +734,3 @@ def test_a_wrong_input_ends_the_local_matrix_at_once_and_is_passed_on(project):
     assert f"failed: {' '.join(CONFIGS)}" in result.stderr
     [log] = (project.root / "logs").rglob("local_*.log")
     assert message in log.read_text()
-
-
-def test_the_array_says_that_it_is_deprecated_and_runs_the_configuration_of_its_number(project):
-    environment = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_JOB_ID": "20", "SLURM_SUBMIT_DIR": str(project.root)}
-    result = project.bash("sbatch/_array.sh", "--limit", "5", "--model", "tiny", **environment)
-    assert result.returncode == 0, result.stderr
-    assert "deprecated: use bash sbatch/run.sh" in result.stderr
-    assert project.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from script_project import CODE, CONFIGS, Project
+from script_project import CODE, Project
 from test_jobs import evaluated
 
 SWEEP = {"compare_with": "t1.00", "configurations": {f"t{value:.2f}": {"threshold": value} for value in (0.5, 0.75, 1)}}
@@ -55,58 +55,18 @@ def test_status_and_submission_follow_the_experiments_matrix(project):
     assert (command["--configurations"], command["--output_path"]) == ("t0.50", "results/04_sweep/gsm8k_limit_5/")
 
 
-def test_local_runs_the_matrix_and_its_table_is_a_list_of_rows(project):
+def test_local_runs_the_matrix_and_then_its_report(project):
     result = project.bash("sbatch/local.sh", "--experiment", "04_sweep", "--demo", "--limit", "7")
     assert result.returncode == 0, result.stderr
     assert evaluated(project) == ["t0.50,t0.75,t1.00"]
     assert command_of(project)["--model_args"] == "model_path=tiny,show_speed=True,experiment_name=04_sweep"
-    head, *rows = result.stdout.partition("configuration ")[2].splitlines()[:4]
-    assert head.split() == ["accuracy,", "%", "tokens/s", "tokens", "per", "forward"]
-    assert [row.split()[0] for row in rows] == ["t0.50", "t0.75", "t1.00*"]
-    assert all(" 50.0 ± 1.0 " in row for row in rows)
-    assert "* the others are compared with it" in result.stdout
-    assert "--report --experiment 04_sweep --task" not in result.stderr  # the demo makes it
-    result = project.bash("sbatch/local.sh", "--experiment", "04_sweep", "--matrix", "--limit", "7", "--task", "gsm8k")
+    assert result.stdout.endswith("--experiment 04_sweep --task toy_math --limit 7\n")
+    words = ["sbatch/local.sh", "--experiment", "04_sweep", "--limit", "7", "--task", "gsm8k"]
+    result = project.bash(*words, "--matrix")
+    assert result.stdout.endswith("--experiment 04_sweep --task gsm8k --limit 7\n")
+    result = project.bash(*words)
     again = "what these results show: bash sbatch/run.sh --report --experiment 04_sweep --task gsm8k --limit 7\n"
     assert result.stderr.endswith(again)
-
-
-def test_the_table_of_the_nine_says_where_its_columns_are_one_result(project):
-    """Tokens per forward are counted in forwards through all layers: 60 layers are 3 forwards of a model of 20."""
-    words = ["--limit", "5", "--matrix", "--model", "Efficient-Large-Model/Fast_dLLM_v2_7B"]
-    for tokens, layers in ((96, 60), (97, 60), (96, 54)):
-        for config in CONFIGS:
-            is_last = config == "k3_last"
-            throughput = {
-                "tokens_per_second": 517.1,
-                "new_tokens": tokens if is_last else 96,
-                "forwards": {"full": 2, "partial": 2},
-                "layer_forwards": {"full": 40, "partial": (layers if is_last else 60) - 40},
-            }
-            counts = {"limit": 5, "num_samples": 5, "num_samples_expected": 5, "num_layers": 20}
-            path = project.summary(config, **counts, throughput=throughput)
-            path.rename(project.folder(config, "gsm8k_limit_5") / "summary.json")
-        result = project.bash("sbatch/local.sh", *words)
-        assert project.evaluations() == []
-        table = result.stdout.partition("accuracy, % ")[2].splitlines()
-        last = f"{20 * tokens / layers:.2f}"
-        assert [line.split() for line in (table[1], table[5], table[11])] == [
-            ["k", "=", "1", *["73.7", "±", "1.2"] * 3],
-            ["k", "=", "1", *["517.1"] * 3],
-            ["k", "=", "3", "32.00", "32.00", last],
-        ]
-        assert max(map(len, result.stdout.splitlines())) <= 80
-        assert ("Speeds of the same work are up to 0% apart" in result.stdout) is (last == "32.00")
-        assert ("The three columns of a row are one result" in result.stdout) is (last == "32.00")
-
-
-def test_the_array_takes_its_number_from_the_matrix(project):
-    environment = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "20", "SLURM_SUBMIT_DIR": str(project.root)}
-    words = ["sbatch/_array.sh", "--experiment", "04_sweep", "--limit", "5", "--model", "tiny"]
-    assert project.bash(*words, **environment).returncode == 0
-    assert project.statuses("--experiment", "04_sweep", "--limit", "5")["t1.00"] == "✓ model tiny"
-    result = project.bash(*words, **(environment | {"SLURM_ARRAY_TASK_ID": "3"}))
-    assert "no configuration number 3; valid: 0 to 2 (t0.50 t0.75 t1.00)" in result.stderr
 
 
 def test_a_broken_matrix_or_another_matrixs_configuration_is_one_line_and_exit_2(project):

@@ -1,6 +1,7 @@
 """The commands of the scripts in sbatch/: each parses its words once, into one frozen dataclass, and runs with it.
 
 `bash sbatch/run.sh WORDS` calls `run(WORDS)`. parsers.py has the options; no other module sees argparse's namespace.
+A command imports what it runs only when it is called, so that `--status` and `--help` do not wait for the rest.
 """
 
 from __future__ import annotations
@@ -8,25 +9,19 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from fast_dllm.errors import UsageError
-from fast_dllm.runner import prefetch, rehearsal, venv
-from fast_dllm.runner.baseline import BaselineOptions, run_baseline
-from fast_dllm.runner.chain import Chain
 from fast_dllm.runner.environment import has_gpu, load_cluster_settings
-from fast_dllm.runner.gpus import check_gpu
-from fast_dllm.runner.job import JobOptions, run_job
-from fast_dllm.runner.local import LocalOptions, run_local
-from fast_dllm.runner.messages import say
-from fast_dllm.runner.output import print_status
 from fast_dllm.runner.parsers import baseline_parser, job_parser, local_parser, prefetch_parser, run_parser
-from fast_dllm.runner.resources import check_hours
-from fast_dllm.runner.shard_jobs import AUTO
-from fast_dllm.runner.submission import SubmitOptions, run_submission
+from fast_dllm.spec.defaults import AUTO
 from fast_dllm.spec.request import Request, check_count, read_request
 from fast_dllm.spec.shard_names import MAX_GPUS, MAX_SHARDS, sharding
 from fast_dllm.spec.tasks import ROOT, baseline_tasks
+
+if TYPE_CHECKING:
+    from fast_dllm.runner.chain import Chain
+    from fast_dllm.runner.submission import SubmitOptions
 
 # The options that make a Request, as read_request takes them.
 REQUEST_OPTIONS = (
@@ -53,6 +48,8 @@ def _request(
 
 
 def _chain(options: argparse.Namespace) -> Chain:
+    from fast_dllm.runner.chain import Chain
+
     return Chain(
         further_jobs=check_count("--continue", options.further_jobs, least=0),
         after=tuple(job for job in options.after.split(",") if job),
@@ -62,6 +59,10 @@ def _chain(options: argparse.Namespace) -> Chain:
 
 
 def _submit_options(options: argparse.Namespace, request: Request, dry_run: bool = False) -> SubmitOptions:
+    from fast_dllm.runner.gpus import check_gpu
+    from fast_dllm.runner.resources import check_hours
+    from fast_dllm.runner.submission import SubmitOptions
+
     if options.shards == AUTO and options.hours == AUTO:
         raise UsageError("--shards auto divides by the time that a job has: --hours H with it, not auto")
     if options.hours is not None:
@@ -97,7 +98,11 @@ def run(words: list[str]) -> int:
         raise UsageError("--check and --json go with --status")
     request = _request(options, whole_matrix=True, executes=not options.status)
     if options.status and not options.rehearse:
+        from fast_dllm.runner.output import print_status
+
         return print_status(request, as_json_text=options.json, check=options.check)
+    from fast_dllm.runner import rehearsal, submission
+
     submit = _submit_options(options, request, dry_run=options.dry_run)
     if options.rehearse:
         if not options.config:
@@ -105,11 +110,13 @@ def run(words: list[str]) -> int:
         rehearsal.check_options(request, words)
     load_cluster_settings(request.root)
     os.chdir(str(request.root))
-    return rehearsal.rehearse(request, submit) if options.rehearse else run_submission(request, submit)
+    return rehearsal.rehearse(request, submit) if options.rehearse else submission.run_submission(request, submit)
 
 
 def _report(words: list[str]) -> int:
     """Replace this process by the report's program; the words are its own."""
+    from fast_dllm.runner import venv
+
     root = project_root()
     os.chdir(str(root))
     load_cluster_settings(root)
@@ -121,6 +128,8 @@ def _report(words: list[str]) -> int:
 
 
 def local(words: list[str]) -> int:
+    from fast_dllm.runner.local import LocalOptions, run_local
+
     options = local_parser().parse(words)
     mode = "named"
     if options.demo:
@@ -163,6 +172,8 @@ def local(words: list[str]) -> int:
 
 
 def baseline(words: list[str]) -> int:
+    from fast_dllm.runner.baseline import BaselineOptions, run_baseline
+
     options = baseline_parser().parse(words)
     if options.task is None:
         options.task = ",".join(baseline_tasks())
@@ -178,10 +189,9 @@ def baseline(words: list[str]) -> int:
 
 
 def job(words: list[str]) -> int:
-    return run_job(_job_options(job_parser().parse(words)))
+    from fast_dllm.runner.job import JobOptions, run_job
 
-
-def _job_options(options: argparse.Namespace) -> JobOptions:
+    options = job_parser().parse(words)
     if not options.config:
         raise UsageError("--config is missing: the one configuration of this job")
     request = _request(options)
@@ -193,27 +203,14 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
     number = os.environ.get("SLURM_ARRAY_TASK_ID")
     shard = f"{number}-of-{sharding(shards, gpus)}" if isinstance(shards, int) and number else None
     request = request.only(request.task, request.names).with_model(shard)
-    return JobOptions(request, _chain(options), options.snapshot, shards if isinstance(shards, int) else None, gpus)
-
-
-def array(words: list[str]) -> int:
-    """The deprecated job array: the configuration whose number in the matrix is this job's number in the array."""
-    say(
-        "_array.sh is deprecated: use bash sbatch/run.sh, which skips what is complete and continues what was "
-        "interrupted"
+    return run_job(
+        JobOptions(request, _chain(options), options.snapshot, shards if isinstance(shards, int) else None, gpus)
     )
-    options = job_parser("_array.sh").parse(words)
-    number = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    if not number.isdigit():
-        raise UsageError("this is a job array: sbatch sbatch/_array.sh")
-    names = _request(options, whole_matrix=True).names
-    if int(number) >= len(names):
-        raise UsageError(f"no configuration number {number}; valid: 0 to {len(names) - 1} ({' '.join(names)})")
-    options.config = [names[int(number)]]
-    return run_job(_job_options(options))
 
 
 def fetch(words: list[str]) -> int:
+    from fast_dllm.runner import prefetch
+
     options = prefetch_parser().parse(words)
     request = _request(options, several_tasks=True, executes=False)
     os.chdir(str(request.root))
@@ -224,6 +221,8 @@ def fetch(words: list[str]) -> int:
 
 
 def make_venv(words: list[str]) -> int:
+    from fast_dllm.runner import venv
+
     if words:
         raise UsageError(f"unknown option {words[0]!r}; it takes none")
     folder = venv.ensure(ROOT, project_root())
@@ -240,5 +239,4 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "prefetch": ("prefetch.sh", fetch),
     "venv": ("venv.sh", make_venv),
     "job": ("_job.sh", job),
-    "array": ("_array.sh", array),
 }

@@ -13,8 +13,9 @@ from fast_dllm.runner.environment import evaluation_environment
 from fast_dllm.runner.evaluation import Settings, StopSignal, evaluate
 from fast_dllm.runner.failures import INTERRUPTED
 from fast_dllm.runner.messages import quoted, say
-from fast_dllm.runner.output import print_status, print_summary
+from fast_dllm.runner.output import frame, print_summary
 from fast_dllm.runner.records import folder_of, is_done
+from fast_dllm.runner.states import examine
 from fast_dllm.spec.request import Request
 
 WRONG_INPUT = 2  # eval.py's exit status for it
@@ -73,28 +74,17 @@ def run_local(options: LocalOptions) -> int:
     if failed:
         say(f"local.sh: failed: {' '.join(failed)}")
     if options.mode != "named":
-        print_status(request, with_table=True)
-    if options.mode == "demo":
-        return status if make_report(request, environment) == 0 else 1
-    if status != WRONG_INPUT:
-        say_report(request)
-    return status
-
-
-def report_options(request: Request) -> list[str]:
+        print(*frame(request, examine(request)[0]), sep="\n", flush=True)
+    if status == WRONG_INPUT:
+        return status
     limit = ["--limit", str(request.limit)] if request.limit is not None else []
-    return ["--experiment", request.experiment, "--task", request.task, *limit]
-
-
-def make_report(request: Request, environment: dict) -> int:
-    """Make the report of the request's table, which prints its verdict and its path; returns its exit status."""
-    command = ["python", "-m", "fast_dllm.report", "--brief", *report_options(request)]
-    return subprocess.run(command, env=environment).returncode
-
-
-def say_report(request: Request) -> None:
-    """Name the command that makes the report."""
-    say(f"what these results show: {quoted(['bash', 'sbatch/run.sh', '--report', *report_options(request)])}")
+    report = ["--experiment", request.experiment, "--task", request.task, *limit]
+    if options.mode == "named":
+        say(f"what these results show: {quoted(['bash', 'sbatch/run.sh', '--report', *report])}")
+        return status
+    # it prints the verdict, the table of all configurations, and its path
+    done = subprocess.run(["python", "-m", "fast_dllm.report", *report], env=environment)
+    return 1 if done.returncode else status
 
 
 def say_interrupted(request: Request, words: list[str]) -> None:

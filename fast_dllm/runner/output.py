@@ -1,9 +1,8 @@
-"""What --status prints: the frame of states, the same as JSON, the table; and the fields of one result."""
+"""What --status prints: the frame of states, or the same as JSON; and the fields of one result."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Iterator
@@ -11,7 +10,6 @@ from typing import Iterator
 from fast_dllm.record.summary import read_summary
 from fast_dllm.runner.messages import say
 from fast_dllm.runner.states import State, examine
-from fast_dllm.runner.table import table
 from fast_dllm.spec.files import as_object, printable
 from fast_dllm.spec.request import Request, Run
 from fast_dllm.spec.tasks import task_folder
@@ -57,18 +55,15 @@ def as_json(request: Request, states: list[State]) -> str:
     return json.dumps(head, indent=2)[:-2] + ',\n  "configurations": [' + ",".join(entries) + "\n  ]\n}"
 
 
-def print_status(request: Request, as_json_text: bool = False, check: bool = False, with_table: bool = False) -> int:
-    """Print the frame (or JSON) and the table; returns 3 for `check` while anything is incomplete, else 0."""
+def print_status(request: Request, as_json_text: bool, check: bool) -> int:
+    """Print the frame (or JSON); returns 3 for `check` while anything is incomplete, else 0."""
     states, fault = examine(request)
-    if fault and not with_table:
+    if fault:
         say(f"run.sh: squeue failed, so jobs are not known: {fault}")
     if as_json_text:
         print(as_json(request, states))
     else:
         print(*frame(request, states), sep="\n")
-    if with_table:
-        print(*table(request, states), sep="\n")
-    sys.stdout.flush()  # what follows may come from another process
     return 3 if check and not all(state.is_complete for state in states) else 0
 
 

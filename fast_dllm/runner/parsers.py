@@ -222,12 +222,12 @@ def local_parser() -> ScriptParser:
         "experiment's",
     )
     runs.add_argument(
-        "--matrix", action="store_true", help="all of the experiment's; those that are complete are skipped"
+        "--matrix", action="store_true", help="all of the experiment's, then the report; what is complete is skipped"
     )
     runs.add_argument(
         "--demo",
         action="store_true",
-        help="the matrix on toy_math with the tiny model, 200 questions each, its table and report: a few minutes",
+        help="the matrix on toy_math with the tiny model, 200 questions each, then the report: a few minutes",
     )
     runs.add_argument(
         "--force", action="store_true", help="answer every question again; with --matrix the complete ones too"
@@ -293,10 +293,10 @@ def prefetch_parser() -> ScriptParser:
     return parser
 
 
-def job_parser(script: str = "_job.sh") -> ScriptParser:
+def job_parser() -> ScriptParser:
     parser = ScriptParser(
-        script,
-        f"sbatch sbatch/{script} [OPTION...]",
+        "_job.sh",
+        "sbatch sbatch/_job.sh [OPTION...]",
         "One configuration of one task as a job; run.sh submits it with the code of that moment (--snapshot).",
     )
     group = parser.add_argument_group("options")

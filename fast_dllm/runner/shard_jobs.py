@@ -23,6 +23,7 @@ from fast_dllm.runner.resources import Resources
 from fast_dllm.runner.sbatch import JobScript, say_refused, submit
 from fast_dllm.runner.slurm import as_hours, as_time, read_queue
 from fast_dllm.runner.states import State
+from fast_dllm.spec.defaults import AUTO
 from fast_dllm.spec.files import remove
 from fast_dllm.spec.locks import is_held
 from fast_dllm.spec.request import Request, Run
@@ -37,7 +38,6 @@ from fast_dllm.spec.shard_names import (
     sharding,
 )
 
-AUTO = "auto"
 FINISHING_SECONDS = 3600.0  # wall time of the job that finishes a run
 QUEUE_TRIES, QUEUE_SECONDS = 3, 5
 

@@ -16,9 +16,10 @@ from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.records import force, record_job
 from fast_dllm.runner.resources import ResourceOptions, Resources, decide, source_of_limits
 from fast_dllm.runner.sbatch import NO_PLACE_STATUS, JobScript, say_refused, submit
-from fast_dllm.runner.shard_jobs import AUTO, RunPlan, ShardOptions, as_words
+from fast_dllm.runner.shard_jobs import RunPlan, ShardOptions, as_words
 from fast_dllm.runner.slurm import as_hours
 from fast_dllm.runner.states import State, examine
+from fast_dllm.spec.defaults import AUTO
 from fast_dllm.spec.locks import Claim, acquire
 from fast_dllm.spec.request import Request
 from fast_dllm.spec.tasks import TASKS, task_folder

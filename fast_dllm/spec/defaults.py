@@ -11,6 +11,7 @@ PUBLISHED_MODELS = (
 )  # the 1.5B's embeddings are tied
 DEFAULT_MODEL = PUBLISHED_MODELS[0]
 DEFAULT_EXPERIMENT = "00_baseline"
+AUTO = "auto"  # given to an option of the scripts: choose the value from what is known
 
 # model_path stays out: a result's folder is not named after its model (--status compares it). So do device, batch_size,
 # graphs and show_speed, which change no token.
