@@ -16,7 +16,7 @@ from fast_dllm.decode import experiments
 from fast_dllm.drift import __main__ as command
 from fast_dllm.drift.pictures import PICTURES
 from fast_dllm.drift.recorder import Recorder
-from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
+from fast_dllm.drift.sums import CLASSES, DISTANCES, PARTS, QUANTITIES, SUMS, DriftSums, margin
 from fast_dllm.errors import UsageError
 from fast_dllm.network.cache import Attend, block_causal_mask, mask_for_heads, rope_tables
 from fast_dllm.network.compiled import CompiledExecution
@@ -93,7 +93,7 @@ def literal_step(model, tokens: list[int]) -> dict[str, np.ndarray]:
 
 def literal_map(model, batch: list[list[int]]) -> DriftSums:
     sums = empty()
-    for ids in batch:
+    for question, ids in enumerate(batch):
         tokens, before, earlier, step = list(ids), None, None, 0
         for event in PLAIN.denoise(model, [ids], **COMMON):
             if event.kind == "full":
@@ -101,7 +101,7 @@ def literal_map(model, batch: list[list[int]]) -> DriftSums:
                 now_tokens = tokens + [MASK] * (end - len(tokens))
                 now = literal_step(model, now_tokens), now_tokens
                 if before is not None:
-                    add_literally(sums, now, before, earlier, step)
+                    add_literally(sums, now, before, earlier, step, question % PARTS)
                 before, earlier, step, tokens = now, before, step + 1, list(now_tokens)
             else:
                 before, earlier, step = None, None, 0
@@ -110,7 +110,7 @@ def literal_map(model, batch: list[list[int]]) -> DriftSums:
     return sums
 
 
-def add_literally(sums: DriftSums, now, before, earlier, step: int) -> None:
+def add_literally(sums: DriftSums, now, before, earlier, step: int, part: int) -> None:
     sums.steps += 1
     (given, tokens), (old, old_tokens) = now, before
     tokens, old_tokens = tokens[-SIZE:], old_tokens[-SIZE:]
@@ -134,9 +134,9 @@ def add_literally(sums: DriftSums, now, before, earlier, step: int) -> None:
         for a in range(sums.num_layers + 1):
             for b in range(sums.num_layers + 1):
                 low, high = sorted((a, b))
-                sums.ranges[lag, step % 6, a, b] += abs(change[low:high].sum(axis=0)).sum()
+                sums.ranges[part, lag, step % 6, a, b] += abs(change[low:high].sum(axis=0)).sum()
         entering = np.concatenate([given["output"][:1] - given["residual"][:1], given["output"]])
-        sums.leaving[lag, step % 6] += abs(entering[:, rows]).sum(axis=(1, 2))
+        sums.leaving[part, lag, step % 6] += abs(entering[:, rows]).sum(axis=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +197,8 @@ def test_maps_of_two_runs_add_up_to_the_map_of_both(tiny36, tmp_path):
     one.write(tmp_path / "one.json")
     merged = DriftSums.read(tmp_path / "one.json") + two
     together = recorded(tiny36, prompts(20, 41))
-    np.testing.assert_allclose(merged.by_class, together.by_class)
-    np.testing.assert_allclose(merged.ranges, together.ranges)
+    np.testing.assert_allclose(merged.by_class, together.by_class, rtol=1e-5)  # a file has seven digits
+    np.testing.assert_allclose(merged.ranges.sum(axis=0), together.ranges.sum(axis=0), rtol=1e-5)
     assert (merged.questions, merged.steps) == (2, together.steps)
     for other in (replace(two, threshold=1.0), replace(two, model="7B"), DriftSums.empty(28, 32, model="golden",
                   task="none", threshold=0.6, small_block_size=8)):  # fmt: skip
@@ -220,11 +220,32 @@ def test_costs_are_of_ranges_and_the_table_marks_the_least(both):
     assert sum("(least)" in row.split("|")[2] for row in rows) == 1
     # on even steps every layer runs at k = 2: what was recorded there is nothing to it
     found = replace(found, ranges=found.ranges.copy())
-    found.ranges[:, ::2] = 1e9
+    found.ranges[:, :, ::2] = 1e9
     np.testing.assert_array_equal(found.cost(2), two)
     assert (found.cost(3) > three)[np.triu_indices(36, 1, 37)].all()
     with pytest.raises(UsageError, match="a range of 40 layers does not fit in the model's 36"):
         found.table(40)
+
+
+def test_a_margin_is_that_of_a_mean_where_the_statistic_is_a_mean():
+    values = np.random.default_rng(3).normal(size=PARTS)
+    without = np.array([np.delete(values, index).mean() for index in range(PARTS)])
+    expected = 2.2622 * values.std(ddof=1) / PARTS**0.5  # Student's t of 9 degrees of freedom
+    np.testing.assert_allclose(margin(without), expected, rtol=1e-4)
+
+
+def test_the_table_has_margins_and_marks_ranges_that_cannot_be_told_from_the_least():
+    noise = np.random.default_rng(4).normal(size=(PARTS, 1, 1))
+    sums = DriftSums.empty(3, SIZE, model="m", task="t", threshold=0.9, small_block_size=SUB)
+    sums.leaving += 100.0
+    changes = {(0, 1): 30 + noise, (1, 2): 20 + noise, (2, 3): 20.5 - noise}  # of the three ranges of one layer
+    for (first, stop), change in changes.items():
+        sums.ranges[..., first, stop] += change  # (P, G, C)
+    rows = [row.split("|")[2].strip() for row in sums.table(1).splitlines()[2:]]
+    half = 100 * margin(sums.costs_without(2)[:, 0, 1])
+    assert rows[0] == f"{30 + noise.mean():.2f}% ± {half:.2f}"
+    assert rows[1].endswith(" (least)") != rows[2].endswith(" (least)")
+    assert rows[1].endswith(" (as low)") != rows[2].endswith(" (as low)")
 
 
 def test_the_command_writes_the_map_its_table_and_its_pictures(tmp_path, capsys):

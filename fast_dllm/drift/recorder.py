@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor, nn
 
-from fast_dllm.drift.sums import CLASSES, CYCLE, DISTANCES, LAGS, QUANTITIES, DriftSums
+from fast_dllm.drift.sums import CLASSES, CYCLE, DISTANCES, LAGS, PARTS, QUANTITIES, DriftSums
 from fast_dllm.network.cache import Attend
 from fast_dllm.network.layers import DecoderLayer
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written
+
+NO_BLOCK = (-1, -1)
 
 
 class Recorder:
@@ -39,7 +41,8 @@ class Recorder:
         self._outputs: dict[str, list[Tensor]] = {"hidden": [], "attention": [], "mlp": []}
         self._past: deque[dict[str, Tensor]] = deque(maxlen=len(LAGS))  # the latest first
         self._tokens: list[int] = []
-        self._place: tuple[int, int] = (-1, -1)  # cache row and end of the block in work
+        self._place = NO_BLOCK  # cache row and end of the block in work
+        self._question = -1  # number of the question in work
         self._step = self._steps = 0
 
     def __enter__(self) -> Recorder:
@@ -90,15 +93,22 @@ class Recorder:
     def _end(self, network: nn.Module, args: tuple[Tensor, Attend], output: Tensor) -> None:
         ids, attend = args
         tokens = ids[0].tolist()
-        if attend.cache is None or self.mask_id not in tokens or ids.shape[1] > self.size:
-            return  # a prefill, a commit, or scoring
-        if ids.shape != (1, self.size):
-            raise ValueError(f"drift is recorded for one whole block at a time, not for ids of {tuple(ids.shape)}")
+        if attend.cache is None or (ids.shape[1] > self.size and self.mask_id in tokens):
+            return  # scoring
         row = 0 if attend.cache_rows is None else int(attend.cache_rows[0])
         place = (row, attend.num_keys)
+        if self.mask_id not in tokens:
+            is_commit = place == self._place and ids.shape[1] == self.size and self._has_become(tokens)
+            if not is_commit:  # a prefill, with which another question begins
+                self._place = NO_BLOCK
+            return
+        if ids.shape != (1, self.size):
+            raise ValueError(f"drift is recorded for one whole block at a time, not for ids of {tuple(ids.shape)}")
+        if place not in (self._place, (self._place[0], self._place[1] + self.size)):
+            self._question += 1
         unmasked = [token for token in self._tokens if token != self.mask_id]
         goes_on = place == self._place and len(unmasked) < self.size - tokens.count(self.mask_id)
-        if not goes_on or any(a not in (b, self.mask_id) for a, b in zip(self._tokens, tokens, strict=True)):
+        if not goes_on or not self._has_become(tokens):
             self._past.clear()
             self._step = 0
         now = self._of_this_step(attend, row)
@@ -109,6 +119,10 @@ class Recorder:
             self._past[-1] = {"hidden": self._past[-1]["hidden"]}  # further back only they are looked at
         self._tokens, self._place = tokens, place
         self._step += 1
+
+    def _has_become(self, tokens: list[int]) -> bool:
+        """Whether the last step's block is `tokens` with some of them masked."""
+        return all(last in (token, self.mask_id) for last, token in zip(self._tokens, tokens, strict=True))
 
     def _of_this_step(self, attend: Attend, row: int) -> dict[str, Tensor]:
         assert attend.cache is not None
@@ -133,11 +147,12 @@ class Recorder:
             self._by_distance[index] += step_sums @ distances
         read = self._rows_read(tokens)
         hidden = now["hidden"][:, read].float()
+        part = self._question % PARTS
         for lag, past in enumerate(self._past):
             changed = (hidden - past["hidden"][:, read].float()).transpose(0, 1)  # (R, L + 1, C)
             step = self._step % CYCLE
-            self._ranges[lag, step] += torch.cdist(changed, changed, p=1).sum(dim=0)
-            self._leaving[lag, step] += hidden.abs().sum(dim=(1, 2))
+            self._ranges[part, lag, step] += torch.cdist(changed, changed, p=1).sum(dim=0)
+            self._leaving[part, lag, step] += hidden.abs().sum(dim=(1, 2))
 
     def _rows_read(self, tokens: list[int]) -> list[int]:
         """The rows whose predictions the step in work wants: one before each of the sub-block's (token shift)."""

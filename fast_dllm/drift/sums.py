@@ -9,27 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from fast_dllm.errors import UsageError
 
-FORMAT = 2
+FORMAT = 3
 QUANTITIES = ("output", "residual", "attention", "mlp", "keys", "values")
 CLASSES = ("just unmasked", "still masked", "unmasked before")
 DISTANCES = ((1, 1), (2, 2), (3, 3), (4, 7), (8, 15), (16, 1000))  # rows to the nearest one just unmasked
 SUMS = ("difference", "size", "cosine", "rows")
 LAGS = (1, 2)  # steps between what is stored and what is computed
 CYCLE = 6  # a step's number modulo 6 says whether layers rest on it, for k = 2 and for k = 3
+PARTS = 10  # questions are dealt out to so many parts, whose differences give the margins
+DIGITS = 7  # significant digits of a sum in the file
 
 
 @dataclass
 class DriftSums:
-    """Axes: Q QUANTITIES, S SUMS, L layers, T steps of a block, D DISTANCES, G LAGS, C steps modulo CYCLE.
+    """Axes: Q QUANTITIES, S SUMS, L layers, T steps of a block, D DISTANCES, P PARTS, G LAGS, C steps modulo CYCLE.
 
     Over rows: `difference` is sum |now - before|, `size` sum |before| (both over the hidden dimensions), `cosine` the
     sum of cosines, `rows` their number. by_class (Q, S, L, T, CLASSES): against the step before, T is the later step's
-    number in its block. by_distance (Q, S, L, D): of rows that were not just unmasked. ranges (G, C, L + 1, L + 1):
+    number in its block. by_distance (Q, S, L, D): of rows that were not just unmasked. ranges (P, G, C, L + 1, L + 1):
     over the rows that are read, sum of |(what layers a .. b - 1 add now) - (what they added G steps ago)|; leaving
-    (G, C, L + 1): sum of |what enters layer b now|. The other fields say of what: runs that differ in it do not add up.
+    (P, G, C, L + 1): sum of |what enters layer b now|; question number n is in part n modulo P. The other fields say
+    of what: runs that differ in it do not add up.
     """
 
     model: str
@@ -55,8 +59,8 @@ class DriftSums:
             small_block_size,
             np.zeros((quantities, sums, num_layers, block_size, len(CLASSES))),
             np.zeros((quantities, sums, num_layers, len(DISTANCES))),
-            np.zeros((len(LAGS), CYCLE, num_layers + 1, num_layers + 1)),
-            np.zeros((len(LAGS), CYCLE, num_layers + 1)),
+            np.zeros((PARTS, len(LAGS), CYCLE, num_layers + 1, num_layers + 1)),
+            np.zeros((PARTS, len(LAGS), CYCLE, num_layers + 1)),
         )
 
     @property
@@ -85,7 +89,7 @@ class DriftSums:
         content |= {"distances": DISTANCES, "lags": LAGS}
         for field in fields(self):
             value = getattr(self, field.name)
-            content[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
+            content[field.name] = _rounded(value) if isinstance(value, np.ndarray) else value
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")
         temporary.write_text(json.dumps(content))
@@ -116,35 +120,78 @@ class DriftSums:
         with np.errstate(invalid="ignore", divide="ignore"):
             return sums[SUMS.index("difference")] / sums[SUMS.index("size")]
 
-    def cost(self, reuse_k: int) -> np.ndarray:
+    def cost(self, reuse_k: int, without: int | None = None) -> np.ndarray:
         """(L, L + 1): [a, b] is the predicted error of letting layers a .. b - 1 rest on the steps between.
 
         What the stored residual is wrong by, as a share of what leaves the range (L1, rows that are read), over the
         steps on which the range rests: step t of a block with a store t modulo k steps old. NaN where b <= a. It says
-        nothing of how much the layers above mind.
+        nothing of how much the layers above mind. without: a part to leave out.
         """
+        parts = [part for part in range(PARTS) if part != without]
+        ranges, leaving_layers = self.ranges[parts].sum(axis=0), self.leaving[parts].sum(axis=0)
         errors = []
         for lag in LAGS[: reuse_k - 1]:
             steps = range(lag, CYCLE, reuse_k)
-            changed, leaving = (each[lag - 1, steps].sum(axis=0) for each in (self.ranges, self.leaving))
+            changed, leaving = (each[lag - 1, steps].sum(axis=0) for each in (ranges, leaving_layers))
             with np.errstate(invalid="ignore", divide="ignore"):
                 errors.append(changed / leaving)
         mean = np.mean(errors, axis=0)[:-1]
         first, stop = np.indices(mean.shape)
         return np.where(stop > first, mean, np.nan)
 
+    def costs_without(self, reuse_k: int) -> np.ndarray:
+        """(P, L, L + 1): `cost` without each part in turn, for margins."""
+        return np.stack([self.cost(reuse_k, without=part) for part in range(PARTS)])
+
     def table(self, width: int | None = None) -> str:
-        """Which `width` layers (default 12, or a third of a shallower model's) a policy should let rest, for each k."""
+        """Which `width` layers (default 12, or a third of a shallower model's) a policy should let rest, for each k.
+
+        With 95% margins over questions. "least" is the range of the least error, and "as low" each other one whose
+        difference from it is within that difference's own margin.
+        """
         width = width or (12 if self.num_layers > 12 else max(self.num_layers // 3, 1))
         if not 0 < width <= self.num_layers:
             raise UsageError(f"a range of {width} layers does not fit in the model's {self.num_layers}")
         lines = [f"| layers ({width} of {self.num_layers}) | k = 2 | k = 3 |", "|---|---|---|"]
-        costs = {k: self.cost(k) for k in (2, 3)}
-        at = np.arange(self.num_layers - width + 1)
-        for first in at:
-            cells = []
-            for each in costs.values():
-                least = each[first, first + width] == np.nanmin(each[at, at + width])
-                cells.append(f"{100 * each[first, first + width]:.2f}%{' (least)' * bool(least)}")
+        firsts = np.arange(self.num_layers - width + 1)
+        columns = [self._cells(reuse_k, firsts, width) for reuse_k in (2, 3)]
+        for first, *cells in zip(firsts, *columns, strict=True):
             lines.append(f"| {first}-{first + width - 1} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
+
+    def _cells(self, reuse_k: int, firsts: np.ndarray, width: int) -> list[str]:
+        """A column of the table: the error of each range of `width` layers."""
+        costs = self.cost(reuse_k)[firsts, firsts + width]
+        costs_without = self.costs_without(reuse_k)[:, firsts, firsts + width]  # (P, ranges)
+        least = int(np.nanargmin(costs))
+        margins = margin(costs_without)
+        margins_from_least = margin(costs_without - costs_without[:, [least]])
+        cells = []
+        for index, cost in enumerate(costs):
+            cell = f"{100 * cost:.2f}%"
+            if np.isfinite(margins[index]):
+                cell += f" ± {100 * margins[index]:.2f}"
+            if index == least:
+                cell += " (least)"
+            elif cost - costs[least] <= margins_from_least[index]:
+                cell += " (as low)"
+            cells.append(cell)
+        return cells
+
+
+def margin(without: np.ndarray) -> np.ndarray:
+    """Half the width of a 95% interval, by the jackknife that leaves out one part at a time (Efron and Tibshirani,
+    An Introduction to the Bootstrap, 1993, chapter 11), with Student's t.
+
+    without (P, ...): the statistic without each part. NaN where one of them cannot be computed.
+    """
+    num_parts = len(without)
+    variance = (num_parts - 1) * without.var(axis=0)
+    return stats.t.ppf(0.975, num_parts - 1) * np.sqrt(variance)
+
+
+def _rounded(values: np.ndarray) -> list:
+    """Nested lists of numbers of DIGITS significant digits, which keep the file short."""
+    if values.ndim > 1:
+        return [_rounded(each) for each in values]
+    return [float(f"{value:.{DIGITS}g}") for value in values]
