@@ -51,7 +51,7 @@ PLAIN = "04_threshold/s8_t0.90"  # the lab's setting without reuse: what every r
 SAME_AS_PLAIN = "07_rules/s8_t0.90"  # the same answers and forwards; it recorded the forwards of each question
 MARGINS = (0.5, 1.0, 1.5)  # points that a setting may lose, so far as can be excluded
 OBSERVED = (0.5, 1.0)  # points that a setting may lose, as observed
-OTHER_TASKS = ("toy_math_new_limit_400", "toy_math_wide")
+OTHER_TASKS = ("toy_math_new", "toy_math_wide")
 SUBJECTS = ("early", "early_far")  # models that are not committed (models/tiny/README.md, Recipe), on TASK
 # (setting, what it is compared with); None: plain decoding
 CLAIMS = (
