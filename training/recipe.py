@@ -90,10 +90,14 @@ EARLY = (
         "split-deep", "bd", EVERY_LAYER, steps=100, batch=32, lr=1.5e-3, warmup=10, decay=0.9, final_lr=0.0,
         growth="split", **EARLY_MIX,
     ),
-    Stage("settle", "bd", EVERY_LAYER, steps=200, batch=32, lr=1.2e-3, warmup=5, decay=1.0, final_lr=0.0, **EARLY_MIX),
 )  # fmt: skip
-EARLY_FAR = tuple(replace(stage, ahead_weight=1.0) for stage in EARLY)
-RECIPES = {"tiny": STAGES, "early": EARLY, "early_far": EARLY_FAR}
+# Two more, which go on from those for another 200 steps at full depth.
+LATER = (
+    *EARLY,
+    Stage("settle", "bd", EVERY_LAYER, steps=200, batch=32, lr=1.2e-3, warmup=5, decay=1.0, final_lr=0.0, **EARLY_MIX),
+)
+EARLY_FAR, LATER_FAR = (tuple(replace(stage, ahead_weight=1.0) for stage in stages) for stages in (EARLY, LATER))
+RECIPES = {"tiny": STAGES, "early": EARLY, "early_far": EARLY_FAR, "later": LATER, "later_far": LATER_FAR}
 
 
 def tiny_config(tokenizer, layers: int = EVERY_LAYER) -> FastDLLMConfig:
