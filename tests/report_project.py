@@ -136,7 +136,6 @@ class Project:
             "accuracy_stderr": 0.01,
             "metric": metric,
             "generation_code_sha256": file_sha256(code),
-            "fast_dllm_sha256": "f" * 64,
             "model_args": made,
             "throughput": throughput(Cost.from_json(cost)).as_json(),
             "num_fewshot": 0, "chat_template": True, "seeds": [0, 1234, 1234, 1234], "num_processes": 1,

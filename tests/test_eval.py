@@ -26,8 +26,6 @@ from fast_dllm.report.read_run import read_run
 from fast_dllm.spec.hashes import file_sha256
 from fast_dllm.spec.matrix import NINE
 
-PLACE = {"table": "here", "experiment": "00_baseline", "task": "made_up_sums", "limit": None, "imported": False}
-PLACE |= {"config": "k2_middle+max_new_tokens=64"}
 TASKS = ROOT / "tests" / "fixtures" / "tasks"
 COMMON = ["--model", "fast_dllm_v2", "--batch_size", "1", "--num_fewshot", "0"]
 COMMON += ["--apply_chat_template", "--fewshot_as_multiturn"]
@@ -75,7 +73,7 @@ def load(folder: Path) -> tuple[dict, dict]:
 
 @pytest.fixture(scope="module")
 def one_process(random_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one") / "out"
+    folder = tmp_path_factory.mktemp("one") / "k2_middle+max_new_tokens=64"
     arguments = model_args(
         random_model, experiment_name="00_baseline", reuse_k=2, layer_subset="middle", show_speed=True
     )
@@ -111,7 +109,7 @@ def test_a_run_leaves_results_summary_and_samples(one_process):
     assert summary["dtype"] == "float32"
     assert summary["peak_memory_bytes"] > 0
     layers = summary["throughput"]["layer_forwards"]
-    run = read_run(folder / "summary.json", PLACE | {"path": folder / "summary.json"})
+    run = read_run(folder / "summary.json", "00_baseline", "made_up_sums", None, imported=False)
     assert run.full_forwards == sum(layers.values()) / summary["num_layers"] > 0  # the report's unit is what was run
     assert "tokens/s" in done.stdout
     assert "made_up_sums" in done.stdout

@@ -449,7 +449,6 @@ def test_reuse_that_is_as_fast_is_not_called_slower(project):
         ({"model_args": {"refresh": None}}, "mixed_arguments"),  # a summary without it ran `rows`
         ({"model_args": {"reuse_k": 3}}, "name_contradicts"),
         ({"model_args": {"layer_subset": "last"}}, "name_contradicts"),
-        ({"fast_dllm_sha256": "e" * 64}, "mixed_code"),
         ({"seeds": [1, 2, 3, 4]}, "mixed_seeds"),
         ({"num_fewshot": 5}, "mixed_prompting"),
         ({"chat_template": False}, "mixed_prompting"),

@@ -72,7 +72,7 @@ _KINDS: dict[str, tuple[Callable[[object], bool], tuple[str, ...]]] = {
     "a SHA-256": (
         lambda value: isinstance(value, str) and _SHA256.fullmatch(value) is not None,
         (
-            "generation_code_sha256", "decoding_sha256", "fast_dllm_sha256", "results_sha256", "questions_sha256",
+            "generation_code_sha256", "decoding_sha256", "results_sha256", "questions_sha256",
             "summary_sha256",
         ),
     ),

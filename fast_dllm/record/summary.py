@@ -66,7 +66,6 @@ class Summary:
     metric: str | None = None
     generation_code_sha256: str | None = None
     decoding_sha256: str | None = None
-    fast_dllm_sha256: str | None = None  # of the whole package; only old summaries have it
     model_args: Mapping[str, object] = field(default_factory=dict)
     subtasks: Mapping[str, Score] = field(default_factory=dict)
     throughput: Throughput = field(default_factory=Throughput)
@@ -229,7 +228,7 @@ class Summary:
 
 _NOT_WRITTEN = ("is_foreign", "is_edited", "is_scored", "gpu_memory_gb")
 _HASHES = ("model_revision", "generation_code_sha256")
-_ONLY_WITH_VALUE = ("fast_dllm_sha256", "sandbox", "results_sha256", "questions_sha256", "summary_sha256")
+_ONLY_WITH_VALUE = ("sandbox", "results_sha256", "questions_sha256", "summary_sha256")
 
 
 def setting_text(value: object) -> str:
@@ -287,7 +286,7 @@ def parse_summary(content: Mapping[str, object]) -> Summary:
 
 # -- the lab's first runner --------------------------------------------------------------------------------------------
 # Keys that only a summary of this runner has: one that lost its schema version does not pass for the other form.
-_NOT_EARLIER = ("experiment", "num_samples", "generation_code_sha256", "fast_dllm_sha256")
+_NOT_EARLIER = ("experiment", "num_samples", "generation_code_sha256")
 # Questions of a group's smallest subtask: a limit counts in each subtask.
 _SMALLEST_SUBTASK = {"mmlu": 100, "minerva_math": 474, "toy_choice": 300}
 

@@ -179,7 +179,7 @@ def run_numbers(table: ResultTable, run: RunResult) -> dict[str, float | None]:
     """The measured numbers of a run by the names that report.json and runs.csv give them; None: not recorded."""
     return {
         "new_tokens": run.new_tokens,
-        "seconds": run.seconds,
+        "seconds": run.summary.throughput.seconds_generating,
         "tokens_per_second": run.tokens_per_second,
         "full_depth_forwards": run.full_forwards,
         "tokens_per_full_depth_forward": run.tokens_per_forward,

@@ -75,8 +75,8 @@ def interval_of(run: RunResult) -> Interval | None:
     """
     if run.counts is not None:
         return wilson(*run.counts)
-    if run.stderr is not None:
-        half = 1.959963984540054 * run.stderr
+    if run.summary.accuracy_stderr is not None:
+        half = 1.959963984540054 * run.summary.accuracy_stderr
         return Interval(max(0.0, run.accuracy - half), min(1.0, run.accuracy + half))
     return None
 

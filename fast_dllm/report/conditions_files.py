@@ -20,7 +20,7 @@ RECORDED = {
     "dtype": lambda run: run.facts.get("dtype"),
     "threshold": lambda run: run.arguments.get("threshold"),
     "interruptions": lambda run: run.facts.get("num_segments"),
-    "metric": lambda run: run.metric,
+    "metric": lambda run: run.summary.metric,
     "tokens and seconds": lambda run: run.tokens_per_second,
 }
 
@@ -62,7 +62,7 @@ def not_recorded(table: ResultTable) -> Iterator[Match]:
 
 def without_time(table: ResultTable) -> Iterator[Match]:
     """Foreign runs without a time, in a table in which other runs have one."""
-    untimed = [run for run in table.runs.values() if not run.scored and run.tokens_per_second is None]
+    untimed = [run for run in table.runs.values() if not run.summary.is_scored and run.tokens_per_second is None]
     if table.is_foreign and untimed and len(untimed) < len(table.runs):
         yield Match(configs_of(untimed))
 

@@ -58,14 +58,11 @@ def mixed_code(table: ResultTable) -> Iterator[Match]:
     runs = list(table.runs.values())
     policies = by_value(runs, lambda run: run.facts.get("generation_code_sha256"))
     engines = by_value(runs, lambda run: run.facts.get("decoding_sha256"))
-    unhashed_engine = [run for run in runs if "decoding_sha256" not in run.facts]
-    packages = by_value(unhashed_engine, lambda run: run.facts.get("fast_dllm_sha256"))
     unhashed_policy = [run for run in runs if "generation_code_sha256" not in run.facts]
     commits = by_value(unhashed_policy, lambda run: run.facts.get("commit"))
     for what, values in (
         ("generation codes", policies),
         ("engines, not all with a recorded replay", {} if engines.keys() <= table.replayed else engines),
-        ("versions of fast_dllm/", packages),
         ("commits", commits),
     ):
         if len(values) > 1:

@@ -27,14 +27,6 @@ def task_of_folder(name: str) -> tuple[str, float | None]:
         return name, None
 
 
-def _usable(run: RunResult) -> RunResult:
-    """The run. Raises SummaryError, one line, if its file is corrupt."""
-    broken = [text for kind, text in run.faults if kind == "corrupt"]
-    if broken:
-        raise SummaryError("; ".join(broken))
-    return run
-
-
 def _places(root: Path, experiment: str, folder: str, bases: Sequence[str]) -> dict[str, list[Path]]:
     """Configuration -> its summary.json files, in the order of the bases."""
     paths: dict[str, list[Path]] = {}
@@ -64,10 +56,9 @@ def read_tables(root: Path, experiment: str, folder: str, bases: Sequence[str] =
     runs: dict[bool, dict[str, RunResult]] = {False: {}, True: {}}
     problems: dict[str, str] = {}
     for config, paths in _places(root, experiment, folder, bases).items():
-        place = {"table": experiment, "experiment": experiment, "task": task, "limit": limit, "config": config}
         try:
-            run = _usable(read_run(paths[0], place | {"path": paths[0], "imported": False}))
-        except ValueError as error:
+            run = read_run(paths[0], experiment, task, limit, imported=False)
+        except SummaryError as error:
             problems[config] = str(error)
             continue
         if len(paths) > 1 and paths[0].read_bytes() != paths[1].read_bytes():
@@ -151,13 +142,10 @@ def read_import(folder: Path) -> list[ResultTable]:
     keys = [(table.label, table.task, table.limit) for table in tables.values()]
     for parent, table in tables.items():
         if keys.count((table.label, table.task, table.limit)) > 1:
-            tables[parent] = _relabelled(table, f"{parent.relative_to(folder)} (imported)")
+            label = f"{parent.relative_to(folder)} (imported)"
+            runs = {config: replace(run, table=label, experiment=label) for config, run in table.runs.items()}
+            tables[parent] = replace(table, label=label, runs=runs)
     return list(tables.values())
-
-
-def _relabelled(table: ResultTable, label: str) -> ResultTable:
-    runs = {config: replace(run, table=label, experiment=label) for config, run in table.runs.items()}
-    return replace(table, label=label, runs=runs)
 
 
 def _import_label(folder: Path, parent: Path, tasks: set[str]) -> str:
@@ -173,15 +161,10 @@ def _imported_table(folder: Path, parent: Path, paths: list[Path]) -> ResultTabl
     label = _import_label(folder, parent, {task} if task in TASK_SIZE else set())
     runs, problems = {}, {}
     for path in paths:
-        config = path.parent.name
-        place = {"table": label, "experiment": label, "task": task, "limit": limit, "config": config, "path": path}
-        place["imported"] = True
         try:
-            run = _usable(read_run(path, place))
-        except ValueError as error:
-            problems[config] = str(error)
-            continue
-        runs[config] = replace(run, is_foreign=True)
+            runs[path.parent.name] = read_run(path, label, task, limit, imported=True)
+        except SummaryError as error:
+            problems[path.parent.name] = str(error)
     known = {(run.task, run.limit) for run in runs.values()}
     if len(known) == 1:
         task, limit = known.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fast_dllm.spec.hashes import file_sha256
 
 MOST_RESULTS_BYTES = 256 * 2**20
 FACTS = (
-    "generation_code_sha256", "decoding_sha256", "fast_dllm_sha256", "model_revision", "dtype", "gpu", "gpu_memory_gb",
+    "generation_code_sha256", "decoding_sha256", "model_revision", "dtype", "gpu", "gpu_memory_gb",
     "host", "graphs", "num_fewshot", "num_processes", "num_shares", "num_segments", "python", "metric",
 )  # fmt: skip
 
@@ -56,8 +56,11 @@ def _one(values: Mapping[str, object]) -> object:
     return next(iter(values.values())) if len(values) == 1 else json.dumps(dict(values), sort_keys=True)
 
 
-def read_run(path: Path, place: Mapping[str, Any]) -> RunResult:
-    """The RunResult of one summary.json. Raises SummaryError, one line, if it is not usable."""
+def read_run(path: Path, label: str, task: str, limit: float | None, imported: bool) -> RunResult:
+    """The RunResult of one summary.json. Raises SummaryError, one line, if it is not usable.
+
+    label: of the table; unless `imported`, that is the experiment. task, limit: those that the folder's name says.
+    """
     summary = read_summary(path)
     if summary is None:
         raise SummaryError("no file")
@@ -65,29 +68,28 @@ def read_run(path: Path, place: Mapping[str, Any]) -> RunResult:
         raise SummaryError("the accuracy is 'null'")
     faults: list[tuple[str, str]] = []
     questions = None if summary.is_foreign else _questions(path, summary, faults)
-    faults += _seals(path, summary)
-    cost = summary.throughput
     run = RunResult(
-        **{name: place[name] for name in ("table", "experiment", "config", "path")},
-        task=summary.task or place["task"],
-        limit=summary.limit,
-        is_foreign=summary.is_foreign,
+        table=label,
+        experiment=label,
+        config=path.parent.name,
+        path=path,
+        is_foreign=imported or summary.is_foreign,
+        task=summary.task or task,
         accuracy=summary.accuracy,
-        stderr=summary.accuracy_stderr,
-        num_samples=summary.num_questions,
-        metric=summary.metric,
-        arguments=summary.model_args,
-        new_tokens=None if cost.new_tokens is None else int(cost.new_tokens) or None,
-        seconds=cost.seconds_generating,
-        forwards={kind: int(count) for kind, count in cost.forwards.items()} or None,
-        layers_run=sum(cost.layer_forwards.values()) or None,
-        num_layers=summary.num_layers,
-        facts=_facts(summary, questions),
-        scored=summary.is_scored,
-        questions=questions,
         summary=summary,
+        facts=_facts(summary, questions),
+        questions=questions,
     )
-    return _with_faults(run, place, faults)
+    names = {"config": run.config}
+    if not imported:  # an imported folder may have any name: what its summaries say of themselves counts
+        names["task"] = task
+        if not summary.is_foreign:
+            names["experiment"] = label
+    faults += [*_seals(path, summary), *_faults_of_place(run, names, task, limit), *_contradictions(run)]
+    broken = [text for kind, text in faults if kind == "corrupt"]
+    if broken:
+        raise SummaryError("; ".join(dict.fromkeys(broken)))
+    return replace(run, faults=tuple(dict.fromkeys(faults)))
 
 
 def _questions(path: Path, summary: Summary, faults: list[tuple[str, str]]) -> Questions | None:
@@ -133,29 +135,20 @@ def _sample_seals(results: Path) -> list[tuple[str, str]]:
     return [("hand_edited", f"{name} is not the one that results.json was written with") for name in changed]
 
 
-def _with_faults(run: RunResult, place: Mapping[str, object], faults: list[tuple[str, str]]) -> RunResult:
-    """The run, with further faults: contradictions within its summary, or between the summary and its folder."""
+def _faults_of_place(
+    run: RunResult, names: Mapping[str, str], task: str, limit: float | None
+) -> Iterator[tuple[str, str]]:
+    """Contradictions between a summary and its folder. names: fields of the summary, as the folder says them."""
     summary = run.summary
-    # an imported folder may be called anything but a configuration: what its summaries say of themselves counts
-    names = (
-        ("config",)
-        if place["imported"]
-        else ("config", "task")
-        if summary.is_foreign
-        else ("config", "task", "experiment")
-    )
-    for name in names:
+    for name, expected in names.items():
         value = getattr(summary, name)
-        if value is not None and value != place[name]:
-            faults.append(("corrupt", f"it is of {name} {value!r}, its folder of {place[name]!r}"))
-    if run.limit != place["limit"] and run.task == place["task"]:
+        if value is not None and value != expected:
+            yield "corrupt", f"it is of {name} {value!r}, its folder of {expected!r}"
+    if run.limit != limit and run.task == task:
         kind = "mixed_limit" if summary.is_foreign else "corrupt"
-        faults.append((kind, f"it ran with limit {_limit(run.limit)}, its folder says {_limit(place['limit'])}"))
-    expected = summary.num_samples_expected
-    if expected is not None and run.num_samples != expected:
-        faults.append(("corrupt", f"{run.num_samples} of {expected} questions"))
-    faults += _contradictions(run)
-    return replace(run, faults=tuple(dict.fromkeys(faults)))
+        yield kind, f"it ran with limit {_limit(run.limit)}, its folder says {_limit(limit)}"
+    if summary.num_samples_expected not in (None, run.num_samples):
+        yield "corrupt", f"{run.num_samples} of {summary.num_samples_expected} questions"
 
 
 def _limit(limit: object) -> str:
@@ -169,8 +162,8 @@ def _contradictions(run: RunResult) -> list[tuple[str, str]]:
     speed = run.tokens_per_second
     if stated and speed and abs(stated - speed) > 0.01 + 1e-3 * speed:
         faults.append(("hand_edited", f"it states {stated:g} tokens/s; its tokens and seconds give {speed:.2f}"))
-    whole = run.metric is None or not run.metric.startswith(("inst_level", "pass"))
-    if whole and run.num_samples and run.num_correct is None and run.questions is None:
+    is_count = not (run.summary.metric or "").startswith(("inst_level", "pass"))
+    if is_count and run.num_samples and run.num_correct is None and run.questions is None:
         faults.append(
             ("not_a_count", f"an accuracy of {run.accuracy:.6g} is no whole number of {run.num_samples} questions")
         )

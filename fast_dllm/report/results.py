@@ -26,33 +26,48 @@ NO_FORWARD = ("reused", "guessed", "guessed_commit", "score")  # kinds that cost
 class RunResult:
     """The result of one configuration. What its summary does not record is None.
 
-    num_samples: the number of questions. seconds: of generating. forwards: kind -> number. layers_run: the layers that
-    ran, summed over all forwards.
-    faults: what is wrong with the files themselves, (kind of alarm, text). is_foreign: imported, or of another runner.
+    table: the label of its table. is_foreign: imported, or of the lab's first runner. facts: those that alarms and the
+    provenance section compare, by name. faults: what is wrong with the files themselves, (kind of alarm, text).
     """
 
     table: str
     experiment: str
-    task: str
-    limit: float | None
     config: str
     path: Path
     is_foreign: bool
+    task: str
     accuracy: float
-    num_samples: int | None
-    metric: str | None
-    arguments: Mapping[str, Any]
-    new_tokens: int | None
-    seconds: float | None
-    forwards: Mapping[str, int] | None
-    layers_run: float | None
-    num_layers: int | None
+    summary: Summary = field(repr=False)
     facts: Mapping[str, Any]
-    stderr: float | None = None
-    scored: bool = False
     questions: Questions | None = None
     faults: tuple[tuple[str, str], ...] = ()
-    summary: Summary = field(default_factory=Summary, repr=False)
+
+    @property
+    def limit(self) -> float | None:
+        return self.summary.limit
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        return self.summary.model_args
+
+    @property
+    def num_samples(self) -> int | None:
+        return self.summary.num_questions
+
+    @property
+    def new_tokens(self) -> int | None:
+        tokens = self.summary.throughput.new_tokens
+        return int(tokens) if tokens else None
+
+    @property
+    def forwards(self) -> Mapping[str, int] | None:
+        """Kind of forward -> number."""
+        return {kind: int(count) for kind, count in self.summary.throughput.forwards.items()} or None
+
+    @property
+    def layers_run(self) -> float | None:
+        """The layers that ran, summed over all forwards."""
+        return sum(self.summary.throughput.layer_forwards.values()) or None
 
     @property
     def num_correct(self) -> int | None:
@@ -75,7 +90,8 @@ class RunResult:
 
     @property
     def tokens_per_second(self) -> float | None:
-        return self.new_tokens / self.seconds if self.new_tokens and self.seconds else None
+        seconds = self.summary.throughput.seconds_generating
+        return self.new_tokens / seconds if self.new_tokens and seconds else None
 
     @property
     def full_forwards(self) -> float | None:
@@ -90,9 +106,10 @@ class RunResult:
 
     @property
     def layers_per_token(self) -> float | None:
-        if not self.new_tokens or not self.num_layers or not self.full_forwards:
+        layers = self.summary.num_layers
+        if not self.new_tokens or not layers or not self.full_forwards:
             return None
-        return self.full_forwards * self.num_layers / self.new_tokens
+        return self.full_forwards * layers / self.new_tokens
 
     @property
     def row_layers_per_token(self) -> float | None:
@@ -113,9 +130,10 @@ class RunResult:
     @property
     def skips_layers(self) -> bool:
         """Whether some forward skipped layers. A step that reads stored logits again is no forward."""
-        if not (self.layers_run and self.num_layers and self.forwards):
+        layers = self.summary.num_layers
+        if not (self.layers_run and layers and self.forwards):
             return False
-        return self.layers_run < self.num_layers * sum(n for k, n in self.forwards.items() if k not in NO_FORWARD)
+        return self.layers_run < layers * sum(n for k, n in self.forwards.items() if k not in NO_FORWARD)
 
 
 @dataclass(frozen=True)
@@ -150,7 +168,7 @@ class ResultTable:
     @property
     def is_scored(self) -> bool:
         """The answers are scored by log-likelihood, where nothing can be reused."""
-        return bool(self.runs) and (is_scored(self.task) or all(run.scored for run in self.runs.values()))
+        return bool(self.runs) and (is_scored(self.task) or all(run.summary.is_scored for run in self.runs.values()))
 
     def is_stale(self, run: RunResult) -> bool:
         """The experiment's generation code has changed since this run."""

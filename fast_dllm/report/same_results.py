@@ -57,7 +57,7 @@ def rereads(run: RunResult) -> bool:
     The forwards show it: some steps were reused, and no forward ran without a layer. A foreign run without recorded
     forwards is the lab's, whose only experiment read stored logits.
     """
-    if run.scored or run.reuse_k is None or run.reuse_k < 2:
+    if run.summary.is_scored or run.reuse_k is None or run.reuse_k < 2:
         return False
     if run.is_foreign and run.forwards is None:
         return (run.arguments.get("experiment_name") or DEFAULT_EXPERIMENT) == DEFAULT_EXPERIMENT

@@ -66,7 +66,6 @@ PROVENANCE = (
     ("uncommitted changes", "dirty"),
     ("generation code, SHA-256", "generation_code_sha256"),
     ("decoding code, SHA-256", "decoding_sha256"),
-    ("fast_dllm, SHA-256", "fast_dllm_sha256"),
     ("task version", "task_version"),
     ("metric", "metric"),
     ("examples in the prompt", "num_fewshot"),

@@ -84,7 +84,7 @@ def slow_groups(tables: list[ResultTable]) -> list[tuple[str, list[RunResult], l
     groups: dict[tuple, list[tuple[ResultTable, RunResult, float]]] = {}
     for table in tables:
         for run in table.runs.values():
-            key, seconds = _forwards_key(table, run), run.seconds
+            key, seconds = _forwards_key(table, run), run.summary.throughput.seconds_generating
             if key is not None and seconds:
                 groups.setdefault(key, []).append((table, run, seconds))
     slow_of_tables = []

@@ -62,11 +62,11 @@ def _run_row(report: Report, table: ResultTable, run: RunResult) -> dict[str, ob
     return {
         **_place(run),
         "imported": run.is_foreign,
-        "metric": run.metric,
+        "metric": run.summary.metric,
         "num_questions": run.num_samples,
         "num_correct": run.num_correct,
         "accuracy": run.accuracy,
-        "accuracy_stderr": run.stderr,
+        "accuracy_stderr": run.summary.accuracy_stderr,
         "accuracy_low": interval.low if interval else None,
         "accuracy_high": interval.high if interval else None,
         **run_numbers(table, run),
