@@ -8,9 +8,9 @@ the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generator
+from typing import Callable, ClassVar, Generator
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Forward:
         return "step" if self.continues is None else "opening"
 
     @property
-    def held(self) -> range:
+    def predicted_positions(self) -> range:
         """All positions whose predictions are computed."""
         return self.keep or self.wanted
 
@@ -159,7 +159,7 @@ class Prediction:
 
     kind: the kind of forward that was run. layers_at_rest: the layers that did not run. measures: what the forward's
     `measure` asked for, one number for each wanted position. states: what each of the forward's states (its own, then
-    its guesses) predicts for all positions that it holds. Only wanted tokens are drawn, the others are the most likely
+    its guesses) predicts for all its predicted positions. Only wanted tokens are drawn, the others are the most likely
     ones.
     """
 
@@ -211,6 +211,7 @@ class DenoisingEvent:
 
 # What decode_one returns when it is called. In quotes, because the runner reads this file with Python 3.8.
 Policy = Generator["Forward | DenoisingEvent", Prediction, None]
+DecodeOne = Callable[["Answer", Options], Policy]
 
 
 class Answer:

@@ -163,7 +163,7 @@ def test_candidates_run_as_written_where_layers_are_compiled(tiny36):
 
 
 def accept_one_wrong_token(monkeypatch) -> None:
-    original = SequenceState.run_guess
+    original = SequenceState.matching_guess
 
     def lenient(self, forward, length):
         for guess in self.guesses:
@@ -172,7 +172,7 @@ def accept_one_wrong_token(monkeypatch) -> None:
                 return guess
         return original(self, forward, length)
 
-    monkeypatch.setattr(SequenceState, "run_guess", lenient)
+    monkeypatch.setattr(SequenceState, "matching_guess", lenient)
 
 
 def see_another_candidate(monkeypatch) -> None:
@@ -191,14 +191,14 @@ def see_another_candidate(monkeypatch) -> None:
 
 
 def draw_for_the_guesses_too(monkeypatch) -> None:
-    original = DecodingRun._keep_guesses
+    original = DecodingRun._guesses
 
-    def draws(self, sequence, forward, *given):
+    def draws(self, sequence, forward, *others):
         for _ in forward.guesses:
             torch.rand(8, generator=sequence.generator)
-        return original(self, sequence, forward, *given)
+        return original(self, sequence, forward, *others)
 
-    monkeypatch.setattr(DecodingRun, "_keep_guesses", draws)
+    monkeypatch.setattr(DecodingRun, "_guesses", draws)
 
 
 FAULTS = [accept_one_wrong_token, see_another_candidate, draw_for_the_guesses_too]
@@ -239,6 +239,21 @@ def test_a_window_that_would_read_what_no_guess_writes_is_refused(tiny36):
 
     with pytest.raises(ValueError, match="a sub forward reads the block cache"):
         list(Engine(tiny36, decode_one, Options(MASK, STOP)).run([Prompt([5])]))
+
+
+def test_a_window_of_a_block_that_only_a_guess_has_run_is_refused(tiny36):
+    """The guess ran in scratch room, so the block cache has nothing of its block."""
+    opening = Forward("full", [MASK] * SIZE, wanted=range(1, 8))
+    kinds = []
+
+    def decode_one(answer, options):
+        yield Forward("commit", answer.tokens, guesses=(replace(opening, continues=0),))
+        kinds.append((yield opening).kind)
+        yield Forward("sub", [MASK] * 8, 0, wanted=range(1, 8))
+
+    with pytest.raises(ValueError, match="a sub forward reads the block cache"):
+        list(Engine(tiny36, decode_one, Options(MASK, STOP, max_new_tokens=64)).run([Prompt([5] * SIZE)]))
+    assert kinds == ["guessed"]
 
 
 # -- the policy --------------------------------------------------------------------------------------------------------

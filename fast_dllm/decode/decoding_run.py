@@ -1,40 +1,26 @@
 """One run of the engine: admits prompts to cache rows, runs their forwards in groups, and sends each its prediction.
 
 A run holds all state, so that two runs of one engine can go on side by side. Each forward costs one device-to-host
-transfer, and one more where a policy decides in mid-forward whether layers run.
+transfer, and one more where a policy decides in mid-forward whether layers run. forwards.py says what goes into a
+forward, predictions.py what comes out.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from fast_dllm.decode.grouping import Group, PendingForward, group_forwards
-from fast_dllm.decode.sequences import RunGuess, SequenceState, slice_of
-from fast_dllm.decoding import (
-    FORWARD_KINDS,
-    GUESSED_KINDS,
-    MOST_STATES,
-    Answer,
-    DenoisingEvent,
-    Forward,
-    Options,
-    Policy,
-    Prediction,
-)
-from fast_dllm.errors import non_finite
-from fast_dllm.layer_reuse import LayerStore
-from fast_dllm.network.executor import Choice, Executor
-from fast_dllm.network.packing import BlockRows, Candidate
-from fast_dllm.sampling import MEASURES, measures, predict
-
-DecodeOne = Callable[[Answer, Options], Policy]
-Predicted = tuple[list[int], list[float], list[float]]  # tokens, confidences, and what `Forward.measure` asked for
+from fast_dllm.decode.forwards import Batch, batch_of, block_rows, choose_store, set_extrapolation
+from fast_dllm.decode.grouping import Group, GroupMember, PendingForward, group_forwards
+from fast_dllm.decode.predictions import predict_states
+from fast_dllm.decode.sequences import RunGuess, RunSettings, SequenceState, StatePrediction
+from fast_dllm.decoding import FORWARD_KINDS, GUESSED_KINDS, Answer, DenoisingEvent, Forward, Prediction
+from fast_dllm.network.executor import Executor
 
 
 @dataclass(frozen=True)
@@ -43,22 +29,6 @@ class Prompt:
 
     token_ids: list[int]
     generator: torch.Generator | None = None
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What all sequences of a run have in common.
-
-    temperature: 0 is greedy; else tokens are drawn from the `top_p` nucleus. mlp_share: the share of a layer's weights
-    that its MLP has; so much of a layer is saved where only its MLP does not run.
-    """
-
-    decode_one: DecodeOne
-    options: Options
-    temperature: float
-    top_p: float
-    num_layers: int
-    mlp_share: float
 
 
 class DecodingRun:
@@ -93,7 +63,7 @@ class DecodingRun:
     def _advance(self, sequence: SequenceState, prediction: Prediction | None) -> Iterator[DenoisingEvent]:
         """Send a sequence its prediction and pass on its events, until it waits for a forward or has ended.
 
-        Greedy predictions that were kept are read again right here, and so are those of a guess: that costs nothing.
+        Greedy predictions are read again right here, and so are those of a guess, because that costs nothing.
         """
         sequence.waiting = None
         while True:
@@ -107,29 +77,26 @@ class DecodingRun:
                 yield item
                 continue
             forward = sequence.check(item)
-            guess = sequence.run_guess(forward, self._executor.cache.lengths[sequence.cache_row])
+            guess = sequence.matching_guess(forward, self._executor.cache.lengths[sequence.cache_row])
             if guess is not None:
                 forward = self._accept(sequence, guess, forward)
             elif FORWARD_KINDS[forward.kind].runs_layers:
                 sequence.guesses = []  # they were of the forward before
-            if FORWARD_KINDS[forward.kind].runs_layers or self._is_drawn(forward):
+            if FORWARD_KINDS[forward.kind].runs_layers or self._settings.is_drawn(forward):
                 sequence.waiting = forward
                 return
-            prediction = self._prediction(sequence, forward, (*sequence.reread(forward.wanted), []))
+            prediction = self._prediction(sequence, forward, [sequence.readable])
 
     @torch.inference_mode()
     def _accept(self, sequence: SequenceState, guess: RunGuess, forward: Forward) -> Forward:
         """Use a guess in place of the forward that the policy asks for. Returns the step that reads its predictions."""
-        sequence.keep(guess)
         sequence.answer.count_guesses(accepted=[guess.forward])
-        read_again = Forward(GUESSED_KINDS[forward.kind], wanted=forward.wanted)
+        sequence.is_block_cached = False  # a guess runs in scratch room
         if forward.kind == "commit":
             self._executor.commit(sequence.cache_row, guess.slot)
-        return read_again
-
-    def _is_drawn(self, forward: Forward) -> bool:
-        """Whether tokens of this forward are sampled. The first token of a block is greedy at any temperature."""
-        return self._settings.temperature > 0 and FORWARD_KINDS[forward.kind].step
+            sequence.forget_block()
+        sequence.readable = guess.prediction
+        return Forward(GUESSED_KINDS[forward.kind], wanted=forward.wanted)
 
     def _groups(self) -> list[Group]:
         lengths = self._executor.cache.lengths
@@ -139,236 +106,140 @@ class DecodingRun:
         ]
         return group_forwards(pending, self._options.block_size, pays_by_row=self._executor.pays_by_row)
 
+    # -- one group ---------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def _run_group(self, group: Group) -> list[Prediction | None]:
         """Run one group's forward. Returns each member's prediction, None for one whose prefill has blocks left."""
         sequences = [self._active[member.cache_row] for member in group]
-        forwards = [member.forward for member in group]
-        states = [state for forward in forwards for state in forward.states]
-        state_sequences = [each for each, forward in zip(sequences, forwards, strict=True) for _ in forward.states]
-        starts = [self._executor.cache.lengths[member.cache_row] for member in group]  # of their blocks
-        reads = [False] * len(group)
-        if forwards[0].kind == "prefill":
-            read_last = any(forward.wanted for forward in forwards)
-            token_ids = [forward.token_ids for forward in forwards]
-            logits = self._executor.prefill([member.cache_row for member in group], token_ids, read_last=read_last)
-            if logits is None:
-                return [self._prediction(*each, ([], [], [])) for each in zip(sequences, forwards, strict=True)]
-            logits = logits.unsqueeze(1)
-        elif not FORWARD_KINDS[forwards[0].kind].runs_layers:
-            logits = torch.stack([each.reread_logits(each.pending().wanted) for each in sequences])
+        batch = batch_of(sequences, [member.forward for member in group])
+        kind = batch[0].forward.kind
+        reads_store = [False] * len(group)
+        logits: Tensor | None
+        if kind == "prefill":
+            logits = self._run_prefill(batch)
+        elif FORWARD_KINDS[kind].runs_layers:
+            logits, reads_store = self._run_block(batch)
         else:
-            logits, reads = self._run_block(group, sequences)
-        own = _own_states(forwards)
-        predicted = self._predict(state_sequences, states, own, logits)
-        predictions: list[Prediction | None] = []
-        for member, sequence, first, read, start in zip(group, sequences, own, reads, starts, strict=True):
-            past = first + len(member.forward.states)
-            if FORWARD_KINDS[member.forward.kind].runs_layers:
-                guessed = slice(first + 1, past)
-                self._keep_guesses(sequence, member.forward, start, predicted[guessed], logits[guessed])
-            if member.is_prefill_block:
-                sequence.num_prefilled += len(member.forward.token_ids)
-                if sequence.num_prefilled < len(sequence.pending().token_ids):
-                    predictions.append(None)
-                    continue
-                sequence.num_prefilled = 0
-            predictions.append(self._prediction(sequence, sequence.pending(), *predicted[first:past], read=read))
+            logits = _readable_logits(batch)
+        if logits is None:
+            states = [StatePrediction()] * len(batch)
+        else:
+            states = predict_states(batch, logits, self._executor, self._settings)
+        remaining, predictions = iter(states), []
+        for member, sequence, reads in zip(group, sequences, reads_store, strict=True):
+            states_of_member = list(islice(remaining, len(member.forward.states)))
+            predictions.append(self._finish(sequence, member, states_of_member, reads))
         return predictions
 
-    def _keep_guesses(
-        self, sequence: SequenceState, forward: Forward, start: int, predicted: list[Predicted], logits: Tensor
-    ) -> None:
-        """Keep the predictions of a forward's guesses. start: first position of its block. logits (guesses, R, V)."""
-        size = self._options.block_size
-        sequence.guesses = []
-        for number, (guess, one) in enumerate(zip(forward.guesses, predicted, strict=True), 1):
-            before, guess_start = None, start
-            if guess.continues is not None:
-                before, guess_start = forward.states[guess.continues].token_ids, start + size
-            # A copy, because an executor may write its logits to the same place each time.
-            kept_logits = logits[number - 1, : len(guess.held)].clone() if self._is_drawn(guess) else None
-            slot = _slot(sequence, number)
-            sequence.guesses.append(RunGuess(guess, guess_start, before, slot, one[:2], kept_logits))
+    def _run_prefill(self, batch: Batch) -> Tensor | None:
+        """Logits (B, 1, V) of each prompt's last token, None if no sequence wants them."""
+        cache_rows = [entry.sequence.cache_row for entry in batch]
+        token_ids = [entry.forward.token_ids for entry in batch]
+        read_last = any(entry.forward.wanted for entry in batch)
+        logits = self._executor.prefill(cache_rows, token_ids, read_last=read_last)
+        return None if logits is None else logits.unsqueeze(1)
 
-    def _run_block(self, group: Group, sequences: list[SequenceState]) -> tuple[Tensor, list[bool]]:
-        """Logits (B, R, V) of a group's block rows, and for which sequences a store stood in for its layers."""
-        forwards, cache_rows = [member.forward for member in group], [member.cache_row for member in group]
-        block = _block_rows(forwards, sequences)
-        in_scratch = block.candidates is not None
-        reads = [False] * len(group)
-        reuse = forwards[0].reuse
+    def _run_block(self, batch: Batch) -> tuple[Tensor, list[bool]]:
+        """Logits (B, R, V) of block rows, and for each sequence whether its layers were replaced by a store."""
+        block = block_rows(batch)
+        asked = [entry for entry in batch if not entry.is_guess]
+        reads_store = [False] * len(asked)
+        reuse = batch[0].forward.reuse  # forwards of one group have the same store or none
         if reuse is None:
             logits = self._executor.run_block(block)
         else:
             store = self._executor.store(*reuse.store_key)
             if reuse.order:
-                _set_ahead(store, forwards, cache_rows)
-            logits = self._executor.run_block(block, store=store, choose=_choice(store, forwards, reads))
-            for sequence, forward, read in zip(sequences, forwards, reads, strict=True):
-                if not read:
-                    sequence.count_stored(forward)
-        for sequence, forward in zip(sequences, forwards, strict=True):
-            slot = _slot(sequence, 0) if in_scratch else None
-            sequence.is_block_cached = not forward.guesses
-            if forward.kind == "commit":
-                self._executor.commit(sequence.cache_row, slot)
-                sequence.forget_block()
-            elif slot is not None and sequence.is_block_cached:  # it asked for no guesses; its neighbours did
-                self._executor.cache.append_scratch(sequence.cache_row, slot)
-        return logits, reads
+                set_extrapolation(store, batch)
 
-    def _predict(
-        self, sequences: list[SequenceState], forwards: list[Forward], own: list[int], logits: Tensor
-    ) -> list[Predicted]:
-        """Logits (B, R, V) -> predictions for all positions that each forward holds, in one device-to-host transfer.
+            def choose(entering: Tensor, cache_rows: Tensor, rows: Tensor) -> list[bool]:
+                reads_store[:] = choose_store(store, batch, entering, cache_rows, rows)
+                return reads_store
 
-        own: which of the forwards their sequences asked for; the others are guesses. Tokens are drawn for the wanted
-        positions of the former only. What later steps may read again is kept with the sequence: greedy predictions of
-        all positions that are kept or, where tokens are drawn, their logits. Raises NonFiniteError.
+            logits = self._executor.run_block(block, store=store, choose=choose)
+            for entry, reads in zip(asked, reads_store, strict=True):
+                if not reads:
+                    entry.sequence.count_stored(entry.forward)
+        for entry in asked:
+            self._update_cache(entry.sequence, entry.forward, is_in_scratch=block.candidates is not None)
+        return logits, reads_store
+
+    def _update_cache(self, sequence: SequenceState, forward: Forward, is_in_scratch: bool) -> None:
+        """Commit the block that a forward has run, or copy it to the block cache.
+
+        is_in_scratch: the keys and values were written to scratch room, because a sequence of the group has guesses.
         """
-        num_read = logits.shape[1]
-        flat = logits.flatten(0, 1)  # (B * R, V)
-        on_device = self._executor.greedy(flat, self._options.mask_id)
-        is_own = set(own)
-        drawn: list[int] = []  # rows of `flat`, in the sequences' order
-        uniforms: list[Tensor] = []
-        for index, (sequence, forward) in enumerate(zip(sequences, forwards, strict=True)):
-            if index not in is_own or not self._is_drawn(forward):
-                continue
-            held, wanted = forward.held, forward.wanted
-            first = index * num_read + wanted.start - held.start
-            drawn += range(first, first + len(wanted))
-            uniforms.append(torch.rand(len(wanted), generator=sequence.generator))
-            if FORWARD_KINDS[forward.kind].runs_layers:
-                # A copy, because an executor may write its logits to the same place each time.
-                sequence.kept, sequence.kept_logits = held, logits[index, : len(held)].clone()
-        if drawn:
-            on_device = self._with_drawn(on_device, flat, drawn, torch.cat(uniforms))
-        if any(forward.measure for forward in forwards):
-            on_device = torch.cat((on_device, measures(flat, self._options.mask_id)))
-        tokens, confidences, finite, *measured = on_device.tolist()  # the forward's one transfer
-        if not all(finite):
-            raise non_finite(f"a {forwards[0].kind} forward", flat.dtype)
-        predicted = []
-        for index, (sequence, forward) in enumerate(zip(sequences, forwards, strict=True)):
-            held, first = forward.held, index * num_read
-            known = [int(token) for token in tokens[first : first + len(held)]], confidences[first : first + len(held)]
-            is_window = FORWARD_KINDS[forward.kind].runs_layers and forward.kind != "prefill"
-            if held and held.start == forward.offset and is_window:
-                # No row predicts a window's first position; see Answer.fill.
-                known[0][0], known[1][0] = self._options.mask_id, -1.0
-            if index in is_own and forward.keep and not self._is_drawn(forward):
-                sequence.kept, sequence.kept_predictions = held, known
-            numbers: list[float] = []
-            if forward.measure:
-                numbers = measured[MEASURES.index(forward.measure)][first : first + len(held)]
-            predicted.append((*known, numbers))
-        return predicted
+        slot = sequence.slot(0) if is_in_scratch else None
+        sequence.is_block_cached = not forward.guesses
+        if forward.kind == "commit":
+            self._executor.commit(sequence.cache_row, slot)
+            sequence.forget_block()
+        elif slot is not None and sequence.is_block_cached:
+            self._executor.cache.append_scratch(sequence.cache_row, slot)
 
-    def _with_drawn(self, predictions: Tensor, logits: Tensor, rows: list[int], uniforms: Tensor) -> Tensor:
-        """`predictions` (3, N) of logits (N, V), with the tokens of `rows` drawn by `uniforms` (len(rows),)."""
-        picked = _index(rows, logits)
-        uniforms = uniforms.to(logits.device, non_blocking=True)
-        settings = self._settings
-        tokens, confidences = predict(
-            logits[picked], self._options.mask_id, settings.temperature, settings.top_p, uniforms
-        )
-        predictions = predictions.clone()
-        predictions[0, picked], predictions[1, picked] = tokens.double(), confidences.double()
-        return predictions
+    def _finish(
+        self, sequence: SequenceState, member: GroupMember, states: list[StatePrediction], reads_store: bool
+    ) -> Prediction | None:
+        """Keep what a sequence may read again. Returns its prediction, None if its prefill has blocks left.
+
+        states: the predictions of the member's forward and of its guesses.
+        """
+        forward = member.forward
+        if FORWARD_KINDS[forward.kind].runs_layers:
+            if forward.keep or self._settings.is_drawn(forward):
+                sequence.readable = states[0]
+            sequence.guesses = self._guesses(sequence, forward, member.length, states[1:])
+        pending = sequence.pending()
+        if member.is_prefill_block:
+            sequence.num_prefilled += len(forward.token_ids)
+            if sequence.num_prefilled < len(pending.token_ids):
+                return None
+            sequence.num_prefilled = 0
+            states = [replace(states[0], positions=pending.wanted)]
+        return self._prediction(sequence, pending, states, reads_store)
+
+    def _guesses(
+        self, sequence: SequenceState, forward: Forward, start: int, predictions: list[StatePrediction]
+    ) -> list[RunGuess]:
+        """The guesses that ran beside a forward. start: first position of its block."""
+        guesses = []
+        for number, (guess, prediction) in enumerate(zip(forward.guesses, predictions, strict=True), 1):
+            previous_block, guess_start = None, start
+            if guess.continues is not None:
+                previous_block = forward.states[guess.continues].token_ids
+                guess_start += self._options.block_size
+            guesses.append(RunGuess(guess, guess_start, previous_block, sequence.slot(number), prediction))
+        return guesses
 
     def _prediction(
-        self, sequence: SequenceState, forward: Forward, *predicted: Predicted, read: bool = False
+        self, sequence: SequenceState, forward: Forward, states: list[StatePrediction], reads_store: bool = False
     ) -> Prediction:
-        """What the policy is sent. The forward is added to the answer's cost; `Answer.fill` counts a step that reads
-        again. predicted: for all that the forward holds, then for its guesses. read: a store stood in for its layers.
-        """
-        kind, at_rest, num_layers = forward.kind, range(0), self._settings.num_layers
-        tokens, confidences, numbers = predicted[0]
-        picked = slice_of(forward.wanted, forward.held)
-        if not FORWARD_KINDS[kind].runs_layers:
-            return Prediction(kind, tokens, confidences, range(num_layers))
-        if read and forward.reuse is not None:
-            kind, at_rest = "partial", forward.reuse.layers
-        saves_mlps_only = forward.reuse is not None and forward.reuse.part == "mlp"
-        layers = num_layers - len(at_rest) * (self._settings.mlp_share if saves_mlps_only else 1.0)
+        """What the policy is sent. A forward that runs layers is added to the answer's cost; `Answer.fill` counts the
+        other steps. states: the predictions of the forward and of its guesses."""
+        wanted = states[0].at(forward.wanted)
+        num_layers = self._settings.num_layers
+        if not FORWARD_KINDS[forward.kind].runs_layers:
+            return Prediction(forward.kind, wanted.tokens, wanted.confidences, range(num_layers))
+        kind, layers_at_rest, num_layers_run = forward.kind, range(0), float(num_layers)
+        if reads_store and forward.reuse is not None:
+            kind, layers_at_rest = "partial", forward.reuse.layers
+            saved = self._settings.mlp_share if forward.reuse.part == "mlp" else 1.0
+            num_layers_run -= len(layers_at_rest) * saved
         num_rows = sum(len(state.token_ids) for state in forward.states)
-        sequence.answer.count(kind, layers, layers * num_rows)
+        sequence.answer.count(kind, num_layers_run, num_layers_run * num_rows)
         sequence.answer.count_guesses(offered=forward.guesses)
-        states = tuple(Prediction(state.kind, *one[:2]) for state, one in zip(forward.states, predicted, strict=True))
-        return Prediction(kind, tokens[picked], confidences[picked], at_rest, numbers[picked], states)
+        state_predictions = tuple(
+            Prediction(state.kind, predicted.tokens, predicted.confidences)
+            for state, predicted in zip(forward.states, states, strict=True)
+        )
+        return Prediction(kind, wanted.tokens, wanted.confidences, layers_at_rest, wanted.measures, state_predictions)
 
 
-def _slot(sequence: SequenceState, number: int) -> int:
-    """The scratch slot of a state of the sequence's forward. number: 0 for the forward, n for its n-th guess."""
-    return sequence.cache_row * MOST_STATES + number
-
-
-def _own_states(forwards: list[Forward]) -> list[int]:
-    """The index of each forward's own state among all states that a group runs."""
-    return list(accumulate((len(forward.states) for forward in forwards[:-1]), initial=0))
-
-
-def _block_rows(forwards: list[Forward], sequences: list[SequenceState]) -> BlockRows:
-    """All states of a group's forwards. They are candidates if one of the forwards has guesses."""
-    states = [state for forward in forwards for state in forward.states]
-    candidates: list[Candidate] = []
-    for first, forward, sequence in zip(_own_states(forwards), forwards, sequences, strict=True):
-        for number, state in enumerate(forward.states):
-            continues = None if state.continues is None else first + state.continues
-            candidates.append(Candidate(_slot(sequence, number), continues))
-    return BlockRows(
-        [sequence.cache_row for sequence, forward in zip(sequences, forwards, strict=True) for _ in forward.states],
-        [state.token_ids for state in states],
-        [state.offset for state in states],
-        _padded([state.rows_of(state.held) for state in states]),
-        candidates if len(states) > len(forwards) else None,
-    )
-
-
-def _padded(rows: list[list[int]]) -> list[list[int]]:
-    """Lists of one length: the last number of each (0 of an empty one) is repeated."""
-    longest = max(map(len, rows))
-    return [each + [each[-1] if each else 0] * (longest - len(each)) for each in rows]
-
-
-def _set_ahead(store: LayerStore, forwards: list[Forward], cache_rows: list[int]) -> None:
-    """Write to the store how far each sequence extrapolates beyond its last stored values."""
-    values = [forward.reuse.ahead if forward.reuse else 0.0 for forward in forwards]
-    device, dtype = store.ahead.device, store.ahead.dtype
-    ahead = torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-    store.ahead[_index(cache_rows, store.ahead)] = ahead
-
-
-def _choice(store: LayerStore, forwards: list[Forward], reads: list[bool]) -> Choice:
-    """A function that decides for each sequence whether the store replaces its layers, and writes this to `reads`."""
-
-    def choose(entering: Tensor, cache_rows: Tensor, block_rows: Tensor) -> list[bool]:
-        reuses = [forward.reuse for forward in forwards if forward.reuse is not None]
-        reads[:] = [reuse.read for reuse in reuses]
-        if any(reuse.decide for reuse in reuses):
-            read_rows = _wanted_rows(forwards, entering.device)
-            drifts = store.drift(entering, cache_rows, block_rows, read_rows).tolist()  # the decision's own transfer
-            reads[:] = [
-                reuse.decide(drift) if reuse.decide else reuse.read for reuse, drift in zip(reuses, drifts, strict=True)
-            ]
-        return reads
-
-    return choose
-
-
-def _wanted_rows(forwards: list[Forward], device: torch.device) -> Tensor:
-    """(B, R) rows of the window that the wanted predictions are read at: the drift is measured over these."""
-    counts = {len(forward.wanted) for forward in forwards}
-    if len(counts) > 1:
-        raise ValueError(f"forwards that decide together want equally many positions, not {sorted(counts)}")
-    rows = [forward.rows_of(forward.wanted) for forward in forwards]
-    return torch.tensor(rows).to(device, non_blocking=True)
-
-
-def _index(rows: list[int], like: Tensor) -> Tensor | slice:
-    """An index of rows of `like`: a slice, which copies nothing, where it is all of them."""
-    if rows == list(range(len(like))):
-        return slice(None)
-    return torch.tensor(rows).to(like.device, non_blocking=True)
+def _readable_logits(batch: Batch) -> Tensor:
+    """(B, R, V) of the logits that these sequences read again, to draw other tokens from them."""
+    logits = []
+    for entry in batch:
+        readable = entry.sequence.readable.at(entry.forward.wanted)
+        assert readable.logits is not None, "`SequenceState.check` compared the step with what can be read"
+        logits.append(readable.logits)
+    return torch.stack(logits)

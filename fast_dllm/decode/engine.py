@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fast_dllm.decode.decoding_run import DecodeOne, DecodingRun, Prompt, RunSettings
-from fast_dllm.decoding import Answer, DenoisingEvent, Options
+from fast_dllm.decode.decoding_run import DecodingRun, Prompt
+from fast_dllm.decode.sequences import RunSettings
+from fast_dllm.decoding import Answer, DecodeOne, DenoisingEvent, Options
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import open_executor
 

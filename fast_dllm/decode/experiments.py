@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from fast_dllm import decoding
-from fast_dllm.decode.decoding_run import DecodeOne, Prompt
+from fast_dllm.decode.decoding_run import Prompt
 from fast_dllm.decode.engine import Engine, row_generators
 from fast_dllm.decode.loaded import LoadedModel
-from fast_dllm.decoding import DenoisingEvent, Generation, Options
+from fast_dllm.decoding import DecodeOne, DenoisingEvent, Generation, Options
 from fast_dllm.errors import UsageError
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.spec.matrix import GENERATION_FILE, NAME

@@ -1,4 +1,4 @@
-"""The state of a prompt that is being answered: its policy, its cache row, and predictions for later steps."""
+"""The sequences of a run: what they have in common, and the state of each prompt that is being answered."""
 
 from __future__ import annotations
 
@@ -8,25 +8,74 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fast_dllm.decoding import FORWARD_KINDS, GUESSED_KINDS, MOST_STATES, Answer, Forward, Policy
+from fast_dllm.decoding import (
+    FORWARD_KINDS,
+    GUESSED_KINDS,
+    MOST_STATES,
+    Answer,
+    DecodeOne,
+    Forward,
+    Options,
+    Policy,
+)
 from fast_dllm.sampling import MEASURES
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all sequences of a run have in common.
+
+    temperature: 0 is greedy; else tokens are drawn from the `top_p` nucleus. mlp_share: the share of a layer's weights
+    that its MLP has; so much of a layer is saved where only its MLP does not run.
+    """
+
+    decode_one: DecodeOne
+    options: Options
+    temperature: float
+    top_p: float
+    num_layers: int
+    mlp_share: float
+
+    def is_drawn(self, forward: Forward) -> bool:
+        """Whether tokens of this forward are sampled. The first token of a block is greedy at any temperature."""
+        return self.temperature > 0 and FORWARD_KINDS[forward.kind].step
+
+
+@dataclass(frozen=True)
+class StatePrediction:
+    """What one state of a sequence predicts.
+
+    positions: counted from the start of the block. tokens, confidences: one for each position. measures: one for each
+    position if the forward asked for a measure. logits (positions, V): only where tokens are drawn, because each step
+    that reads them draws anew.
+    """
+
+    positions: range = range(0)
+    tokens: list[int] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    measures: list[float] = field(default_factory=list)
+    logits: Tensor | None = None
+
+    def at(self, positions: range) -> StatePrediction:
+        """The part for some of the positions."""
+        part = slice(positions.start - self.positions.start, positions.stop - self.positions.start)
+        logits = None if self.logits is None else self.logits[part]
+        return StatePrediction(positions, self.tokens[part], self.confidences[part], self.measures[part], logits)
 
 
 @dataclass(frozen=True)
 class RunGuess:
     """A guess that the sequence's last forward ran, and what it predicts.
 
-    forward: the guess. start: absolute position of its block. before: the tokens of the block that it continues, if
-    that was not committed when it ran. slot: of the scratch room, where its keys and values are. predictions: (tokens,
-    confidences) of the positions it holds; logits (positions, V) where tokens are drawn.
+    start: absolute position of its block. previous_block: the tokens of the block that it continues, if that block was
+    not committed when the guess ran. slot: of the cache's scratch room, where its keys and values are.
     """
 
     forward: Forward
     start: int
-    before: list[int] | None
+    previous_block: list[int] | None
     slot: int
-    predictions: tuple[list[int], list[float]]
-    logits: Tensor | None
+    prediction: StatePrediction
 
 
 @dataclass
@@ -34,11 +83,10 @@ class SequenceState:
     """One sequence of a run.
 
     waiting: the forward that its policy asked for; None once the answer is complete. num_prefilled: tokens of a prefill
-    that have run block by block beside other sequences. kept: the positions of the block that can be read again;
-    kept_predictions: what they predict (tokens, confidences), where tokens are not drawn; kept_logits (positions, V):
-    where they are, since each reading draws anew. times_stored: by `Reuse.store_key`, how often each row of this block
-    was stored. guesses: what the last forward ran beside the sequence's own state.
-    is_block_cached: whether the block cache has the block as it last ran; a forward with guesses does not write it.
+    that have run block by block beside other sequences. readable: what steps that run no layers read again.
+    times_stored: by `Reuse.store_key`, how often each row of this block was stored. guesses: what the last forward ran
+    beside the state that the policy asked for. is_block_cached: whether the block cache has the block as it last ran; a
+    forward with guesses does not write it.
     """
 
     answer: Answer
@@ -47,9 +95,7 @@ class SequenceState:
     cache_row: int
     waiting: Forward | None = None
     num_prefilled: int = 0
-    kept: range = range(0)
-    kept_predictions: tuple[list[int], list[float]] = ([], [])
-    kept_logits: Tensor | None = None
+    readable: StatePrediction = field(default_factory=StatePrediction)
     times_stored: dict[tuple[range, str, int], Counter[int]] = field(default_factory=dict)
     guesses: list[RunGuess] = field(default_factory=list)
     is_block_cached: bool = True
@@ -59,38 +105,26 @@ class SequenceState:
         assert self.waiting is not None, "a sequence whose answer is complete is in no group"
         return self.waiting
 
-    def reread(self, positions: range) -> tuple[list[int], list[float]]:
-        """Tokens and confidences that an earlier step kept for these positions."""
-        tokens, confidences = self.kept_predictions
-        picked = slice_of(positions, self.kept)
-        return tokens[picked], confidences[picked]
+    def slot(self, number: int) -> int:
+        """The place in the cache's scratch room of a state of this sequence: 0 is the forward, n its n-th guess."""
+        return self.cache_row * MOST_STATES + number
 
-    def reread_logits(self, positions: range) -> Tensor:
-        """(positions, V) of the logits that an earlier step kept."""
-        assert self.kept_logits is not None, "`check` compared the step with what is kept"
-        return self.kept_logits[slice_of(positions, self.kept)]
-
-    def run_guess(self, forward: Forward, length: int) -> RunGuess | None:
+    def matching_guess(self, forward: Forward, length: int) -> RunGuess | None:
         """The guess that ran exactly this forward: the same tokens behind the same prefix, of `length` positions."""
         if forward.offset or forward.reuse is not None or forward.measure:
             return None
         for guess in self.guesses:
-            held, wanted = guess.forward.held, forward.held
             if (
                 (guess.forward.kind, guess.start, guess.forward.token_ids) == (forward.kind, length, forward.token_ids)
-                and (held.start <= wanted.start and wanted.stop <= held.stop)
-                and guess.before in (None, self.answer.tokens[length - len(forward.token_ids) : length])
+                and _contains(guess.prediction.positions, forward.predicted_positions)
+                and guess.previous_block in (None, self.answer.tokens[length - len(forward.token_ids) : length])
             ):
                 return guess
         return None
 
-    def keep(self, guess: RunGuess) -> None:
-        """Let later steps read the guess's predictions, as after a forward."""
-        self.kept, self.kept_predictions, self.kept_logits = guess.forward.held, guess.predictions, guess.logits
-
     def forget_block(self) -> None:
         """Forget what was stored for the current block, which is finished."""
-        self.kept, self.times_stored, self.is_block_cached = range(0), {}, True
+        self.readable, self.times_stored, self.is_block_cached = StatePrediction(), {}, True
 
     def count_stored(self, forward: Forward) -> None:
         """Record that a forward has written its rows to its store."""
@@ -114,9 +148,9 @@ class SequenceState:
                 raise ValueError(f"a forward's positions must be consecutive, not {positions}")
         if item.measure and (item.measure not in MEASURES or item.kind == "reused"):
             raise ValueError(f"no {item.measure!r} of a {item.kind} forward; a forward measures {', '.join(MEASURES)}")
-        held = self.kept if item.kind == "reused" else item.held
-        if item.wanted and not (held.start <= item.wanted.start and item.wanted.stop <= held.stop):
-            raise ValueError(f"positions {item.wanted} are wanted, but only {held} are kept")
+        positions = self.readable.positions if item.kind == "reused" else item.predicted_positions
+        if item.wanted and not _contains(positions, item.wanted):
+            raise ValueError(f"positions {item.wanted} are wanted, but only {positions} are kept")
         if item.kind != "reused" and item.reuse is not None:
             self._check_store(item)
         reads_cache = item.kind in ("sub", "partial") or (
@@ -137,8 +171,8 @@ class SequenceState:
             raise ValueError(f"a forward runs at most {MOST_STATES} states, not {len(states)}")
         size = self.answer.options.block_size
         for number, state in enumerate(states):
-            whole = state.kind in GUESSED_KINDS and state.offset == 0 and len(state.token_ids) == size
-            if not whole or state.reuse is not None or state.measure or (number and state.guesses):
+            is_whole_block = state.kind in GUESSED_KINDS and state.offset == 0 and len(state.token_ids) == size
+            if not is_whole_block or state.reuse is not None or state.measure or (number and state.guesses):
                 raise ValueError(
                     f"state {number} of a forward with guesses is no plain full or commit forward of a block"
                 )
@@ -160,9 +194,8 @@ class SequenceState:
             )
 
 
-def slice_of(positions: range, held: range) -> slice:
-    """The slice that selects `positions` from a list over the positions `held`."""
-    return slice(positions.start - held.start, positions.stop - held.start)
+def _contains(positions: range, part: range) -> bool:
+    return positions.start <= part.start and part.stop <= positions.stop
 
 
 def _block_rows(forward: Forward) -> range:

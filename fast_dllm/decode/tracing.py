@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fast_dllm.decode.decoding_run import DecodeOne
-from fast_dllm.decoding import FORWARD_KINDS, Answer, DenoisingEvent, Forward, Options, Policy, Prediction
+from fast_dllm.decoding import FORWARD_KINDS, Answer, DecodeOne, DenoisingEvent, Forward, Options, Policy, Prediction
 from fast_dllm.record.traces import MOST_ANSWER_BYTES
 
 DIGITS = 6  # of a confidence, after the point

@@ -23,7 +23,9 @@ from fast_dllm.spec.tasks import read_tasks
 DECODING_FILES = (
     "decode/decoding_run.py",
     "decode/engine.py",
+    "decode/forwards.py",
     "decode/grouping.py",
+    "decode/predictions.py",
     "decode/sequences.py",
     "decoding.py",
     "evaluate/prompts.py",

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fast_dllm.decode.decoding_run import DecodeOne
-from fast_dllm.decoding import FORWARD_KINDS, GUESSED_KINDS, Answer, Forward, Options, Policy, Prediction
+from fast_dllm.decoding import FORWARD_KINDS, GUESSED_KINDS, Answer, DecodeOne, Forward, Options, Policy, Prediction
 
 WORDS = {"step": "next step", "commit": "finished block", "opening": "next block"}  # by decoding.GUESSES
 
