@@ -185,7 +185,7 @@ def time_forwards(model: FastDLLMForCausalLM, arguments: argparse.Namespace, blo
 
     def prefill() -> None:
         executor.cache.lengths = [0] * batch
-        executor.prefill(rows, [prompt] * batch)
+        executor.prefill(rows, [prompt] * batch, read=[prefix - 1] * batch)
 
     def run(offset: int, width: int, read: list[int]) -> None:
         executor.run_block(BlockRows(rows, [prompt[:width]] * batch, [offset] * batch, [read] * batch))

@@ -24,9 +24,9 @@ class LayerStore:
 
     values: (1, B, block_size, C), since what the range added is the sum of what its layers added; for "mlp" (number of
     layers, B, block_size, C). inputs (B, block_size, C): the hidden rows that entered the range. Each row of the block
-    has its own place, so that a row is never read from another sub-block's store. order 1 also keeps the values before
-    the last, `before`, and extrapolates: the straight line through both, `ahead` (B,) times their distance beyond the
-    last.
+    has its own place, so that a row is never read from another sub-block's store. order 1 extrapolates: it also keeps
+    the `previous` values, and a read takes the straight line through both, `ahead` (B,) times their distance beyond the
+    last values.
     """
 
     def __init__(self, layers: range, part: str, batch_size: int, block_size: int, like: Tensor, order: int = 0):
@@ -40,50 +40,52 @@ class LayerStore:
         depth = len(layers) if part == "mlp" else 1
         self.values = like.new_zeros(depth, batch_size, block_size, like.shape[-1])
         self.inputs = like.new_zeros(batch_size, block_size, like.shape[-1])
-        self.before = self.values.clone() if order else None
+        self.previous = self.values.clone() if order else None
         self.ahead = like.new_zeros(batch_size)
 
-    def store(self, entered: Tensor, left: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
-        """Store the hidden rows (B, T, C) that entered and left the range. cache_rows (B, 1), block_rows (B, T).
+    def write(self, inputs: Tensor, outputs: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
+        """Store the hidden rows (B, T, C) that entered the range and those that left it.
 
-        Of a store of MLPs only the input is stored here; see `store_mlp`.
+        cache_rows (B, 1), block_rows (B, T): the sequences in the cache, and the rows' places within their block.
+        For a store of MLPs only the inputs are stored here; see `write_mlp`.
         """
-        self.inputs[cache_rows, block_rows] = entered
+        self.inputs[cache_rows, block_rows] = inputs
         if self.part != "mlp":
-            self._write(0, left if self.part == "output" else left - entered, cache_rows, block_rows)
+            self._set(0, outputs if self.part == "output" else outputs - inputs, cache_rows, block_rows)
 
-    def store_mlp(self, layer: int, added: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
+    def write_mlp(self, layer: int, added: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
         """Store what the MLP of `layer` added, (B, T, C)."""
-        self._write(layer - self.layers.start, added, cache_rows, block_rows)
+        self._set(layer - self.layers.start, added, cache_rows, block_rows)
 
-    def _write(self, depth: int, value: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
-        if self.before is not None:
-            self.before[depth, cache_rows, block_rows] = self.values[depth, cache_rows, block_rows]
+    def _set(self, depth: int, value: Tensor, cache_rows: Tensor, block_rows: Tensor) -> None:
+        if self.previous is not None:
+            self.previous[depth, cache_rows, block_rows] = self.values[depth, cache_rows, block_rows]
         self.values[depth, cache_rows, block_rows] = value
 
     def _forecast(self, depth: int, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
         """The last value (B, T, C), or with order 1 the straight line through the last two."""
         last = self.values[depth, cache_rows, block_rows]
-        if self.before is None:
+        if self.previous is None:
             return last
-        return last + self.ahead[cache_rows].unsqueeze(-1) * (last - self.before[depth, cache_rows, block_rows])
+        return last + self.ahead[cache_rows].unsqueeze(-1) * (last - self.previous[depth, cache_rows, block_rows])
 
-    def stand_in(self, entered: Tensor, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
+    def output(self, inputs: Tensor, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
         """The stored replacement for the range's output (B, T, C), for parts "output" and "residual"."""
         stored = self._forecast(0, cache_rows, block_rows)
-        return stored if self.part == "output" else entered + stored
+        return stored if self.part == "output" else inputs + stored
 
     def mlp(self, layer: int, cache_rows: Tensor, block_rows: Tensor) -> Tensor:
         """The stored replacement for the output (B, T, C) of the MLP of `layer`."""
         return self._forecast(layer - self.layers.start, cache_rows, block_rows)
 
-    def drift(self, entering: Tensor, cache_rows: Tensor, block_rows: Tensor, read: Tensor) -> Tensor:
+    def drift(self, inputs: Tensor, cache_rows: Tensor, block_rows: Tensor, read: Tensor) -> Tensor:
         """mean |h - stored| / mean |stored| over the rows `read` (B, R) of T, for each sequence: (B,) in float32.
 
-        h (B, T, C) enters the range now; stored entered it when it last ran. The rule is DBCache's (cache-dit).
+        h: `inputs` (B, T, C), which enter the range now; stored: what entered it when it last ran. The rule is
+        DBCache's (cache-dit).
         """
-        picked = read.unsqueeze(-1).expand(-1, -1, entering.shape[-1])
-        now = entering.gather(1, picked).float()
+        picked = read.unsqueeze(-1).expand(-1, -1, inputs.shape[-1])
+        now = inputs.gather(1, picked).float()
         then = self.inputs[cache_rows, block_rows.gather(1, read)].float()
         return (now - then).abs().mean(dim=(1, 2)) / then.abs().mean(dim=(1, 2))
 

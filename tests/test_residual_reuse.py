@@ -156,7 +156,7 @@ def test_drift_is_relative_to_what_entered_when_the_layers_last_ran():
     """Of the rows that are read, for each sequence by itself."""
     store = LayerStore(range(3, 5), "residual", 2, SIZE, torch.zeros(1, 4))
     then, cache_rows, block_rows = torch.ones(2, 8, 4), torch.tensor([[1], [0]]), torch.arange(8, 16).expand(2, 8)
-    store.store(then, then, cache_rows, block_rows)
+    store.write(then, then, cache_rows, block_rows)
     now = torch.stack((3 * then[0], 0.5 * then[1]))
     now[:, 5:] = 100.0  # rows that are not read
     assert store.drift(now, cache_rows, block_rows, torch.arange(5).expand(2, 5)).tolist() == [2.0, 0.5]

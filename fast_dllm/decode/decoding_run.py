@@ -135,8 +135,10 @@ class DecodingRun:
         """Logits (B, 1, V) of each prompt's last token, None if no sequence wants them."""
         cache_rows = [entry.sequence.cache_row for entry in batch]
         token_ids = [entry.forward.token_ids for entry in batch]
-        read_last = any(entry.forward.wanted for entry in batch)
-        logits = self._executor.prefill(cache_rows, token_ids, read_last=read_last)
+        is_wanted = any(entry.forward.wanted for entry in batch)
+        logits = self._executor.prefill(
+            cache_rows, token_ids, read=[len(ids) - 1 for ids in token_ids] if is_wanted else None
+        )
         return None if logits is None else logits.unsqueeze(1)
 
     def _run_block(self, batch: Batch) -> tuple[Tensor, list[bool]]:

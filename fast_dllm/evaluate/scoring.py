@@ -133,7 +133,7 @@ class SharedContext:
             same += size
         if same < end:
             cache.lengths[0] = same
-            self.executor.prefill([0], [tokens[same:]], read_last=False)
+            self.executor.prefill([0], [tokens[same:]])
         self.tokens = tokens
         self.copied = [min(held, same) for held in self.copied]
         begin = min(self.copied[1:num_rows], default=end)

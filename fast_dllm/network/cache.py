@@ -93,7 +93,7 @@ class Attend:
     num_keys: int = 0
     candidates: CandidatePlaces | None = None
 
-    def of(self, picked: Tensor, cache_rows: Tensor) -> Attend:
+    def select(self, picked: Tensor, cache_rows: Tensor) -> Attend:
         """A copy for the sequences `picked` (P,) of the batch only. cache_rows (P,): their cache rows."""
         assert self.candidates is None, "candidates run through all layers together"
         batch_size = self.cos.shape[0]
@@ -117,11 +117,11 @@ class Attend:
         readable = []
         for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             buffer.view(-1, *buffer.shape[2:]).index_copy_(0, self.flat_positions, new.flatten(0, 1))
-            held = buffer.narrow(1, 0, self.num_keys)
+            visible = buffer.narrow(1, 0, self.num_keys)
             if self.cache_rows is None:
-                readable.append(held.narrow(0, 0, new.shape[0]))
+                readable.append(visible.narrow(0, 0, new.shape[0]))
             else:
-                readable.append(held.index_select(0, self.cache_rows))
+                readable.append(visible.index_select(0, self.cache_rows))
         return readable[0], readable[1]
 
     def _of_candidates(

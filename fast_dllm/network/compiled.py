@@ -81,10 +81,3 @@ class CompiledExecution(Execution):
     def executor(self, num_rows: int, max_length: int, block_size: int) -> Executor:
         cache = self._model.new_cache(num_rows, max_length, block_size)
         return CompiledExecutor(self._model, cache, self.libraries)
-
-    def prepare(self, several: bool = False) -> None:
-        """Compile all libraries that decoding needs, before the first answer. Raises UsageError if that is impossible.
-
-        several: also those for sequences side by side.
-        """
-        self.libraries.prepare(several)

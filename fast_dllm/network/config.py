@@ -58,12 +58,12 @@ class FastDLLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         names = [field.name for field in dataclasses.fields(self)]
-        given = {name: getattr(self, name) for name in names if name in FastDLLMConfig.__annotations__} | kwargs
+        values = {name: getattr(self, name) for name in names if name in FastDLLMConfig.__annotations__} | kwargs
         if self.dtype is not None:
-            given["dtype"] = self.dtype if isinstance(self.dtype, str) else str(self.dtype).removeprefix("torch.")
-        if given["rope_theta"] is None:
-            del given["rope_theta"]
-        if fault := config_fault(given):
+            values["dtype"] = self.dtype if isinstance(self.dtype, str) else str(self.dtype).removeprefix("torch.")
+        if values["rope_theta"] is None:
+            del values["rope_theta"]
+        if fault := config_fault(values):
             raise UsageError(fault)
         # removed from what transformers sees: it warns about the names and does not use the values
         tables = [kwargs.pop(name, None) or {} for name in ROPE_FIELDS]
@@ -101,8 +101,8 @@ def read_config(source: str) -> FastDLLMConfig:
     known = {field.name for field in dataclasses.fields(FastDLLMConfig)} | CHECKED | WITHOUT_EFFECT
     if unknown := sorted(set(fields) - known):
         _warn_once(f"{CONFIG_FILE} of {source}: unknown fields have no effect: {', '.join(unknown)}")
-    own = (CHECKED | FastDLLMConfig.__annotations__.keys()) - {"model_type"}
-    return FastDLLMConfig(**{name: value for name, value in fields.items() if name in own})
+    parameters = (CHECKED | FastDLLMConfig.__annotations__.keys()) - {"model_type"}
+    return FastDLLMConfig(**{name: value for name, value in fields.items() if name in parameters})
 
 
 @functools.cache

@@ -25,12 +25,7 @@ class EagerExecutor(Executor):
         self.pays_by_row = model.device.type == "cpu"
 
     def prefill(
-        self,
-        cache_rows: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        *,
-        read_last: bool = True,
-        read: Sequence[int] | None = None,
+        self, cache_rows: Sequence[int], token_ids: Sequence[Sequence[int]], read: Sequence[int] | None = None
     ) -> Tensor | None:
         cache = self.cache
         counts = [len(ids) for ids in token_ids]
@@ -39,10 +34,8 @@ class EagerExecutor(Executor):
                 raise ValueError(f"prefill takes whole blocks of {cache.block_size} tokens, not {count} tokens")
         if len({cache.lengths[cache_row] for cache_row in cache_rows}) > 1:
             raise ValueError("sequences that are prefilled together must be equally long")
-        if read is None:
-            read = [count - 1 for count in counts] if read_last else []
         length_before, longest = cache.lengths[cache_rows[0]], max(counts)
-        hidden_rows: dict[int, Tensor] = {}  # index into `read` -> hidden row (C,)
+        hidden_rows: dict[int, Tensor] = {}  # index of the sequence -> hidden row (C,)
         start = 0
         while start < longest:
             # Sequences whose tokens have all run take no part in the further forwards.
@@ -53,12 +46,12 @@ class EagerExecutor(Executor):
             hidden = self._prefill_rows([cache_rows[index] for index in running], padded, length_before + start)
             for batch_index, index in enumerate(running):
                 cache.lengths[cache_rows[index]] = length_before + min(stop, counts[index])
-                if index < len(read) and start <= read[index] < stop:
+                if read is not None and start <= read[index] < stop:
                     hidden_rows[index] = hidden[batch_index, read[index] - start]
             start = stop
-        if not read:
+        if read is None:
             return None
-        return self.model.lm_head(torch.stack([hidden_rows[index] for index in range(len(read))]))
+        return self.model.lm_head(torch.stack([hidden_rows[index] for index in range(len(counts))]))
 
     def _prefill_rows(self, cache_rows: list[int], token_ids: list[list[int]], begin: int) -> Tensor:
         """Final hidden states (B, T, C) of token ids (B, T) at positions [begin, begin + T)."""
@@ -105,7 +98,7 @@ class EagerExecutor(Executor):
             members = [index for index, reads_store in enumerate(reads) if reads_store == read]
             picked = torch.tensor(members).to(x.device, non_blocking=True)
             cache_rows = inputs.cache_rows[picked]
-            attend = inputs.attend.of(picked, cache_rows[:, 0])
+            attend = inputs.attend.select(picked, cache_rows[:, 0])
             merged[picked] = self.run_range(x[picked], attend, cache_rows, inputs.block_rows[picked], store, read)
         return self.run_after(merged, inputs, store.layers)
 
@@ -133,9 +126,9 @@ class EagerExecutor(Executor):
         if store.part == "mlp":
             return self._run_range_of_mlps(x, attend, cache_rows, block_rows, store, read)
         if read:
-            return store.stand_in(x, cache_rows, block_rows)
+            return store.output(x, cache_rows, block_rows)
         output = self.run_layers(x, attend, store.layers)
-        store.store(x, output, cache_rows, block_rows)
+        store.write(x, output, cache_rows, block_rows)
         return output
 
     def _run_range_of_mlps(
@@ -143,7 +136,7 @@ class EagerExecutor(Executor):
     ) -> Tensor:
         """`run_range` for a store of MLP outputs: the attention of every layer runs in any case."""
         if not read:
-            store.store(x, x, cache_rows, block_rows)
+            store.write(x, x, cache_rows, block_rows)
         for index in store.layers:
             layer = self.model.layer(index)
             x = layer.attention(x, attend)
@@ -151,7 +144,7 @@ class EagerExecutor(Executor):
                 added = store.mlp(index, cache_rows, block_rows)
             else:
                 added = layer.mlp(layer.post_attention_layernorm(x)).to(x.dtype)
-                store.store_mlp(index, added, cache_rows, block_rows)
+                store.write_mlp(index, added, cache_rows, block_rows)
             x = x + added
         return x
 

@@ -48,20 +48,15 @@ class Executor(ABC):
 
     @abstractmethod
     def prefill(
-        self,
-        cache_rows: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
-        *,
-        read_last: bool = True,
-        read: Sequence[int] | None = None,
+        self, cache_rows: Sequence[int], token_ids: Sequence[Sequence[int]], read: Sequence[int] | None = None
     ) -> Tensor | None:
         """Append whole blocks of known tokens to the sequences of these cache rows.
 
         cache_rows (B,): of sequences that are equally long before. token_ids: B lists, which may differ in length; the
         shorter ones are padded, and no later forward sees the padding. read (B,): for each sequence, the index of the
-        appended token whose logits are returned; by default the last one's, or none's if `read_last` is False.
+        appended token whose logits are returned.
 
-        Returns logits (B, V), or None if none are read. Raises ValueError for incomplete blocks and unlike lengths.
+        Returns logits (B, V), or None without `read`. Raises ValueError for incomplete blocks and unlike lengths.
         """
 
     @abstractmethod

@@ -62,7 +62,7 @@ class GraphExecutor(EagerExecutor):
         model: FastDLLMForCausalLM,
         cache: KVCache,
         record: Record | None,
-        release: Callable[[bool], None] = lambda failed: None,
+        release: Callable[[bool], None],
     ):
         super().__init__(model, cache)
         self.pays_by_row = False
@@ -156,7 +156,7 @@ class GraphExecutor(EagerExecutor):
             x = frame.hidden
             x.copy_(self.run_range(x, inputs.attend, inputs.cache_rows, inputs.block_rows, store, read))
 
-        self._run_part(frame, shape, ("range", store.layers, store.part, store.before is not None, read), work)
+        self._run_part(frame, shape, ("range", store.layers, store.part, store.previous is not None, read), work)
 
     def _run_range_of_some(
         self, frame: Frame, shape: BlockShape, store: LayerStore, read: bool, members: list[int]

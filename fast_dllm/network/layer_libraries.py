@@ -134,8 +134,11 @@ class LayerLibraries:
         # One thread at a time: a library's own lock blocks together with Python's interpreter lock.
         self.running = threading.Lock()
 
-    def prepare(self, several: bool = False) -> None:
-        """Compile the libraries of `decoding_variants`. Raises UsageError where one cannot be compiled."""
+    def prepare(self, several: bool) -> None:
+        """Compile all libraries that decoding needs, before the first answer. Raises UsageError if that is impossible.
+
+        several: also those for sequences side by side.
+        """
         variants = decoding_variants(several)
         missing = sum(not self._path(variant).exists() for variant in variants)
         if missing:

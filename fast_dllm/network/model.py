@@ -87,16 +87,12 @@ class FastDLLMForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.execution: Execution | None = None
-        self.build(config)
-        if randomise:
-            self.apply(self._randomise)
-
-    def build(self, config: FastDLLMConfig) -> None:
-        """Make the modules. The head shares the embedding's weight where the configuration ties them."""
         self.model = FastDLLMModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        if randomise:
+            self.apply(self._randomise)
 
     def _randomise(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -17,7 +17,7 @@ from fast_dllm.network.recordings import CudaRecorder
 from fast_dllm.spec.defaults import GRAPH_MODES
 
 
-def use_graphs(model: FastDLLMForCausalLM, mode: str = "auto", *, several: bool = False) -> FastDLLMForCausalLM:
+def use_graphs(model: FastDLLMForCausalLM, mode: str, *, several: bool = False) -> FastDLLMForCausalLM:
     """Set how this model's forwards are run, and return the model.
 
     mode: `auto`, as CUDA graphs if the model is on a CUDA GPU, else module by module; `off`, module by module;
@@ -36,7 +36,7 @@ def use_graphs(model: FastDLLMForCausalLM, mode: str = "auto", *, several: bool 
                 "graphs=auto is for every device"
             )
         execution = CompiledExecution(model)
-        execution.prepare(several)
+        execution.libraries.prepare(several)
         model.execution = execution
     elif mode == "auto" and model.device.type == "cuda":
         model.execution = GraphExecution(model, CudaRecorder)
