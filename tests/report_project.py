@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
-import random
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -151,12 +154,27 @@ class Project:
 
     def nine(self, num_questions: int = 300, lost: Sequence[int] = (10, 12, 40), **given) -> None:
         """A clean matrix: columns alike, k = 2 and 3 a little worse and with fewer forwards."""
+        if given:
+            self._write_nine(num_questions, lost, **given)
+        else:
+            shutil.copytree(clean_matrix(num_questions, tuple(lost)), self.root / "results", dirs_exist_ok=True)
+
+    def _write_nine(self, num_questions: int, lost: Sequence[int], **given) -> None:
         for k in (1, 2, 3):
             rows = answers(num_questions, wrong=range(lost[k - 1]))
             for subset in SUBSETS:
                 fewer = {kind: count // k if kind == "full" else count for kind, count in FULL.items()}
                 seconds = 10.0 / (1 + 0.2 * (k - 1))
                 self.run(f"k{k}_{subset}", rows, **({"forwards": fewer, "seconds": seconds} | given))
+
+
+@functools.cache
+def clean_matrix(num_questions: int, lost: tuple[int, ...]) -> Path:
+    """The results/ folder of a clean matrix, written once."""
+    folder = Path(tempfile.mkdtemp(prefix="clean_matrix_"))
+    atexit.register(shutil.rmtree, folder)
+    Project(folder)._write_nine(num_questions, lost)
+    return folder / "results"
 
 
 def earlier(
@@ -196,9 +214,3 @@ def earlier(
     path = folder / config / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
-
-
-def shuffled(seed: int, num_questions: int, share: float) -> list[tuple[str, int]]:
-    """Random right and wrong answers."""
-    draw = random.Random(seed)
-    return answers(num_questions, [i for i in range(num_questions) if draw.random() > share])

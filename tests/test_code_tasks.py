@@ -31,14 +31,14 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("task", "answers", "expected"),
     [
+        ("humaneval", [HALF + "\ndef other():\n    return [", SHOUT], 1.0),  # cut at the next function
         ("humaneval", [HALF, SHOUT], 1.0),
         ("humaneval", [HALF, "    return word\n"], 0.5),
         ("humaneval", ["", "    return ["], 0.0),
-        ("humaneval", [HALF + "\ndef other():\n    return [", SHOUT], 1.0),  # cut at the next function
         ("humaneval_instruct", [HALF + "```\nThis is `number / 2`.", SHOUT + "```"], 1.0),
         ("mbpp", [SUM + "[DONE] And more", "def mirrors(word):\n    return True\n"], 0.5),
         ("mbpp", [SUM + "[DONE]", MIRRORS], 1.0),

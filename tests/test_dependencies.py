@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from importlib import metadata
@@ -38,20 +39,28 @@ def declared(texts: list[str]) -> set[str]:
     return names
 
 
+@functools.cache
+def imported_by(path: Path) -> set[str]:
+    """Names of the packages that a file imports, wherever in it."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(str(node.module))
+    return {name.partition(".")[0] for name in modules}
+
+
+packages_distributions = functools.cache(metadata.packages_distributions)
+
+
 def imported(paths: list[Path]) -> dict[str, str]:
     """Distributions that these files import -> one of the files."""
     ours = {path.stem for path in [*ROOT.iterdir(), *(ROOT / "benchmarks").iterdir(), *ROOT.glob("tests/**/*.py")]}
-    distributions, names = metadata.packages_distributions(), {}
+    names = {}
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                modules = [str(node.module)]
-            else:
-                continue
-            for module in {name.partition(".")[0] for name in modules} - sys.stdlib_module_names - ours:
-                names.update({normal(name): str(path) for name in distributions.get(module, [module])})
+        for module in imported_by(path) - sys.stdlib_module_names - ours:
+            names.update({normal(name): str(path) for name in packages_distributions().get(module, [module])})
     return names
 
 
@@ -83,13 +92,9 @@ def test_what_is_declared_is_used():
         used |= set(map(normal, re.findall(r'importorskip\("(\w+)', path.read_text())))
     development = {normal(Requirement(text).name) for text in PROJECT["optional-dependencies"]["dev"]}
     assert development - used == COMMANDS
-    commands = (ROOT / "tests" / "run.sh").read_text()
-    assert "ruff check" in commands
-    assert "mypy" in commands
-    assert "--numprocesses" in commands
 
 
-@pytest.mark.parametrize("name", ["numpy", "huggingface_hub", "tqdm", "torch", "scipy"])
+@pytest.mark.parametrize("name", ["numpy", "huggingface_hub", "tqdm"])
 def test_an_import_without_a_declaration_is_found(name):
     others = [text for text in PROJECT["dependencies"] if Requirement(text).name != name]
     assert normal(name) in undeclared(sources(development=False), others)

@@ -21,7 +21,8 @@ def blocks(kind):
     for document in DOCUMENTS:
         for number, match in enumerate(BLOCK.finditer((ROOT / document).read_text())):
             if match[1] == kind:
-                found.append(pytest.param(match[2], id=f"{document}-{number}"))
+                marks = [pytest.mark.slow] if "--demo" in match[2] else []
+                found.append(pytest.param(match[2], id=f"{document}-{number}", marks=marks))
     return found
 
 
