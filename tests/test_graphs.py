@@ -17,7 +17,7 @@ from golden_models import ROOT, generate, golden_model
 from fast_dllm.decode import experiments
 from fast_dllm.errors import NonFiniteError, UsageError
 from fast_dllm.network import graphs, recordings
-from fast_dllm.network.graphs import GraphExecution, GraphExecutor, bucket
+from fast_dllm.network.graphs import GraphExecution, GraphExecutor
 from fast_dllm.network.kernels import Compiling
 from fast_dllm.network.modes import use_graphs, use_padded_shapes
 from fast_dllm.network.packing import BlockRows
@@ -123,15 +123,6 @@ def test_memory_that_torch_only_keeps_is_room_for_a_recording(monkeypatch, free,
         assert recordings.has_room(torch.device("cuda")) is room
     assert there["emptied"] == emptied
     assert recordings.has_room(torch.device("cpu"))
-
-
-def test_a_bucket_holds_the_keys_and_little_more():
-    for num_keys in (1, 127, 128, 129, 1024, 1025, 2047, 2049, 5000, 32768):
-        held = bucket(num_keys)
-        assert num_keys <= held <= num_keys + max(127, num_keys / 8 + 1)
-        assert held % 128 == 0
-        assert bucket(held) == held
-        assert bucket(num_keys + 1) >= held
 
 
 # -- a recording follows the numbers -----------------------------------------------------------------------------------

@@ -119,20 +119,6 @@ def test_a_prefill_that_has_begun_block_by_block_goes_on_so():
     assert member.forward.token_ids == list(range(32, 64))
 
 
-def test_large_groups_are_divided_by_length_where_rows_are_dear():
-    """Eight blocks of one length are 256 rows; the three of 96 are too few, so the next length joins them."""
-    lengths = [32] * 8 + [64] * 9 + [96] * 3 + [128]
-    random.Random(3).shuffle(lengths)
-    waiting = [pending(row, "full", length=length) for row, length in enumerate(lengths)]
-    assert grouped(waiting) == [list(range(len(lengths)))]
-    groups = grouped(waiting, pays_by_row=True)
-    found = [sorted(lengths[row] for row in group) for group in groups]
-    assert found == [[32] * 8, [64] * 9, [96] * 3 + [128]]
-    assert groups == [sorted(group) for group in groups], "in the order of their cache rows"
-    few = waiting[:8]
-    assert grouped(few, pays_by_row=True) == [list(range(8))], "256 rows are not divided"
-
-
 def test_every_sequence_is_in_exactly_one_group():
     rng = random.Random(0)
     for _ in range(200):

@@ -83,20 +83,6 @@ def test_a_wrong_constant_is_caught(changes):
     caught(forward_of)
 
 
-def mean_square_in(dtype: torch.dtype):
-    def forward(self, x: Tensor) -> Tensor:
-        mean_square = x.to(dtype).square().mean(dim=-1, keepdim=True).float()
-        return self.weight * (x * torch.rsqrt(mean_square + self.eps))
-
-    return forward
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_mean_square_of_16_bits_is_caught(monkeypatch, dtype):
-    monkeypatch.setattr(RMSNorm, "forward", mean_square_in(dtype))
-    caught(lambda name: lambda ids: golden_model(name)(ids).logits)
-
-
 def tables_rounded_to_bfloat16(positions: Tensor, config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     cos, sin = rope_tables(positions, config, torch.bfloat16)
     return cos.to(dtype), sin.to(dtype)
@@ -197,20 +183,6 @@ def test_a_wrong_mask_is_caught(allowed):
         return forward
 
     caught(forward_of)
-
-
-def test_a_rotation_the_other_way_is_caught():
-    def forward_of(name: str):
-        model = golden_model(name)
-        return lambda ids: model(ids, position_ids=-torch.arange(ids.shape[1])).logits
-
-    caught(forward_of)
-
-
-def test_numbers_that_are_not_finite_are_caught():
-    model = golden_model("tiny36")
-    with pytest.raises(AssertionError, match="not finite"):
-        assert_forward_is_the_references("tiny36", lambda ids: model(ids).logits * float("nan"))
 
 
 # What float32 is for in a model of 16 bits: in float32 nobody sees a cast that is missing

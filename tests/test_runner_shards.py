@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
 import time
 
 import pytest
@@ -103,14 +102,6 @@ def test_a_second_call_submits_nothing_and_names_another_number_or_what_force_ne
     assert result.returncode == 1
     assert "--force does not run it twice; first: scancel 1 2\n" in result.stderr
     assert len(project.calls("sbatch")) == 2
-
-
-def test_two_calls_at_once_submit_once(project):
-    words = ["bash", "sbatch/run.sh", *WORDS, "--shards", "2"]
-    environment = project.environment | {"FAKE_SBATCH_SECONDS": "1"}
-    calls = [subprocess.Popen(words, cwd=project.root, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
-    assert [call.wait(60) for call in calls] == [0, 0]
-    assert set(jobs_of(project)) == {"1_0", "1_1", "2"}
 
 
 def test_one_shard_is_one_job_and_a_large_array_is_throttled(project):

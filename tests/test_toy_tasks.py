@@ -23,7 +23,6 @@ from tasks.toy.problems import (
     math_questions,
     new_questions,
 )
-from tasks.toy.wordings import WORDINGS
 
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -98,20 +97,6 @@ def test_other_wordings_tell_right_problems_of_the_same_split(wording):
         assert not re.search(r"(^|[.?] )[a-z]", problem.question)  # every sentence begins with a capital or a number
 
 
-def forms(wording):
-    """Every form of a wording: its sentences, as templates."""
-    for name, value in vars(WORDINGS[wording]).items():
-        if name not in ("he", "she", "things", "boxes", "units", "items", "links"):
-            yield from (form for group in (value.values() if isinstance(value, dict) else [value]) for form in group)
-
-
-def test_held_out_forms_are_in_no_training_problem():
-    held_out, trained = set(forms("held_out")), {*forms("classic"), *forms("wide")}
-    assert len(held_out) > 80
-    assert not held_out & trained
-    assert math_questions("train", 3, "wide") != math_questions("train", 3, "classic")
-
-
 def test_test_questions_are_always_the_same(test_problems):
     choices = [choice for kind in CHOICE_KINDS for choice in choice_questions(kind, "test")]
     assert digest((p.question, p.answer) for p in test_problems) == "c8f4a09f47d1671b"
@@ -133,21 +118,6 @@ def test_choices_hold_one_right_answer():
             assert len(set(choice.choices)) == 4
     answers = [choice.answer for kind in CHOICE_KINDS for choice in choice_questions(kind, "test")]
     assert all(answers.count(letter) > len(answers) / 5 for letter in range(4))
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("wording", ["wide", "held_out"])
-def test_the_other_wordings_are_tasks_of_their_own(tasks, wording):
-    """Same prompt form, metric and filters as toy_math; the questions are the test split's, in that wording."""
-    task, classic = tasks[f"toy_math_{wording}"], tasks["toy_math"]
-    documents = list(task.test_docs())
-    expected = math_questions("test", wording=wording)
-    assert [(d["question"], d["answer"]) for d in documents] == [(p.question, p.answer) for p in expected]
-    assert len(documents) == 1200
-    assert {p.split for p in expected} == {"test"}
-    assert task.doc_to_text(documents[0]) == expected[0].question
-    for field in ("generation_kwargs", "metric_list", "filter_list", "num_fewshot"):
-        assert getattr(task.config, field) == getattr(classic.config, field)
 
 
 def test_settings_are_tried_on_questions_of_the_training_split(tasks, test_problems):
@@ -179,17 +149,3 @@ def test_harness_loads_toy_math_without_network(tasks, test_problems):
     assert len(docs) == len(test_problems) >= 1000
     assert task.doc_to_text(docs[7]) == math_prompt(test_problems[7])
     assert STRICT.search(task.doc_to_target(docs[7]))[1] == str(test_problems[7].steps[-1].result)
-
-
-def test_harness_makes_four_single_letter_requests_of_a_choice(tasks):
-    for kind in CHOICE_KINDS:
-        task = tasks[f"toy_choice_{kind}"]
-        doc = next(iter(task.test_docs()))
-        requests = task.construct_requests(doc, ctx="context", apply_chat_template=True, metadata=("t", 0, 1))
-        assert [request.args for request in requests] == [("context", letter) for letter in "ABCD"]
-
-
-@pytest.mark.parametrize("call", [lambda rng: make_problem(rng, "tset"), lambda rng: make_choice(rng, "division")])
-def test_unknown_split_or_kind_is_an_error(call):
-    with pytest.raises(ValueError, match="must be"):
-        call(random.Random(0))
