@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @contextmanager
 def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int, int, int]]]:
-    """Counts, by (part, sequences, rows of each, keys that they see), what is run meanwhile: forwards, and the head."""
+    """Within this context, count forwards and products of the head by (part, sequences, rows of each, keys)."""
     counts: Counter[tuple[str, int, int, int]] = Counter()
 
     def counting(run_network: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -76,8 +76,8 @@ def shapes_run(model: FastDLLMForCausalLM) -> Iterator[Counter[tuple[str, int, i
 
         return run
 
-    def head(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        counts["head", 1, given[0].shape[:-1].numel(), 0] += 1
+    def head(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        counts["head", 1, inputs[0].shape[:-1].numel(), 0] += 1
 
     handle = model.lm_head.register_forward_hook(head)
     with ExitStack() as patches:
@@ -100,11 +100,11 @@ def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int, 
         "head": [model.lm_head],
     }
     by_linears = by_attention = 0.0
-    for (move, sequences, rows, num_keys), times in counts.items():
-        given = {linear.in_features: torch.randn(sequences * rows, linear.in_features) for linear in linears[move]}
+    for (part, sequences, rows, num_keys), times in counts.items():
+        inputs = {linear.in_features: torch.randn(sequences * rows, linear.in_features) for linear in linears[part]}
         began = time.process_time()
-        for linear in linears[move]:
-            linear(given[linear.in_features])
+        for linear in linears[part]:
+            linear(inputs[linear.in_features])
         by_linears += times * (time.process_time() - began)
         if not num_keys:  # the head
             continue

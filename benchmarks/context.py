@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @torch.inference_mode()
 def seconds_of(model: FastDLLMForCausalLM, context: int, batch: int, runs: int) -> dict[str, float]:
-    """Of a step of each kind: the forward, and what eight of its rows predict."""
+    """Seconds of a step of each kind: the forward, and what eight of its rows predict."""
     block = model.config.bd_size
     length = max(context // block, 1) * block
     executor = EagerExecutor(model, model.new_cache(batch, length + block, block))
@@ -70,15 +70,15 @@ def seconds_of(model: FastDLLMForCausalLM, context: int, batch: int, runs: int) 
     cache.values.normal_(std=0.1)
     cache.lengths = [length] * batch
     rows, read = list(range(batch)), [list(range(8))] * batch
-    found = {}
+    seconds = {}
     for kind, width in KINDS.items():
 
         def step(width: int = width) -> None:
             logits = executor.run_block(BlockRows(rows, [list(range(3, 3 + width))] * batch, [0] * batch, read))
             executor.greedy(logits.flatten(0, 1), model.config.vocab_size - 1).tolist()
 
-        found[kind] = median_seconds(step, runs, model.device)
-    return found
+        seconds[kind] = median_seconds(step, runs, model.device)
+    return seconds
 
 
 @torch.inference_mode()

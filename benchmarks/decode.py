@@ -15,7 +15,7 @@ smaller forwards can be faster.
 compared; and transformers' Qwen2 of the same shape (random weights), one token a forward, greedy. With --graphs
 compiled the engine with layers as written takes its turns too. --where: the share of
 a full and a sub forward's time that each kind of operation takes. --every: the answers of each configuration of each
-experiment (of --experiment alone where it is given), the forwards at full depth that they took, prefills and commits
+experiment (with --experiment: of that one), the forwards at full depth that they took, prefills and commits
 among them, and the milliseconds for each of these.
 """
 
@@ -58,7 +58,7 @@ from fast_dllm.spec.values import parse_arguments as knobs_of
 
 
 def check_options(options: argparse.Namespace, *counts: str) -> None:
-    """Raise UsageError for one of `counts` that is given and below 1, and for an unknown --dtype."""
+    """Raise UsageError for one of `counts` that is set and below 1, and for an unknown --dtype."""
     for name in counts:
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -206,7 +206,7 @@ def random_prompts(model: FastDLLMForCausalLM, arguments: argparse.Namespace) ->
 
 
 def answer_settings(model: FastDLLMForCausalLM, arguments: argparse.Namespace, block: int) -> dict[str, Any]:
-    """What both forms are given."""
+    """The settings of both forms."""
     return {
         "mask_id": model.config.vocab_size - 1,
         "stop_token": model.config.vocab_size - 2,  # random prompts rarely lead there: answers run their full length
@@ -226,9 +226,9 @@ def time_against_straightforward(
     engine, plain = experiments.load("00_baseline"), Straightforward(model)
     settings.setdefault("refresh", "block")
     prompts = random_prompts(model, arguments)
-    # what both read back is waited for; on one thread the processor's time is blind to a busy machine
+    # Both forms wait for what they read back. On one thread, processor time does not depend on other processes.
     clock = time.process_time if model.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    given: dict[str, list[list[int]]] = {}
+    answers: dict[str, list[list[int]]] = {}
 
     def by_engine() -> list[list[int]]:
         return [each.tokens for each in engine.generate(model, prompts, **settings)]
@@ -247,14 +247,14 @@ def time_against_straightforward(
     for run in range(arguments.runs + 1):  # the first does not count
         for name, way in ways.items():
             began = clock()
-            given[name] = way()
+            answers[name] = way()
             seconds[name] += [clock() - began] if run else []
-    tokens = sum(map(len, given["engine"]))
+    tokens = sum(map(len, answers["engine"]))
     rates = {name: tokens / statistics.median(each) for name, each in seconds.items()}
     ratios, equal = {}, {}
     for name in set(ways) - {"engine"}:
         ratios[name] = statistics.median(a / b for a, b in zip(seconds[name], seconds["engine"], strict=True))
-        equal[name] = sum(a == b for a, b in zip(given["engine"], given[name], strict=True))
+        equal[name] = sum(a == b for a, b in zip(answers["engine"], answers[name], strict=True))
     return {"tokens_per_second": rates, "ratios": ratios, "equal_answers": equal, "answers": len(prompts)}
 
 
@@ -306,7 +306,7 @@ def where_time_goes(
     executor = EagerExecutor(model, model.new_cache(batch, prefix + block, block))
     executor.cache.lengths = [prefix] * batch
     on_gpu = model.device.type == "cuda"
-    found: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
     for kind, width in (("full", block), ("sub", sub)):
 
         def step(width: int = width) -> None:
@@ -326,8 +326,8 @@ def where_time_goes(
             spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             times[part or "views, indices, other"] += spent
         whole = sum(times.values())
-        found[kind] = {name: value / whole for name, value in times.items()}
-    return found
+        shares[kind] = {name: value / whole for name, value in times.items()}
+    return shares
 
 
 def full_depth_forwards(model: FastDLLMForCausalLM, answers: list[Generation]) -> float:
@@ -404,19 +404,19 @@ def main() -> None:
     for kind, value in seconds.items():
         rate = weight_bytes / value / 1e9
         print(f"{kind:>8} {value * 1e3:9.2f} {1 / value:11.1f} {rate:7.1f} {at_best / value:8.1%}")
-    taken = ", ".join(f"{kind} {count}" for kind, count in answers["forwards"].items() if count)
-    print(f"answers: {answers['new_tokens']} tokens, {answers['tokens_per_second']:.1f} tokens/s ({taken})")
+    forwards = ", ".join(f"{kind} {count}" for kind, count in answers["forwards"].items() if count)
+    print(f"answers: {answers['new_tokens']} tokens, {answers['tokens_per_second']:.1f} tokens/s ({forwards})")
     print(f"peak memory: {peak / 2**20:.0f} MiB")
     report: dict[str, Any] = {"forward_seconds": seconds, "answers": answers, "peak_memory_bytes": peak}
     report["weight_bytes"], report["copy_bytes_per_second"] = weight_bytes, weight_bytes / at_best
     if arguments.every:
         report["every"] = {}
         print(f"{'tokens/s':>9} {'full-depth forwards':>20} {'ms each':>8}")
-        for label, found in time_every(model, arguments, block):
-            report["every"][label] = found
-            layers = found["full_depth_forwards"]
-            each = 1e3 * found["seconds"] / layers
-            print(f"{found['tokens_per_second']:9.1f} {layers:20.1f} {each:8.2f}  {label}", flush=True)
+        for label, timed in time_every(model, arguments, block):
+            report["every"][label] = timed
+            num_forwards = timed["full_depth_forwards"]
+            each = 1e3 * timed["seconds"] / num_forwards
+            print(f"{timed['tokens_per_second']:9.1f} {num_forwards:20.1f} {each:8.2f}  {label}", flush=True)
     if arguments.baseline:
         compared = report["baseline"] = time_against_straightforward(model, arguments, block)
         compared["qwen2_tokens_per_second"] = time_qwen2(model, arguments, block)

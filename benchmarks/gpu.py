@@ -6,7 +6,7 @@
 forwards: one sequence at 512 tokens of context, ms by kind of forward, each means added to those before. tokens: the
 same answers with recorded forwards, with unrecorded ones of the same padded shapes, and with those of exact lengths.
 batch: 32 sequences against one. experiments: every experiment at k = 1, 2, 3, and the time that its forwards predict.
-context: ms and memory (allocated, and all that the driver has given away) against the context's length. where: the
+context: ms and memory (allocated by torch, and taken from the driver) against the context's length. where: the
 kernels that one forward's time goes to. lookahead: a forward of 1, 2, 4 and 8 states of each sequence, and answers of
 06_lookahead beside plain decoding in unrecorded forwards.
 """
@@ -122,17 +122,17 @@ class Bench:
 
     def timed_answers(self, prompts: list[list[int]], name: str | None = None, **knobs: Any) -> tuple[float, list]:
         """Seconds of the third of equal runs, or of the first after it, up to the sixth, that recorded nothing."""
-        seconds, given = 0.0, []
+        seconds, generations = 0.0, []
         for run in range(6):
             recorded = self._recorded()
             self.synchronize()
             began = time.perf_counter()
-            given = self.answers(self.model, prompts, name, **knobs)
+            generations = self.answers(self.model, prompts, name, **knobs)
             self.synchronize()
             seconds = time.perf_counter() - began
             if run >= 2 and self._recorded() == recorded:
                 break
-        return seconds, given
+        return seconds, generations
 
     def _recorded(self) -> int:
         return self.model.execution.counts.get("recorded", 0) if self.model.execution else 0
@@ -172,7 +172,7 @@ class Bench:
 
     # -- sections ----------------------------------------------------------------------------------------------------
     def forwards(self) -> Iterator[str]:
-        found: dict[str, dict[str, float]] = {}
+        results: dict[str, dict[str, float]] = {}
         at_best = self.weight_bytes / self.bandwidth
         # (compiled, graphs): compiled kernels are for recorded forwards alone
         steps = {
@@ -186,14 +186,14 @@ class Bench:
                 self.fuse()
             kernels.compiled_on_cuda.wanted = compiled
             use_graphs(self.model, graphs)
-            found[name] = self.kinds(self.arguments.context)
+            results[name] = self.kinds(self.arguments.context)
             yield f"{name:>21}  " + "  ".join(
-                f"{kind} {ms:6.2f} ms {1e3 / ms:6.1f}/s {at_best * 1e3 / ms:4.0%}" for kind, ms in found[name].items()
+                f"{kind} {ms:6.2f} ms {1e3 / ms:6.1f}/s {at_best * 1e3 / ms:4.0%}" for kind, ms in results[name].items()
             )
-        self.results["forwards"] = found
+        self.results["forwards"] = results
 
     def tokens(self) -> Iterator[str]:
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         tiny = load_model("tiny", str(self.device), str(self.dtype)[6:])
         questions = toy_prompts(self.arguments.questions)
         cases: list[tuple[str, FastDLLMForCausalLM, list[list[int]], dict]] = [
@@ -204,43 +204,45 @@ class Bench:
             ("embedded, rows", tiny, questions, tiny_settings() | {"refresh": "rows"}),
         ]  # fmt: skip
         for name, model, prompts, knobs in cases:
-            given = {}
+            tokens: dict[str, list[list[int]]] = {}
             for mode in ("auto", "off", "padded"):
                 if mode == "padded":
                     use_padded_shapes(model)
                 else:
                     use_graphs(model, mode)
-                given[mode] = [answer.tokens for prompt in prompts for answer in self.answers(model, [prompt], **knobs)]
+                tokens[mode] = [
+                    answer.tokens for prompt in prompts for answer in self.answers(model, [prompt], **knobs)
+                ]
                 if mode == "auto" and model.execution:
-                    found[f"{name}: parts"] = model.execution.counts
-            same = sum(a == b for a, b in zip(given["auto"], given["padded"], strict=True))
-            plain = sum(a == b for a, b in zip(given["auto"], given["off"], strict=True))
-            found[name] = {"answers": len(prompts), "as padded": same, "as off": plain}
-            yield f"{name}: {found[name]} {found.get(f'{name}: parts')}"
+                    results[f"{name}: parts"] = model.execution.counts
+            same = sum(a == b for a, b in zip(tokens["auto"], tokens["padded"], strict=True))
+            plain = sum(a == b for a, b in zip(tokens["auto"], tokens["off"], strict=True))
+            results[name] = {"answers": len(prompts), "as padded": same, "as off": plain}
+            yield f"{name}: {results[name]} {results.get(f'{name}: parts')}"
             use_graphs(model, "auto")
-        self.results["tokens"] = found
+        self.results["tokens"] = results
 
     def batch(self) -> Iterator[str]:
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         size = self.arguments.batch_size
         context = self.arguments.context
         for refresh in ("rows", "block"):
             for batch in (1, size):
-                seconds, given = self.timed_answers(self.prompts(batch, context - BLOCK), refresh=refresh)
-                tokens = sum(len(answer.tokens) for answer in given)
-                found[f"{refresh} {batch}"] = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+                seconds, generations = self.timed_answers(self.prompts(batch, context - BLOCK), refresh=refresh)
+                tokens = sum(len(answer.tokens) for answer in generations)
+                results[f"{refresh} {batch}"] = {"seconds": seconds, "tokens_per_second": tokens / seconds}
                 counts = self.model.execution.counts if self.model.execution else {}
                 yield f"refresh={refresh}, batch {batch}: {tokens / seconds:.1f} tokens/s {counts}"
         for batch in sorted({each for each in (1, 2, 4, 8, 16) if each < size} | {size}):
             kinds = self.kinds(context, batch)
-            found[f"forwards {batch}"] = kinds
+            results[f"forwards {batch}"] = kinds
             flops = 2 * self.weight_bytes / self.model.lm_head.weight.element_size() * batch * BLOCK
             line = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in kinds.items())
             yield f"batch {batch}: {line}; full {flops / kinds['full'] / 1e9:.0f} TFLOP/s"
-        self.results["batch"] = found
+        self.results["batch"] = results
 
     def experiments(self) -> Iterator[str]:
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         prompts = self.prompts(1, self.arguments.context - BLOCK - self.arguments.new_tokens)
         cases: list[tuple[str, dict]] = [("00_baseline", {})]
         cases += [("00_baseline", {"refresh": "rows"})]
@@ -253,43 +255,48 @@ class Bench:
         cases += [("03_carry_rows", {}), ("03_carry_rows", {"reread_above": 0.0})]
         base = 0.0
         for name, knobs in cases:
-            seconds, given = self.timed_answers(prompts, name, **knobs)
-            tokens = sum(len(answer.tokens) for answer in given)
-            layers = full_depth_forwards(self.model, given)
-            forwards = {kind: count for kind, count in given[0].forwards.items() if count}
-            base = base or seconds / layers
+            seconds, generations = self.timed_answers(prompts, name, **knobs)
+            tokens = sum(len(answer.tokens) for answer in generations)
+            full_depth = full_depth_forwards(self.model, generations)
+            forwards = {kind: count for kind, count in generations[0].forwards.items() if count}
+            base = base or seconds / full_depth
             label = f"{name} " + " ".join(f"{key}={value}" for key, value in knobs.items())
-            found[label] = {"tokens_per_second": tokens / seconds, "forwards": forwards, "full_depth_forwards": layers,
-                            "seconds": seconds, "predicted_seconds": base * layers}  # fmt: skip
+            results[label] = {
+                "tokens_per_second": tokens / seconds,
+                "forwards": forwards,
+                "full_depth_forwards": full_depth,
+                "seconds": seconds,
+                "predicted_seconds": base * full_depth,
+            }
             yield (
-                f"{label}: {tokens / seconds:.1f} tokens/s, {layers:.1f} forwards at full depth, "
-                f"{seconds / (base * layers):.2f} of the time these predict; {forwards}"
+                f"{label}: {tokens / seconds:.1f} tokens/s, {full_depth:.1f} forwards at full depth, "
+                f"{seconds / (base * full_depth):.2f} of the time these predict; {forwards}"
             )
-        self.results["experiments"] = found
+        self.results["experiments"] = results
 
     def context(self) -> Iterator[str]:
-        found = {}
+        results = {}
         context = 512
         while context <= self.arguments.longest_context:
             self.as_shipped()  # the memory is that of this context alone
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-            found[context] = self.kinds(context)
+            results[context] = self.kinds(context)
             if self.device.type == "cuda":
                 free, total = torch.cuda.mem_get_info(self.device)
-                found[context]["peak_gigabytes"] = torch.cuda.max_memory_allocated(self.device) / 1e9
-                found[context]["taken_gigabytes"] = (total - free) / 1e9
-            yield f"context {context}: " + ", ".join(f"{key} {value:.2f}" for key, value in found[context].items())
+                results[context]["peak_gigabytes"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+                results[context]["taken_gigabytes"] = (total - free) / 1e9
+            yield f"context {context}: " + ", ".join(f"{key} {value:.2f}" for key, value in results[context].items())
             context *= 2
-        self.results["context"] = found
+        self.results["context"] = results
 
     def lookahead(self) -> Iterator[str]:
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for batch in sorted({min(each, self.arguments.batch_size) for each in (1, 4, 16)}):
             for context in (512, 2048):
                 ms = {str(n): 1e3 * self.step_seconds(context, batch, BLOCK, BLOCK, states=n) for n in (1, 2, 4, 8)}
                 ms["plain"] = 1e3 * self.step_seconds(context, batch, BLOCK, SUB)
-                found[f"forward, batch {batch}, context {context}"] = ms
+                results[f"forward, batch {batch}, context {context}"] = ms
                 line = ", ".join(f"{states} {each:.2f} ms" for states, each in ms.items())
                 yield f"batch {batch}, context {context}, states: {line}"
         tiny = load_model("tiny", str(self.device), str(self.dtype)[6:]).fuse()
@@ -301,14 +308,14 @@ class Bench:
             knobs = settings | {"name": "06_lookahead", "states": states}
             self.synchronize()
             began = time.perf_counter()
-            given = [self.answers(tiny, [prompt], **knobs)[0] for prompt in questions]
+            generations = [self.answers(tiny, [prompt], **knobs)[0] for prompt in questions]
             self.synchronize()
             seconds = time.perf_counter() - began
-            same = sum(a.tokens == b.tokens for a, b in zip(given, plain, strict=True))
-            forwards = sum(each.forwards[kind] for each in given for kind in ("full", "commit"))
-            found[f"answers, {states} states"] = {"same": same, "forwards": forwards, "seconds": seconds}
+            same = sum(a.tokens == b.tokens for a, b in zip(generations, plain, strict=True))
+            forwards = sum(each.forwards[kind] for each in generations for kind in ("full", "commit"))
+            results[f"answers, {states} states"] = {"same": same, "forwards": forwards, "seconds": seconds}
             yield f"{states} states: {same} of {len(plain)} answers equal, {forwards} forwards, {seconds:.1f} s"
-        self.results["lookahead"] = found
+        self.results["lookahead"] = results
 
     def where(self) -> Iterator[str]:
         from torch.profiler import ProfilerActivity, profile

@@ -52,34 +52,34 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    given = parser.parse_args()
-    check_options(given, "subjects", "questions", "question_tokens", "continuation_tokens", "batch_size", "runs")
-    return given
+    arguments = parser.parse_args()
+    check_options(arguments, "subjects", "questions", "question_tokens", "continuation_tokens", "batch_size", "runs")
+    return arguments
 
 
-def load_of(given: argparse.Namespace, model: FastDLLMForCausalLM) -> tuple[Wanted, int]:
-    """What is to be scored, of random tokens, and the number of requests: four continuations a question."""
+def requests_of(arguments: argparse.Namespace, model: FastDLLMForCausalLM) -> tuple[Wanted, int]:
+    """The inputs to be scored, of random tokens, and the number of requests: four continuations for each question."""
     rng = random.Random(0)
     vocab = min(model.config.vocab_size, 300)
     wanted: Wanted = {}
-    for _ in range(given.subjects):
-        shots = [rng.randrange(3, vocab) for _ in range(given.shot_tokens)]
-        for _ in range(given.questions):
-            length = rng.randrange(given.question_tokens // 2, given.question_tokens * 3 // 2 + 1)
+    for _ in range(arguments.subjects):
+        shots = [rng.randrange(3, vocab) for _ in range(arguments.shot_tokens)]
+        for _ in range(arguments.questions):
+            length = rng.randrange(arguments.question_tokens // 2, arguments.question_tokens * 3 // 2 + 1)
             context = shots + [rng.randrange(3, vocab) for _ in range(length)]
             for letter in range(10, 14):
-                continuation = [letter, *(rng.randrange(3, vocab) for _ in range(given.continuation_tokens - 1))]
+                continuation = [letter, *(rng.randrange(3, vocab) for _ in range(arguments.continuation_tokens - 1))]
                 for masked, target in masked_inputs(
                     context,
                     continuation,
-                    chain=given.mode == "chain",
+                    chain=arguments.mode == "chain",
                     mask_id=model.config.vocab_size - 1,
                     stop_token=model.config.vocab_size - 2,
                     block_size=model.config.bd_size,
                     max_length=model.config.max_position_embeddings,
                 ):
                     wanted.setdefault(masked, {})[target] = None
-    return wanted, given.subjects * given.questions * 4
+    return wanted, arguments.subjects * arguments.questions * 4
 
 
 def shared(model: FastDLLMForCausalLM, wanted: Wanted, batch_size: int) -> Scores:
@@ -87,8 +87,8 @@ def shared(model: FastDLLMForCausalLM, wanted: Wanted, batch_size: int) -> Score
     context = SharedContext(model, batch_size, max(len(ids) for _, ids in wanted), model.config.bd_size)
     scores: Scores = {}
     for batch in batches(wanted, block_size=model.config.bd_size, batch_size=batch_size):
-        found = target_scores(context, batch, [wanted[masked] for masked in batch.inputs], pad_id=0)
-        for masked, values in zip(batch.inputs, found, strict=True):
+        batch_scores = target_scores(context, batch, [wanted[masked] for masked in batch.inputs], pad_id=0)
+        for masked, values in zip(batch.inputs, batch_scores, strict=True):
             scores |= {(masked, target): value for target, value in zip(wanted[masked], values, strict=True)}
     return scores
 
@@ -112,24 +112,24 @@ def straightforward(model: FastDLLMForCausalLM, wanted: Wanted, batch_size: int)
 
 
 def main() -> None:
-    given = parse_arguments()
-    model = model_of(given)
+    arguments = parse_arguments()
+    model = model_of(arguments)
     fit_threads(model)
-    use_graphs(model, given.graphs)
+    use_graphs(model, arguments.graphs)
     try:
-        wanted, num_requests = load_of(given, model)
+        wanted, num_requests = requests_of(arguments, model)
     except ValueError as error:
         raise UsageError(str(error)) from error
     seconds: dict[str, list[float]] = {"straightforward": [], "shared": []}
     largest, flips = 0.0, 0
-    for run in range(given.runs + 1):  # the first does not count
-        found = {}
+    for run in range(arguments.runs + 1):  # the first does not count
+        scores = {}
         for name, score in (("straightforward", straightforward), ("shared", shared)):
             began = time.perf_counter()
-            found[name] = score(model, wanted, given.batch_size)
+            scores[name] = score(model, wanted, arguments.batch_size)
             seconds[name] += [time.perf_counter() - began] if run else []
-        for key, (value, greedy) in found["shared"].items():
-            plain, best = found["straightforward"][key]
+        for key, (value, greedy) in scores["shared"].items():
+            plain, best = scores["straightforward"][key]
             largest, flips = max(largest, abs(value - plain)), flips + (greedy != best)
     rates = {name: num_requests / statistics.median(values) for name, values in seconds.items()}
     ratio = statistics.median(a / b for a, b in zip(seconds["straightforward"], seconds["shared"], strict=True))
@@ -137,8 +137,8 @@ def main() -> None:
     for name, rate in rates.items():
         print(f"{name:>16} {rate:8.1f} requests/s")
     print(f"shared / straightforward: {ratio:.2f}; scores differ by {largest:.1e} at most, {flips} other argmaxes")
-    found_all = {"ratio": ratio, "requests_per_second": rates, "largest_difference": largest, "other_argmaxes": flips}
-    print(json.dumps({"settings": vars(given), **found_all}))
+    comparison = {"ratio": ratio, "requests_per_second": rates, "largest_difference": largest, "other_argmaxes": flips}
+    print(json.dumps({"settings": vars(arguments), **comparison}))
 
 
 if __name__ == "__main__":

@@ -84,20 +84,20 @@ def main() -> None:
     ways: dict[str, tuple[str | None, dict]] = {"plain": (None, {})}
     ways |= {f"{states} states": ("06_lookahead", {"states": int(states)}) for states in arguments.states.split(",")}
     seconds: dict[str, float] = {}
-    given: dict[str, list[Generation]] = {}
+    answers_of: dict[str, list[Generation]] = {}
     for _ in range(arguments.runs):
         for way, (name, more) in ways.items():
             began = time.process_time()
-            given[way] = answers(model, prompts, name, **knobs, **more)
+            answers_of[way] = answers(model, prompts, name, **knobs, **more)
             seconds[way] = min(seconds.get(way, float("inf")), time.process_time() - began)
-    plain = forwards_of(given["plain"])
-    for way, generations in given.items():
+    plain = forwards_of(answers_of["plain"])
+    for way, generations in answers_of.items():
         offered, accepted = Counter[str](), Counter[str]()
         for each in generations:
             offered += Counter(each.guesses_offered)
             accepted += Counter(each.guesses_accepted)
         guesses = ", ".join(f"{kind} {accepted[kind]} of {offered[kind]}" for kind in offered)
-        same = sum(a.tokens == b.tokens for a, b in zip(generations, given["plain"], strict=True))
+        same = sum(a.tokens == b.tokens for a, b in zip(generations, answers_of["plain"], strict=True))
         print(
             f"{way:>9}: {forwards_of(generations)} forwards, plain / forwards {plain / forwards_of(generations):.2f}, "
             f"{seconds[way]:.1f} s ({seconds[way] / seconds['plain']:.2f} of plain), "

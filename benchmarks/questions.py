@@ -1,4 +1,4 @@
-"""Questions that benchmarks ask the embedded model: its own task's, as it is asked them."""
+"""The questions that benchmarks ask the embedded model: those of its task, in its chat template."""
 
 from __future__ import annotations
 

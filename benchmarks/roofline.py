@@ -61,7 +61,8 @@ def task_table() -> list[str]:
     return lines
 
 
-def told(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A text such as 90 s, 12 min or 2.5 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -78,7 +79,7 @@ def time_table(sizes: Sizes, tasks: tuple[TaskSize, ...]) -> list[str]:
         block = sizes.seconds(gpu, sizes.config.bd_size, 256, sizes.config.bd_size)
         cells = [
             " / ".join(
-                told(sizes.task_seconds(gpu, task, threshold))
+                duration(sizes.task_seconds(gpu, task, threshold))
                 for threshold in ((1.0,) if task.choices > 1 else (1.0, 0.9))
             )
             for task in timed
@@ -104,27 +105,27 @@ def lookahead_table(sizes: Sizes, tasks: tuple[TaskSize, ...], ratios: dict[int,
                     seen, rows = task.prompt + task.answer / 2, states * block
                     saved = sizes.seconds(gpu, block, seen, block) - sizes.seconds(gpu, rows, seen, rows) / ratio
                     seconds -= task.questions * task.answer * saved
-                cells.append(told(seconds))
+                cells.append(duration(seconds))
             lines.append(row(gpu.name, states, *cells))
     return lines
 
 
-def with_ratios(given: str) -> dict[int, float]:
-    """States and plain forwards / forwards of "states=ratio,...". Raises UsageError."""
+def parse_ratios(text: str) -> dict[int, float]:
+    """{states: plain forwards / forwards} from "states=ratio,...". Raises UsageError."""
     try:
-        ratios = {int(states): float(ratio) for states, ratio in (part.split("=") for part in given.split(",") if part)}
+        ratios = {int(states): float(ratio) for states, ratio in (part.split("=") for part in text.split(",") if part)}
     except ValueError:
         ratios = {0: 0.0}
     if any(states < 1 or ratio <= 0 for states, ratio in ratios.items()):
-        raise UsageError(f"--lookahead takes STATES=RATIO[,...], such as 2=1.7,4=2.4, not {given!r}")
+        raise UsageError(f"--lookahead takes STATES=RATIO[,...], such as 2=1.7,4=2.4, not {text!r}")
     return ratios
 
 
-def with_answer_tokens(given: str) -> tuple[TaskSize, ...]:
-    """TASKS with the answers' mean tokens that "task=number,..." gives. Raises UsageError."""
+def with_answer_tokens(text: str) -> tuple[TaskSize, ...]:
+    """TASKS, with the mean number of answer tokens from "task=number,...". Raises UsageError."""
     numbers = {}
     names = [task.name for task in TASKS if task.answer]
-    for part in filter(None, given.split(",")):
+    for part in filter(None, text.split(",")):
         name, _, number = part.partition("=")
         if name not in names or not number.isdecimal() or not int(number):
             raise UsageError(
@@ -144,7 +145,7 @@ def main() -> None:
         help="instead, times at threshold 1 with 06_lookahead, of which one forward replaces RATIO plain ones",
     )
     arguments = parser.parse_args()
-    tasks, ratios = with_answer_tokens(arguments.answer_tokens), with_ratios(arguments.lookahead)
+    tasks, ratios = with_answer_tokens(arguments.answer_tokens), parse_ratios(arguments.lookahead)
     sizes = Sizes.of(FastDLLMConfig())
     if ratios:
         print("\n".join(lookahead_table(sizes, tasks, ratios)))

@@ -53,7 +53,7 @@ class Straightforward:
         if x.dtype == torch.float16:
             x = x.float()  # as the engine's model: the sum of the layers needs float32's range
         repeats = config.num_attention_heads // config.num_key_value_heads
-        given: KeysAndValues = []
+        new: KeysAndValues = []
         for layer in range(config.num_hidden_layers):
             name = f"model.layers.{layer}"
             normed = self._norm(f"{name}.input_layernorm", x)
@@ -64,7 +64,7 @@ class Straightforward:
                 for kind in "qkv"
             )
             queries, keys = self._rotated(queries, positions), self._rotated(keys, positions)
-            given.append((keys, values))
+            new.append((keys, values))
             if past:
                 keys = torch.cat((past[layer][0], keys), dim=2)
                 values = torch.cat((past[layer][1], values), dim=2)
@@ -74,7 +74,7 @@ class Straightforward:
             normed = self._norm(f"{name}.post_attention_layernorm", x)
             gates = F.silu(self._linear(f"{name}.mlp.gate_proj", normed))
             x = x + self._linear(f"{name}.mlp.down_proj", gates * self._linear(f"{name}.mlp.up_proj", normed))
-        return F.linear(self._norm("model.norm", x), self.head)[0], given
+        return F.linear(self._norm("model.norm", x), self.head)[0], new
 
     def _behind(self, past: KeysAndValues, more: KeysAndValues) -> KeysAndValues:
         if not past:
@@ -109,7 +109,7 @@ class Straightforward:
                 tokens.append(self._best(logits, mask_id)[0][-1])
         for start in range(first, limit, size):
             tokens += [mask_id] * (start + size - len(tokens))
-            inside: KeysAndValues = []  # the block's own, as they were last computed
+            inside: KeysAndValues = []  # those of the block, as they were last computed
             for low in range(start, start + size, sub):
                 while mask_id in (window := tokens[low : low + sub]):
                     if refresh == "block" or not inside or window[0] == mask_id:

@@ -51,17 +51,17 @@ def parse_arguments() -> argparse.Namespace:
 def answer(model: LoadedModel, prompts: list[list[int]], arguments: argparse.Namespace, folder: Path | None) -> list:
     """The answers' tokens. folder: where traces are written; None for none."""
     experiment, writer = experiments.load("00_baseline"), None
-    found: dict[int, dict] = {}
+    traces: dict[int, dict] = {}
     if folder is not None:
         writer = TraceWriter(AnswerStore(folder, {}))
-        experiment = replace(experiment, decode_one=traced(experiment.decode_one, found.__setitem__))
+        experiment = replace(experiment, decode_one=traced(experiment.decode_one, traces.__setitem__))
     tokens = {}
     settings = {"num_rows": arguments.batch_size, "threshold": arguments.threshold, "max_new_tokens": 256}
     for event in experiment.denoise(model, prompts, **settings):
         if event.generation is not None:
             tokens[event.row] = event.generation.tokens
             if writer is not None:
-                writer.write({"key": str(event.row), "questions": [["toy_math", event.row]], **found.pop(event.row)})
+                writer.write({"key": str(event.row), "questions": [["toy_math", event.row]], **traces.pop(event.row)})
     return [tokens[row] for row in range(len(prompts))]
 
 

@@ -12,6 +12,7 @@ from oracle import assert_float32_of
 
 from fast_dllm.decode.arguments import ModelArguments
 from fast_dllm.errors import UsageError
+from fast_dllm.evaluate import scoring
 from fast_dllm.evaluate.harness import FastDLLM
 from fast_dllm.evaluate.prompts import cut_at_stop_strings
 from fast_dllm.network.tokenizer import load_tokenizer
@@ -296,16 +297,17 @@ def test_an_interrupted_scoring_run_scores_only_what_is_missing(random_model, tm
     whole = new_lm(tmp_path / "undisturbed")
     expected = whole.loglikelihood(requests, disable_tqdm=True)
     first = new_lm(tmp_path / "disturbed")
-    calls, original = iter(range(2)), first.scorer._target_scores
+    calls, original = iter(range(2)), scoring.target_scores
 
-    def target_scores(*given):
+    def target_scores(*arguments, **options):
         if next(calls, None) is None:
             raise Killed
-        return original(*given)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(first.scorer, "_target_scores", target_scores)
-    with pytest.raises(Killed):
-        first.loglikelihood(requests, disable_tqdm=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "target_scores", target_scores)
+        with pytest.raises(Killed):
+            first.loglikelihood(requests, disable_tqdm=True)
     second = new_lm(tmp_path / "disturbed")
     assert [tuple(score) for score in second.loglikelihood(requests, disable_tqdm=True)] == expected
     assert second.cost.forwards["score"] == 1

@@ -147,7 +147,7 @@ def test_the_context_that_is_held_is_what_was_asked_for(tiny36):
     with torch.inference_mode():
         for blocks, rows in (((0, 1), 3), ((0,), 1), ((0, 2, 3), 2), ((0, 2), 3), ((4,), 1), ((0, 2, 1), 3), ((), 2)):
             tokens = tuple(token for block in blocks for token in ids[block])
-            context.hold(tokens, rows)
+            context.set_prefix(tokens, rows)
             context.executor.prefill(range(rows), [ids[3]] * rows)  # a batch's own, behind the context
             alone = eager(tiny36, 1, 160)
             if tokens:

@@ -177,7 +177,7 @@ def children():
 
 
 def end_everything():
-    """Kill the program and all that it started. What left its session has this process for a parent by now."""
+    """Kill the program and all processes that it started. Those that left its session are children of this process."""
     while True:
         for process in list(children()):
             os.kill(process, signal.SIGKILL)

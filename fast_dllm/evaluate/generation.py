@@ -90,7 +90,7 @@ class TextGenerator:
         """New tokens of an answer where its task sets no limit."""
         return self.arguments.knobs["max_new_tokens"]
 
-    def texts(self, instances: list[Instance], quiet: bool = False) -> list[str]:
+    def texts(self, instances: list[Instance], quiet: bool) -> list[str]:
         """The answer to every request, in order; equal greedy requests are answered once. "" for what another shard
         answers."""
         requests = [self.request(instance, repeat) for instance, repeat in with_repeats(instances)]
@@ -164,8 +164,8 @@ class TextGenerator:
         settings = generation_settings(generation_arguments, self._budget, instance.task_name)
         max_tokens = settings["max_gen_toks"]
         size, max_length = self.loaded.block_size, self.loaded.max_length
-        # Without a limit of the task's own, generate() gets max_new_tokens as it is: whole blocks, like the reference.
-        # A task's limit is held to the token: blocks enough for it from any place in the first block, then a cut.
+        # If the task sets no limit, generate() gets max_new_tokens as it is, in whole blocks, like the reference. The
+        # limit of a task is exact: enough blocks for it, wherever in its block the prompt ends, and the answer is cut.
         limited = any(name.startswith("max_") for name in generation_arguments)
         budget = max_tokens + 2 * (size - 1) if limited else max_tokens
         ids = self.loaded.encode(rewrite_prompt(context, instance.task_name))

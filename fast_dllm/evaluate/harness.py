@@ -44,13 +44,13 @@ class FastDLLM(TemplateLM):
     """Fast-dLLM v2 with an experiment's policy, under one set of model arguments."""
 
     def __init__(self, arguments: ModelArguments, *, chat_template: bool = False):
-        """Load the model, and take a place among the processes of this evaluation.
+        """Load the model and join the processes of this evaluation.
 
         chat_template: whether prompts will be put into the tokenizer's chat template. Raises UsageError.
         """
         super().__init__()
         self.arguments = arguments
-        # Taken as the code is loaded: whoever edits a file during a long run does not change what ran.
+        # Computed when the code is loaded, because a file may be edited during a long run.
         self.decoding_sha256, self.scoring_sha256 = (decoding_sha256(ROOT, scored) for scored in (False, True))
         self.processes = Processes(arguments.device)
         self._rank, self._world_size = self.processes.rank, self.processes.count
@@ -71,12 +71,12 @@ class FastDLLM(TemplateLM):
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> FastDLLM:
         """For lm_eval, where it makes the model itself: `simple_evaluate(model="fast_dllm_v2", model_args={...})`."""
-        given = {**arg_dict, **(additional_config or {})}
-        given.pop("max_batch_size", None)  # lm_eval always passes it; fast_dllm.decode.batching has its own bounds
-        return cls(ModelArguments.parse(**given))
+        arguments = {**arg_dict, **(additional_config or {})}
+        arguments.pop("max_batch_size", None)  # lm_eval always passes it; fast_dllm.decode.batching has its own bounds
+        return cls(ModelArguments.parse(**arguments))
 
     def configured(self, arguments: ModelArguments) -> FastDLLM:
-        """This loaded model with other model arguments that concern decoding alone; answers and cost begin anew.
+        """The same loaded model with other arguments of decoding, without answers and costs.
 
         Raises UsageError where they do not fit the model.
         """
@@ -151,9 +151,9 @@ class FastDLLM(TemplateLM):
         lm_eval moves a context's trailing white space into the continuation. A chat prompt ends in a newline of its own
         token; moved, it would be the one masked token of reference mode, with the answer's letter visible behind it.
         """
-        whole, alone = self.tok_encode(context + continuation), self.tok_encode(context)
-        if whole[: len(alone)] == alone:
-            return alone, whole[len(alone) :]
+        text_ids, context_ids = self.tok_encode(context + continuation), self.tok_encode(context)
+        if text_ids[: len(context_ids)] == context_ids:
+            return context_ids, text_ids[len(context_ids) :]
         return super()._encode_pair(context, continuation)
 
     # ---- answers ----------------------------------------------------------------------------------------------
@@ -170,8 +170,10 @@ class FastDLLM(TemplateLM):
         return texts
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability, is greedy) of every continuation, in order. The copies that lm_eval pads the shorter
-        processes' lists with are not scored, nor counted, again."""
+        """(log-probability, is greedy) of every continuation, in order.
+
+        lm_eval pads the lists of some processes with copies. They are neither scored nor counted again.
+        """
         distinct = {id(instance): instance for instance in requests}
         scores = super().loglikelihood(list(distinct.values()), disable_tqdm=disable_tqdm)
         self.answers.call_is_answered("loglikelihood")
@@ -193,7 +195,7 @@ class FastDLLM(TemplateLM):
     def keep_answers(
         self, folder: Path, claim: Path | None = None, shard: Shard | None = None, with_traces: bool = False
     ) -> None:
-        """Answer durably from here on (see RunAnswers.open_store)."""
+        """Keep every further answer in a folder: see RunAnswers.open_store."""
         self.answers.open_store(folder, self.identity(), claim, shard, with_traces)
 
     # ---- processes, as lm_eval asks for them -------------------------------------------------------------------
@@ -223,7 +225,7 @@ class FastDLLM(TemplateLM):
         }
 
     def code_hashes(self, scored: bool) -> dict[str, str]:
-        """Of the texts that a token, or with `scored` a log-likelihood, depends on, as they were loaded."""
+        """The hashes of the code that was loaded: what a token or, with `scored`, a log-likelihood depends on."""
         return {
             "generation_code_sha256": self.experiment.policy_sha256,
             "decoding_sha256": self.scoring_sha256 if scored else self.decoding_sha256,

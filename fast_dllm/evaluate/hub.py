@@ -28,7 +28,7 @@ def use_cache_without_network(environment: MutableMapping[str, str] = os.environ
     return True
 
 
-def is_reachable(url: str, seconds: float = SECONDS) -> bool:
+def is_reachable(url: str) -> bool:
     """Whether the host of a URL accepts a connection."""
     parts = urlsplit(url)
     connected = threading.Event()
@@ -36,7 +36,7 @@ def is_reachable(url: str, seconds: float = SECONDS) -> bool:
     def connect() -> None:
         try:
             port = parts.port or (80 if parts.scheme == "http" else 443)
-            socket.create_connection((parts.hostname, port), timeout=seconds).close()
+            socket.create_connection((parts.hostname, port), timeout=SECONDS).close()
         except (OSError, ValueError):
             return
         connected.set()
@@ -44,5 +44,5 @@ def is_reachable(url: str, seconds: float = SECONDS) -> bool:
     # In a thread, because Python has no timeout for the name server.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(SECONDS)
     return connected.is_set()

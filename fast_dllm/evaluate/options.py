@@ -33,9 +33,11 @@ UNSUPPORTED = ("wandb_args", "trackio_args", "hf_hub_log_args", "use_cache", "ca
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """config: lm_eval's options. model_args: as they are given, unchecked. configurations: names, none for the one that
-    the model arguments make. shard: the part of the questions to answer; None for all. traces: keep what each denoising
-    step saw and did."""
+    """The options of one call of eval.py.
+
+    config: lm_eval's options. model_args: unchecked. configurations: names; empty for the one that the model arguments
+    make. shard: which questions to answer; None for all. traces: keep what each denoising step saw and did.
+    """
 
     config: EvaluatorConfig
     model_args: dict[str, Any]
@@ -46,9 +48,9 @@ class EvaluationOptions:
 
 
 def read_command_line(words: list[str]) -> EvaluationOptions:
-    """The command line, as far as it can be checked without the tasks.
+    """Read the command line and check what can be checked without the tasks.
 
-    Ends the program where another of lm_eval's commands than `run` is asked for. Raises UsageError.
+    Another command of lm_eval than `run` is run here and ends the program. Raises UsageError.
     """
     num_processes = launched_processes()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -73,11 +75,11 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _read_lm_eval_options(words: list[str]) -> tuple[EvaluatorConfig, dict[str, Any]]:
-    """(lm_eval's options, the model arguments as they are given)."""
+    """Returns lm_eval's options, and the model arguments, unchecked."""
     sys.argv[1:] = words  # lm_eval's parser reads the command line itself
     cli = HarnessCLI()
     for parser in (cli._parser, *cli._subparsers.choices.values()):
-        parser.error = _refuse  # a line of eval.py's, without lm_eval's usage before it
+        parser.error = _refuse  # one line of eval.py, without lm_eval's usage
     namespace = cli.parse_args()
     if getattr(namespace, "command", None) != "run":
         cli.execute(namespace)
@@ -108,12 +110,12 @@ def _read_lm_eval_options(words: list[str]) -> tuple[EvaluatorConfig, dict[str, 
 
 
 def load_and_check_tasks(options: EvaluationOptions) -> tuple[TaskManager, ModelArguments]:
-    """The tasks' manager, and the model arguments, checked. `options.config` gets the tasks' resolved names.
+    """Load the tasks with their data, before the model. Returns their manager and the checked model arguments.
 
-    The tasks and their data are loaded here: what is wrong with them is said before the model is loaded. Raises
-    UsageError, and DataError for a task whose data cannot be had.
+    `options.config` gets the tasks' resolved names. Raises UsageError, and DataError for a task whose data cannot be
+    loaded.
     """
-    # They import torch: not before it is known that something is to be evaluated.
+    # These import torch, so only here, where the command line is known to be valid.
     from fast_dllm.decode.arguments import ModelArguments
     from fast_dllm.evaluate import task_checks
     from fast_dllm.evaluate.task_loading import find_tasks, load_tasks, prepare
@@ -147,9 +149,9 @@ def load_and_check_tasks(options: EvaluationOptions) -> tuple[TaskManager, Model
 def runs_of(options: EvaluationOptions, plain: ModelArguments) -> list[tuple[str, ModelArguments]]:
     """(name of the run, its model arguments) for each of --configurations.
 
-    plain: the model arguments of the command line alone; without --configurations they are the one run. What the
-    command line gives beats the configuration and is part of the run's name. A configuration's name may say so itself
-    (`k2_middle+threshold=0.8`). Raises UsageError.
+    plain: the model arguments of the command line alone; without --configurations they are the one run. An argument of
+    the command line replaces the configuration's, and is part of the run's name. The name of a configuration may also
+    have such changes in it (`k2_middle+threshold=0.8`). Raises UsageError.
     """
     from fast_dllm.decode.arguments import ModelArguments
 

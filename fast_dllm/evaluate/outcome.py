@@ -54,7 +54,7 @@ def settings_of(config: EvaluatorConfig, lm: FastDLLM) -> dict[str, Any]:
 
 
 def task_names(config: EvaluatorConfig) -> list[str]:
-    """The names of the tasks. A task that was given by the path of its YAML file has the name in that file."""
+    """The names of the tasks. For a task that was named by the path of a YAML file, it is the name in the file."""
     names = []
     for task in config.tasks:
         if isinstance(task, dict):
@@ -117,8 +117,8 @@ def write_results(
     log_samples: bool,
     costs: Mapping[tuple[str, int], Cost],
 ) -> None:
-    """Write results.json, the policy's text, with `log_samples` the samples, and last summary.json, which marks the run
-    as complete. costs: (task, number of the question) -> the cost of its answer."""
+    """Write results.json, the policy's text and, with `log_samples`, the samples. summary.json is written last, because
+    it marks the run as complete. costs: (task, number of the question) -> the cost of its answer."""
     results["samples_sha256"] = questions.write(folder, *questions.collect(samples, results, costs))
     write_json(folder / "results.json", results, default=handle_non_serializable)
     write_whole(folder / GENERATION_FILE, policy)
@@ -130,7 +130,7 @@ def write_results(
 
 
 def write_traces(folder: Path, name: str, summary: Summary, lm: FastDLLM) -> None:
-    """Write the traces file of a finished run, where its processes kept traces; else remove that of an earlier run."""
+    """Write the traces file of a finished run. Without traces, remove the file of an earlier run."""
     store = lm.answers.store
     assert store is not None, "a run with a folder keeps its answers there"
     header = {

@@ -1,4 +1,4 @@
-"""A place among the processes of one evaluation: what lm_eval's evaluator asks of a model that runs in several."""
+"""The processes of one evaluation: what lm_eval's evaluator asks of a model that runs in several processes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Processes:
     """
 
     def __init__(self, device: str):
-        """Take a place among the processes; `device` is the one that the user asked for."""
+        """Join the processes. device: the one that the user asked for."""
         self.rank, self.count, self.device = 0, 1, device
         if launched_processes() == 1:
             return
         from accelerate import Accelerator  # with all that it imports, for several processes only
 
-        # Without a GPU accelerate must be told so, or it takes every process for the only one.
+        # Without a GPU and without this argument, accelerate takes every process for the only one.
         self._accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
         self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
         self.device = str(self._accelerator.device)
@@ -44,8 +44,11 @@ class Processes:
             self._accelerator.wait_for_everyone()
 
     def leave(self) -> None:
-        """Wait until every process is done, then part. A process that simply ended could crash on its way out (gloo's
-        threads still run) and end those that are still writing results."""
+        """Wait until every process is done, then end the group.
+
+        Otherwise a process may crash at its exit, because gloo's threads still run, and the launcher then ends the
+        processes that still write results.
+        """
         if self.count > 1:
             self._accelerator.wait_for_everyone()
             self._accelerator.end_training()

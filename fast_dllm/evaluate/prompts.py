@@ -1,4 +1,4 @@
-"""What happens to a task's text before and after the model: pure functions on strings."""
+"""Rewrites a task's prompt before the model reads it, and cuts the answer: pure functions on strings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fast_dllm.spec.tasks import task_of
 
 
 def rewrite_prompt(prompt: str, task_name: str | None) -> str:
-    """The prompt as the published scores saw it: some tasks' answer cue becomes an instruction to reason.
+    """Rewrite a task's prompt as for the published scores: an answer cue becomes an instruction to reason.
 
-    Which, stands in tasks/tasks.json; the doubled braces there are what the published scores were measured with.
+    tasks/tasks.json has the rewrites. The doubled braces in them are as in the published measurement.
     """
     task = task_of(task_name)
     return prompt.replace(*task.rewrite) if task and task.rewrite else prompt

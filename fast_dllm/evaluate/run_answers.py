@@ -1,4 +1,4 @@
-"""The answers of one evaluation: what is known already, what this process adds, and which part is its own to answer."""
+"""The answers of one evaluation: those of earlier processes, those of this one, and which requests it answers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class RunAnswers:
     """Answers by request key. In memory, and after `open_store` also in a folder, where they outlive the process.
 
     ledger: what this process answered, and its cost without loading the model. store: None without a folder. plan:
-    which requests belong to this process's shard; None where it answers the whole run. question_keys: (task, number of
-    the question) -> the key of its request; after `total`, of all processes. traces: where
-    the steps of each new answer are kept; None where they are not.
+    which requests belong to this process's shard; None if it answers the whole run. question_keys: (task, number of
+    the question) -> the key of its request; after `total`, those of all processes. traces: writes the steps of each new
+    answer; None if they are not kept.
     """
 
     def __init__(self, processes: Processes):
@@ -44,7 +44,7 @@ class RunAnswers:
         shard: Shard | None = None,
         with_traces: bool = False,
     ) -> None:
-        """Keep every further answer in `folder`, and know those that a run of the same identity left there.
+        """Keep every further answer in `folder`, and use those that a run of the same identity has kept there.
 
         identity: everything that can change an answer. claim: see AnswerStore; once it is gone, `keep` raises
         TakenOverError. shard: the part of each call's requests that this process answers. with_traces: keep the steps
@@ -65,8 +65,10 @@ class RunAnswers:
         return self.store is not None and key in self.store
 
     def known(self, keys: Iterable[str], of_run: int | None = None) -> dict[str, Any]:
-        """The answers to `keys` that an earlier process gave. of_run: requests of the whole run in this call, for the
-        progress of a shard."""
+        """The answers to `keys` that an earlier process has kept.
+
+        of_run: the number of requests of the whole run in this call; a shard's progress is shown against it.
+        """
         if self.store is None:
             return {}
         keys = list(keys)
@@ -94,12 +96,14 @@ class RunAnswers:
         self.ledger.add(BatchRecord.ending_now(new, cost, costs, batch_size))
 
     def end_after(self, kinds: Iterable[str]) -> None:
-        """For a shard: raise ShardAnswered once lm_eval has asked for all these kinds of requests. What follows in
-        lm_eval is the scoring, which needs the answers of every shard."""
+        """For a shard: raise ShardAnswered once lm_eval has asked for all these kinds of requests.
+
+        After them lm_eval scores, which needs the answers of every shard.
+        """
         self._kinds_left = set(kinds)
 
     def call_is_answered(self, kind: str) -> None:
-        """Everything of one call of lm_eval is answered. Raises ShardAnswered as `end_after` says."""
+        """Note that all requests of one call of lm_eval are answered. Raises ShardAnswered as `end_after` says."""
         if self._kinds_left:
             self._kinds_left.discard(kind)
             if not self._kinds_left:
@@ -110,8 +114,10 @@ class RunAnswers:
         return {place: total.costs[key] for place, key in self.question_keys.items() if key in total.costs}
 
     def total(self) -> Ledger | None:
-        """What all processes and all segments of the run answered and what it cost, an answer that was given twice
-        counted once; None but on the first process."""
+        """The answers and costs of all processes and all segments of the run, on the first process; None on the others.
+
+        An answer that two processes gave counts once.
+        """
         gathered_keys = self.processes.gather_object(self.question_keys)
         gathered = self.processes.gather_object(self.ledger)
         if gathered is None or gathered_keys is None:

@@ -1,4 +1,4 @@
-"""A sandbox for programs that a model wrote: the least that this machine lets them have.
+"""Executes programs that a model wrote in a sandbox, with as few rights as this machine allows.
 
 `find_sandbox` tries, in this order, and takes the first that works:
     bubblewrap   no network; the system read-only; home, /tmp, /run and the hub's cache empty; no other process visible
@@ -39,8 +39,11 @@ CODE = Path(__file__).with_name("confined.py")
 
 @dataclass(frozen=True)
 class Sandbox:
-    """One way to start a program. words: the command before the interpreter's. user: the one that the program becomes;
-    None: it stays this process's. missing: what it does not guard and why; "" where nothing is missing."""
+    """One way to start a program.
+
+    words: the command before the interpreter's. user: the number of the user that runs the program; None: this
+    process's. missing: what the sandbox does not guard and why; "" if nothing is missing.
+    """
 
     name: str
     words: tuple[str, ...] = ()
@@ -52,10 +55,10 @@ class Sandbox:
         return self._run(program, seconds)[0]
 
     def fault(self) -> str:
-        """Why this sandbox does not work here; "" if it works. Tried with a program that looks around."""
+        """Why this sandbox does not work here; "" if it works. A program in it checks what it can see."""
         if self.words and not Path(self.words[0]).is_absolute():
             return "not installed"
-        verdict, stderr_text = self._run(_looks_around(), SECONDS)
+        verdict, stderr_text = self._run(_check_program(), SECONDS)
         if verdict == "passed":
             return ""
         return stderr_text or verdict
@@ -83,7 +86,7 @@ class Sandbox:
 
 @functools.cache
 def find_sandbox() -> Sandbox:
-    """The first sandbox that works here, tried out once."""
+    """The first sandbox that works here. Each is tried once in a process."""
     faults = []
     for candidate in candidates():
         fault = candidate.fault()
@@ -101,7 +104,7 @@ def sandbox_in_use() -> str | None:
 def candidates() -> Iterable[Sandbox]:
     """The sandboxes to try, the best first."""
     is_root = os.geteuid() == 0
-    users = (NOBODY, None) if is_root else (None,)  # nobody may be unable to read the interpreter
+    users = (NOBODY, None) if is_root else (None,)  # the user `nobody` may be unable to read the interpreter
     bubblewrap, unshare = (shutil.which(program) or program for program in ("bwrap", "unshare"))
     for user in users:
         # an older bubblewrap cannot limit the size of a folder
@@ -119,9 +122,9 @@ def limits_only(faults: str) -> Sandbox:
     return Sandbox(LIMITS_ONLY, missing=missing)
 
 
-# -- what a program gets -----------------------------------------------------------------------------------------------
+# -- what a program may use --------------------------------------------------------------------------------------------
 def _environment(home: str) -> dict[str, str]:
-    """Nothing of this process's environment but the seed of the hashes, which orders sets."""
+    """The program's environment. Of this process's it has only the seed of the hashes, which orders sets."""
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": home,
@@ -248,9 +251,11 @@ def _start(
     return verdict or "timed out", last
 
 
-def _looks_around() -> str:
-    """A program that passes where the sandbox is closed: other namespaces than this process's, a read-only system, an
-    empty home, and an interpreter that imports."""
+def _check_program() -> str:
+    """A program that passes only in a closed sandbox.
+
+    It requires other namespaces than this process's, a read-only system, an empty home, and working imports.
+    """
     names = ("net", "pid", "mnt")
     namespaces = {name: os.readlink(f"/proc/self/ns/{name}") for name in names}  # noqa: PTH115 (they are no paths)
     return f"""

@@ -98,17 +98,17 @@ def batches(
         most = min((len(masked.ids) for masked in group), default=0) - block_size
         while len(group) > 1 and shared < most and next_block(group[0], shared) == next_block(group[-1], shared):
             shared += block_size  # the list is sorted: a prefix of its first and its last input is a prefix of all
-        alone, deeper = [], []
+        leaves, deeper = [], []  # inputs that share no further block with others; groups that do
         for _, run in groupby(group, key=lambda masked: next_block(masked, shared)):
             equal = list(run)
             longer = [masked for masked in equal if len(masked.ids) > shared + block_size]
             if len(longer) > 1:
                 deeper.append((shared, longer))
                 equal = [masked for masked in equal if len(masked.ids) == shared + block_size]
-            alone += [masked for masked in equal if masked not in done]
-        alone.sort(key=lambda masked: -len(masked.ids))
-        for start in range(0, len(alone), batch_size):
-            yield Batch(shared, alone[start : start + batch_size])
+            leaves += [masked for masked in equal if masked not in done]
+        leaves.sort(key=lambda masked: -len(masked.ids))
+        for start in range(0, len(leaves), batch_size):
+            yield Batch(shared, leaves[start : start + batch_size])
         groups += reversed(deeper)
 
 
@@ -122,10 +122,10 @@ class SharedContext:
         """num_rows: of the largest batch. longest: the number of tokens of the longest input."""
         self.executor = open_executor(model, num_rows, longest, block_size, shared=False)
         self.tokens: tuple[int, ...] = ()
-        self.copied = [0] * num_rows  # how many of `tokens` each row holds
+        self.num_copied = [0] * num_rows  # how many of `tokens` are in each cache row
 
-    def hold(self, tokens: tuple[int, ...], num_rows: int) -> None:
-        """Make the first `num_rows` cache rows hold exactly `tokens`, a whole number of blocks."""
+    def set_prefix(self, tokens: tuple[int, ...], num_rows: int) -> None:
+        """Make `tokens`, a whole number of blocks, the prefix of the first `num_rows` cache rows."""
         cache, end = self.executor.cache, len(tokens)
         size = cache.block_size
         same = 0
@@ -135,12 +135,12 @@ class SharedContext:
             cache.lengths[0] = same
             self.executor.prefill([0], [tokens[same:]])
         self.tokens = tokens
-        self.copied = [min(held, same) for held in self.copied]
-        begin = min(self.copied[1:num_rows], default=end)
+        self.num_copied = [min(count, same) for count in self.num_copied]
+        begin = min(self.num_copied[1:num_rows], default=end)
         if begin < end:
             for buffer in (cache.keys, cache.values):
                 buffer[:, 1:num_rows, begin:end] = buffer[:, :1, begin:end]
-            self.copied[1:num_rows] = [end] * (num_rows - 1)
+            self.num_copied[1:num_rows] = [end] * (num_rows - 1)
         cache.lengths[:num_rows] = [end] * num_rows
 
 
@@ -150,7 +150,7 @@ def target_scores(
 ) -> list[list[tuple[float, bool]]]:
     """(log-probability, is it the argmax) of every target of each input of the batch."""
     shared, inputs = batch
-    context.hold(inputs[0].ids[:shared], len(inputs))
+    context.set_prefix(inputs[0].ids[:shared], len(inputs))
     longest = max(len(masked.ids) for masked in inputs)
     # Blocks never see later blocks, so padding at the end changes nothing.
     ids = [[*masked.ids[shared:], *[pad_id] * (longest - len(masked.ids))] for masked in inputs]
@@ -200,14 +200,12 @@ class Scorer:
         self.loaded, self.answers, self.mode = loaded, answers, mode
         self.code_sha256, self.rows_of = code_sha256, rows_of
 
-    def of_continuations(
-        self, pairs: Iterable[tuple[list[int], list[int]]], quiet: bool = False
-    ) -> list[tuple[float, bool]]:
+    def of_continuations(self, pairs: Iterable[tuple[list[int], list[int]]], quiet: bool) -> list[tuple[float, bool]]:
         """(log-probability, is greedy) of each (context ids, continuation ids), in order."""
         chain = self.mode == "chain"
         return self.score([self.masked_inputs(context, continuation, chain) for context, continuation in pairs], quiet)
 
-    def of_texts(self, texts: Iterable[list[int]], quiet: bool = False) -> list[float]:
+    def of_texts(self, texts: Iterable[list[int]], quiet: bool) -> list[float]:
         """Log-probability of each whole text (token ids) by the chain rule, each token given all the text before it.
 
         No stop token follows the text.
@@ -240,7 +238,7 @@ class Scorer:
             max_length=self.loaded.max_length,
         )
 
-    def score(self, parts: list[list[tuple[MaskedInput, int]]], quiet: bool = False) -> list[tuple[float, bool]]:
+    def score(self, parts: list[list[tuple[MaskedInput, int]]], quiet: bool) -> list[tuple[float, bool]]:
         """(sum of the targets' log-probabilities, whether every target was the argmax) of each part, in order.
 
         Equal inputs share one forward. A part that another shard answers gets (0, True).
@@ -259,7 +257,8 @@ class Scorer:
             for batch in batches(inputs, block_size=size, batch_size=batch_size, done=done):
                 assert context is not None, "a batch has an input that is not done"
                 began = time.perf_counter()
-                scores = self._target_scores(context, batch, [inputs[masked] for masked in batch.inputs])
+                targets = [inputs[masked] for masked in batch.inputs]
+                scores = target_scores(context, batch, targets, pad_id=self.loaded.ids.pad)
                 new: dict[str, tuple[float, bool]] = {}
                 for masked, values in zip(batch.inputs, scores, strict=True):
                     new |= dict(zip(inputs[masked].values(), values, strict=True))
@@ -308,8 +307,3 @@ class Scorer:
             scored_requests=sum(wanted.num_ends[key] for key in new),
             forwards={"score": len(batch.inputs)},
         )
-
-    def _target_scores(
-        self, context: SharedContext, batch: Batch, targets: list[dict[int, str]]
-    ) -> list[list[tuple[float, bool]]]:
-        return target_scores(context, batch, targets, pad_id=self.loaded.ids.pad)

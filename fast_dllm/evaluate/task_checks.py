@@ -1,6 +1,6 @@
-"""What is wrong with a run's options shows only once its tasks are loaded: said in a line, before the model is loaded.
+"""Checks options against the loaded tasks, before the model is loaded. Each fault is an error of one line.
 
-lm_eval finds some of this out in the middle of an evaluation, and some never.
+lm_eval notices some of these faults in the middle of an evaluation, and others never.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ def check_examples(tasks: Tasks, num_fewshot: int) -> None:
     """Raise UsageError where a task has fewer examples than `num_fewshot` to put before a question."""
     for name, task in tasks.items():
         if task.get_config("num_fewshot") == 0:
-            continue  # lm_eval lets no option change that
+            continue  # lm_eval ignores the option for such a task
         sampler = getattr(task, "sampler", None)
         num_examples = len(sampler.fewshot_docs()) if sampler else 0
         if num_examples and task.fewshot_cfg.split == task.config.test_split:
-            num_examples -= 1  # the question itself is none
+            num_examples -= 1  # the question itself is no example
         if num_fewshot > num_examples:
             raise UsageError(f"--num_fewshot {num_fewshot} is more examples than {name} has, which are {num_examples}")
 
 
 def check_samples(tasks: Tasks, samples: object) -> dict[str, list[int]]:
-    """`--samples`, each task's question numbers in ascending order: lm_eval would label others with wrong numbers.
+    """Return `--samples` with each task's question numbers in ascending order.
 
-    Raises UsageError unless every task has some of its questions named, each once.
+    In another order lm_eval would label the questions with wrong numbers. Raises UsageError unless every task has some
+    of its questions named, each once.
     """
     form = 'a JSON object of question numbers, from 0, for each task, such as {"toy_math": [0, 2]}'
     if not isinstance(samples, dict):
@@ -58,8 +59,10 @@ def check_samples(tasks: Tasks, samples: object) -> dict[str, list[int]]:
 def check_processes(
     tasks: Tasks, num_processes: int, limit: float | None, samples: Mapping[str, list[int]] | None
 ) -> None:
-    """Raise UsageError where a task has fewer questions than there are processes: lm_eval gives each process questions
-    of every task."""
+    """Raise UsageError if a task has fewer questions than there are processes.
+
+    lm_eval gives each process questions of every task.
+    """
     for name, task in tasks.items():
         num_questions = len(samples[name]) if samples else len(task.eval_docs)
         if limit is not None:

@@ -30,7 +30,7 @@ def find_tasks(config: EvaluatorConfig) -> TaskManager:
     It knows this project's tasks/, the folder of --include_path, and lm_eval's tasks. lm_eval itself reads all of its
     13,000 task files to find one task, which takes longer than loading a small model. So a task is first looked for in
     lm_eval/tasks/<start of its name>, and a group with a folder's name in lm_eval/tasks/benchmarks too. If one of the
-    names is not there, the whole index is read.
+    names is not found there, the whole index is read.
     """
     config.include_path = [path for path in (config.include_path, str(ROOT / "tasks")) if path]
     names = (
@@ -187,7 +187,7 @@ def _seed_language_detection(seed: int | None) -> None:
 
 
 def _prepare_code_execution(names: list[str]) -> None:
-    """Find the sandbox for the programs of these tasks, and say in a line for each kind of task what it guards."""
+    """Find the sandbox for the programs of these tasks, and print one line about it for each kind of task."""
     from fast_dllm.evaluate.code_scoring import use_sandbox
     from fast_dllm.evaluate.sandbox import find_sandbox
 
