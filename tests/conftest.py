@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_models import GOLDEN_MODELS, SHARED, golden_model
+from golden_models import GOLDEN_MODELS, SHARED, few_layers, golden_model
 from random_model import save_random_model
 
 from fast_dllm.network.model import FastDLLMForCausalLM
@@ -88,6 +88,11 @@ def tiny36(golden_models) -> FastDLLMForCausalLM:
 
 
 @pytest.fixture(scope="session")
+def short_model() -> FastDLLMForCausalLM:
+    return few_layers()
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with the published tokenizer and GSM8K, which are others' and stay outside the repository."""
     if not SHARED.is_dir():
@@ -99,3 +104,9 @@ def shared() -> Path:
 def random_model(tmp_path_factory) -> Path:
     """A folder that loads like the published checkpoint: the golden 36-layer weights and a byte-level tokenizer."""
     return save_random_model(tmp_path_factory.mktemp("models") / "random36")
+
+
+@pytest.fixture(scope="session")
+def short_random(tmp_path_factory) -> Path:
+    """The same with six layers, for what does not depend on the network and reuses no layers."""
+    return save_random_model(tmp_path_factory.mktemp("models") / "random6", num_layers=6)

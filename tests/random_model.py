@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -32,11 +32,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def save_random_model(folder: Path, name: str = "tiny36", **config_changes) -> Path:
-    """Write config, weights and tokenizer of a golden model to `folder`."""
+def save_random_model(folder: Path, num_layers: int = 36) -> Path:
+    """Write config, weights and tokenizer of the golden model tiny36, or of its first layers, to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads((GOLDEN / f"{name}.config.json").read_text()) | config_changes
+    config = json.loads((GOLDEN / "tiny36.config.json").read_text()) | {"num_hidden_layers": num_layers}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    shutil.copy(GOLDEN / f"{name}.safetensors", folder / "model.safetensors")
+    tensors = load_file(GOLDEN / "tiny36.safetensors")
+    left_out = tuple(f"model.layers.{layer}." for layer in range(num_layers, 36))
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     byte_tokenizer().save_pretrained(folder)
     return folder

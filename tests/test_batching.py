@@ -42,11 +42,11 @@ def test_auto_is_a_batch_size_and_other_words_are_not():
             ModelArguments.parse(batch_size=wrong)
 
 
-def test_auto_answers_as_any_batch_size_does_and_says_what_it_took(random_model, monkeypatch, tmp_path):
+def test_auto_answers_as_any_batch_size_does_and_says_what_it_took(short_random, monkeypatch, tmp_path):
     from test_harness import asks
 
     texts = [f"{'x' * (index * 7)} {index}" for index in range(5)]
-    given = {"model_path": str(random_model), "max_new_tokens": 32, "device": "cpu"}
+    given = {"model_path": str(short_random), "max_new_tokens": 32, "device": "cpu"}
     expected = FastDLLM(ModelArguments.parse(**given, batch_size=2)).generate_until(asks(texts), disable_tqdm=True)
     lm = FastDLLM(ModelArguments.parse(**given, batch_size="auto"))
     lm.keep_answers(tmp_path)

@@ -210,15 +210,7 @@ def test_a_limited_choice_task_counts_requests_and_scored_tokens(random_model, t
 
 def small_model(folder: Path) -> Path:
     """Eight layers: too few for a subset."""
-    from safetensors.torch import load_file, save_file
-
-    save_random_model(folder, num_hidden_layers=8)
-    tensors = load_file(folder / "model.safetensors")
-    kept = {
-        name: t for name, t in tensors.items() if not name.startswith("model.layers.") or int(name.split(".")[2]) < 8
-    }
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return save_random_model(folder, num_layers=8)
 
 
 def cut_model(folder: Path) -> Path:
@@ -239,9 +231,9 @@ def cut_model(folder: Path) -> Path:
     ids=["threshold", "unknown argument", "task", "truncated weights", "eight layers"],
 )
 def test_bad_input_is_one_line_and_exit_code_2_with_nothing_written(
-    random_model, tmp_path, options, arguments, message
+    short_random, tmp_path, options, arguments, message
 ):
-    given = {"model_path": random_model} | arguments
+    given = {"model_path": short_random} | arguments
     if callable(given["model_path"]):
         given["model_path"] = given["model_path"](tmp_path / "model")
     done = run_here(
@@ -289,9 +281,9 @@ def test_an_unknown_configuration_is_named_before_anything_is_loaded(tmp_path):
         ("--tasks", "", "no task given; --tasks takes gsm8k, mmlu, "),
     ],
 )
-def test_an_evaluation_that_would_be_thrown_away_is_not_begun(random_model, tmp_path, option, value, told):
+def test_an_evaluation_that_would_be_thrown_away_is_not_begun(short_random, tmp_path, option, value, told):
     (tmp_path / "a file").write_text("a file where a folder should be")
-    given = {"--tasks": "made_up_choice", "--limit": "1", "--model_args": model_args(random_model)}
+    given = {"--tasks": "made_up_choice", "--limit": "1", "--model_args": model_args(short_random)}
     given |= {"--output_path": str(tmp_path / "out"), option: value.format(here=tmp_path)}
     done = run_here(*(word for pair in given.items() for word in pair))
     assert done.returncode == 2, done.stderr
@@ -301,8 +293,8 @@ def test_an_evaluation_that_would_be_thrown_away_is_not_begun(random_model, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["a file"]
 
 
-def test_more_examples_than_a_task_has_leave_nothing_behind(random_model, tmp_path):
-    arguments = ("--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out", "--limit", "1")
+def test_more_examples_than_a_task_has_leave_nothing_behind(short_random, tmp_path):
+    arguments = ("--model_args", model_args(short_random), "--output_path", f"{tmp_path}/out", "--limit", "1")
     done = run_here("--tasks", "made_up_sums", "--num_fewshot", "8", *arguments)
     assert done.returncode == 2, done.stderr
     assert done.stderr == "eval.py: error: --num_fewshot 8 is more examples than made_up_sums has, which are 7\n"
@@ -329,18 +321,18 @@ def test_a_result_of_another_run_is_not_written_over(one_process, random_model):
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_damaged_summary_is_not_written_over(random_model, tmp_path):
+def test_a_damaged_summary_is_not_written_over(short_random, tmp_path):
     (tmp_path / "summary.json").write_text('{"schema_version": 1, "num_samples": -1}')
     given = ["--tasks", "made_up_sums", "--limit", "1", "--output_path", f"{tmp_path}/"]
-    done = run_here(*given, "--model_args", model_args(random_model))
+    done = run_here(*given, "--model_args", model_args(short_random))
     assert done.returncode == 2, done.stderr
     assert "cannot be read (num_samples is -1, not a whole number of at least 0); name another folder" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random_model, tmp_path, monkeypatch):
+def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(short_random, tmp_path, monkeypatch):
     monkeypatch.setenv("FAST_DLLM_CLAIMS", f"{tmp_path}/elsewhere/.lock.0003:{tmp_path}/out/.lock.0001")
-    arguments = ("--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out")
+    arguments = ("--model_args", model_args(short_random), "--output_path", f"{tmp_path}/out")
     done = run_here("--tasks", "made_up_sums", "--limit", "1", *arguments)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"eval.py: another process has taken over {tmp_path}/out"
@@ -351,11 +343,11 @@ def test_who_lost_the_run_to_another_process_says_so_and_writes_no_result(random
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["today's", "another"])
 def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_other(
-    random_model, tmp_path, monkeypatch, engine
+    short_random, tmp_path, monkeypatch, engine
 ):
     """Answers of another engine are no answers of this one: the run begins again, and theirs stay where they are."""
     out = tmp_path / "out"
-    given = ["--tasks", "made_up_sums", "--limit", "2", "--model_args", model_args(random_model)]
+    given = ["--tasks", "made_up_sums", "--limit", "2", "--model_args", model_args(short_random)]
     given += ["--output_path", f"{out}"]
     with monkeypatch.context() as before:  # a run that ends between its last answer and its files
         if engine == "another":
@@ -376,12 +368,12 @@ def test_an_interrupted_run_is_continued_by_the_code_that_began_it_and_by_no_oth
     assert left.exists() != continued
 
 
-def test_the_real_gsm8k_questions_run_offline(random_model, tmp_path, shared, monkeypatch):
+def test_the_real_gsm8k_questions_run_offline(short_random, tmp_path, shared, monkeypatch):
     (tmp_path / "openai").symlink_to(shared / "hub" / "openai")
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     done = run_here(
-        "--tasks", "gsm8k", "--limit", "2", "--model_args", model_args(random_model), "--output_path", str(out),
+        "--tasks", "gsm8k", "--limit", "2", "--model_args", model_args(short_random), "--output_path", str(out),
         "--log_samples", tasks=None,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -120,9 +120,9 @@ def test_what_no_launcher_set_is_refused(environment):
         launched_processes(environment)
 
 
-def test_a_world_size_left_in_the_shell_is_one_line_at_once(random_model, tmp_path, monkeypatch):
+def test_a_world_size_left_in_the_shell_is_one_line_at_once(short_random, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    given = ["--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out"]
+    given = ["--model_args", model_args(short_random), "--output_path", f"{tmp_path}/out"]
     done = run_here("--tasks", "made_up_sums", *given)
     assert done.returncode == 2, done.stderr
     [line] = done.stderr.splitlines()
@@ -131,8 +131,8 @@ def test_a_world_size_left_in_the_shell_is_one_line_at_once(random_model, tmp_pa
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
-def test_overlapping_tasks_are_one_line(random_model, tmp_path):
-    given = ["--model_args", model_args(random_model), "--output_path", f"{tmp_path}/out"]
+def test_overlapping_tasks_are_one_line(short_random, tmp_path):
+    given = ["--model_args", model_args(short_random), "--output_path", f"{tmp_path}/out"]
     done = run_here("--tasks", "toy_choice,toy_choice_addition", *given)
     assert done.returncode == 2, done.stderr
     [line] = done.stderr.splitlines()
@@ -141,11 +141,11 @@ def test_overlapping_tasks_are_one_line(random_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hub_cache_that_cannot_be_written_is_one_line(random_model, tmp_path, monkeypatch):
+def test_a_hub_cache_that_cannot_be_written_is_one_line(short_random, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "tests" / "fixtures" / "hub" / "openai", tmp_path / "openai")
     (tmp_path / "a file").write_text("")
     monkeypatch.setenv("HF_HOME", f"{tmp_path}/a file/cache")
-    done = run_eval("--tasks", "gsm8k", "--model_args", model_args(random_model), cwd=tmp_path)
+    done = run_eval("--tasks", "gsm8k", "--model_args", model_args(short_random), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"eval.py: error: the data of gsm8k cannot be kept in '{tmp_path}/a file/cache")
@@ -154,13 +154,13 @@ def test_a_hub_cache_that_cannot_be_written_is_one_line(random_model, tmp_path, 
 
 
 @pytest.mark.slow
-def test_without_a_network_the_documented_launch_ends_soon_with_the_first_cause(random_model, tmp_path, monkeypatch):
+def test_without_a_network_the_documented_launch_ends_soon_with_the_first_cause(short_random, tmp_path, monkeypatch):
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--quiet", "--num_processes", "1")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     began = time.monotonic()
-    given = ("--tasks", "gsm8k", "--model_args", model_args(random_model))
+    given = ("--tasks", "gsm8k", "--model_args", model_args(short_random))
     done = run_eval(*given, launch=launch, cwd=tmp_path, offline=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("eval.py: the data of gsm8k cannot be had (")
@@ -169,9 +169,16 @@ def test_without_a_network_the_documented_launch_ends_soon_with_the_first_cause(
 
 
 @pytest.mark.slow
-def test_a_task_by_the_path_of_its_yaml_on_a_terminal_that_lacks_characters(random_model, tmp_path, monkeypatch):
+def test_a_task_by_the_path_of_its_yaml_on_a_terminal_that_lacks_characters(short_random, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    words = ["--tasks", str(TASKS / "made_up_sums.yaml"), "--limit", "2", "--model_args", model_args(random_model)]
+    words = [
+        "--tasks",
+        str(TASKS / "made_up_sums.yaml"),
+        "--limit",
+        "2",
+        "--model_args",
+        model_args(short_random),
+    ]
     done = run_eval(*words, "--output_path", f"{tmp_path}/out", tasks=None)
     assert done.returncode == 0, done.stderr
     again = run_here(*words, "--output_path", f"{tmp_path}/out", tasks=None)  # the same run, not another one's result
@@ -191,25 +198,25 @@ def run_main(monkeypatch, folder, *words: str) -> None:
         program.main()
 
 
-def test_the_results_are_written_before_anything_is_printed(random_model, tmp_path, monkeypatch):
+def test_the_results_are_written_before_anything_is_printed(short_random, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("the terminal is gone")
 
     monkeypatch.setattr("lm_eval.utils.make_table", broken)
     with pytest.raises(SystemExit) as ended:
-        run_main(monkeypatch, tmp_path, "--limit", "1", "--model_args", model_args(random_model))
+        run_main(monkeypatch, tmp_path, "--limit", "1", "--model_args", model_args(short_random))
     assert str(ended.value.code).endswith("RuntimeError: the terminal is gone")
     assert load(tmp_path)[1]["num_samples"] == 1
 
 
-def test_an_error_in_a_policys_loop_ends_with_its_file_and_line(random_model, tmp_path, monkeypatch, capsys):
+def test_an_error_in_a_policys_loop_ends_with_its_file_and_line(short_random, tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "experiments" / "00_baseline", tmp_path / "experiments" / "06_idea")
     policy = tmp_path / "experiments" / "06_idea" / "generation_functions.py"
     lines = policy.read_text().split("\n")
     place = next(number for number, line in enumerate(lines) if "counter = 0" in line)
     policy.write_text("\n".join([*lines[: place + 1], "        counter // 0", *lines[place + 1 :]]))
     monkeypatch.setattr("fast_dllm.decode.experiments.EXPERIMENTS", tmp_path / "experiments")
-    words = ["--limit", "1", "--model_args", model_args(random_model, experiment_name="06_idea")]
+    words = ["--limit", "1", "--model_args", model_args(short_random, experiment_name="06_idea")]
     with pytest.raises(SystemExit) as ended:
         run_main(monkeypatch, tmp_path / "out", *words)
     told = str(ended.value.code)
@@ -218,7 +225,7 @@ def test_an_error_in_a_policys_loop_ends_with_its_file_and_line(random_model, tm
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_full_disk_keeps_what_was_answered(random_model, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_what_was_answered(short_random, tmp_path, monkeypatch):
     append, calls = AnswerStore.append, iter(range(2))
 
     def full_at_the_third(store, *given):
@@ -226,7 +233,7 @@ def test_a_full_disk_keeps_what_was_answered(random_model, tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
         append(store, *given)
 
-    words = ["--limit", "4", "--model_args", model_args(random_model)]
+    words = ["--limit", "4", "--model_args", model_args(short_random)]
     with monkeypatch.context() as full:
         full.setattr(AnswerStore, "append", full_at_the_third)
         with pytest.raises(SystemExit) as ended:

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 import tape
 import torch
-from golden_models import ROOT, generate, golden_model
+from golden_models import ROOT, few_layers, generate
 
 from fast_dllm.decode import experiments
 from fast_dllm.errors import NonFiniteError, UsageError
@@ -34,7 +34,7 @@ def prompts(*lengths: int) -> list[list[int]]:
 
 @pytest.fixture
 def model():
-    return golden_model("tiny36")
+    return few_layers()
 
 
 @pytest.fixture
@@ -147,7 +147,8 @@ def test_replayed_forwards_give_the_tokens_of_plain_ones(name, knobs, model, mon
     """Prompts of many lengths in three rows: each count of rows and each bucket is recorded on its own."""
     monkeypatch.setattr(recordings, "PLAIN_RUNS", 1)
     experiment = experiments.load(name)
-    batch, settings = prompts(5, 90, 33, 130), COMMON | knobs | {"num_rows": 3}
+    layers = {"layer_subset": "2-4"} if knobs.get("layer_subset") else {}
+    batch, settings = prompts(5, 90, 33, 130), COMMON | knobs | layers | {"num_rows": 3}
     expected = experiment.generate(model, batch, **settings)
     model.execution = GraphExecution(model, lambda: tape.record)
     assert experiment.generate(model, batch, **settings) == expected
@@ -161,7 +162,7 @@ def test_replayed_forwards_give_the_tokens_of_plain_ones(name, knobs, model, mon
 def test_rows_that_part_in_mid_forward_are_replayed_in_parts(model, monkeypatch, part):
     experiment = experiments.load("02_residual_reuse")
     batch = prompts(5, 64, 33, 64, 12)
-    knobs = {"reuse_k": 3, "layer_subset": "middle", "tolerance": 0.05, "part": part}
+    knobs = {"reuse_k": 3, "layer_subset": "2-4", "tolerance": 0.05, "part": part}
     expected = experiment.generate(model, batch, **COMMON | knobs)
     parted: Counter[bool] = Counter()
     original = GraphExecutor._run_range_of_some
@@ -177,7 +178,7 @@ def test_rows_that_part_in_mid_forward_are_replayed_in_parts(model, monkeypatch,
 
 
 def test_sampled_tokens_are_those_of_plain_forwards(taped):
-    settings = COMMON | {"temperature": 1.0, "reuse_k": 2, "layer_subset": "last"}
+    settings = COMMON | {"temperature": 1.0, "reuse_k": 2, "layer_subset": "2-4"}
     batch = prompts(5, 90, 33)
     graphed = generate(taped, batch, generator=torch.Generator().manual_seed(1), **settings)
     assert taped.execution.counts["replayed"]

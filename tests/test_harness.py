@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +24,19 @@ SCORE = 1e-4
 ANSWERS = {"until": [], "do_sample": False}
 
 
+def adapter(model: Path, **changes: object) -> FastDLLM:
+    given = {"model_path": str(model), "max_new_tokens": 64, "threshold": 0.6, "batch_size": 3, "device": "cpu"}
+    return FastDLLM(ModelArguments.parse(**given | changes))
+
+
 @pytest.fixture(scope="module")
 def lm(random_model) -> FastDLLM:
-    return FastDLLM(
-        ModelArguments.parse(model_path=str(random_model), max_new_tokens=64, threshold=0.6, batch_size=3, device="cpu")
-    )
+    return adapter(random_model)
+
+
+@pytest.fixture(scope="module")
+def short_lm(short_random) -> FastDLLM:
+    return adapter(short_random)
 
 
 def asks(texts: list[str], settings: dict | None = None, task: str = "made_up", kind: str = "generate_until"):
@@ -84,25 +93,25 @@ def test_chain_masks_each_token_and_all_that_follow(lm, context_length):
     assert scored(lm, [(context, continuation)], "chain") == [(pytest.approx(expected, abs=3 * SCORE), greedy)]
 
 
-def test_equal_masked_inputs_need_one_forward(lm):
-    before = lm.cost.forwards.get("score", 0)
+def test_equal_masked_inputs_need_one_forward(short_lm):
+    before = short_lm.cost.forwards.get("score", 0)
     context = list(range(40, 80))
-    scores = scored(lm, [(context, [letter]) for letter in (65, 66, 67, 68)], "reference")
-    assert lm.cost.forwards["score"] == before + 1
+    scores = scored(short_lm, [(context, [letter]) for letter in (65, 66, 67, 68)], "reference")
+    assert short_lm.cost.forwards["score"] == before + 1
     assert len({value for value, _ in scores}) == 4
 
 
-def test_loglikelihood_keeps_the_order_of_mixed_lengths_and_takes_an_empty_list(lm):
+def test_loglikelihood_keeps_the_order_of_mixed_lengths_and_takes_an_empty_list(short_lm):
     pairs = [
         ("a longer context than the others, over one block of bytes", " x"),
         ("b", " yy"),
         ("", "z"),
         ("c d", " e"),
     ]
-    together = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
-    alone = [lm.loglikelihood([Instance("loglikelihood", {}, pair, 0)], disable_tqdm=True)[0] for pair in pairs]
+    together = short_lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    alone = [short_lm.loglikelihood([Instance("loglikelihood", {}, pair, 0)], disable_tqdm=True)[0] for pair in pairs]
     assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], abs=SCORE)
-    assert lm.loglikelihood([], disable_tqdm=True) == []
+    assert short_lm.loglikelihood([], disable_tqdm=True) == []
 
 
 def letters_after_a_chat(lm) -> list[tuple[list[int], list[int]]]:
@@ -142,26 +151,26 @@ def test_rolling_is_the_chain_rule_over_the_whole_text(lm):
     assert lm.loglikelihood_rolling([], disable_tqdm=True) == []
 
 
-def test_answers_come_in_order_whatever_the_batches(lm):
+def test_answers_come_in_order_whatever_the_batches(short_lm):
     texts = [f"Question {'x' * (7 * index)} {index}" for index in range(4)]  # batches of 3: the last one is short
-    together = lm.generate_until(asks(texts), disable_tqdm=True)
-    alone = [lm.generate_until(asks([text]), disable_tqdm=True)[0] for text in texts]
+    together = short_lm.generate_until(asks(texts), disable_tqdm=True)
+    alone = [short_lm.generate_until(asks([text]), disable_tqdm=True)[0] for text in texts]
     assert together == alone
     assert len(set(together)) > 1
-    assert lm.generate_until([], disable_tqdm=True) == []
+    assert short_lm.generate_until([], disable_tqdm=True) == []
 
 
-def test_max_gen_toks_of_a_task_holds_to_the_token(lm):
+def test_max_gen_toks_of_a_task_holds_to_the_token(short_lm):
     prompt = "p" * 45
-    (full,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": 64}), disable_tqdm=True)
+    (full,) = short_lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": 64}), disable_tqdm=True)
     for limit in (5, 33):
-        request = lm.generator.request(asks([prompt], ANSWERS | {"max_gen_toks": limit})[0], 0)
-        (generation,) = lm.experiment.generate(
-            lm.model, [list(request.prompt_ids)], **lm.generator.decoding(request.max_new_tokens, 0.0, 1.0)
+        request = short_lm.generator.request(asks([prompt], ANSWERS | {"max_gen_toks": limit})[0], 0)
+        (generation,) = short_lm.experiment.generate(
+            short_lm.model, [list(request.prompt_ids)], **short_lm.generator.decoding(request.max_new_tokens, 0.0, 1.0)
         )
-        assert len(generation.tokens) >= limit or generation.tokens[-1] == lm.loaded.ids.stop
-        (short,) = lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": limit}), disable_tqdm=True)
-        assert short == lm.tokenizer.decode(generation.tokens[:limit], skip_special_tokens=True)
+        assert len(generation.tokens) >= limit or generation.tokens[-1] == short_lm.loaded.ids.stop
+        (short,) = short_lm.generate_until(asks([prompt], ANSWERS | {"max_gen_toks": limit}), disable_tqdm=True)
+        assert short == short_lm.tokenizer.decode(generation.tokens[:limit], skip_special_tokens=True)
         assert len(short) <= len(full)
 
 
@@ -173,55 +182,51 @@ def test_text_ends_before_the_earliest_stop_string(until, expected):
     assert cut_at_stop_strings("abcd", until) == expected
 
 
-def test_until_is_honoured_as_list_and_as_string(lm):
-    (whole,) = lm.generate_until(asks(["Tell me"]), disable_tqdm=True)
+def test_until_is_honoured_as_list_and_as_string(short_lm):
+    (whole,) = short_lm.generate_until(asks(["Tell me"]), disable_tqdm=True)
     stop = whole[3:5]
     for until in ([stop, "never there"], stop):
-        (cut,) = lm.generate_until(asks(["Tell me"], {"until": until}), disable_tqdm=True)
+        (cut,) = short_lm.generate_until(asks(["Tell me"], {"until": until}), disable_tqdm=True)
         assert cut == whole[: whole.index(stop)]
 
 
 @pytest.mark.slow
-def test_sampling_depends_on_the_question_and_the_seed_and_not_on_the_batch(lm):
+def test_sampling_depends_on_the_question_and_the_seed_and_not_on_the_batch(short_lm):
     settings = {"until": [], "do_sample": True, "temperature": 1.0, "top_p": 0.9}
     texts = ["one", "two", "three", "four"]
-    together = lm.generate_until(asks(texts, settings), disable_tqdm=True)
-    assert together == lm.generate_until(asks(texts, settings), disable_tqdm=True)
-    assert together[2:] == lm.generate_until(asks(texts, settings)[2:], disable_tqdm=True)
+    together = short_lm.generate_until(asks(texts, settings), disable_tqdm=True)
+    assert together == short_lm.generate_until(asks(texts, settings), disable_tqdm=True)
+    assert together[2:] == short_lm.generate_until(asks(texts, settings)[2:], disable_tqdm=True)
     (instance,) = asks(["one"], settings)
     instance.repeats = 2
-    assert len(set(lm.generate_until([instance, instance], disable_tqdm=True))) == 2
+    assert len(set(short_lm.generate_until([instance, instance], disable_tqdm=True))) == 2
 
 
-def test_padding_copies_of_a_request_are_not_answered_again(lm):
+def test_padding_copies_of_a_request_are_not_answered_again(short_lm):
     settings = {"until": [], "do_sample": True, "temperature": 1.0}
     (instance,) = asks(["once"], settings)
-    before = lm.cost.requests
-    first, copy = lm.generate_until([instance, instance], disable_tqdm=True)  # repeats is 1: the second is padding
+    before = short_lm.cost.requests
+    first, copy = short_lm.generate_until([instance, instance], disable_tqdm=True)  # repeats is 1: this is padding
     assert first == copy
-    assert lm.cost.requests == before + 1
+    assert short_lm.cost.requests == before + 1
 
 
-def test_an_unsupported_generation_setting_is_refused(lm):
+def test_an_unsupported_generation_setting_is_refused(short_lm):
     with pytest.raises(UsageError, match=r"num_beams.*until, max_gen_toks"):
-        lm.generate_until(asks(["x"], ANSWERS | {"num_beams": 4}), disable_tqdm=True)
+        short_lm.generate_until(asks(["x"], ANSWERS | {"num_beams": 4}), disable_tqdm=True)
 
 
-def test_a_prompt_longer_than_the_context_is_cut_from_the_left_and_counted(lm):
+def test_a_prompt_longer_than_the_context_is_cut_from_the_left_and_counted(short_lm):
     long = "y" * 3000 + "the end"
-    request = lm.generator.request(asks([long])[0], 0)
+    request = short_lm.generator.request(asks([long])[0], 0)
     assert request.truncated
-    assert not lm.generator.request(asks(["short"])[0], 0).truncated
-    assert len(request.prompt_ids) + request.max_new_tokens <= lm.model.config.max_position_embeddings
-    assert lm.tokenizer.decode(request.prompt_ids).endswith("the end")
+    assert not short_lm.generator.request(asks(["short"])[0], 0).truncated
+    assert len(request.prompt_ids) + request.max_new_tokens <= short_lm.model.config.max_position_embeddings
+    assert short_lm.tokenizer.decode(request.prompt_ids).endswith("the end")
 
 
-def test_the_cost_of_generation_adds_up(random_model):
-    lm = FastDLLM(
-        ModelArguments.parse(
-            model_path=str(random_model), max_new_tokens=64, device="cpu", reuse_k=2, layer_subset="last"
-        )
-    )
+def test_the_cost_of_generation_adds_up(short_random):
+    lm = adapter(short_random, reuse_k=2, layer_subset="2-4")
     texts = ["a", "b" * 40]
     lm.generate_until(asks(texts), disable_tqdm=True)
     direct = lm.experiment.generate(
@@ -251,19 +256,15 @@ def killed_after(lm: FastDLLM, num_answers: int, monkeypatch) -> None:
     monkeypatch.setattr(lm.generator, "denoise", denoise)
 
 
-def test_an_interrupted_run_answers_only_what_is_missing(random_model, tmp_path, monkeypatch):
+def test_an_interrupted_run_answers_only_what_is_missing(short_random, tmp_path, monkeypatch):
     texts = [f"{'x' * index} {index}" for index in range(5)]
 
     def new_lm(**changes) -> FastDLLM:
-        lm = FastDLLM(
-            ModelArguments.parse(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu", **changes)
-        )
+        lm = adapter(short_random, **{"max_new_tokens": 32, "batch_size": 2} | changes)
         lm.keep_answers(tmp_path)
         return lm
 
-    undisturbed = FastDLLM(
-        ModelArguments.parse(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu")
-    )
+    undisturbed = adapter(short_random, max_new_tokens=32, batch_size=2)
     expected = undisturbed.generate_until(asks(texts), disable_tqdm=True)
 
     first = new_lm()
@@ -284,13 +285,13 @@ def test_an_interrupted_run_answers_only_what_is_missing(random_model, tmp_path,
     assert other.cost.requests == 5, "another threshold must not find these answers"
 
 
-def test_an_interrupted_scoring_run_scores_only_what_is_missing(random_model, tmp_path, monkeypatch):
+def test_an_interrupted_scoring_run_scores_only_what_is_missing(short_random, tmp_path, monkeypatch):
     requests = [
         Instance("loglikelihood", {}, (context, letter), 0) for context in ("one", "two", "three") for letter in "AB"
     ]
 
     def new_lm(folder) -> FastDLLM:
-        lm = FastDLLM(ModelArguments.parse(model_path=str(random_model), device="cpu"))
+        lm = adapter(short_random, batch_size=1)
         lm.keep_answers(folder)
         return lm
 

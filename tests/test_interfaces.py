@@ -17,8 +17,8 @@ UP = "\x1b[1A\x1b[2K"  # to the line above, and erase it
 
 
 @pytest.fixture
-def terminal(random_model, tmp_path):
-    arguments = ["run_chatbot.py", "--model", str(random_model), "--model_args", "max_new_tokens=64"]
+def terminal(short_random, tmp_path):
+    arguments = ["run_chatbot.py", "--model", str(short_random), "--model_args", "max_new_tokens=64"]
     child = pexpect.spawn(
         sys.executable,
         arguments,
@@ -92,8 +92,8 @@ def test_a_word_leaves(terminal, word):
     assert terminal.wait() == 0
 
 
-def test_a_closed_pipe_ends_the_talk_in_silence(random_model):
-    words = f"{sys.executable} run_chatbot.py --model {random_model} --model_args max_new_tokens=64"
+def test_a_closed_pipe_ends_the_talk_in_silence(short_random):
+    words = f"{sys.executable} run_chatbot.py --model {short_random} --model_args max_new_tokens=64"
     typed = "Hello\n/settings\n" * 20
     code = f"printf '{typed}' | {words} | head -n 1 >/dev/null; exit ${{PIPESTATUS[1]}}"
     done = subprocess.run(["bash", "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
@@ -106,8 +106,8 @@ def run_chatbot(*arguments: str, typed: str = "") -> subprocess.CompletedProcess
 
 
 @pytest.mark.slow
-def test_once_prints_only_the_answer(random_model):
-    given = ["--model", str(random_model), "--model_args", "max_new_tokens=32"]
+def test_once_prints_only_the_answer(short_random):
+    given = ["--model", str(short_random), "--model_args", "max_new_tokens=32"]
     once = run_chatbot(*given, "--once", "Hello")
     piped = run_chatbot(*given, typed="Hello\nexit\n")
     assert once.returncode == piped.returncode == 0
@@ -117,9 +117,9 @@ def test_once_prints_only_the_answer(random_model):
 
 
 @pytest.mark.slow
-def test_bad_arguments_are_one_line_and_exit_code_2(random_model):
+def test_bad_arguments_are_one_line_and_exit_code_2(short_random):
     for program in ("run_chatbot.py", "app.py"):
-        command = [sys.executable, program, "--model", str(random_model), "--model_args", "threshold=3"]
+        command = [sys.executable, program, "--model", str(short_random), "--model_args", "threshold=3"]
         done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 2
         assert done.stderr.strip().splitlines()[-1].endswith("threshold must be a number from 0 to 1, not 3")
@@ -127,8 +127,8 @@ def test_bad_arguments_are_one_line_and_exit_code_2(random_model):
 
 
 @pytest.mark.slow
-def test_a_byte_that_is_no_utf8_is_one_line_and_the_talk_goes_on(random_model):
-    given = [sys.executable, "run_chatbot.py", "--model", str(random_model), "--model_args", "max_new_tokens=32"]
+def test_a_byte_that_is_no_utf8_is_one_line_and_the_talk_goes_on(short_random):
+    given = [sys.executable, "run_chatbot.py", "--model", str(short_random), "--model_args", "max_new_tokens=32"]
     once = subprocess.run([*given, "--once", b"caf\xe9"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=120)
     assert once.returncode == 2
     assert len(once.stderr.splitlines()) == 1

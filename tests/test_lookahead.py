@@ -134,13 +134,13 @@ def assert_nothing_but_speed(model, lengths: Sequence[int] = (5, 38, 64), **samp
     assert accepted.total() > len(events) / 2
 
 
-def test_right_guesses_among_wrong_ones_change_nothing_but_the_number_of_forwards(tiny36):
-    assert_nothing_but_speed(tiny36)
+def test_right_guesses_among_wrong_ones_change_nothing_but_the_number_of_forwards(short_model):
+    assert_nothing_but_speed(short_model)
 
 
-def test_nor_where_tokens_are_drawn(tiny36):
+def test_nor_where_tokens_are_drawn(short_model):
     """The n-th step draws the n-th numbers of the sequence's stream, guessed or not; no rejected guess draws any."""
-    assert_nothing_but_speed(tiny36, temperature=1.0, top_p=0.95)
+    assert_nothing_but_speed(short_model, temperature=1.0, top_p=0.95)
 
 
 @pytest.mark.slow
@@ -155,11 +155,11 @@ def test_and_so_it_is_in_recorded_forwards_and_in_their_shapes(monkeypatch):
     assert model.execution.counts["replayed"] > recorded
 
 
-def test_candidates_run_as_written_where_layers_are_compiled(tiny36):
-    compiled = CompiledExecutor(tiny36, tiny36.new_cache(1, 64, SIZE), libraries=None)  # type: ignore[arg-type]
+def test_candidates_run_as_written_where_layers_are_compiled(short_model):
+    compiled = CompiledExecutor(short_model, short_model.new_cache(1, 64, SIZE), libraries=None)  # type: ignore[arg-type]
     rows = BlockRows([0, 0], [[5] * SIZE, [6] * SIZE], [0, 0], [[3], [4]], [Candidate(0), Candidate(1)])
     with torch.inference_mode():
-        assert torch.equal(compiled.run_block(rows), eager(tiny36, 1, 64).run_block(rows))
+        assert torch.equal(compiled.run_block(rows), eager(short_model, 1, 64).run_block(rows))
 
 
 def accept_one_wrong_token(monkeypatch) -> None:
@@ -205,11 +205,11 @@ FAULTS = [accept_one_wrong_token, see_another_candidate, draw_for_the_guesses_to
 
 
 @pytest.mark.parametrize("plant", FAULTS)
-def test_a_planted_fault_of_the_mechanism_is_caught(tiny36, monkeypatch, plant: Callable):
+def test_a_planted_fault_of_the_mechanism_is_caught(short_model, monkeypatch, plant: Callable):
     plant(monkeypatch)
     sampling = {"temperature": 1.0, "top_p": 0.95} if plant is draw_for_the_guesses_too else {}
-    with pytest.raises(AssertionError):
-        assert_nothing_but_speed(tiny36, (5, 38), **sampling)
+    with pytest.raises((AssertionError, IndexError)):
+        assert_nothing_but_speed(short_model, (5, 38), **sampling)
 
 
 FULL = Forward("full", [MASK] * SIZE, wanted=range(8))
@@ -224,24 +224,24 @@ FULL = Forward("full", [MASK] * SIZE, wanted=range(8))
         (Forward("guessed", wanted=range(8)), "a policy asks for a guessed forward by its plain kind"),
     ],
 )
-def test_guesses_that_cannot_run_are_refused_in_words(tiny36, forward, message):
+def test_guesses_that_cannot_run_are_refused_in_words(short_model, forward, message):
     def decode_one(answer, options):
         yield forward
 
     with pytest.raises(ValueError, match=message):
-        list(Engine(tiny36, decode_one, Options(MASK, STOP)).run([Prompt([5])]))
+        list(Engine(short_model, decode_one, Options(MASK, STOP)).run([Prompt([5])]))
 
 
-def test_a_window_that_would_read_what_no_guess_writes_is_refused(tiny36):
+def test_a_window_that_would_read_what_no_guess_writes_is_refused(short_model):
     def decode_one(answer, options):
         yield replace(FULL, guesses=(FULL,))
         yield Forward("sub", [MASK] * 8, 0, wanted=range(8))
 
     with pytest.raises(ValueError, match="a sub forward reads the block cache"):
-        list(Engine(tiny36, decode_one, Options(MASK, STOP)).run([Prompt([5])]))
+        list(Engine(short_model, decode_one, Options(MASK, STOP)).run([Prompt([5])]))
 
 
-def test_a_window_of_a_block_that_only_a_guess_has_run_is_refused(tiny36):
+def test_a_window_of_a_block_that_only_a_guess_has_run_is_refused(short_model):
     """The guess ran in scratch room, so the block cache has nothing of its block."""
     opening = Forward("full", [MASK] * SIZE, wanted=range(1, 8))
     kinds = []
@@ -252,7 +252,7 @@ def test_a_window_of_a_block_that_only_a_guess_has_run_is_refused(tiny36):
         yield Forward("sub", [MASK] * 8, 0, wanted=range(1, 8))
 
     with pytest.raises(ValueError, match="a sub forward reads the block cache"):
-        list(Engine(tiny36, decode_one, Options(MASK, STOP, max_new_tokens=64)).run([Prompt([5] * SIZE)]))
+        list(Engine(short_model, decode_one, Options(MASK, STOP, max_new_tokens=64)).run([Prompt([5] * SIZE)]))
     assert kinds == ["guessed"]
 
 
@@ -277,12 +277,12 @@ def assert_lossless(model, batch: list[list[int]], settings: dict, states: int, 
 @pytest.mark.parametrize("sub_size", [8, 32])
 @pytest.mark.parametrize("threshold", [1.0, 0.9])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_every_setting_gives_plain_decodings_tokens(tiny36, threshold, sub_size, states, temperature):
+def test_every_setting_gives_plain_decodings_tokens(short_model, threshold, sub_size, states, temperature):
     """Sampled too: each step's random numbers are its own, however many forwards there are."""
     settings = {**COMMON, "max_new_tokens": 64, "threshold": threshold, "small_block_size": sub_size}
     if temperature:
         settings |= {"temperature": temperature, "top_p": 0.3}
-    assert_lossless(tiny36, prompts(5, 38, 64, 75), settings, states)
+    assert_lossless(short_model, prompts(5, 38, 64, 75), settings, states)
 
 
 def golden_cases() -> list:
@@ -305,21 +305,21 @@ def test_golden_cases_are_answered_as_by_plain_decoding(golden_models, name, cas
 
 
 @pytest.mark.parametrize(("bar", "sampling"), [(0.3, {}), (0.8, {"temperature": 1.0, "top_p": 0.3})])
-def test_rereading_with_lookahead_gives_the_tokens_of_rereading(tiny36, bar, sampling):
+def test_rereading_with_lookahead_gives_the_tokens_of_rereading(short_model, bar, sampling):
     settings = COMMON | {"small_block_size": 4, "reread_above": bar} | sampling
     for states in (1, 4):
-        assert_lossless(tiny36, prompts(5, 38), settings, states, base=ADAPTIVE)
+        assert_lossless(short_model, prompts(5, 38), settings, states, base=ADAPTIVE)
 
 
-def test_an_answer_may_stop_in_a_guessed_block(tiny36):
+def test_an_answer_may_stop_in_a_guessed_block(short_model):
     """At the first token of a block that was guessed, and at one that a guessed step wrote."""
     (prompt,) = prompts(38)
     settings = COMMON | {"threshold": 1.0}
-    events = list(LOOKAHEAD.denoise(tiny36, [prompt], states=8, **settings))
+    events = list(LOOKAHEAD.denoise(short_model, [prompt], states=8, **settings))
     written = {kind: event.tokens[0] for event in events for kind in [event.kind] if kind in KIND}
     assert written.keys() == KIND.keys()
     for kind, token in written.items():
-        stopped = list(LOOKAHEAD.denoise(tiny36, [prompt], states=8, **settings | {"stop_token": token}))
-        plain = PLAIN.generate(tiny36, [prompt], **settings | {"stop_token": token})
+        stopped = list(LOOKAHEAD.denoise(short_model, [prompt], states=8, **settings | {"stop_token": token}))
+        plain = PLAIN.generate(short_model, [prompt], **settings | {"stop_token": token})
         assert stopped[-1].generation.tokens == plain[0].tokens
         assert stopped[-1].generation.tokens[-1] == token, kind

@@ -95,10 +95,10 @@ def counts(ledger) -> dict:
 @pytest.mark.parametrize(
     ("count", "mode"), [(1, "reference"), (2, "chain"), (3, "reference"), (7, "reference"), (20, "chain")]
 )
-def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_model, tmp_path, count, mode):
+def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(short_random, tmp_path, count, mode):
     texts = [f"{'word ' * (7 * index % 5)}{index}" for index in range(7)]
     texts.append(texts[0])  # equal requests have one answer
-    arguments = {"model_path": str(random_model), "max_new_tokens": 32, "batch_size": 2, "device": "cpu"}
+    arguments = {"model_path": str(short_random), "max_new_tokens": 32, "batch_size": 2, "device": "cpu"}
     arguments["loglikelihood_mode"] = mode
 
     def ask(lm):
@@ -134,8 +134,8 @@ def test_shares_and_one_that_finishes_are_the_evaluation_in_one_piece(random_mod
     assert not any(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(random_model, tmp_path, monkeypatch):
-    arguments = {"model_path": str(random_model), "max_new_tokens": 32, "batch_size": 4, "device": "cpu"}
+def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(short_random, tmp_path, monkeypatch):
+    arguments = {"model_path": str(short_random), "max_new_tokens": 32, "batch_size": 4, "device": "cpu"}
     texts = [f"{index}" for index in range(6)]
     expected = FastDLLM(ModelArguments.parse(**arguments)).generate_until(generated(texts), disable_tqdm=True)
     lm = FastDLLM(ModelArguments.parse(**arguments))
@@ -158,8 +158,8 @@ def test_what_does_not_fit_goes_on_in_half_as_many_rows_and_loses_no_answer(rand
     assert said == ["4 rows do not fit the GPU's memory; going on with 2"]
 
 
-def test_a_request_that_does_not_fit_alone_is_an_error(random_model, monkeypatch):
-    lm = FastDLLM(ModelArguments.parse(model_path=str(random_model), max_new_tokens=32, batch_size=2, device="cpu"))
+def test_a_request_that_does_not_fit_alone_is_an_error(short_random, monkeypatch):
+    lm = FastDLLM(ModelArguments.parse(model_path=str(short_random), max_new_tokens=32, batch_size=2, device="cpu"))
 
     def denoise(requests, num_rows):
         raise torch.OutOfMemoryError("CUDA out of memory")
