@@ -1,6 +1,6 @@
-"""The tables and the picture of docs/findings.md, from the summaries and answers that are kept in artifacts/.
+"""The tables and the pictures of docs/findings.md, from the summaries and answers that are kept in artifacts/.
 
-    python docs/make_findings.py            # writes the tables between the marks of docs/findings.md, and the picture
+    python docs/make_findings.py            # writes the tables between the marks of docs/findings.md, and the pictures
     python docs/make_findings.py --check    # exit status 1 where a table there is not what the files give
 
 The words around them are written by hand. A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Most tables
@@ -38,7 +38,7 @@ from fast_dllm.report.claims import (  # noqa: E402
     tables_of_task,
 )
 from fast_dllm.report.compare import Contrast, contrast, corrected, interval_of  # noqa: E402
-from fast_dllm.report.drawing import png, style_of  # noqa: E402
+from fast_dllm.report.drawing import COLOURS, MARKERS, png, style_of  # noqa: E402
 from fast_dllm.report.results import RunResult  # noqa: E402
 from fast_dllm.report.same_results import distinct, is_plain  # noqa: E402
 from fast_dllm.report.words import p_text, span  # noqa: E402
@@ -52,7 +52,7 @@ SAME_AS_PLAIN = "07_rules/s8_t0.90"  # the same answers and forwards; it recorde
 MARGINS = (0.5, 1.0, 1.5)  # points that a setting may lose, so far as can be excluded
 OBSERVED = (0.5, 1.0)  # points that a setting may lose, as observed
 OTHER_TASKS = ("toy_math_new", "toy_math_wide")
-SUBJECTS = ("early", "early_far")  # models that are not committed (models/tiny/README.md, Recipe), on TASK
+SUBJECTS = ("later", "later_far", "early", "early_far")  # models that are not committed (models/tiny/README.md, Recipe), on TASK
 # (setting, what it is compared with); None: plain decoding
 CLAIMS = (
     ("01_adaptive_skip/r0.90_s1", None),
@@ -61,6 +61,10 @@ CLAIMS = (
     ("01_adaptive_skip/r0.90_s1", "07_rules/prefix0.20"),
     ("01_adaptive_skip/r0.90_s1", "07_rules/prefix0.30"),
     ("01_adaptive_skip/r0.90_s1", "05_two_bars/p0.90_s1"),
+    ("01_adaptive_skip/r0.80_s1", None),
+    ("01_adaptive_skip/r0.80_s1", "07_rules/prefix0.30"),
+    ("01_adaptive_skip/r0.80_s1", "07_rules/prefix0.40"),
+    ("05_two_bars/p0.90_t0.98_s32", None),
     ("00_baseline/k2_middle", None),
     ("00_baseline/k2_middle", "07_rules/w16_t0.90"),
     ("07_rules/w16_t0.90", None),
@@ -76,12 +80,14 @@ KEY_SETTINGS = (
     "07_rules/w16_t0.90",
     "07_rules/prefix0.20",
     "07_rules/prefix0.30",
+    "07_rules/prefix0.40",
     "01_adaptive_skip/r0.90_s1",
     "01_adaptive_skip/r0.80_s1",
     "05_two_bars/p0.90_s1",
 )
 LENGTHS = ((1, 20), (21, 30), (31, 45), (46, 1000))  # new tokens of plain decoding's answer
 PICTURE = ROOT / "docs" / "pictures" / "findings.png"
+SUBJECTS_PICTURE = PICTURE.with_name("findings_subjects.png")
 SHOWN = (3.9, 85.0)  # the picture's least tokens per forward and accuracy; threshold 1 is far to the left
 ALL_FORWARDS = "tokens per forward"
 SPEED = "tokens per denoising forward"
@@ -405,6 +411,43 @@ def picture(results: list[Result]) -> Figure:
     return figure
 
 
+def subjects_picture(root: Path) -> Figure:
+    """Points against speed, both from plain decoding's, of KEY_SETTINGS: one panel for each set of questions."""
+    tasks = runs_by_task(root)
+    figure = Figure(figsize=(9.6, 5.6), layout="constrained")
+    columns = len(tasks) // 2 + 1  # at least one panel is left for the legend
+    panels = list(figure.subplots(2, columns, sharex=True, sharey=True).flat)
+    settings = [name for name in KEY_SETTINGS if name != PLAIN]
+    experiments = sorted({name.partition("/")[0] for name in settings})
+    for axes, (task, runs) in zip(panels, tasks.items(), strict=False):
+        plain = runs[PLAIN]
+        axes.axhline(0, color="black", linewidth=0.6)
+        for index, name in enumerate(settings):
+            if name not in runs:
+                continue
+            versus = contrast("subjects", [runs[name]], plain)
+            if versus is None:
+                raise UsageError(f"{name} on {task} has other questions than plain decoding")
+            points, low, high = (100 * each for each in (versus.difference, versus.interval.low, versus.interval.high))
+            colour = COLOURS[experiments.index(name.partition("/")[0])]
+            axes.errorbar(
+                speed_ratio(runs[name], plain).value, points, yerr=[[points - low], [high - points]],
+                fmt=MARKERS[index % len(MARKERS)], color=colour, markersize=5, elinewidth=0.7,
+                markeredgecolor="black", markeredgewidth=0.5, label=short(name),
+            )  # fmt: skip
+        axes.set_title(f"{task}: plain {100 * plain.accuracy:.1f}%")
+        axes.grid(alpha=0.3)
+    for axes in panels[len(tasks) :]:
+        axes.axis("off")
+    for axes in panels[len(tasks) - columns : columns]:  # no panel below
+        axes.tick_params(labelbottom=True)
+    handles, labels = panels[0].get_legend_handles_labels()
+    panels[-1].legend(handles, labels, loc="center", frameon=False)
+    figure.supxlabel("times plain decoding's tokens per forward, all forwards counted", fontsize=8)
+    figure.supylabel("points from plain decoding (95% interval)", fontsize=8)
+    return figure
+
+
 def _place(result: Result) -> tuple[float, float]:
     return result.run.tokens_per_forward, 100 * result.run.accuracy
 
@@ -464,6 +507,7 @@ def main(words: list[str] | None = None) -> int:
         return int(new != old)
     write_whole(DOCUMENT, new.encode())
     write_whole(PICTURE, png(picture(results)))
+    write_whole(SUBJECTS_PICTURE, png(subjects_picture(ROOT)))
     return 0
 
 

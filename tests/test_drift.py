@@ -16,7 +16,7 @@ from fast_dllm.decode import experiments
 from fast_dllm.drift import __main__ as command
 from fast_dllm.drift.pictures import PICTURES
 from fast_dllm.drift.recorder import Recorder
-from fast_dllm.drift.sums import CLASSES, DISTANCES, PARTS, QUANTITIES, SUMS, DriftSums, margin
+from fast_dllm.drift.sums import CLASSES, DISTANCES, PARTS, QUANTITIES, SKIPPED_STEPS, SUMS, DriftSums, margin
 from fast_dllm.errors import UsageError
 from fast_dllm.network.cache import Attend, block_causal_mask, mask_for_heads, rope_tables
 from fast_dllm.network.compiled import CompiledExecution
@@ -208,7 +208,7 @@ def test_maps_of_two_runs_add_up_to_the_map_of_both(tiny36, tmp_path):
 
 def test_costs_are_of_ranges_and_the_table_marks_the_least(both):
     found = both[0]
-    two, three = found.cost(2), found.cost(3)
+    two, _, three = (found.cost(skipped) for skipped in SKIPPED_STEPS)
     assert two.shape == (36, 37)
     assert np.isnan(two[5, 5])
     assert np.isfinite(two[np.triu_indices(36, 1, 37)]).all()
@@ -221,8 +221,8 @@ def test_costs_are_of_ranges_and_the_table_marks_the_least(both):
     # on even steps every layer runs at k = 2: what was recorded there is nothing to it
     found = replace(found, ranges=found.ranges.copy())
     found.ranges[:, :, ::2] = 1e9
-    np.testing.assert_array_equal(found.cost(2), two)
-    assert (found.cost(3) > three)[np.triu_indices(36, 1, 37)].all()
+    np.testing.assert_array_equal(found.cost(SKIPPED_STEPS[0]), two)
+    assert (found.cost(SKIPPED_STEPS[2]) > three)[np.triu_indices(36, 1, 37)].all()
     with pytest.raises(UsageError, match="a range of 40 layers does not fit in the model's 36"):
         found.table(40)
 
@@ -242,7 +242,7 @@ def test_the_table_has_margins_and_marks_ranges_that_cannot_be_told_from_the_lea
     for (first, stop), change in changes.items():
         sums.ranges[..., first, stop] += change  # (P, G, C)
     rows = [row.split("|")[2].strip() for row in sums.table(1).splitlines()[2:]]
-    half = 100 * margin(sums.costs_without(2)[:, 0, 1])
+    half = 100 * margin(sums.costs_without(SKIPPED_STEPS[0])[:, 0, 1])
     assert rows[0] == f"{30 + noise.mean():.2f}% ± {half:.2f}"
     assert rows[1].endswith(" (least)") != rows[2].endswith(" (least)")
     assert rows[1].endswith(" (as low)") != rows[2].endswith(" (as low)")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SUMS, DriftSums
+from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SKIPPED_STEPS, SUMS, DriftSums
 from fast_dllm.report.drawing import COLOURS, COLUMN, MARKERS
 
 
@@ -86,14 +86,14 @@ def _legend_below(axes, title: str) -> None:
 
 
 def ranges(sums: DriftSums) -> Figure:
-    """The predicted cost of letting each range of layers rest, for k = 2 and 3."""
+    """The predicted error of skipping each range of layers, for each k and age of what is stored."""
     figure = _figure(2 * COLUMN, 2.8)
-    costs = [100 * sums.cost(reuse_k) for reuse_k in (2, 3)]
+    costs = [100 * sums.cost(skipped) for skipped in SKIPPED_STEPS]
     most = max(np.nanmax(cost) for cost in costs)
-    for axes, cost, reuse_k in zip(figure.subplots(1, 2), costs, (2, 3), strict=True):
+    for axes, cost, skipped in zip(figure.subplots(1, len(SKIPPED_STEPS)), costs, SKIPPED_STEPS, strict=True):
         last = cost[:, 1:]  # [a, b] is layers a .. b
         image = axes.imshow(last, origin="lower", cmap="viridis", vmin=0, vmax=most)
-        axes.set(title=f"k = {reuse_k}", xlabel="last layer at rest", ylabel="first layer at rest")
+        axes.set(title=skipped.name, xlabel="last skipped layer", ylabel="first skipped layer")
         figure.colorbar(image, ax=axes, label="predicted error, %")
     return figure
 

@@ -19,9 +19,24 @@ CLASSES = ("just unmasked", "still masked", "unmasked before")
 DISTANCES = ((1, 1), (2, 2), (3, 3), (4, 7), (8, 15), (16, 1000))  # rows to the nearest one just unmasked
 SUMS = ("difference", "size", "cosine", "rows")
 LAGS = (1, 2)  # steps between what is stored and what is computed
-CYCLE = 6  # a step's number modulo 6 says whether layers rest on it, for k = 2 and for k = 3
+CYCLE = 6  # a step's number modulo 6 says whether layers are skipped on it, for k = 2 and for k = 3
 PARTS = 10  # questions are dealt out to so many parts, whose differences give the margins
 DIGITS = 7  # significant digits of a sum in the file
+
+
+@dataclass(frozen=True)
+class SkippedSteps:
+    """The steps of a block on which the store is `lag` steps old, if all layers run on every `reuse_k`-th step."""
+
+    reuse_k: int
+    lag: int
+
+    @property
+    def name(self) -> str:
+        return f"k = {self.reuse_k}, {self.lag} step{'s' * (self.lag > 1)} old"
+
+
+SKIPPED_STEPS = (SkippedSteps(2, 1), SkippedSteps(3, 1), SkippedSteps(3, 2))
 
 
 @dataclass
@@ -120,31 +135,28 @@ class DriftSums:
         with np.errstate(invalid="ignore", divide="ignore"):
             return sums[SUMS.index("difference")] / sums[SUMS.index("size")]
 
-    def cost(self, reuse_k: int, without: int | None = None) -> np.ndarray:
-        """(L, L + 1): [a, b] is the predicted error of letting layers a .. b - 1 rest on the steps between.
+    def cost(self, skipped: SkippedSteps, without: int | None = None) -> np.ndarray:
+        """(L, L + 1): [a, b] is the predicted error of skipping layers a .. b - 1 on these steps.
 
-        What the stored residual is wrong by, as a share of what leaves the range (L1, rows that are read), over the
-        steps on which the range rests: step t of a block with a store t modulo k steps old. NaN where b <= a. It says
-        nothing of how much the layers above mind. without: a part to leave out.
+        What the stored residual is wrong by, as a share of what leaves the range (L1, rows that are read). NaN where
+        b <= a. It says nothing of how much the layers above mind. without: a part to leave out.
         """
         parts = [part for part in range(PARTS) if part != without]
-        ranges, leaving_layers = self.ranges[parts].sum(axis=0), self.leaving[parts].sum(axis=0)
-        errors = []
-        for lag in LAGS[: reuse_k - 1]:
-            steps = range(lag, CYCLE, reuse_k)
-            changed, leaving = (each[lag - 1, steps].sum(axis=0) for each in (ranges, leaving_layers))
-            with np.errstate(invalid="ignore", divide="ignore"):
-                errors.append(changed / leaving)
-        mean = np.mean(errors, axis=0)[:-1]
-        first, stop = np.indices(mean.shape)
-        return np.where(stop > first, mean, np.nan)
+        steps = range(skipped.lag, CYCLE, skipped.reuse_k)
+        changed, leaving = (
+            each[parts].sum(axis=0)[skipped.lag - 1, steps].sum(axis=0) for each in (self.ranges, self.leaving)
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            errors = (changed / leaving)[:-1]
+        first, stop = np.indices(errors.shape)
+        return np.where(stop > first, errors, np.nan)
 
-    def costs_without(self, reuse_k: int) -> np.ndarray:
+    def costs_without(self, skipped: SkippedSteps) -> np.ndarray:
         """(P, L, L + 1): `cost` without each part in turn, for margins."""
-        return np.stack([self.cost(reuse_k, without=part) for part in range(PARTS)])
+        return np.stack([self.cost(skipped, without=part) for part in range(PARTS)])
 
     def table(self, width: int | None = None) -> str:
-        """Which `width` layers (default 12, or a third of a shallower model's) a policy should let rest, for each k.
+        """The error of each range of `width` layers (default 12, or a third of a shallower model's), in Markdown.
 
         With 95% margins over questions. "least" is the range of the least error, and "as low" each other one whose
         difference from it is within that difference's own margin.
@@ -152,17 +164,18 @@ class DriftSums:
         width = width or (12 if self.num_layers > 12 else max(self.num_layers // 3, 1))
         if not 0 < width <= self.num_layers:
             raise UsageError(f"a range of {width} layers does not fit in the model's {self.num_layers}")
-        lines = [f"| layers ({width} of {self.num_layers}) | k = 2 | k = 3 |", "|---|---|---|"]
+        head = [f"layers ({width} of {self.num_layers})", *(skipped.name for skipped in SKIPPED_STEPS)]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         firsts = np.arange(self.num_layers - width + 1)
-        columns = [self._cells(reuse_k, firsts, width) for reuse_k in (2, 3)]
+        columns = [self._cells(skipped, firsts, width) for skipped in SKIPPED_STEPS]
         for first, *cells in zip(firsts, *columns, strict=True):
             lines.append(f"| {first}-{first + width - 1} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
-    def _cells(self, reuse_k: int, firsts: np.ndarray, width: int) -> list[str]:
+    def _cells(self, skipped: SkippedSteps, firsts: np.ndarray, width: int) -> list[str]:
         """A column of the table: the error of each range of `width` layers."""
-        costs = self.cost(reuse_k)[firsts, firsts + width]
-        costs_without = self.costs_without(reuse_k)[:, firsts, firsts + width]  # (P, ranges)
+        costs = self.cost(skipped)[firsts, firsts + width]
+        costs_without = self.costs_without(skipped)[:, firsts, firsts + width]  # (P, ranges)
         least = int(np.nanargmin(costs))
         margins = margin(costs_without)
         margins_from_least = margin(costs_without - costs_without[:, [least]])
