@@ -99,13 +99,13 @@ class Situation:
         return folder / "snapshots" / commit.read_text().strip() if commit.is_file() else folder
 
 
-def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation:
+def read_situation(tasks: list[str], model: str) -> Situation:
     """The situation of a job on `tasks` with `model`. Raises UsageError with the scripts' own words for a wrong one."""
     for task in tasks:
         check_task(task)
-    model = resolve_model(model or DEFAULT_MODEL, root)
-    load_cluster_settings(root)
-    folder = venv.find_complete(root, root, for_jobs=True)
+    model = resolve_model(model or DEFAULT_MODEL, ROOT)
+    load_cluster_settings(ROOT)
+    folder = venv.find_complete(ROOT, ROOT, for_jobs=True)
     known = {}
     if folder and (record := folder / DATA_SETS_FILE).is_file():
         known = {
@@ -117,12 +117,12 @@ def read_situation(tasks: list[str], model: str, root: Path = ROOT) -> Situation
         if task not in known and described and described.gated:
             known[task] = frozenset({DataSet(described.gated)})
     return Situation(
-        root=root,
+        root=ROOT,
         tasks=tuple(dict.fromkeys(tasks)),
         model=model,
-        builds=tuple(venv.builds_of(root, root, for_jobs=True)),
-        builds_folder=Path(f"{venv.location(root)}.d"),
+        builds=tuple(venv.builds_of(ROOT, ROOT, for_jobs=True)),
+        builds_folder=Path(f"{venv.location(ROOT)}.d"),
         venv=folder,
-        environment=evaluation_environment(os.environ, root),
+        environment=evaluation_environment(os.environ, ROOT),
         data_sets={task: known[task] for task in tasks if task in known},
     )

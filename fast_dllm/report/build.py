@@ -9,6 +9,7 @@ from pathlib import Path
 from fast_dllm.report.alarms import ALARM, Alarm, find_alarms
 from fast_dllm.report.aup import aup, pareto
 from fast_dllm.report.compare import Contrast, at_equal_speed, baseline_of, contrasts
+from fast_dllm.report.matches import ALL_TABLES
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.same_results import distinct, is_plain, reuses
 from fast_dllm.report.speeds import hardware, outliers
@@ -67,7 +68,7 @@ class Report:
             alarm
             for alarm in self.alarms
             if alarm.level == ALARM
-            and alarm.table in (table, "all experiments")
+            and alarm.table in (table, ALL_TABLES)
             and alarm.spoils == claim
             and alarm.kind not in LOCAL
         ]

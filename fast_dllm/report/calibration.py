@@ -25,12 +25,11 @@ from fast_dllm.guard import one_line
 
 # isort: split
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fast_dllm.decoding import FORWARD_KINDS
 from fast_dllm.record.traces import Trace, TracesError, read
-from fast_dllm.report.drawing import COLOURS, COLUMN, MARKERS, STYLE, png, svg
+from fast_dllm.report.drawing import COLOURS, COLUMN, MARKERS, STYLE, new_figure, png, svg
 from fast_dllm.report.markdown import document, grid, heading
 from fast_dllm.report.terminal import laid_out, terminal_width
 from fast_dllm.spec.files import write_whole
@@ -148,8 +147,7 @@ def group_name(by: str, group: int) -> str:
 
 def picture(reliability: Reliability, title: str) -> Figure:
     """The share of right candidates against their mean confidence, a line for each group."""
-    figure = Figure(figsize=(2 * COLUMN, 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.0, width=2 * COLUMN)
     figure.suptitle(title)
     for axes, (by, (name, least)) in zip(figure.subplots(1, len(GROUPS)), GROUPS.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=0.7)

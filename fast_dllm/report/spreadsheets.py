@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from fast_dllm.decoding import FORWARD_KINDS, GUESSES
 from fast_dllm.report.build import Report, run_numbers
 from fast_dllm.report.compare import interval_of
+from fast_dllm.report.matches import ALL_TABLES
 from fast_dllm.report.results import ResultTable, RunResult
 
 RUNS_FILE, QUESTIONS_FILE = "runs.csv", "questions.csv"
@@ -58,7 +59,7 @@ def _place(run: RunResult) -> dict[str, object]:
 
 def _run_row(report: Report, table: ResultTable, run: RunResult) -> dict[str, object]:
     interval = interval_of(run)
-    alarms = {a.kind for a in report.alarms if a.table in (table.label, "all experiments") and run.config in a.configs}
+    alarms = {a.kind for a in report.alarms if a.table in (table.label, ALL_TABLES) and run.config in a.configs}
     return {
         **_place(run),
         "imported": run.is_foreign,

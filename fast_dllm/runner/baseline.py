@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import snapshot, submission, venv
 from fast_dllm.runner.chain import Chain, cancel, decide, submit_successor
 from fast_dllm.runner.environment import evaluation_environment, log_of_this_process
-from fast_dllm.runner.evaluation import BUSY, TERMINATED, Outcome, Settings, StopSignal, evaluate
+from fast_dllm.runner.evaluation import BUSY, TERMINATED, Settings, StopSignal, evaluate
 from fast_dllm.runner.job import activate, gpu_is_lost
 from fast_dllm.runner.messages import say
 from fast_dllm.runner.output import print_summary
 from fast_dllm.runner.records import force, missing_runs
+from fast_dllm.runner.resources import SubmitOptions
 from fast_dllm.runner.sbatch import JobScript
 from fast_dllm.spec.request import Request
 
@@ -38,16 +39,8 @@ class BaselineOptions:
     chain: Chain
     force: bool = False
     snapshot: str | None = None
-    submission: submission.SubmitOptions | None = None
+    submission: SubmitOptions | None = None
     words: tuple[str, ...] = ()
-
-
-@dataclass
-class _Tasks:
-    """The tasks that failed, and those that another process was evaluating."""
-
-    failed: list[str] = field(default_factory=list)
-    busy: list[str] = field(default_factory=list)
 
 
 def is_batch_job() -> bool:
@@ -111,36 +104,27 @@ def _run_tasks(options: BaselineOptions, environment: Mapping[str, str], in_job:
     """Evaluate the tasks in order, then once more those that another process was evaluating."""
     request = options.request
     settings = Settings(environment, keep=True, after=options.chain.after, in_job=in_job)
-    result, goes_on = _Tasks(), False
+    tasks, failed, goes_on = list(request.tasks), [], False
     with StopSignal() as stop:
-        for task in request.tasks:
-            outcome = _run_task(request, task, settings, stop)
-            goes_on = outcome.may_be_continued
-            if stop.received:
-                # A task that ended well at this moment is not the last one, so the successor stays.
-                return _end(successor, TERMINATED, goes_on or not outcome.failure_class)
-            if outcome.status == BUSY:
-                result.busy.append(task)
-            elif outcome.status:
-                result.failed.append(task)
-        for task in result.busy:  # by now the other process may be done, or dead
-            outcome = _run_task(request, task, settings, stop)
-            goes_on = outcome.may_be_continued
-            if stop.received:
-                return _end(successor, TERMINATED, goes_on or not outcome.failure_class)
-            if outcome.status:
-                result.failed.append(task)
-    if result.failed:
-        say(f"baseline.sh: failed: {' '.join(result.failed)}")
+        for is_second_time in (False, True):
+            busy = []
+            for task in tasks:
+                outcome = evaluate(request, task, [CONFIGURATION], settings, stop)
+                for name in outcome.done:
+                    print_summary(request.root, request.run(task, name))
+                goes_on = outcome.may_be_continued
+                if stop.received:
+                    # A task that ended well at this moment is not the last one, so the successor stays.
+                    return _end(successor, TERMINATED, goes_on or not outcome.failure_class)
+                if outcome.status == BUSY and not is_second_time:
+                    busy.append(task)
+                elif outcome.status:
+                    failed.append(task)
+            tasks = busy  # by now the other process may be done, or dead
+    if failed:
+        say(f"baseline.sh: failed: {' '.join(failed)}")
         return _end(successor, 1, goes_on)
     return _end(successor, 0, False)
-
-
-def _run_task(request: Request, task: str, settings: Settings, stop: StopSignal) -> Outcome:
-    outcome = evaluate(request, task, [CONFIGURATION], settings, stop)
-    for name in outcome.done:
-        print_summary(request.root, request.run(task, name))
-    return outcome
 
 
 def _end(successor: str, status: int, goes_on: bool) -> int:
@@ -164,7 +148,7 @@ def _go_on_from_snapshot(options: BaselineOptions) -> None:
     os.execvp("bash", ["bash", script, "--snapshot", code, *options.words])
 
 
-def _submit_each(options: BaselineOptions, how: submission.SubmitOptions) -> int:
+def _submit_each(options: BaselineOptions, how: SubmitOptions) -> int:
     """Submit each task's plain configuration as run.sh does; returns the last exit status that is not 0, or 0."""
     status = 0
     for task in options.request.tasks:

@@ -21,7 +21,7 @@ from fast_dllm.spec.tasks import ROOT, baseline_tasks
 
 if TYPE_CHECKING:
     from fast_dllm.runner.chain import Chain
-    from fast_dllm.runner.submission import SubmitOptions
+    from fast_dllm.runner.resources import SubmitOptions
 
 # The options that make a Request, as read_request takes them.
 REQUEST_OPTIONS = (
@@ -60,8 +60,7 @@ def _chain(options: argparse.Namespace) -> Chain:
 
 def _submit_options(options: argparse.Namespace, request: Request, dry_run: bool = False) -> SubmitOptions:
     from fast_dllm.runner.gpus import check_gpu
-    from fast_dllm.runner.resources import check_hours
-    from fast_dllm.runner.submission import SubmitOptions
+    from fast_dllm.runner.resources import SubmitOptions, check_hours
 
     if options.shards == AUTO and options.hours == AUTO:
         raise UsageError("--shards auto divides by the time that a job has: --hours H with it, not auto")

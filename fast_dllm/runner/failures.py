@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fast_dllm.spec.files import printable, write_json
 
+MOST_LOG_BYTES = 20000  # of the end of a log
 INTERRUPTED = 130  # the exit status after Ctrl-C, as a shell has it: 128 + SIGINT
 
 TEXTS = {
@@ -131,12 +132,12 @@ def classify(status: int, text: str, received_sigterm: bool) -> str:
     return "code_error"
 
 
-def end_of(log: Path, start: int = 0, size: int = 20000) -> str:
-    """The last part of a log from byte `start` on."""
+def end_of(log: Path, start: int = 0) -> str:
+    """The last MOST_LOG_BYTES of a log, at most from byte `start` on."""
     try:
         with Path(log).open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(start, file.tell() - size))
+            file.seek(max(start, file.tell() - MOST_LOG_BYTES))
             return file.read().replace(b"\0", b"").decode("utf-8", "replace")
     except OSError:
         return ""

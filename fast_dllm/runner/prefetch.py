@@ -78,7 +78,7 @@ def fetch(request: Request) -> int:
         commands[f"model {request.model_or_default}"] = ["-c", MODEL_CODE, request.model_or_default]
     runs = request.runs()
     if any(run.task.sentence_data for run in runs):
-        commands["sentence data"] = venv.sentence_data_command(folder)
+        commands["sentence data"] = ["-m", "fast_dllm.runner.nltk_data", str(folder)]
     for run in runs:
         code = CODE_TASK_CODE if run.task.code else TASK_CODE
         commands[f"task {run.task.name}"] = ["-c", code, run.task.name, str(request.code_root / "tasks")]

@@ -26,9 +26,10 @@ from fast_dllm.record.summary import SUMMARY_FILE, Summary
 from fast_dllm.runner import failures, reasons, venv
 from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.records import Records
+from fast_dllm.runner.resources import SubmitOptions
 from fast_dllm.runner.slurm import Job, ask, read_ended, read_queue, why_no_answer
 from fast_dllm.runner.snapshot import ALWAYS, WHERE_PRESENT
-from fast_dllm.runner.submission import SubmitOptions, run_submission
+from fast_dllm.runner.submission import run_submission
 from fast_dllm.spec.files import is_same
 from fast_dllm.spec.request import Request
 

@@ -18,6 +18,7 @@ from fast_dllm.runner import slurm
 from fast_dllm.runner.costs import estimate_of
 from fast_dllm.runner.gpus import choose_gpu, count_of, memory_for
 from fast_dllm.runner.slurm import KNOWN_FROM, KNOWN_QOS, Association, Qos, as_hours, as_time, read_time
+from fast_dllm.spec.defaults import AUTO
 from fast_dllm.spec.request import Request, Run
 
 WHERE = "SBATCH_ACCOUNT in sbatch/cluster.env"
@@ -41,16 +42,25 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class ResourceOptions:
-    """What the command line asks for.
+class SubmitOptions:
+    """How to submit jobs, as the command line says it.
 
-    hours: a number, `auto` or None. gpu: types, or None. gpus: of each job. shards: into how many a run is divided.
+    further_jobs: how many jobs may continue one that Slurm ended. hours: a number, AUTO or None. gpu: types, or None.
+    gpus: of each job. shards: into how many a run is divided, AUTO, or None for a run that is one job.
     """
 
+    force: bool = False
+    dry_run: bool = False
+    further_jobs: int = 3
     hours: str | None = None
     gpu: str | None = None
     gpus: int = 1
-    shards: int = 1
+    shards: int | str | None = None
+
+    @property
+    def num_processes(self) -> int:
+        """The processes that answer a run, as far as their number is given: those of all its shards."""
+        return self.gpus * (self.shards if isinstance(self.shards, int) else 1)
 
 
 def script_option(code_root: Path, name: str) -> str:
@@ -63,14 +73,14 @@ def script_option(code_root: Path, name: str) -> str:
 
 def check_hours(text: str) -> float | None:
     """The seconds that `--hours` asks for; None for `auto`. Raises UsageError."""
-    if text == "auto":
+    if text == AUTO:
         return None
     if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text, re.ASCII) or float(text) * 60 < 1:
         raise UsageError(f"--hours must be a number of hours of at least a minute, or auto, not {text!r}")
     return float(text) * 3600
 
 
-def decide(request: Request, runs: list[Run], options: ResourceOptions, present: Iterable[str] = ()) -> Resources:
+def decide(request: Request, runs: list[Run], options: SubmitOptions, present: Iterable[str] = ()) -> Resources:
     """The resources of the jobs of these runs. present: GPU types of the table's other results and jobs.
 
     Raises UsageError if Slurm would refuse the jobs, or accept and never start them.
@@ -168,16 +178,16 @@ def source_of_limits() -> str:
 
 # -- wall time ---------------------------------------------------------------------------------------------------------
 def _wall(
-    request: Request, runs: list[Run], options: ResourceOptions, gpu: str, limiter: str, longest: float
+    request: Request, runs: list[Run], options: SubmitOptions, gpu: str, limiter: str, longest: float
 ) -> tuple[float, str]:
     """(seconds of a job's wall time, a line if they are not those of the script or the user).
 
     longest: the most that the QOS or account named `limiter` allows. Raises UsageError.
     """
     limit = f"{limiter} ends jobs after {as_hours(longest)}{source_of_limits()}"
-    if options.hours == "auto":
+    if options.hours == AUTO:
         estimates = [estimate_of(request, run, gpu) for run in runs]
-        known = [estimate.wall(options.shards * options.gpus) for estimate in estimates if estimate]
+        known = [estimate.wall(options.num_processes) for estimate in estimates if estimate]
         if len(known) < len(estimates):
             what = f"{runs[0].task.name} with {request.model_or_default} on {gpu or 'this GPU'}"
             raise UsageError(f"--hours auto: nothing here tells how long {what} takes; --hours H")

@@ -19,7 +19,7 @@ from fast_dllm.runner.costs import START_SECONDS, estimate_of, questions
 from fast_dllm.runner.failures import current_job, write_failure
 from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.records import FORCE_FILE, Records, force, is_forced, record_job, shard_is_done
-from fast_dllm.runner.resources import Resources
+from fast_dllm.runner.resources import Resources, SubmitOptions
 from fast_dllm.runner.sbatch import JobScript, say_refused, submit
 from fast_dllm.runner.slurm import as_hours, as_time, read_queue
 from fast_dllm.runner.states import State
@@ -64,15 +64,6 @@ class RunPlan:
         return len(self.missing) + self.finishes if self.shards else 1
 
 
-@dataclass(frozen=True)
-class ShardOptions:
-    """How the user wants a run divided. shards: None: one job; AUTO: as many shards as needed. gpus: of each job."""
-
-    shards: int | str | None
-    gpus: int
-    force: bool
-
-
 def action_of(state: State, force: bool) -> tuple[str, str]:
     """(action, why) for a run as a whole; see RunPlan."""
     if state.state in ("running", "queued", "blocked"):
@@ -97,33 +88,33 @@ def submitted_with(request: Request, run: Run) -> tuple[int, int]:
     return records.shards, records.gpus
 
 
-def plan_of(request: Request, state: State, wanted: ShardOptions) -> RunPlan:
+def plan_of(request: Request, state: State, options: SubmitOptions) -> RunPlan:
     """What to submit for a run. For AUTO, a run without shards so far gets its shards later: see `divide`."""
-    action, why = action_of(state, wanted.force)
+    action, why = action_of(state, options.force)
     whole_jobs = [job for job in state.jobs if not job.shards]
     alive: set[int] = set().union(*(job.shards for job in state.jobs))
-    if wanted.shards is None or action.startswith("cancel") or (action == "skip" and not alive):
+    if options.shards is None or action.startswith("cancel") or (action == "skip" and not alive):
         return RunPlan(action, why)
     if any(not job.waits for job in whole_jobs):  # one job has all of it
         return RunPlan(action, why)
     before, gpus = submitted_with(request, state.run)
-    count = before if wanted.shards == AUTO and (alive or not wanted.force) else wanted.shards
-    if alive and (count, wanted.gpus) != (before, gpus):
+    count = before if options.shards == AUTO and (alive or not options.force) else options.shards
+    if alive and (count, options.gpus) != (before, gpus):
         words = f"--shards {before}" + (f" --gpus {gpus}" if gpus > 1 else "")
         return RunPlan("skip", f"{why}; it was submitted with {words}, which goes on")
     if not isinstance(count, int) or count == 0:
         return RunPlan(action, why)
-    return divide(request, state, wanted, count)
+    return divide(request, state, options, count)
 
 
-def divide(request: Request, state: State, wanted: ShardOptions, count: int) -> RunPlan:
+def divide(request: Request, state: State, options: SubmitOptions, count: int) -> RunPlan:
     """What to submit for a run in `count` shards."""
-    action, why = action_of(state, wanted.force)
+    action, why = action_of(state, options.force)
     if count == 1:
         return RunPlan(action, why)
     alive: set[int] = set().union(*(job.shards for job in state.jobs))
-    forced, missing, judge = wanted.force or is_forced(request.root, state.run), [], Judge(request)
-    for number, name in enumerate(names_of(sharding(count, wanted.gpus))):
+    forced, missing, judge = options.force or is_forced(request.root, state.run), [], Judge(request)
+    for number, name in enumerate(names_of(sharding(count, options.gpus))):
         shard = dataclasses.replace(request, shard=name)
         if number not in alive and (forced or not shard_is_done(shard, state.run, judge)):
             missing.append(number)
@@ -164,7 +155,7 @@ def submit_shards(
     run: Run,
     plan: RunPlan,
     script: JobScript,
-    wanted: ShardOptions,
+    options: SubmitOptions,
     settings: Mapping[str, str],
     wall: float,
 ) -> int:
@@ -175,10 +166,10 @@ def submit_shards(
     folder = request.root / "results" / run.path
     if not plan.alive:
         set_aside_foreign(folder / "summary.json", run)
-    if wanted.force or is_forced(request.root, run):
+    if options.force or is_forced(request.root, run):
         begin_again(request.only(run.task.name, [run.name]), run)
-    record = {"shards": plan.shards, "gpus": wanted.gpus}
-    text = sharding(plan.shards, wanted.gpus)
+    record = {"shards": plan.shards, "gpus": options.gpus}
+    text = sharding(plan.shards, options.gpus)
     shard_folders = {number: shard_folder(folder, f"{number}-of-{text}") for number in plan.missing}
     for records_folder in shard_folders.values():
         remove(records_folder / DONE_FILE, records_folder / "failure.json")

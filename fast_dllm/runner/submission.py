@@ -14,40 +14,15 @@ from fast_dllm.runner import shard_jobs, slurm, snapshot, venv
 from fast_dllm.runner.costs import estimate_of
 from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.records import force, record_job
-from fast_dllm.runner.resources import ResourceOptions, Resources, decide, source_of_limits
+from fast_dllm.runner.resources import Resources, SubmitOptions, decide, source_of_limits
 from fast_dllm.runner.sbatch import NO_PLACE_STATUS, JobScript, say_refused, submit
-from fast_dllm.runner.shard_jobs import RunPlan, ShardOptions, as_words
+from fast_dllm.runner.shard_jobs import RunPlan, as_words
 from fast_dllm.runner.slurm import as_hours
 from fast_dllm.runner.states import State, examine
 from fast_dllm.spec.defaults import AUTO
 from fast_dllm.spec.locks import Claim, acquire
 from fast_dllm.spec.request import Request
 from fast_dllm.spec.tasks import TASKS, task_folder
-
-
-@dataclass(frozen=True)
-class SubmitOptions:
-    """How run.sh submits. further_jobs: how many jobs may continue one that Slurm ended. hours, gpu: as given, or None.
-
-    shards: a number, AUTO or None; gpus: of each job.
-    """
-
-    force: bool = False
-    dry_run: bool = False
-    further_jobs: int = 3
-    hours: str | None = None
-    gpu: str | None = None
-    gpus: int = 1
-    shards: int | str | None = None
-
-    @property
-    def sharding(self) -> ShardOptions:
-        return ShardOptions(self.shards, self.gpus, self.force)
-
-    @property
-    def resources(self) -> ResourceOptions:
-        count = self.shards if isinstance(self.shards, int) else 1
-        return ResourceOptions(self.hours, self.gpu, self.gpus, count)
 
 
 @dataclass(frozen=True)
@@ -165,7 +140,7 @@ def submit_run(plan: SubmissionPlan, state: State, run_plan: RunPlan, options: S
         return 0
     (request.root / "logs" / run.path).mkdir(parents=True, exist_ok=True)  # Slurm does not make it, and loses the log
     if run_plan.shards:
-        return shard_jobs.submit_shards(request, run, run_plan, script, options.sharding, plan.settings, plan.wall)
+        return shard_jobs.submit_shards(request, run, run_plan, script, options, plan.settings, plan.wall)
     if options.force:
         force(request.only(run.task.name, [run.name]))
     job, reply = submit(script.command(), plan.settings)
@@ -194,11 +169,11 @@ def make_plan(request: Request, options: SubmitOptions) -> SubmissionPlan | None
     elif fault:
         say_run(f"squeue failed, so nothing is submitted: {fault}; sbatch/local.sh evaluates on this machine")
         return None
-    plans, resources = [shard_jobs.plan_of(request, state, options.sharding) for state in states], None
+    plans, resources = [shard_jobs.plan_of(request, state, options) for state in states], None
     if any(run_plan.action == "submit" for run_plan in plans):
         present = gpu_types_of_table(request, states)
         runs = [state.run for state, run_plan in zip(states, plans) if run_plan.action == "submit"]
-        resources = decide(request, runs, options.resources, present)
+        resources = decide(request, runs, options, present)
         for line in resources.notes:
             say_run(line)
         others = sorted(present - {resources.gpu}) if resources.gpu else []
@@ -229,7 +204,7 @@ def divide_automatically(
         if new:
             count, reason = shard_jobs.choose_count(request, state.run, resources, options.gpus, most)
             say_run(reason)
-            run_plan = shard_jobs.divide(request, state, options.sharding, count)
+            run_plan = shard_jobs.divide(request, state, options, count)
         divided.append(run_plan)
     return divided
 

@@ -92,11 +92,6 @@ def python_for_checks(code_root: Path, project_root: Path) -> str | None:
     return venv_build.find_python(8, "venv")
 
 
-def sentence_data_command(venv: Path) -> list[str]:
-    """Words for a Python that put the data that ifeval needs into `venv`."""
-    return ["-m", "fast_dllm.runner.nltk_data", str(venv)]
-
-
 # -- which one ---------------------------------------------------------------------------------------------------------
 def location(project_root: Path) -> Path:
     """The path that people know: a link to the newest build."""

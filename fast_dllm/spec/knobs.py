@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import operator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fast_dllm.errors import UsageError
@@ -23,16 +22,8 @@ _OPERATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class DeclaredOptions:
-    """`class Options` as it is written. has_base: whether it extends another class, as `decoding.Options`."""
-
-    has_base: bool = False
-    knobs: dict[str, object] = field(default_factory=dict)
-
-
-def read_options(path: Path) -> DeclaredOptions | None:
-    """The file's `class Options`; None where there is no such file or class.
+def read_knobs(path: Path) -> dict[str, object] | None:
+    """The knobs of the file's `class Options` with their defaults; None where there is no such file or class.
 
     Raises UsageError for a file that is not Python, and for a knob whose default only a run of the file could tell.
     """
@@ -49,7 +40,7 @@ def read_options(path: Path) -> DeclaredOptions | None:
     constants: dict[str, object] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "Options":
-            return DeclaredOptions(bool(node.bases), _knobs_of(node, constants, path))
+            return _knobs_of(node, constants, path)
         _note_constant(node, constants)
     return None
 

@@ -22,7 +22,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable
 
 from fast_dllm.errors import UsageError
 
@@ -171,20 +171,15 @@ def remove_claim(claim: Path) -> None:
 
 
 # -- owners ------------------------------------------------------------------------------------------------------------
-def wait_for_end(
-    claim: Path,
-    wait: bool,
-    signs: Sequence[str] = (RELEASED,),
-    report: Callable[[float], None] = lambda seconds: None,
-) -> bool:
+def wait_for_end(claim: Path, wait: bool, report: Callable[[float], None] = lambda seconds: None) -> bool:
     """True once the owner of a claim has ended or is dead; False when it lives and `wait` is False.
 
-    signs: files in the claim that say that it has ended. report: called with the seconds waited, after each look.
+    report: called with the seconds waited, after each look.
     """
     dead_after = dead_seconds()
     heartbeat, silent, changes = "", 0.0, 0
     began = last_look = time.monotonic()
-    while claim.is_dir() and not any((claim / sign).exists() for sign in signs):
+    while claim.is_dir() and not (claim / RELEASED).exists():
         host, pid = parse_owner(read_owner(claim))
         if host == this_host() and process_is_gone(pid):
             return True

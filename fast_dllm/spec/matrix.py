@@ -11,15 +11,15 @@ follows what ran: `k2_middle+threshold=0.8`.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, Mapping
+from typing import Any, Iterable, Mapping
 
 from fast_dllm.errors import UsageError
 from fast_dllm.spec.defaults import DEFAULTS, REUSE_ARGUMENTS
-from fast_dllm.spec.knobs import read_options
+from fast_dllm.spec.files import read_json
+from fast_dllm.spec.knobs import read_knobs
 from fast_dllm.spec.values import canonical, check_arguments, parse_arguments
 
 MATRIX_FILE = "matrix.json"
@@ -58,27 +58,22 @@ def matrix_of(experiment: str | None, root: Path) -> Matrix:
     if experiment is None:
         return NINE
     path = Path(root) / "experiments" / experiment / MATRIX_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    content, fault = read_json(path)
+    if fault:
+        raise UsageError(f"experiments/{experiment}/{MATRIX_FILE}: not valid JSON, {fault}")
+    if content is None:
         return NINE
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"experiments/{experiment}/{MATRIX_FILE} cannot be read: {error}") from None
-    defaults = defaults_of(experiment, root)
     try:
-        return _read_matrix(text, defaults)
+        return _parse_matrix(content, defaults_of(experiment, root))
     except ValueError as error:
         raise UsageError(f"experiments/{experiment}/{MATRIX_FILE}: {error}") from None
 
 
-def _read_matrix(text: str, defaults: Mapping[str, object]) -> Matrix:
-    try:
-        content = json.loads(text, object_pairs_hook=_no_key_twice)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON, {error}") from None
-    if not isinstance(content, dict) or set(content) - {"control"} != {"compare_with", "configurations"}:
-        keys = ", ".join(sorted(content)) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f"it must have the keys compare_with and configurations, not {keys or 'nothing'}")
+def _parse_matrix(content: Mapping[str, Any], defaults: Mapping[str, object]) -> Matrix:
+    """Raises ValueError."""
+    if set(content) - {"control"} != {"compare_with", "configurations"}:
+        keys = ", ".join(sorted(content)) or "nothing"
+        raise ValueError(f"it must have the keys compare_with and configurations, not {keys}")
     configurations, compare_with = content["configurations"], content["compare_with"]
     if not isinstance(configurations, dict) or not configurations:
         raise ValueError("configurations must name at least one configuration with its model arguments")
@@ -111,27 +106,16 @@ def _check_built_in_meaning(name: str, arguments: Mapping[str, object], defaults
         raise ValueError(f"the configuration {name!r} is built in ({meaning}); give yours another name")
 
 
-def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    content: dict[str, object] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"the key {key!r} stands twice")
-        content[key] = value
-    return content
-
-
 def defaults_of(experiment: str | None, root: Path) -> dict[str, object]:
     """Every argument that a token of this experiment depends on, with its default: the shared ones and its knobs.
 
-    Options without a base class are of the time before experiments had knobs: those take reuse_k and layer_subset.
-    Raises UsageError as `read_options` does.
+    reuse_k and layer_subset are shared only where no Options declare knobs. Raises UsageError as `read_knobs` does.
     """
     folder = Path(root) / "experiments" / experiment if experiment is not None else Path(root)
-    options = read_options(folder / GENERATION_FILE)
-    if options is None:
+    knobs = read_knobs(folder / GENERATION_FILE)
+    if knobs is None:
         return dict(DEFAULTS)
-    common = {name: value for name, value in DEFAULTS.items() if not (options.has_base and name in REUSE_ARGUMENTS)}
-    return {**common, **options.knobs}
+    return {**{name: value for name, value in DEFAULTS.items() if name not in REUSE_ARGUMENTS}, **knobs}
 
 
 # -- one configuration -------------------------------------------------------------------------------------------------
