@@ -5,7 +5,7 @@ alarms.py has the rule of each condition.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 
 from fast_dllm.report.matches import Match, configs_of
@@ -13,13 +13,12 @@ from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.speeds import (
     hardware,
     outliers,
-    processes_on_cpu,
     reference_speed,
     slow_groups,
     timed,
     was_interrupted,
 )
-from fast_dllm.report.words import by_value, fact_of, listed, values_with_names
+from fast_dllm.report.words import by_value, listed, values_with_names
 
 NOISE = 0.05  # two timings of one thing differ by so much
 
@@ -28,11 +27,12 @@ def _timed_runs(table: ResultTable) -> list[RunResult]:
     return [run for run in table.runs.values() if run.tokens_per_second]
 
 
-def several_gpus(table: ResultTable) -> Iterator[Match]:
+def several_values(table: ResultTable, value_of: Callable[[RunResult], object]) -> Iterator[Match]:
+    """The runs that have a time differ in this value."""
     runs = _timed_runs(table)
-    kinds = by_value(runs, hardware)
-    if len(kinds) > 1:
-        yield Match(configs_of(runs), {"values": values_with_names(kinds)})
+    values = by_value(runs, value_of)
+    if len(values) > 1:
+        yield Match(configs_of(runs), {"values": values_with_names(values)})
 
 
 def several_memory_sizes(table: ResultTable) -> Iterator[Match]:
@@ -46,20 +46,6 @@ def interrupted(table: ResultTable) -> Iterator[Match]:
     runs = [run for run in _timed_runs(table) if was_interrupted(run)]
     if runs:
         yield Match(configs_of(runs))
-
-
-def several_batch_sizes(table: ResultTable) -> Iterator[Match]:
-    runs = _timed_runs(table)
-    sizes = by_value(runs, fact_of("batch_size"))
-    if len(sizes) > 1:
-        yield Match(configs_of(runs), {"values": values_with_names(sizes)})
-
-
-def several_process_counts(table: ResultTable) -> Iterator[Match]:
-    runs = _timed_runs(table)
-    counts = by_value(runs, processes_on_cpu)
-    if len(counts) > 1:
-        yield Match(configs_of(runs), {"values": values_with_names(counts)})
 
 
 def outliers_of_columns(table: ResultTable) -> Iterator[Match]:

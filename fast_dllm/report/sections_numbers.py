@@ -19,18 +19,9 @@ def value_text(value: float | None, form: str = ".2f") -> str:
 
 
 MATRIX_HEAD = (
-    "configuration",
-    "questions",
-    "accuracy %",
-    "95% interval",
-    "new tokens/s",
-    "tokens per full-depth forward",
-    "layer-forwards per token",
-    "row-layer-forwards per token",
-    "speed-up, forwards",
-    "speed-up, seconds",
-    "remarks",
-)
+    "configuration", "questions", "accuracy %", "95% interval", "new tokens/s", "tokens per full-depth forward",
+    "layer-forwards per token", "row-layer-forwards per token", "speed-up, forwards", "speed-up, seconds", "remarks",
+)  # fmt: skip
 # the order of the columns is that of decoding.GUESSES
 GUESSES_HEAD = ("configuration", "guessed steps accepted", "guessed commits accepted", "guessed openings accepted")
 GUESSES_RUN_ROWS = (
@@ -113,20 +104,9 @@ def matrices_section(report: Report) -> list[str]:
 
 
 CONTRAST_HEAD = (
-    "configuration",
-    "against",
-    "questions",
-    "regressed",
-    "improved",
-    "same",
-    "difference, points",
-    "95% interval",
-    "p",
-    "p, Holm",
-    "smallest at 80% power",
-    "needed for 1 / 2 points",
-    "reading",
-)
+    "configuration", "against", "questions", "regressed", "improved", "same", "difference, points", "95% interval", "p",
+    "p, Holm", "smallest at 80% power", "needed for 1 / 2 points", "reading",
+)  # fmt: skip
 READING = {"identical": "identical answers", "loses": "worse", "gains": "better", "inconclusive": "inconclusive"}
 
 

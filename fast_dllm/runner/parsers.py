@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from typing import NoReturn, Sequence
+from typing import Any, NoReturn, Sequence
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner.roofline import TYPES
 from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT, PUBLISHED_MODELS
 from fast_dllm.spec.matrix import matrix_of
 from fast_dllm.spec.request import experiments
-from fast_dllm.spec.tasks import ROOT, baseline_tasks, benchmarks
+from fast_dllm.spec.tasks import ROOT, TASKS, baseline_tasks, benchmarks
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -49,72 +49,61 @@ class ScriptParser(argparse.ArgumentParser):
         return options
 
 
-def _add_model(group: argparse._ArgumentGroup, default: str) -> None:
+# Options that several scripts take, as argparse's add_argument has them.
+COMMON: dict[str, dict[str, Any]] = {
+    "--limit": {
+        "metavar": "N",
+        "help": "only the first N questions (of each subtask); stored apart, as <task>_limit_<N>",
+    },
+    "--threshold": {"metavar": "X", "help": "confidence above which a token is accepted, 0 to 1"},
+    "--model_args": {
+        "metavar": "A=V[,A=V]",
+        "help": "any other model argument or knob of the experiment; what is not the configuration's own is part of "
+        "the name of the results' folder, as in k2_middle+threshold=0.8",
+    },
+    "--num_fewshot": {"metavar": "N", "help": "examples in the prompt (default: the task's own)"},
+    "--confirm_run_unsafe_code": {
+        "action": "store_true",
+        "help": "run the code that the model writes, in a sandbox where the machine has one (docs/experiments.md, Code "
+        f"tasks); {' '.join(benchmarks(code=True))} need it",
+    },
+    "--continue": {
+        "metavar": "N",
+        "default": "3",
+        "dest": "further_jobs",
+        "help": "how many further jobs may continue one that Slurm ended: time limit, preemption, node failure "
+        "(default %(default)s)",
+    },
+    "--hours": {
+        "metavar": "H",
+        "help": "wall time of a job, within what its QOS allows; auto: what the evaluation may take, from the speed of "
+        "a run that is complete or from the GPU's data sheet, with a margin (default 12, or the QOS's limit)",
+    },
+    "--gpu": {
+        "metavar": "TYPE[,TYPE]",
+        "help": f"{' '.join(TYPES)}; of several the one that starts soonest; soonest: of all that the model can run on "
+        "(default rtx_6000)",
+    },
+    "--gpus": {"metavar": "P", "help": "P GPUs of one node for each job, which divide its questions among them"},
+    "--shards": {
+        "metavar": "N",
+        "help": "each configuration's questions in N shards, a job array, and a short job that finishes it; auto: as "
+        "many that each shard ends within a job's wall time",
+    },
+    "--help": {"action": "help", "help": "show this and exit"},
+}
+SETTINGS = ("--threshold", "--model_args", "--num_fewshot")
+JOBS = ("--hours", "--gpu", "--gpus", "--shards")
+
+
+def _add(group: argparse._ArgumentGroup, *options: str) -> None:
+    for option in options:
+        group.add_argument(*["-h"] * (option == "--help"), option, **COMMON[option])
+
+
+def _add_model(group: argparse._ArgumentGroup, default: str = "default the first") -> None:
     published = ", ".join(PUBLISHED_MODELS)
     group.add_argument("--model", metavar="M", help=f"a hub id (published: {published}), a folder or tiny ({default})")
-
-
-def _add_limit(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--limit", metavar="N", help="only the first N questions (of each subtask); stored apart, as <task>_limit_<N>"
-    )
-
-
-def _add_settings(group: argparse._ArgumentGroup) -> None:
-    """Options for model arguments besides those that the experiment's matrix sets."""
-    group.add_argument("--threshold", metavar="X", help="confidence above which a token is accepted, 0 to 1")
-    group.add_argument(
-        "--model_args",
-        metavar="A=V[,A=V]",
-        help="any other model argument or knob of the experiment; what is not the configuration's own is part of the "
-        "name of the results' folder, as in k2_middle+threshold=0.8",
-    )
-    group.add_argument("--num_fewshot", metavar="N", help="examples in the prompt (default: the task's own)")
-
-
-def _add_chain(group: argparse._ArgumentGroup, default: str) -> None:
-    group.add_argument(
-        "--continue",
-        metavar="N",
-        default=default,
-        dest="further_jobs",
-        help="how many further jobs may continue one that Slurm ended: time limit, preemption, node failure "
-        "(default %(default)s)",
-    )
-
-
-def _add_jobs(group: argparse._ArgumentGroup) -> None:
-    """Options for what each job asks Slurm for, and for the number of jobs."""
-    group.add_argument(
-        "--hours",
-        metavar="H",
-        help="wall time of a job, within what its QOS allows; auto: what the evaluation may take, from the speed of a "
-        "run that is complete or from the GPU's data sheet, with a margin (default 12, or the QOS's limit)",
-    )
-    group.add_argument(
-        "--gpu",
-        metavar="TYPE[,TYPE]",
-        help=f"{' '.join(TYPES)}; of several the one that starts soonest; soonest: of all that the model can run on "
-        "(default rtx_6000)",
-    )
-    group.add_argument(
-        "--gpus", metavar="P", help="P GPUs of one node for each job, which divide its questions among them"
-    )
-    group.add_argument(
-        "--shards",
-        metavar="N",
-        help="each configuration's questions in N shards, a job array, and a short job that finishes it; auto: as many "
-        "that each shard ends within a job's wall time",
-    )
-
-
-def _add_help(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-h", "--help", action="help", help="show this and exit")
-
-
-def _tasks(code: bool = False) -> str:
-    """The names of the tasks, or of those that run code that the model writes."""
-    return " ".join(benchmarks(code=code))
 
 
 def _add_experiment(group: argparse._ArgumentGroup) -> None:
@@ -128,22 +117,11 @@ def _add_config(group: argparse._ArgumentGroup, meaning: str) -> None:
     group.add_argument("--config", metavar="C[,C]", action="append", default=[], help=f"{meaning}: {names}")
 
 
-def _add_task(group: argparse._ArgumentGroup, default: str, several: bool = False) -> None:
-    """default: what the help says about the tasks without this option."""
-    group.add_argument(
-        "--task",
-        metavar="T[,T]" if several else "T",
-        help=f"{_tasks()}{default}; with --confirm_run_unsafe_code also {_tasks(code=True)}",
-    )
-
-
-def _add_confirmation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--confirm_run_unsafe_code",
-        action="store_true",
-        help="run the code that the model writes, in a sandbox where the machine has one (docs/experiments.md, Code "
-        f"tasks); {' '.join(benchmarks(code=True))} need it",
-    )
+def _add_task(group: argparse._ArgumentGroup, default: str, metavar: str = "T") -> None:
+    """default: the tasks without this option."""
+    names, code_names = (" ".join(benchmarks(code=code)) for code in (False, True))
+    text = f"{names} (default {default}); with --confirm_run_unsafe_code also {code_names}"
+    group.add_argument("--task", metavar=metavar, help=text)
 
 
 def run_parser() -> ScriptParser:
@@ -177,17 +155,15 @@ def run_parser() -> ScriptParser:
         "--force", action="store_true", help="run complete and stale configurations again, from the first question"
     )
     runs = parser.add_argument_group("which runs")
-    _add_limit(runs)
-    _add_task(runs, " (default gsm8k)")
+    _add(runs, "--limit")
+    _add_task(runs, "gsm8k")
     _add_experiment(runs)
     _add_config(runs, "only these of the experiment's configurations, plain, or a range of layers such as k2_8-19")
     runs.add_argument("configurations", metavar="CONFIG", nargs="*", help="the same as --config CONFIG")
-    _add_settings(runs)
-    _add_model(runs, "default the first")
-    _add_confirmation(runs)
-    jobs = parser.add_argument_group("jobs")
-    _add_chain(jobs, "3")
-    _add_jobs(jobs)
+    _add(runs, *SETTINGS)
+    _add_model(runs)
+    _add(runs, "--confirm_run_unsafe_code")
+    _add(parser.add_argument_group("jobs"), "--continue", *JOBS)
     other = parser.add_argument_group("other")
     other.add_argument(
         "--report",
@@ -195,7 +171,7 @@ def run_parser() -> ScriptParser:
         help="what the results say: verdict, alarms, tables, pictures; the options of python -m fast_dllm.report, "
         "such as --experiment E[,E], --task T, --limit N, --against E/CONFIG, --csv",
     )
-    _add_help(other)
+    _add(other, "--help")
     return parser
 
 
@@ -213,8 +189,8 @@ def local_parser() -> ScriptParser:
   bash sbatch/local.sh --task toy_math --limit 50 --matrix""",
     )
     runs = parser.add_argument_group("which runs")
-    _add_task(runs, " (default gsm8k)")
-    _add_limit(runs)
+    _add_task(runs, "gsm8k")
+    _add(runs, "--limit")
     _add_experiment(runs)
     _add_config(
         runs,
@@ -233,7 +209,7 @@ def local_parser() -> ScriptParser:
         "--force", action="store_true", help="answer every question again; with --matrix the complete ones too"
     )
     _add_model(runs, "default: the first with a CUDA GPU, else tiny")
-    _add_settings(runs)
+    _add(runs, *SETTINGS)
     how = parser.add_argument_group("how")
     how.add_argument(
         "--batch_size",
@@ -241,13 +217,13 @@ def local_parser() -> ScriptParser:
         metavar="N",
         help="questions decoded side by side (default 1), or auto: what fits",
     )
-    _add_confirmation(how)
+    _add(how, "--confirm_run_unsafe_code")
     how.add_argument(
         "--traces",
         action="store_true",
         help="write traces.jsonl.gz too: what each denoising step of each answer saw and did (docs/traces.md)",
     )
-    _add_help(how)
+    _add(how, "--help")
     return parser
 
 
@@ -260,16 +236,15 @@ def baseline_parser() -> ScriptParser:
         "A task that fails does not stop the others; the exit status is 1 then. Tasks that are complete are skipped.",
     )
     runs = parser.add_argument_group("which runs")
-    _add_task(runs, f" (default {','.join(baseline_tasks())})", several=True)
-    _add_limit(runs)
-    _add_model(runs, "default the first")
-    _add_confirmation(runs)
+    _add_task(runs, ",".join(baseline_tasks()), metavar="T[,T]")
+    _add(runs, "--limit")
+    _add_model(runs)
+    _add(runs, "--confirm_run_unsafe_code")
     runs.add_argument("--force", action="store_true", help="run complete ones again, from the first question")
     jobs = parser.add_argument_group("jobs")
-    _add_chain(jobs, "3")
     submitted = parser.add_argument_group("jobs that it submits, each task as run.sh does it: bash sbatch/baseline.sh")
-    _add_jobs(submitted)
-    _add_help(jobs)
+    _add(jobs, "--continue", "--help")
+    _add(submitted, *JOBS)
     _add_handed_on(parser)
     return parser
 
@@ -282,14 +257,14 @@ def prefetch_parser() -> ScriptParser:
         "and says what is not accessible. Afterwards put HF_HUB_OFFLINE=1 into sbatch/cluster.env.",
     )
     group = parser.add_argument_group("options")
-    group.add_argument("--task", metavar="T[,T]", help=f"{_tasks()} {_tasks(code=True)} (default gsm8k)")
-    _add_model(group, "default the first")
+    group.add_argument("--task", metavar="T[,T]", help=f"{' '.join(TASKS)} (default gsm8k)")
+    _add_model(group)
     group.add_argument(
         "--keep",
         action="store_true",
         help="download nothing; touch the files of model, data and venv, so that no purge of scratch takes them",
     )
-    _add_help(group)
+    _add(group, "--help")
     return parser
 
 
