@@ -583,7 +583,7 @@ LAB = "phoenix|gts-lab|||\n"
 
 def slurm_that_answers(project, accounts):
     project.script("sbatch", "echo 'sbatch: Job 7 to start at noon' >&2")
-    project.script("squeue", "printf 'gts-lab|embers|RUNNING|None|/x\\n'")
+    project.script("squeue", "printf '7|RUNNING|None|1:00|2:00|N/A|gts-lab|embers|x|/x\\n'")
     (project.state / "accounts").write_text(accounts)
     (project.state / "qos").write_text("inferno|3-00:00:00|500\nembers|08:00:00|50\n")
     state = project.state

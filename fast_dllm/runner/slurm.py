@@ -170,7 +170,8 @@ def _count(text: str) -> int | None:
 # -- jobs --------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Job:
-    """A job in the queue. left, limit: seconds of its wall time. gpu: the type that it asked for, or ""."""
+    """A job in the queue. left, limit: seconds of its wall time. gpu: the type that it asked for, or "". folder: where
+    it was submitted."""
 
     job_id: str
     state: str
@@ -178,6 +179,8 @@ class Job:
     left: float = math.inf
     limit: float = math.inf
     gpu: str = ""
+    account: str = ""
+    qos: str = ""
     name: str = ""
     folder: str = ""
 
@@ -192,15 +195,17 @@ class Job:
         return self.state == "PENDING" and self.reason.startswith("Dependency")
 
 
-_JOB_FORMAT = "%i|%T|%r|%L|%l|%b|%j|%Z"
-
-
-def _job(line: str) -> Job | None:
-    fields = line.split("|", 7)
-    if len(fields) != 8:
-        return None
-    job_id, state, reason, left, limit, gres, name, folder = fields
-    return Job(job_id, state, reason, _limit(left), _limit(limit), gpu_type(gres), name, folder)
+def _ask_queue(*filters: str) -> tuple[list[Job], str]:
+    """(jobs, why squeue failed or "")."""
+    worked, text = ask("squeue", "--noheader", *filters, "--format=%i|%T|%r|%L|%l|%b|%a|%q|%j|%Z")
+    if not worked:
+        return [], text or "it said nothing"
+    jobs = []
+    for fields in (line.split("|", 9) for line in text.splitlines()):
+        if len(fields) == 10:
+            job_id, state, reason, left, limit, gres, *rest = fields
+            jobs.append(Job(job_id, state, reason, _limit(left), _limit(limit), gpu_type(gres), *rest))
+    return jobs, ""
 
 
 def gpu_type(gres: str) -> str:
@@ -213,14 +218,12 @@ def read_queue(root: Path, names: Iterable[str]) -> tuple[dict[str, list[Job]], 
     """(name -> jobs of this project, why the queue is not known or ""). Jobs of other folders are left out."""
     if not shutil.which("squeue"):
         return {}, ""
-    worked, text = ask("squeue", "--noheader", f"--name={','.join(names)}", f"--format={_JOB_FORMAT}")
-    if not worked:
-        return {}, text or "it said nothing"
+    jobs, fault = _ask_queue(f"--name={','.join(names)}")
     queued: dict[str, list[Job]] = {}
-    for job in map(_job, text.splitlines()):
-        if job and job.folder == str(root):
+    for job in jobs:
+        if job.folder == str(root):
             queued.setdefault(job.name, []).append(job)
-    return queued, ""
+    return queued, fault
 
 
 def why_no_answer() -> str:
@@ -228,28 +231,10 @@ def why_no_answer() -> str:
     return read_queue(Path(), ["none"])[1]
 
 
-@dataclass(frozen=True)
-class Place:
-    """One job of this user; each job of an array is one. waits: whether it waits for another job to end."""
-
-    account: str
-    qos: str
-    pending: bool
-    waits: bool
-    folder: str
-
-
-def user_jobs() -> list[Place] | None:
-    """All jobs of this user, of all projects; None if squeue does not answer."""
-    command = ("squeue", "--noheader", "--array", f"--user={user()}", "--format=%a|%q|%T|%r|%Z")
-    worked, text = ask(*command)
-    if not worked:
-        return None
-    fields = [line.split("|", 4) for line in text.splitlines()]
-    return [
-        Place(account, qos, state == "PENDING", reason.startswith("Dependency"), folder)
-        for account, qos, state, reason, folder in (line for line in fields if len(line) == 5)
-    ]
+def user_jobs() -> list[Job] | None:
+    """All jobs of this user, of all projects; each job of an array is one. None if squeue does not answer."""
+    jobs, fault = _ask_queue("--array", f"--user={user()}")
+    return None if fault else jobs
 
 
 def read_ended(job_ids: list[str]) -> dict[str, str]:

@@ -236,7 +236,9 @@ def free_places(request: Request, resources: Resources, continued: bool) -> Iter
         return
     for name, limit in limits_known:
         counted = [job for job in jobs if name in (job.qos, job.account)]
-        not_started = [job for job in counted if job.pending and not job.waits and job.folder == str(request.root)]
+        not_started = [
+            job for job in counted if job.state == "PENDING" and not job.waits and job.folder == str(request.root)
+        ]
         yield name, limit, len(counted), max(0, limit - len(counted)), len(not_started) if continued else 0
 
 
