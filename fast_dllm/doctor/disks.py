@@ -83,7 +83,7 @@ def check_quota(situation: Situation) -> Iterator[Finding]:
 
 
 def places_to_keep(situation: Situation) -> dict[str, Path]:
-    """What cannot be had again without a download or a build."""
+    """The folders that a purge would make a user download or build again, by name."""
     model = situation.model_folder
     if situation.is_hub_model and model.parent.name == "snapshots":
         model = model.parent.parent  # with the name of the revision, and the files that the snapshot's links lead to
@@ -139,7 +139,7 @@ def check_purge(situation: Situation) -> Iterator[Finding]:
 
 
 def days_untouched(folder: Path) -> int:
-    """Of the file in `folder` that nobody has read or written for the longest time; 0 without files."""
+    """The largest number of days since a file in `folder` was last read or written; 0 without files."""
     oldest = now = time.time()
     for file in files_in(folder):
         state = file.stat()  # of what a link leads to: the hub's cache keeps files in blobs/

@@ -33,8 +33,7 @@ def missing_model_files(folder: Path) -> list[str]:
 
 
 def damaged_model_files(folder: Path) -> list[str]:
-    """What is there and cannot be what it should be: JSON that is none, weights with fewer or more bytes than their
-    header counts."""
+    """The faults of the files that exist: invalid JSON, weights with fewer or more bytes than their header counts."""
     faults = []
     for name in (CONFIG_FILE, "tokenizer_config.json"):
         path = folder / name
@@ -49,7 +48,10 @@ def damaged_model_files(folder: Path) -> list[str]:
 
 
 def fault_of_weights(path: Path) -> str:
-    """Of a safetensors file: eight bytes tell the header's length, the header where each tensor's bytes end."""
+    """Why a safetensors file is damaged; "" if it is not.
+
+    Its first eight bytes give the header's length. The header gives the end of each tensor.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -60,8 +62,10 @@ def fault_of_weights(path: Path) -> str:
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, LookupError, TypeError, AttributeError):
             return "has no readable header"
-    whole = 8 + length + max(ends, default=0)
-    return "" if size == whole else f"is {'cut off' if size < whole else 'too long'}: {size:,} bytes of {whole:,}"
+    expected = 8 + length + max(ends, default=0)
+    if size == expected:
+        return ""
+    return f"is {'cut off' if size < expected else 'too long'}: {size:,} bytes of {expected:,}"
 
 
 def check_model(situation: Situation) -> Iterator[Finding]:
@@ -97,7 +101,7 @@ def check_model(situation: Situation) -> Iterator[Finding]:
 
 
 def weight_count(situation: Situation) -> int | None:
-    """How many weights the model has, from its configuration alone; None where that cannot be had.
+    """How many weights the model has, from its configuration alone; None if that is not known.
 
     Where the doctor may ask the hub, a configuration that is not in the cache yet is downloaded (2 kB).
     """

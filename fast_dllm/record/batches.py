@@ -61,7 +61,7 @@ class BatchRecord:
 
     @classmethod
     def from_line(cls, line: bytes) -> BatchRecord:
-        """Of a whole line, with its newline; lines of older versions have no checksum. Raises ValueError."""
+        """Parse a line that ends with a newline. Lines of older versions have no checksum. Raises ValueError."""
         if not line.endswith(b"\n"):
             raise ValueError("it ends in the middle")
         checked = _CHECKED_LINE.fullmatch(line)

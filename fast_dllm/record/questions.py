@@ -82,13 +82,13 @@ def _answer(sample: Mapping) -> tuple[str, str]:
 def _weighting(results: Mapping, group: str, metric: str, sizes: Mapping[str, int]) -> str:
     """How lm_eval made the group's number out of its subtasks': "size", "equal" or "unknown"."""
     values = {task: results["results"].get(task, {}).get(metric) for task in sizes}
-    whole = results.get("groups", {}).get(group, {}).get(metric)
-    if whole is None or any(not isinstance(value, (int, float)) for value in values.values()):
+    group_value = results.get("groups", {}).get(group, {}).get(metric)
+    if group_value is None or any(not isinstance(value, (int, float)) for value in values.values()):
         return "unknown"
     by_size = sum(values[task] * size for task, size in sizes.items()) / sum(sizes.values())
     equal = sum(values.values()) / len(values)
     for name, value in (("size", by_size), ("equal", equal)):
-        if math.isclose(value, whole, rel_tol=0, abs_tol=1e-9):
+        if math.isclose(value, group_value, rel_tol=0, abs_tol=1e-9):
             return name
     return "unknown"
 

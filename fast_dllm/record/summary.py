@@ -155,7 +155,7 @@ class Summary:
         return different
 
     def other_identity(self, settings: Mapping[str, object], ignored: Sequence[str] = ()) -> list[str]:
-        """What tells this result from a run with these fields, like "threshold 0.9, not 0.5"; of hashes only the name.
+        """The differences from a run with these fields, like "threshold 0.9, not 0.5"; for a hash only its name.
 
         settings: fields of a Summary. ignored: model arguments that change no answer.
         """
@@ -243,7 +243,7 @@ def _shortened(text: str) -> str:
 
 
 def content_sha256(content: Mapping[str, object]) -> str:
-    """Over everything in a summary's content but `summary_sha256`, whatever its order and spacing."""
+    """The SHA-256 of a summary's content without `summary_sha256`. Order and spacing do not change it."""
     rest = {key: value for key, value in content.items() if key != "summary_sha256"}
     return sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -297,7 +297,7 @@ def _is_earlier_form(content: Mapping[str, object]) -> bool:
 
 def _from_earlier_form(content: Mapping[str, object]) -> Summary:
     """Raises ValueError."""
-    cost, git, gpu, machine, given = (
+    cost, git, gpu, machine, parameters = (
         as_object(content.get(name)) for name in ("throughput", "git", "gpu_info", "environment", "eval_params")
     )
     arguments = {name: value for name, value in as_object(content.get("model_args")).items() if name != "show_speed"}
@@ -307,10 +307,10 @@ def _from_earlier_form(content: Mapping[str, object]) -> Summary:
             "experiment": arguments.get("experiment_name"),
             "task": content.get("task"),
             "config": content.get("config"),
-            "limit": given.get("limit"),
+            "limit": parameters.get("limit"),
             "accuracy": content["accuracy"],
-            "model_args": {**arguments, "batch_size": given.get("batch_size")},
-            "num_fewshot": given.get("num_fewshot"),
+            "model_args": {**arguments, "batch_size": parameters.get("batch_size")},
+            "num_fewshot": parameters.get("num_fewshot"),
             "gpu": gpu.get("gpu_name"),
             "git_commit": git.get("commit"),
             "git_branch": git.get("branch"),

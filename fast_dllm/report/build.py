@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +100,17 @@ class Report:
     @property
     def hardware(self) -> str | None:
         """The hardware of most runs. Speeds are drawn for this hardware alone."""
-        counts: dict[str, int] = {}
-        for run in self.runs(timed=True):
-            name = hardware(run)
-            if name is not None:
-                counts[name] = counts.get(name, 0) + 1
-        return max(counts, key=counts.__getitem__) if counts else None
+        counts = Counter(hardware(run) for run in self.runs(timed=True))
+        return counts.most_common(1)[0][0] if counts else None
+
+    @property
+    def drawn_tables(self) -> list[ResultTable]:
+        """The tables of this code; where these have no run, the imported ones."""
+        return self.local_tables if any(table.runs for table in self.local_tables) else self.imported_tables
 
     def runs(self, timed: bool = False) -> list[RunResult]:
-        """The runs of this code; where there are none, the imported ones. timed: only those with a speed."""
-        tables = self.local_tables if any(table.runs for table in self.local_tables) else self.imported_tables
-        runs = [run for table in tables for run in table.runs.values()]
+        """The runs of the drawn tables. timed: only those with a speed."""
+        runs = [run for table in self.drawn_tables for run in table.runs.values()]
         return [run for run in runs if run.tokens_per_second and hardware(run)] if timed else runs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fast_dllm.record.questions import Question
 from fast_dllm.report.results import ResultTable, RunResult, is_scored
@@ -121,49 +122,43 @@ def contrast(table: str, group: list[RunResult], base: RunResult) -> Contrast | 
     table: the label of the group's table. group: runs with the same answers.
     """
     run = group[0]
-    configs = tuple(each.config for each in group)
-    baseline = base.config if base.table == table else f"{base.table}/{base.config}"
+    values: dict[str, Any]
     if run.questions is not None and can_pair(run, base):
         pairs = shared_questions(run, base)
         strata = _strata(pairs, run.questions.groups.get(run.task, "size"))
         improved, regressed = sum(s.improved for s in strata), sum(s.regressed for s in strata)
         difference, interval = stratified_difference(strata)
-        p = mcnemar(improved, regressed)
-        return Contrast(
-            table=table,
-            configs=configs,
-            baseline=baseline,
-            paired=True,
-            num_questions=len(pairs),
-            num_strata=len(strata),
-            improved=improved,
-            regressed=regressed,
-            flips=num_flips(run, base),
-            difference=difference,
-            interval=interval,
-            p_value=p,
-            p_adjusted=p,
-            discordant_share=(improved + regressed) / len(pairs),
-        )
-    if run.counts is None or base.counts is None:
+        values = {
+            "paired": True,
+            "num_questions": len(pairs),
+            "num_strata": len(strata),
+            "improved": improved,
+            "regressed": regressed,
+            "flips": num_flips(run, base),
+            "p_value": mcnemar(improved, regressed),
+            "discordant_share": (improved + regressed) / len(pairs),
+        }
+    elif run.counts is not None and base.counts is not None:
+        counts = *run.counts, *base.counts
+        difference, interval = run.accuracy - base.accuracy, newcombe(*counts)
+        values = {
+            "paired": False,
+            "num_questions": min(run.counts[1], base.counts[1]),
+            "num_strata": 1,
+            **dict.fromkeys(("improved", "regressed", "flips")),
+            "p_value": fisher(*counts),
+            "discordant_share": run.accuracy * (1 - base.accuracy) + base.accuracy * (1 - run.accuracy),
+        }
+    else:
         return None
-    counts = *run.counts, *base.counts
-    p = fisher(*counts)
     return Contrast(
         table=table,
-        configs=configs,
-        baseline=baseline,
-        paired=False,
-        num_questions=min(run.counts[1], base.counts[1]),
-        num_strata=1,
-        improved=None,
-        regressed=None,
-        flips=None,
-        difference=run.accuracy - base.accuracy,
-        interval=newcombe(*counts),
-        p_value=p,
-        p_adjusted=p,
-        discordant_share=run.accuracy * (1 - base.accuracy) + base.accuracy * (1 - run.accuracy),
+        configs=tuple(each.config for each in group),
+        baseline=base.config if base.table == table else f"{base.table}/{base.config}",
+        difference=difference,
+        interval=interval,
+        p_adjusted=values["p_value"],
+        **values,
     )
 
 

@@ -20,6 +20,7 @@ from fast_dllm.report.heat_map import heat_map
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.same_results import distinct, is_plain
 from fast_dllm.report.speeds import hardware, outliers
+from fast_dllm.report.statistics import Interval
 from fast_dllm.report.words import name_of
 from fast_dllm.spec.matrix import NINE
 
@@ -31,10 +32,10 @@ CLOSE = 0.5  # the second picture leaves out speeds below this fraction of the h
 
 def _errors(runs: list[RunResult]) -> list[list[float]]:
     """Error bars of the runs' accuracies, in points: the lengths below, and those above."""
-    intervals = [interval_of(run) for run in runs]
-    low = [100 * (run.accuracy - i.low) if i else 0 for run, i in zip(runs, intervals, strict=True)]
-    high = [100 * (i.high - run.accuracy) if i else 0 for run, i in zip(runs, intervals, strict=True)]
-    return [[max(0, v) for v in low], [max(0, v) for v in high]]
+    intervals = [(run.accuracy, interval_of(run) or Interval(run.accuracy, run.accuracy)) for run in runs]
+    low = [100 * max(0, accuracy - interval.low) for accuracy, interval in intervals]
+    high = [100 * max(0, interval.high - accuracy) for accuracy, interval in intervals]
+    return [low, high]
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -66,7 +67,7 @@ def points_of(report: Report, speed: Callable[[RunResult], float | None], only: 
     only: use only runs on this hardware, and leave out runs whose time is an outlier.
     """
     points = []
-    for table in report.local_tables if any(table.runs for table in report.local_tables) else report.imported_tables:
+    for table in report.drawn_tables:
         odd = {*outliers(table), *report.odd_speeds(table.label)} if only is not None else set()
         spoiled = report.spoiled_speeds(table)
         for group in distinct(table.runs.values()):

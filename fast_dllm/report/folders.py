@@ -165,9 +165,9 @@ def _imported_table(folder: Path, parent: Path, paths: list[Path]) -> ResultTabl
             runs[path.parent.name] = read_run(path, label, task, limit, imported=True)
         except SummaryError as error:
             problems[path.parent.name] = str(error)
-    known = {(run.task, run.limit) for run in runs.values()}
-    if len(known) == 1:
-        task, limit = known.pop()
+    places = {(run.task, run.limit) for run in runs.values()}
+    if len(places) == 1:
+        task, limit = places.pop()
     experiments = {str(run.arguments.get("experiment_name") or "") for run in runs.values()}
     experiment = experiments.pop() if len(experiments) == 1 else ""
     return _foreign_table(label, experiment, task, limit, runs, NINE, problems)

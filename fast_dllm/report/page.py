@@ -113,7 +113,7 @@ def _html(text: str) -> Token:
 
 
 def _fold_html(level: int, section: Section | None) -> tuple[str, str] | None:
-    """What stands before and behind the text of a heading that folds all that follows; None for other headings."""
+    """The HTML before and after the text of a heading that folds what follows it; None for other headings."""
     if level == FLIP_LEVEL:
         return '<details class="flip" open><summary>', '</summary><div class="sides">\n'
     if section is None or level != SECTION_LEVEL:

@@ -48,13 +48,7 @@ def spreadsheets(report: Report) -> dict[str, str]:
 
 
 def _place(run: RunResult) -> dict[str, object]:
-    return {
-        "table": run.table,
-        "experiment": run.experiment,
-        "task": run.task,
-        "limit": run.limit,
-        "config": run.config,
-    }
+    return {name: getattr(run, name) for name in PLACE_COLUMNS}
 
 
 def _run_row(report: Report, table: ResultTable, run: RunResult) -> dict[str, object]:
@@ -80,14 +74,8 @@ def _run_row(report: Report, table: ResultTable, run: RunResult) -> dict[str, ob
 
 def _question_rows(run: RunResult) -> Iterable[dict[str, object]]:
     for question in run.questions.questions if run.questions else ():
-        yield {
-            **_place(run),
-            "subtask": question.task,
-            "doc_id": question.doc_id,
-            "key": question.key,
-            "correct": question.correct,
-            "answer": question.answer,
-        }
+        values = {name: getattr(question, name) for name in ("doc_id", "key", "correct", "answer")}
+        yield {**_place(run), "subtask": question.task, **values}
 
 
 def _csv(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> str:

@@ -14,7 +14,7 @@ from fast_dllm.report.words import FORWARD_UNIT, listed, percent, span, value_ra
 
 
 def verdict(report: Report) -> list[str]:
-    """Three sentences: the best setting and its gain, what it costs, what cannot be told. One where nothing was run."""
+    """Three sentences: the best setting and its gain, its cost, what cannot be shown. One if nothing was run."""
     if not any(table.runs for table in report.tables):
         names = listed(dict.fromkeys(table.experiment for table in report.tables))
         return [f"No results of {names} on {report.folder} yet: there is nothing to tell."]
@@ -44,7 +44,7 @@ def _why_none(report: Report) -> str:
 
 
 def _baselines(report: Report) -> str:
-    """In place of a cost: what the run gets that the others are compared with."""
+    """The accuracy of the run that the others are compared with, where no setting is the best."""
     table = next(table for table in (*report.local_tables, *report.imported_tables) if table.runs)
     base = baseline_of(table) or next(iter(table.runs.values()))
     on_questions = f" on {base.num_samples:,} questions" if base.num_samples else ""

@@ -44,7 +44,7 @@ class BaselineOptions:
 
 
 def is_batch_job() -> bool:
-    """Whether this process is the script of a batch job, not a command that somebody typed inside an allocation."""
+    """Whether this process is the script of a batch job, not a command that was typed inside an allocation."""
     return bool(os.environ.get("SLURM_JOB_ID")) and os.environ.get("SLURM_TASK_PID") == str(os.getpid())
 
 

@@ -48,7 +48,7 @@ def questions(run: Run) -> int | None:
 
 
 def estimate_of(request: Request, run: Run, gpu: str) -> TimeEstimate | None:
-    """How long a run takes on a type of GPU (roofline.GPUS); None if neither a result nor the roofline tells that."""
+    """How long a run takes on a type of GPU (roofline.GPUS); None if neither a result nor the roofline says it."""
     count = questions(run)
     if count is None:
         return None

@@ -33,20 +33,19 @@ BUSY = 75  # exit status: another process evaluates this run
 NO_SUMMARY = 70  # exit status: the evaluation ended well, but wrote no complete summary
 TERMINATED = 143  # exit status after SIGTERM, as a shell has it: 128 + 15
 
-# What to do with a whole result that exists already, by mode:
+# Modes: what to do with a whole result that exists already.
 #   job     keep it, whatever its code and arguments; refuse if it is of another model
 #   matrix  keep it, and continue with the others
 #   demo    keep it if it is of today's code; else rename it and evaluate again
 #   named   evaluate again; refuse if it is of another model, of other code or of the lab's first runner
 # With --force every mode evaluates again.
-MODES = ("job", "matrix", "demo", "named")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to evaluate; the same for all runs of a command.
 
-    mode: see MODES. keep: copy results to artifacts/. batch_size: a number or `auto`. after: jobs that this one
+    mode: see Modes. keep: copy results to artifacts/. batch_size: a number or `auto`. after: jobs that this one
     continues. environment: of the evaluation process. in_job: within a batch job, whose log is its own output. traces:
     keep the steps of each answer.
     """
@@ -66,13 +65,13 @@ class Settings:
 class Outcome:
     """How an evaluation ended.
 
-    done, failed, left: the names of the configurations that succeeded, that failed or were refused, and that were not
-    started. status: the exit status. failure_class: of the first one that failed; "" if none did.
+    done, failed, not_started: the names of the configurations that succeeded, that failed or were refused, and that
+    were not started. status: the exit status. failure_class: of the first one that failed; "" if none did.
     """
 
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    not_started: list[str] = field(default_factory=list)
     status: int = 0
     failure_class: str = ""
 
@@ -206,14 +205,14 @@ def _begin(request: Request, runs: list[Run], settings: Settings, log: str, outc
 
 
 def _runs_again(judgement: Judgement, mode: str) -> bool:
-    """Whether a whole result is evaluated again without --force; see MODES."""
+    """Whether a whole result is evaluated again without --force; see Modes."""
     if judgement.other_model:
         return False
     return (mode == "named" and judgement.state == "complete") or (mode == "demo" and judgement.state == "stale")
 
 
 def _is_refused(judgement: Judgement, mode: str) -> bool:
-    """Whether it is a failure to keep this whole result, because the user asked for something else; see MODES."""
+    """Whether it is a failure to keep this whole result, because the user asked for something else; see Modes."""
     if mode == "named":
         return judgement.other_model or judgement.state != "complete"
     return judgement.other_model and mode == "job"
@@ -288,7 +287,7 @@ class _Log:
 def _end(
     request: Request, runs: list[Run], lost: set, status: int, settings: Settings, log: _Log, outcome: Outcome
 ) -> None:
-    """Sort the runs into done, failed and left, and write failure.json for the first that is not done.
+    """Sort the runs into done, failed and not started, and write failure.json for the first that is not done.
 
     lost: the names of runs whose lock another process has taken over. The exit status of the process decides about a
     run only if it is the only run.
@@ -302,7 +301,7 @@ def _end(
             if settings.keep:
                 artifacts.keep(request, run)
         elif has_failed:
-            outcome.left.append(run.name)
+            outcome.not_started.append(run.name)
         else:
             has_failed = True
             outcome.failed.append(run.name)

@@ -114,9 +114,9 @@ def _finish_if_last(request: Request, run: Run, settings: Settings, stop: StopSi
     """Evaluate the whole run if all its shards are answered. If that fails, the waiting job does it."""
     if not shard_jobs.is_last(request):
         return outcome
-    whole = dataclasses.replace(request, shard=None)
-    if evaluate(whole, run.task.name, [run.name], settings, stop).status == 0:
-        cancel(shard_jobs.waiting_jobs(whole))
+    run_request = dataclasses.replace(request, shard=None)
+    if evaluate(run_request, run.task.name, [run.name], settings, stop).status == 0:
+        cancel(shard_jobs.waiting_jobs(run_request))
     return outcome
 
 

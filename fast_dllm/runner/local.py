@@ -23,7 +23,7 @@ WRONG_INPUT = 2  # eval.py's exit status for it
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """mode: named, matrix or demo (evaluation.MODES). words: the command line, to name it again after Ctrl-C.
+    """mode: named, matrix or demo (see Modes in evaluation.py). words: the command line, to name it again after Ctrl-C.
 
     traces: keep the steps of each answer.
     """
@@ -67,7 +67,7 @@ def run_local(options: LocalOptions) -> int:
         if outcome.status == INTERRUPTED:
             say_interrupted(request, options.words)
             return INTERRUPTED
-        pending = outcome.left
+        pending = outcome.not_started
         if outcome.status == WRONG_INPUT:
             failed += pending
             break

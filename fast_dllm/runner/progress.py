@@ -47,12 +47,12 @@ class Progress:
 
     @property
     def answers_per_second(self) -> float:
-        """Of this process alone: what was answered before it began says nothing about its speed."""
+        """The speed of this process alone, without what earlier processes answered."""
         return self.segment_answered / self.segment_seconds if self.segment_seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """None where nothing tells."""
+        """None if it is not known."""
         if not self.answers_per_second or self.total <= self.answered:
             return None
         return (self.total - self.answered) / self.answers_per_second

@@ -75,8 +75,8 @@ def read_time(text: str) -> float | None:
 
 def as_time(seconds: float) -> str:
     """HH:MM:SS, as sbatch takes it."""
-    whole = int(seconds)
-    return f"{whole // 3600:02d}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
 
 
 def as_hours(seconds: float) -> str:

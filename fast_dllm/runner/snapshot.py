@@ -81,7 +81,7 @@ def _describe(root: Path, experiment: str, model: str) -> _Code:
 
 
 def _make(code: _Code) -> None:
-    """Leaves the snapshot whole, and young."""
+    """Make the snapshot, or give the files of a whole one today's times. Raises SnapshotError."""
     folder = code.folder
     if _is_whole(code):
         for path in code.files:

@@ -162,7 +162,10 @@ def _num_shards(records: Records, jobs: Sequence[Job]) -> int:
 
 
 def ended_shards(records: Records, jobs: Sequence[Job]) -> dict[int, Records]:
-    """Of a run whose shards are at work: those that are not answered and whose chain of jobs has ended, by number."""
+    """Number -> records of the shards that are not answered and whose chain of jobs has ended.
+
+    Empty where no job answers a shard of the run.
+    """
     alive: set[int] = set().union(*(job.shards for job in jobs))
     if not alive:
         return {}

@@ -4,7 +4,7 @@
         owner, heartbeat        who builds, and whether it lives: the folder is a claim (spec/locks.py)
         build.log               what the installers wrote
         complete                the key, written last; or `failed`, an exit status
-    <venv>                      a link to the newest complete one, for people: source .venv/bin/activate
+    <venv>                      a link to the newest complete one, for users: source .venv/bin/activate
 
 The key is a hash of the requirements and the build of PyTorch, for CPUs or with CUDA. A builder that died keeps its
 folder, and another process makes the next one: the worst that a wrong guess about a slow builder can do is a second,
@@ -94,7 +94,7 @@ def python_for_checks(code_root: Path, project_root: Path) -> str | None:
 
 # -- which one ---------------------------------------------------------------------------------------------------------
 def location(project_root: Path) -> Path:
-    """The path that people know: a link to the newest build."""
+    """The path that users know, such as .venv: a link to the newest build."""
     named, home = os.environ.get("FAST_DLLM_VENV"), os.environ.get("HOME")
     if named:
         return Path(os.path.abspath(Path(project_root, named)))  # noqa: PTH100 (without following links)
@@ -208,7 +208,7 @@ class _Report:
         say(f"{self.what}, {seconds:.0f} s: {last[:100]}")
 
 
-# -- what nobody needs -------------------------------------------------------------------------------------------------
+# -- removing old builds -----------------------------------------------------------------------------------------------
 def _tidy(build: Path) -> None:
     """Remove failed and broken attempts before this build, and builds that nothing has used for two weeks."""
     for build_in_folder in _all_builds(build.parent):
@@ -225,7 +225,7 @@ def _all_builds(folder: Path) -> Iterator[Path]:
 
 
 def _seconds_unused(build: Path) -> float:
-    """Since a complete build was last asked for, or another one showed a sign of life."""
+    """Seconds since a complete build was last used, or since an incomplete one last changed its heartbeat."""
     for mark in (COMPLETE, "heartbeat", "owner"):
         with contextlib.suppress(OSError):
             return time.time() - (build / mark).stat().st_mtime
@@ -233,7 +233,7 @@ def _seconds_unused(build: Path) -> float:
 
 
 def _remove(build: Path) -> None:
-    """Away at once, then file by file: a builder that was wrongly taken for dead must complete nothing half removed."""
+    """Rename the build, then delete it: a builder that was wrongly taken for dead must not complete half a folder."""
     away = build.with_name(f".removed.{build.name}.{socket.gethostname()}.{os.getpid()}")
     with contextlib.suppress(OSError):
         build.rename(away)
@@ -241,7 +241,7 @@ def _remove(build: Path) -> None:
 
 
 def _publish(place: Path, build: Path) -> None:
-    """Make the path that people know a link to the build."""
+    """Make the path that users know a link to the build."""
     if place.is_symlink() and os.readlink(place) == str(build):
         return
     if place.is_dir() and not place.is_symlink():

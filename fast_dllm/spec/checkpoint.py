@@ -128,7 +128,7 @@ def _number_fault(name: str, value: object) -> str:
 
 
 def _rope_fault(name: str, table: object, theta: object) -> str:
-    """Of RoPE's own object: only a base (rope_theta) is honoured, no scaling of positions and no part of a head."""
+    """What is wrong with the object of RoPE's parameters. The network uses its base (rope_theta) and scales nothing."""
     if table is None:
         return ""
     if not isinstance(table, dict):
@@ -151,7 +151,7 @@ def _rope_fault(name: str, table: object, theta: object) -> str:
 
 
 def _relation_fault(fields: Mapping[str, Any]) -> str:
-    """Of sizes that do not fit together; those that are given are whole numbers."""
+    """Which sizes do not fit together. The sizes in `fields` are whole numbers."""
     hidden, heads, kv_heads = (
         fields.get(name) for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
     )

@@ -99,16 +99,16 @@ _ANY_NUMBER = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=_no_ke
 
 def _check_depth_and_texts(content: object) -> None:
     """Raises ValueError. Without recursion, so that it can be given anything that the parser can read."""
-    left = [(content, 1)]
-    while left:
-        value, depth = left.pop()
+    to_check = [(content, 1)]
+    while to_check:
+        value, depth = to_check.pop()
         if depth > MOST_DEPTH:
             raise ValueError(TOO_DEEP)
         if isinstance(value, dict):
-            left += [(key, depth) for key in value]
-            left += [(item, depth + 1) for item in value.values()]
+            to_check += [(key, depth) for key in value]
+            to_check += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):
-            left += [(item, depth + 1) for item in value]
+            to_check += [(item, depth + 1) for item in value]
         elif isinstance(value, str):
             try:
                 value.encode("utf-8")

@@ -114,7 +114,7 @@ def _between(lines: list, start: tuple, end: tuple) -> str:
 
 
 def policy_sha256(root: Path, experiment: str | None) -> str | None:
-    """Of the experiment's generation_functions.py; None for the experiment: of the active one."""
+    """The SHA-256 of the experiment's generation_functions.py; experiment None: of the active file."""
     return file_sha256(policy_file(root, experiment))
 
 
@@ -124,7 +124,7 @@ def policy_file(root: Path, experiment: str | None) -> Path:
 
 
 def decoding_sha256(root: Path, scored: bool = False) -> str:
-    """Of everything outside the policy that can change a token; for scored tasks, also of what can change a score.
+    """The hash of all code outside the policy that can change a token; for scored tasks, or a score.
     Comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
     for name in DECODING_FILES + (SCORING_FILES if scored else ()):

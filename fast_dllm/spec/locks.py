@@ -65,7 +65,10 @@ def acquire(base: Path, wait: bool) -> Claim | None:
 
 
 def is_held(base: Path) -> bool:
-    """Whether somebody seems to be at work, at a glance: for display. Of another host the clock has to be trusted."""
+    """Whether a process seems to hold the claim. Does not wait, so it is for display only.
+
+    For an owner on another host it compares the heartbeat's time with the clock of this one.
+    """
     claim = latest_claim(base)
     if claim is None or (claim / RELEASED).exists():
         return False
@@ -88,7 +91,7 @@ class Claim:
     """This process's claim, a folder. A thread keeps it alive until `release` or the end of the process."""
 
     def __init__(self, path: Path) -> None:
-        """path: a folder that this process has just made. Raises FileNotFoundError when somebody has removed it."""
+        """path: a folder that this process has just made. Raises FileNotFoundError if another one has removed it."""
         self.path = path
         self._owner = f"{this_host()} {os.getpid()}"
         (path / OWNER).write_text(f"{self._owner}\n")
@@ -110,7 +113,7 @@ class Claim:
             return None
 
     def is_ours(self) -> bool:
-        """Whether nobody has taken this process for dead. Opening the file asks the file server."""
+        """Whether no process has taken this one for dead. Opening the file makes the file server answer."""
         return read_owner(self.path) == self._owner
 
     def release(self) -> None:
@@ -160,7 +163,7 @@ def next_path(base: Path, last: Path | None) -> Path:
 
 
 def remove_claim(claim: Path) -> None:
-    """The owner first: it is what a process that was wrongly taken for dead looks for."""
+    """Delete a claim. Its owner file goes first, because a process that was wrongly taken for dead looks for that."""
     with contextlib.suppress(OSError):
         (claim / OWNER).unlink()
     if claim.is_dir() and not claim.is_symlink():

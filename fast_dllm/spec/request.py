@@ -1,4 +1,4 @@
-"""What a script was asked for: the words of its command line, checked, and the runs that they stand for."""
+"""What a script was asked for: the checked words of its command line, and the runs that they name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def path(self) -> str:
-        """Below results/, logs/ and artifacts/; also the job's name."""
+        """The run's folder below results/, logs/ and artifacts/; also the job's name."""
         return f"{self.experiment}/{task_folder(self.task.name, self.limit)}/{self.folder}"
 
 

@@ -40,7 +40,7 @@ def names_of(text: str) -> list[str]:
 
 # -- numbers of an array -----------------------------------------------------------------------------------------------
 def array_numbers(job_id: str) -> set[int]:
-    """Of "123_4" or "123_[0-3,7%2]"; none where the job is no array's."""
+    """The numbers in "123_4" or "123_[0-3,7%2]"; empty for a job of no array."""
     match = re.fullmatch(r"\d+_\[?([0-9,-]+)(%\d+)?\]?", job_id)
     numbers: set[int] = set()
     for part in match[1].split(",") if match else ():

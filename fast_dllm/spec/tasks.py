@@ -47,7 +47,7 @@ class Task:
 
     @property
     def is_scored(self) -> bool:
-        """By log-likelihood, in one full forward: nothing that concerns later steps changes its score."""
+        """Whether it is scored by log-likelihood, in one full forward, so that reuse cannot change its score."""
         return self.choices > 1
 
     @property
@@ -63,16 +63,16 @@ class Task:
 
 
 def read_tasks(root: Path = ROOT) -> Mapping[str, Task]:
-    """By name, in the order of every list. Raises UsageError where tasks/tasks.json is not sound."""
+    """Name -> task, in the order in which tasks are listed. Raises UsageError for a faulty tasks/tasks.json."""
     path = Path(root) / "tasks" / "tasks.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        instructions, known = content["instructions"], {field.name for field in fields(Task)} - {"name"}
+        instructions, valid = content["instructions"], {field.name for field in fields(Task)} - {"name"}
         tasks = {}
         for name, description in content["tasks"].items():
-            unknown = sorted(set(description) - known)
+            unknown = sorted(set(description) - valid)
             if unknown:
-                raise ValueError(f"{name} has {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+                raise ValueError(f"{name} has {', '.join(unknown)}; known are {', '.join(sorted(valid))}")
             description = {"family": name, **description}
             if "instruction" in description:
                 description["instruction"] = instructions[description["instruction"]]
