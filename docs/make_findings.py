@@ -52,7 +52,8 @@ SAME_AS_PLAIN = "07_rules/s8_t0.90"  # the same answers and forwards; it recorde
 MARGINS = (0.5, 1.0, 1.5)  # points that a setting may lose, so far as can be excluded
 OBSERVED = (0.5, 1.0)  # points that a setting may lose, as observed
 OTHER_TASKS = ("toy_math_new", "toy_math_wide")
-SUBJECTS = ("later", "later_far", "early", "early_far")  # models that are not committed (models/tiny/README.md, Recipe), on TASK
+# models that are not committed (models/tiny/README.md, Recipe), on TASK
+SUBJECTS = ("later", "later_far", "early", "early_far")
 # (setting, what it is compared with); None: plain decoding
 CLAIMS = (
     ("01_adaptive_skip/r0.90_s1", None),
