@@ -1,14 +1,14 @@
-"""Many questions in a fixed number of rows: batch after batch, or a row that is done takes the next; a JSON line last.
+"""Two ways to answer many questions in a fixed number of rows: by batches, or by refilling free rows; a JSON line last.
 
     python -m benchmarks.batches                        # 256 questions of toy_math, the embedded model, 32 rows
     python -m benchmarks.batches --refresh block --questions 1200
     python -m benchmarks.batches --graphs compiled      # and the layers as written
 
-Each way answers the same questions, in turns. How many answers are equal is printed. forwards: of the model, whatever
-number of rows shares them, which is what a GPU pays for; rows: in a forward, on average. seconds: of the processor,
-which is what a busy machine can compare. products: what the linear layers of these forwards take by themselves, at the
-same shapes and with each layer's own weights; "share" is that over the whole; "+ attention" adds the two products of
-each attention, queries by keys and what comes of it by values, at their shapes.
+The ways answer the same questions in turns, and the number of equal answers is printed. forwards: of the model, each
+counted once for all its rows, because a GPU's time depends on it; rows: in a forward, on average. seconds: processor
+time, which does not depend on other processes. products: the time of the linear layers of these forwards alone, at the
+same shapes and with the weights of each layer; "share": this time over the whole time; "+ attention" adds the two
+products of each attention, queries by keys and weights by values.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from fast_dllm.guard import one_line
 import torch
 from torch import nn
 
-from benchmarks.decode import check_options
-from benchmarks.questions import toy_prompts
+from benchmarks.common import check_options, tiny_settings, toy_prompts
 from fast_dllm.decode import experiments
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network.cache import Attend
@@ -45,7 +44,6 @@ from fast_dllm.network.eager import EagerExecutor
 from fast_dllm.network.loading import load_model
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written, use_graphs
-from fast_dllm.network.tokenizer import load_tokenizer, special_ids
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -121,8 +119,8 @@ def product_seconds(model: FastDLLMForCausalLM, counts: Counter[tuple[str, int, 
 
 @dataclass
 class Measured:
-    """What one way of answering took. seconds: of each run; products: of its matrix products, by linear layers and by
-    attention, measured after each run; counts: what ran, by shape; answers: the new tokens of each question."""
+    """What was measured of one way. seconds: of each run; products: seconds of its matrix products (linear layers,
+    attention), measured after each run; counts: what ran, by shape; answers: the new tokens of each question."""
 
     seconds: list[float] = field(default_factory=list)
     products: list[tuple[float, float]] = field(default_factory=list)
@@ -134,7 +132,7 @@ class Measured:
         return statistics.median(self.seconds)
 
     def facts(self) -> dict[str, float]:
-        """As the JSON line has them."""
+        """The values for the JSON line."""
         ran = [(sequences * rows, n) for (part, sequences, rows, _), n in self.counts.items() if part == "forward"]
         linear, attention = (statistics.median(each) for each in zip(*self.products, strict=True))
         return {
@@ -150,12 +148,15 @@ class Measured:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Measured]:
-    """Every way of answering the questions, in turns. Raises UsageError."""
+    """Measure each way of answering the questions, in turns. Raises UsageError."""
     model = load_model("tiny", arguments.device, arguments.dtype)
     use_graphs(model, arguments.graphs, several=arguments.batch_size > 1)
-    experiment, ids = experiments.load(None), special_ids(load_tokenizer("tiny"))
-    settings: dict[str, Any] = {"mask_id": ids.mask, "stop_token": ids.stop, "max_new_tokens": 256}
-    settings |= {"threshold": arguments.threshold, "refresh": arguments.refresh}
+    experiment = experiments.load(None)
+    settings = tiny_settings() | {
+        "max_new_tokens": 256,
+        "threshold": arguments.threshold,
+        "refresh": arguments.refresh,
+    }
     prompts, size = toy_prompts(arguments.questions), arguments.batch_size
 
     def timed(generate: Callable[[], list[Any]]) -> tuple[float, list[list[int]]]:

@@ -4,10 +4,10 @@
     python -m benchmarks.context --random_weights 36x64 --contexts 512,2048 --batches 1,8
     python -m benchmarks.context --picture docs/pictures/context.png
 
-A forward of a block's 32 rows, and of a sub-block's 8, behind a context of that many tokens in the cache. A token: a
-full forward, shared by its batch, where each step unmasks one. A straight line a + b x context is laid through each
-batch's times by least squares of the relative error. b, what one token more of context costs, stands beside what
-attention's multiplications for it would cost at the rate of the linear layers' products.
+A forward runs the 32 rows of a block, or the 8 of a sub-block, behind a context of that many tokens in the cache. The
+time of a token is that of a full forward over its batch, if each step unmasks one. A straight line a + b x context is
+fitted to the times of each batch by least squares of the relative error. b is the cost of one more token of context; it
+is printed beside the time of attention's multiplications for it, at the rate of the linear layers' products.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fast_dllm.guard import one_line
 import numpy as np
 import torch
 
-from benchmarks.decode import check_options, median_seconds, model_of
+from benchmarks.common import check_options, median_seconds, model_of
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network.eager import EagerExecutor
 from fast_dllm.network.model import FastDLLMForCausalLM
@@ -91,7 +91,7 @@ def product_rate(model: FastDLLMForCausalLM, rows: int, runs: int) -> float:
 
 
 def line_through(contexts: list[int], seconds: list[float]) -> tuple[float, float]:
-    """(a, b) of seconds = a + b * context, the relative error's squares being least."""
+    """(a, b) of seconds = a + b * context, by least squares of the relative error."""
     weights = 1 / np.array(seconds)
     design = np.stack([np.ones(len(contexts)), np.array(contexts, dtype=float)], axis=1)
     (a, b), *_ = np.linalg.lstsq(design * weights[:, None], np.ones(len(contexts)), rcond=None)

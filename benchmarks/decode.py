@@ -38,32 +38,20 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
+from benchmarks.common import check_options, copy_bandwidth, full_depth_forwards, median_seconds, model_of
 from benchmarks.straightforward import Straightforward
 from fast_dllm.decode import experiments
-from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.network.compiled import CompiledExecution
-from fast_dllm.network.config import FastDLLMConfig
-from fast_dllm.network.devices import default_dtype, pick_device, pick_dtype
+from fast_dllm.network.devices import default_dtype
 from fast_dllm.network.eager import EagerExecutor
-from fast_dllm.network.loading import load_model
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.modes import as_written, open_executor, use_graphs
 from fast_dllm.network.packing import BlockRows
 from fast_dllm.network.threads import fit_threads
 from fast_dllm.spec.matrix import matrix_of
 from fast_dllm.spec.request import resolve_model
-from fast_dllm.spec.values import check_value
 from fast_dllm.spec.values import parse_arguments as knobs_of
-
-
-def check_options(options: argparse.Namespace, *counts: str) -> None:
-    """Raise UsageError for one of `counts` that is set and below 1, and for an unknown --dtype."""
-    for name in counts:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
-    check_value("dtype", options.dtype, "auto", where="--")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -94,53 +82,6 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> FastDLLMForCausalLM:
-    """A model of random weights, made on the device in its dtype: LAYERSxHIDDEN, or `7b`, the published one's shape.
-
-    Raises UsageError for another shape.
-    """
-    layers, _, hidden = shape.partition("x")
-    if shape == "7b":
-        config = FastDLLMConfig(
-            vocab_size=152064,
-            hidden_size=3584,
-            intermediate_size=18944,
-            num_hidden_layers=28,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            tie_word_embeddings=False,
-        )
-    elif layers.isdecimal() and hidden.isdecimal() and int(layers) and int(hidden) and int(hidden) % 64 == 0:
-        heads = max(int(hidden) // 64, 4)
-        config = FastDLLMConfig(
-            vocab_size=512,
-            hidden_size=int(hidden),
-            intermediate_size=int(hidden) * 5 // 2,
-            num_hidden_layers=int(layers),
-            num_attention_heads=heads,
-            num_key_value_heads=heads // 2,
-            tie_word_embeddings=True,
-        )
-    else:
-        raise UsageError(
-            f"--random_weights takes 7b or LAYERSxHIDDEN with HIDDEN a multiple of 64, like 36x512, not {shape!r}"
-        )
-    torch.manual_seed(0)
-    with device, default_dtype(dtype):
-        return FastDLLMForCausalLM(config).eval().requires_grad_(False)
-
-
-def model_of(arguments: argparse.Namespace) -> FastDLLMForCausalLM:
-    """What --random_weights or --model names, on --device in --dtype. Raises UsageError."""
-    try:
-        if arguments.random_weights:
-            device = pick_device(arguments.device)
-            return random_model(arguments.random_weights, device, pick_dtype(arguments.dtype, device))
-        return load_model(arguments.model, arguments.device, arguments.dtype)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
 def qwen2_like(model: FastDLLMForCausalLM) -> Any:
     """transformers' Qwen2 of the model's shape, dtype and device, with random weights."""
     from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
@@ -150,28 +91,6 @@ def qwen2_like(model: FastDLLMForCausalLM) -> Any:
     config = Qwen2Config(**{name: getattr(model.config, name) for name in names})
     with model.device, default_dtype(model.dtype):
         return Qwen2ForCausalLM(config).eval().requires_grad_(False)
-
-
-def median_seconds(work, runs: int, device: torch.device) -> float:
-    """Median wall-clock seconds of `work`, after two runs that do not count."""
-    seconds = []
-    for run in range(runs + 2):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if run >= 2:
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes/s read by a large copy: what a pass over the weights can reach."""
-    source = torch.ones(2**28 if device.type == "cuda" else 2**25, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    return source.numel() * 4 * 2 / median_seconds(lambda: target.copy_(source), 5, device)
 
 
 @torch.inference_mode()
@@ -328,11 +247,6 @@ def where_time_goes(
         whole = sum(times.values())
         shares[kind] = {name: value / whole for name, value in times.items()}
     return shares
-
-
-def full_depth_forwards(model: FastDLLMForCausalLM, answers: list[Generation]) -> float:
-    """The layers that all answers ran, prefills and commits included, over those of the model."""
-    return sum(sum(answer.layer_forwards.values()) for answer in answers) / model.config.num_hidden_layers
 
 
 def time_answers(

@@ -34,7 +34,7 @@ from fast_dllm.guard import one_line
 import torch
 from huggingface_hub import snapshot_download
 
-from benchmarks.decode import check_options
+from benchmarks.common import check_options
 from fast_dllm.errors import OneLineParser, UsageError, line_of
 from fast_dllm.network.config import read_config
 from fast_dllm.network.model import FastDLLMForCausalLM

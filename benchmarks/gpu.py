@@ -31,8 +31,14 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import check_options, copy_bandwidth, full_depth_forwards, random_model
-from benchmarks.questions import toy_prompts
+from benchmarks.common import (
+    check_options,
+    copy_bandwidth,
+    full_depth_forwards,
+    random_model,
+    tiny_settings,
+    toy_prompts,
+)
 from fast_dllm.decode import experiments
 from fast_dllm.decoding import MOST_STATES
 from fast_dllm.errors import OneLineParser, UsageError
@@ -331,13 +337,6 @@ class Bench:
                 max_name_column_width=70,
             )
             yield from (line[:72] + line[-75:] if len(line) > 150 else line for line in table.splitlines())
-
-
-def tiny_settings() -> dict[str, Any]:
-    from fast_dllm.network.tokenizer import load_tokenizer, special_ids
-
-    ids = special_ids(load_tokenizer("tiny"))
-    return {"mask_id": ids.mask, "stop_token": ids.stop, "threshold": 0.9, "max_new_tokens": 128}
 
 
 def main() -> None:

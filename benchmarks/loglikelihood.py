@@ -24,7 +24,7 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import check_options, model_of
+from benchmarks.common import check_options, model_of
 from fast_dllm.errors import OneLineParser, UsageError
 from fast_dllm.evaluate.scoring import MaskedInput, SharedContext, batches, masked_inputs, target_scores
 from fast_dllm.network.model import FastDLLMForCausalLM

@@ -27,9 +27,7 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import check_options
-from benchmarks.gpu import tiny_settings
-from benchmarks.questions import toy_prompts
+from benchmarks.common import check_options, tiny_settings, toy_prompts
 from fast_dllm.decode import experiments
 from fast_dllm.decoding import Generation
 from fast_dllm.errors import OneLineParser

@@ -9,7 +9,7 @@ withdraws it when it ends well (scancel); one that continues another asks the ac
 shard that ends last finishes the run; the job that waits for an array is released when the jobs that it knows have
 ended, asks who is alive (squeue) and is renewed (sbatch) where somebody is. Jobs start in the order of their
 submission, SCHEDULING seconds apart from what lets them. A job dies at its time limit, with its node, or by
-preemption, which takes its GPU away for PAID seconds on average; a killed job loses the answer in flight.
+preemption, which takes its GPU away for PREEMPTION_SECONDS on average; a killed job loses the answer in flight.
 """
 
 from __future__ import annotations
@@ -39,23 +39,26 @@ from fast_dllm.spec.tasks import ROOT, baseline_tasks
 
 CONFIGURATIONS, QUESTIONS = 9, 5000  # minerva_math
 HOUR = 3600.0
-# The lab's GSM8K took 3.1 times the roofline's time on an RTX 6000; so many hours of minerva_math at threshold 1, then
-SLOWER = 3.1
+# The lab's GSM8K on an RTX 6000 took this many times the roofline's time. The same is assumed of minerva_math.
+OVER_ROOFLINE = 3.1
 START = 120.0  # until a job's first question: the model is read and the venv is looked at (assumed)
 FINISH = 60.0  # from the last answer to the summary (assumed)
-LENGTHS = 0.5  # standard deviation over mean of the answers' lengths (assumed)
+LENGTH_VARIATION = 0.5  # standard deviation over mean of the answers' lengths (assumed)
 SCHEDULING = 30.0  # Slurm's bf_interval
 NODE_LIFE = 150 * 24 * HOUR  # of one GPU's node between two failures (assumed)
-PAID = 4 * HOUR  # of a job that preempts one (assumed)
-CONTINUE = 3  # run.sh's default
+PREEMPTION_SECONDS = 4 * HOUR  # of a job that preempts one (assumed)
+MAX_CONTINUATIONS = 3  # run.sh's default
 CALLS = ("sbatch", "scancel", "squeue", "sacct")
 HEADS = ("makespan", "deaths", "given up", "wasted", *CALLS, "a minute at most")
 
 
 @dataclass
 class Settings:
-    """shards: of each configuration. gpus: for all. preemptions: an hour of a job, from its hour `exempt` on. limit:
-    hours of a job. at_once: of an array, Slurm's %M."""
+    """A cluster and a submission.
+
+    shards: of each configuration. gpus: of the cluster. preemptions: per hour of a job; a job is exempt for its first
+    `exempt` hours. limit: hours of a job. at_once: jobs of an array that run at the same time, Slurm's %M.
+    """
 
     shards: int = 64
     gpus: int = 200
@@ -69,17 +72,20 @@ class Settings:
 
 @dataclass
 class Job:
-    """shard: None for the job that waits for the others. left: how many jobs may still continue it. died: whether the
-    job that it continues had begun."""
+    """One job. shard: None for the job that waits for all shards. continuations_left: how many jobs may still continue
+    it. is_continuation: whether it continues a job that has begun."""
 
     configuration: int
     shard: int | None
-    left: int = CONTINUE
-    died: bool = False
+    continuations_left: int = MAX_CONTINUATIONS
+    is_continuation: bool = False
 
 
 @dataclass
 class Outcome:
+    """What a simulation counts. makespan, busy, useful: in seconds; the last two of all GPUs together. calls, minutes:
+    calls of Slurm's commands, by command and by minute."""
+
     makespan: float = 0.0
     busy: float = 0.0
     useful: float = 0.0
@@ -91,13 +97,13 @@ class Outcome:
 
     @property
     def waste(self) -> float:
-        """Share of the GPU-seconds that answered nothing that is kept."""
+        """The share of GPU-seconds whose answers were lost."""
         return 1 - self.useful / self.busy
 
 
 class Simulation:
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.dice = settings, random.Random(settings.seed)
+        self.settings, self.rng = settings, random.Random(settings.seed)
         self.now, self.free, self.number = 0.0, settings.gpus, itertools.count()
         self.events: list = []
         self.outcome = Outcome()
@@ -109,11 +115,11 @@ class Simulation:
         self.outcome.useful = sum(map(sum, self.work))
 
     def shards(self) -> list[float]:
-        """Seconds of each shard: equal by what was expected, and as long as the answers came out."""
+        """Seconds of each shard. The expected times are equal; the real ones vary with the lengths of the answers."""
         count = self.settings.shards
         mean = configuration_seconds() / count
-        deviation = LENGTHS / max(1.0, QUESTIONS / count) ** 0.5
-        return [mean * max(0.1, self.dice.gauss(1, deviation)) for _ in range(count)]
+        deviation = LENGTH_VARIATION / max(1.0, QUESTIONS / count) ** 0.5
+        return [mean * max(0.1, self.rng.gauss(1, deviation)) for _ in range(count)]
 
     def call(self, name: str, count: int = 1) -> None:
         self.outcome.calls[name] += count
@@ -143,7 +149,7 @@ class Simulation:
         waiting: deque[Job] = deque()
         while self.queue and self.free:
             job = self.queue.popleft()
-            first = job.shard is not None and not job.died
+            first = job.shard is not None and not job.is_continuation
             if first and self.running[job.configuration] >= self.settings.at_once:
                 waiting.append(job)
                 continue
@@ -158,23 +164,23 @@ class Simulation:
 
     # -- a job -----------------------------------------------------------------------------------------------------
     def begin(self, job: Job) -> None:
-        if job.died:
+        if job.is_continuation:
             self.call("sacct")
-        if job.left:
+        if job.continuations_left:
             self.call("sbatch")
         if job.shard is None and not self.complete[job.configuration]:
             self.call("squeue")
         if job.shard is None and (self.complete[job.configuration] or self.alive[job.configuration]):
             self.at(10.0, self.renew, job, 10.0)
             return
-        left = self.work[job.configuration]
-        needed = START + (sum(left) + FINISH if job.shard is None else left[job.shard])
+        seconds_left = self.work[job.configuration]
+        needed = START + (sum(seconds_left) + FINISH if job.shard is None else seconds_left[job.shard])
         settings = self.settings
         short = job.shard is None and settings.shards > 1
         limit = min(settings.limit, FINISHING_SECONDS / HOUR if short else settings.limit) * HOUR
-        death, preempted = min(limit, self.dice.expovariate(1 / NODE_LIFE)), False
+        death, preempted = min(limit, self.rng.expovariate(1 / NODE_LIFE)), False
         if settings.preemptions:
-            moment = settings.exempt * HOUR + self.dice.expovariate(settings.preemptions / HOUR)
+            moment = settings.exempt * HOUR + self.rng.expovariate(settings.preemptions / HOUR)
             death, preempted = (moment, True) if moment < death else (death, False)
         if needed <= death:
             self.at(needed, self.end, job, needed)
@@ -182,7 +188,7 @@ class Simulation:
             self.at(death, self.die, job, death, preempted)
 
     def leave(self, job: Job) -> None:
-        """It is out of the queue, and nothing continues it; with the run's last one the job that waits is released."""
+        """The job has ended and no job continues it. If it is the run's last shard, release the job that waits."""
         alive = self.alive[job.configuration]
         alive.discard(job.shard)
         if job.shard is not None and not alive and not self.complete[job.configuration]:
@@ -190,16 +196,16 @@ class Simulation:
 
     def end(self, job: Job, lasted: float) -> None:
         self.outcome.busy += lasted
-        if job.left:
+        if job.continuations_left:
             self.call("scancel")
-        left = self.work[job.configuration]
+        seconds_left = self.work[job.configuration]
         if job.shard is None:
-            left[:] = [0.0] * len(left)
+            seconds_left[:] = [0.0] * len(seconds_left)
             self.done(job)
         else:
-            self.running[job.configuration] -= not job.died
-            left[job.shard] = 0.0
-            if not any(left):
+            self.running[job.configuration] -= not job.is_continuation
+            seconds_left[job.shard] = 0.0
+            if not any(seconds_left):
                 self.alive[job.configuration].discard(job.shard)
                 self.call("squeue")
                 self.outcome.busy += START + FINISH
@@ -218,16 +224,20 @@ class Simulation:
     def die(self, job: Job, lasted: float, preempted: bool) -> None:
         self.outcome.busy += lasted
         self.outcome.deaths += 1
-        left = self.work[job.configuration]
-        in_flight = self.dice.random() * configuration_seconds() / QUESTIONS
+        seconds_left = self.work[job.configuration]
+        in_flight = self.rng.random() * configuration_seconds() / QUESTIONS
         answered = max(0.0, lasted - START - in_flight)
-        for shard in range(len(left)) if job.shard is None else [job.shard]:
-            spent = min(answered, left[shard])
-            left[shard], answered = left[shard] - spent, answered - spent
+        for shard in range(len(seconds_left)) if job.shard is None else [job.shard]:
+            spent = min(answered, seconds_left[shard])
+            seconds_left[shard], answered = seconds_left[shard] - spent, answered - spent
         if job.shard is not None:
-            self.running[job.configuration] -= not job.died
-        if job.left:
-            self.at(SCHEDULING, self.enqueue, Job(job.configuration, job.shard, job.left - 1, died=True))
+            self.running[job.configuration] -= not job.is_continuation
+        if job.continuations_left:
+            self.at(
+                SCHEDULING,
+                self.enqueue,
+                Job(job.configuration, job.shard, job.continuations_left - 1, is_continuation=True),
+            )
         elif job.shard is not None:
             self.outcome.abandoned += 1
             self.leave(job)
@@ -235,7 +245,7 @@ class Simulation:
             self.call("sbatch")
             self.at(SCHEDULING, self.enqueue, Job(job.configuration, None))
         if preempted:
-            self.at(self.dice.expovariate(1 / PAID), self.give_back)
+            self.at(self.rng.expovariate(1 / PREEMPTION_SECONDS), self.give_back)
         else:
             self.give_back()
 
@@ -248,7 +258,7 @@ class Simulation:
 
 def configuration_seconds() -> float:
     task = next(task for task in TASKS if task.name == "minerva_math")
-    return SLOWER * Sizes.of(FastDLLMConfig()).task_seconds(GPUS[0], task, 1.0)
+    return OVER_ROOFLINE * Sizes.of(FastDLLMConfig()).task_seconds(GPUS[0], task, 1.0)
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------------
@@ -257,7 +267,7 @@ def row(*cells: object) -> str:
 
 
 def simulated(settings: Settings, runs: int = 5) -> list[object]:
-    """Means over `runs` seeds; of the busiest minute the largest."""
+    """Means over `runs` seeds, and the largest number of calls in one minute."""
     outcomes = [Simulation(Settings(**{**vars(settings), "seed": seed})).run() for seed in range(runs)]
 
     def mean(values) -> float:
@@ -288,7 +298,7 @@ def simulation_table() -> list[str]:
 
 
 def gpus_table() -> list[str]:
-    """Shares, that is GPUs, that answer one configuration within one job each of so many hours, by GPU type."""
+    """How many shards, that is GPUs, answer one configuration if each is one job of so many hours, by GPU type."""
     hours, sizes = (1, 2, 4, 8, 12), Sizes.of(FastDLLMConfig())
     lines = [
         row("task", "GPU", "GPU hours at best", *(f"{hour} h" for hour in hours)),

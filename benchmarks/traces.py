@@ -25,8 +25,7 @@ from fast_dllm.guard import one_line
 # isort: split
 import torch
 
-from benchmarks.decode import check_options
-from benchmarks.questions import toy_prompts
+from benchmarks.common import check_options, toy_prompts
 from fast_dllm.decode import experiments
 from fast_dllm.decode.loaded import LoadedModel
 from fast_dllm.decode.tracing import traced
