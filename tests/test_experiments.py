@@ -139,6 +139,10 @@ def decode_one(answer, options):
         ({"batch_size": "many"}, "batch_size must be a whole number"),
         ({"max_new_tokens": 1.5}, "max_new_tokens must be a whole number"),
         ({"seed": True}, "seed must be a whole number"),
+        ({"experiment_name": "01_adaptive_skip", "reread_above": 2}, "reread_above must be a probability from 0 to 1"),
+        ({"experiment_name": "02_residual_reuse", "order": 2}, "order must be one of 0, 1, not 2"),
+        ({"experiment_name": "03_carry_rows", "carry": True, "refresh": "block"}, "carry needs refresh rows"),
+        ({"experiment_name": "05_two_bars", "prefix_above": -1}, "prefix_above must be a probability from 0 to 1"),
     ],
 )
 def test_a_bad_model_argument_is_one_line_that_names_fault_and_choices(given, message):

@@ -143,6 +143,15 @@ def test_layers_in_part_are_compared_with_what_costs_no_more(project):
     assert rows[0][4].startswith("+0.25 [")
 
 
+def test_results_of_the_further_models_are_read_from_a_folder_each(project):
+    subject, *others = findings.SUBJECTS
+    kept = project.root / "artifacts"
+    shutil.copytree(kept / "04_threshold", kept / "subjects" / subject / "04_threshold")
+    runs = findings.runs_by_task(project.root)
+    assert set(runs[f"toy_math, {subject}"]) == {f"04_threshold/{config}" for config in SETTINGS}
+    assert not any(f"toy_math, {other}" in runs for other in others)
+
+
 def test_what_is_missing_is_one_line(project, tmp_path):
     with pytest.raises(
         UsageError, match="no table 'nothing'; there are: every_result, equal_accuracy, equal_cost, claims, "

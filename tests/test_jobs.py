@@ -431,7 +431,8 @@ def continued(project, job_id, **extra):
 
 def test_the_baseline_runs_every_task_although_one_fails(project):
     words = ["sbatch/baseline.sh", "--limit", "3", "--model", "tiny"]
-    result = project.bash(*words, FAKE_EVAL_gsm8k="fail:x")
+    allocation = {"SLURM_JOB_ID": "7", "SLURM_TASK_PID": "1"}  # typed within one: no batch job, which others continue
+    result = project.bash(*words, FAKE_EVAL_gsm8k="fail:x", **allocation)
     assert result.returncode == 1
     assert project.calls("sbatch") == []
     assert tasks_of(project.evaluations()) == ["mmlu", "gpqa_main_n_shot", "gsm8k", "minerva_math", "ifeval"]

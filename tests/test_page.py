@@ -13,9 +13,11 @@ def test_an_answer_streams_in_and_can_be_replayed(page):
     ask(page, "Hello")
     page.wait_for_selector("#cells .m")  # seen while masks are still there
     page.wait_for_selector("#cells .new")
+    page.fill("#message textarea", "typed meanwhile")
     page.wait_for_function(ALL_UNMASKED.format("#cells"))
     assert "denoising steps" in page.inner_text("#cells .stats")
     assert page.locator("#cells .blk").count() >= 2
+    assert page.input_value("#message textarea") == "typed meanwhile"
     slider = page.locator("#replay input[type=range]")
     slider.evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input', {bubbles: true})); }")
     page.wait_for_selector("#cells .m")

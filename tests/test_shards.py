@@ -76,6 +76,10 @@ def test_another_number_of_shares_is_refused_while_one_is_at_work_and_taken_afte
     check_nobody_at_work(tmp_path)
     assert Plan.of(tmp_path, tmp_path, Shard(0, 3)).path.name == "plan.0002"
     assert Plan.of(tmp_path, tmp_path, Shard(2, 3)).path.name == "plan.0002"
+    claim = claim_shard(tmp_path / "shards" / Shard(0, 2, processes=2).name)
+    with pytest.raises(UsageError, match=r"shard 0-of-2x2 of .* is being answered by process"):
+        check_nobody_at_work(tmp_path)
+    claim.release()
 
 
 # -- the adapter -------------------------------------------------------------------------------------------------------

@@ -40,9 +40,9 @@ def ask(project, *words):
     return project.root / ".snapshots" / done.stdout.strip()
 
 
-def git(project, *words):
+def git(project, *words) -> str:
     command = ["git", "-C", project.root, "-c", "user.name=a", "-c", "user.email=a@example.org", *words]
-    subprocess.run(command, check=True, capture_output=True)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_a_snapshot_holds_what_a_job_reads_and_nothing_else(project):
@@ -123,6 +123,7 @@ def test_whatever_a_branch_is_called_the_record_is_read_again(project):
     folder = ask(project)
     state = json.loads((folder / "snapshot.json").read_text())
     assert (state["git_branch"], state["git_dirty"]) == ('fix-"x"', False)
+    assert state["git_commit"] == git(project, "rev-parse", "HEAD")
     (project.root / "experiments" / "00_baseline" / "a file").write_text("changed")
     assert json.loads((ask(project) / "snapshot.json").read_text())["git_dirty"] is True
     git(project, "commit", "-qam", "y")
