@@ -32,14 +32,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def save_random_model(folder: Path, num_layers: int = 36) -> Path:
-    """Write config, weights and tokenizer of the golden model tiny36, or of its first layers, to `folder`."""
+def save_random_model(folder: Path, name: str = "tiny36", num_layers: int | None = None) -> Path:
+    """Write config, weights and tokenizer of a golden model, or of its first layers, to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads((GOLDEN / "tiny36.config.json").read_text()) | {"num_hidden_layers": num_layers}
+    config = json.loads((GOLDEN / f"{name}.config.json").read_text())
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    if num_layers is not None:
+        left_out = tuple(f"model.layers.{layer}." for layer in range(num_layers, config["num_hidden_layers"]))
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(left_out)}
+        config["num_hidden_layers"] = num_layers
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    tensors = load_file(GOLDEN / "tiny36.safetensors")
-    left_out = tuple(f"model.layers.{layer}." for layer in range(num_layers, 36))
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     byte_tokenizer().save_pretrained(folder)
     return folder

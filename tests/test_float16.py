@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fast_dllm.decode import experiments
-from fast_dllm.errors import NonFiniteError, UsageError, non_finite
+from fast_dllm.errors import NonFiniteError, UsageError
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.network.model import FastDLLMForCausalLM, FastDLLMModel
 from fast_dllm.network.modes import use_graphs, use_padded_shapes
@@ -135,10 +135,6 @@ def test_decoding_names_what_to_try_where_float16_fails(growing, float16_sums, p
     model = copy_in(growing, torch.float16)
     with pytest.raises(NonFiniteError, match=r"not finite in a \w+ forward; float16 .* try .* dtype=bfloat16"):
         answers(use_padded_shapes(model) if padded else model)
-
-
-def test_only_float16_is_advised_against():
-    assert str(non_finite("a full forward", torch.float32)) == "the model's logits are not finite in a full forward"
 
 
 def test_compiled_layers_are_for_float32_alone(growing):

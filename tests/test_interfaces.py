@@ -92,6 +92,7 @@ def test_a_word_leaves(terminal, word):
     assert terminal.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_talk_in_silence(short_random):
     words = f"{sys.executable} run_chatbot.py --model {short_random} --model_args max_new_tokens=64"
     typed = "Hello\n/settings\n" * 20

@@ -82,7 +82,7 @@ def test_a_cache_that_is_too_small_is_said_before_the_download(project):
     assert project.bash("sbatch/prefetch.sh", "--model", "tiny").returncode == 0  # which needs none
 
 
-@pytest.mark.parametrize("words", [["--task", "x"], ["--task", ""], ["--model", "a b"], ["--x"], ["--task"]])
+@pytest.mark.parametrize("words", [["--task", "x"], ["--model", "a b"]])
 def test_a_wrong_word_is_one_line(project, words):
     result = project.bash("sbatch/prefetch.sh", *words)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)

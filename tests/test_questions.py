@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -56,11 +55,6 @@ def test_what_each_answer_cost_is_kept_where_all_are_known(tmp_path):
         questions.read(tmp_path / "questions.json.gz")
 
 
-def test_equal_content_is_equal_bytes(tmp_path):
-    first = questions.write(tmp_path, *collected())
-    assert questions.write(tmp_path, *collected()) == first
-
-
 def test_only_the_primary_metrics_filter_counts_and_repeated_rows_count_once():
     rows = [
         sample("sums", 0, "a", 1.0),
@@ -94,17 +88,11 @@ def test_how_a_group_weights_its_subtasks_is_seen_in_its_number(whole, weights):
     assert content["groups"] == {"g": weights}
 
 
-def test_the_file_for_gsm8k_is_well_under_100_kb(tmp_path):
-    draw = random.Random(0)
-    rows = [(i, f"answer {draw.random()}", float(draw.random() < 0.8)) for i in range(1319)]
-    questions.write(tmp_path, *collected(rows=rows))
-    assert (tmp_path / questions.QUESTIONS_FILE).stat().st_size < 30_000
-
-
 # Named: a gzip header holds the second it was made in, and pytest-xdist's workers must agree on the tests' names.
 DAMAGES = {
     "empty": b"",
     "torn": b"torn",
+    "cut_off": gzip.compress(b'{"schema_version": 1, "groups": {}, "tasks": {}}')[:-12],
     "no_object": gzip.compress(b"[]"),
     "another_schema": gzip.compress(b'{"schema_version": 9}'),
     "nothing_in_it": gzip.compress(b'{"schema_version": 1}'),
@@ -146,14 +134,6 @@ def test_a_small_file_that_inflates_to_a_gigabyte_takes_little_memory(tmp_path):
     fault, kilobytes = done.stdout.splitlines()
     assert "inflates to more than" in fault
     assert int(kilobytes) < 400_000
-
-
-def test_a_torn_file_is_one_line(tmp_path):
-    questions.write(tmp_path, *collected())
-    path = tmp_path / questions.QUESTIONS_FILE
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(questions.QuestionsError):
-        questions.read(path)
 
 
 def test_the_seal_covers_everything_and_not_the_spacing(tmp_path):

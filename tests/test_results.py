@@ -41,15 +41,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_a_written_file_is_readable_by_the_group_as_the_umask_says(tmp_path):
-    old = os.umask(0o027)
-    try:
-        write_json(tmp_path / "summary.json", {})
-    finally:
-        os.umask(old)
-    assert (tmp_path / "summary.json").stat().st_mode & 0o777 == 0o640
-
-
 def test_the_primary_metric_is_the_tasks_own():
     tables = {
         "gsm8k": {

@@ -49,11 +49,11 @@ def is_complete(venv: str) -> bool:
     return (folder / "complete").read_text().strip() == folder.name.split(".")[0] and (folder / "bin/python").exists()
 
 
-def test_nine_jobs_on_three_nodes_build_one_venv_once(project):
+def test_six_jobs_on_three_nodes_build_one_venv_once(project):
     project.pretend_nodes()
-    jobs = [start(project, node=f"n{number % 3}", FAKE_UV_SECONDS="2") for number in range(9)]
+    jobs = [start(project, node=f"n{number % 3}", FAKE_UV_SECONDS="1") for number in range(6)]
     outputs = [job.communicate(timeout=60) for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * 9, outputs
+    assert [job.returncode for job in jobs] == [0] * 6, outputs
     venvs = {stdout.strip() for stdout, _ in outputs}
     assert len(venvs) == 1
     assert is_complete(venvs.pop())
@@ -116,6 +116,7 @@ def test_a_venv_without_sentence_data_is_complete_and_one_line_says_so(project):
     assert line.endswith("before ifeval run: bash sbatch/prefetch.sh --task ifeval")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("changed", "old", "new"),
     [
@@ -166,6 +167,7 @@ def test_a_venv_that_somebody_made_by_hand_is_left_alone(project):
     assert "was not made by these scripts and is left alone" in result.stderr
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("scratch", "given", "expected"),
     [

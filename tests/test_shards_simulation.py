@@ -47,6 +47,7 @@ def test_an_array_has_no_more_jobs_at_once_than_its_throttle_allows():
     assert most == 8
 
 
+@pytest.mark.slow
 def test_the_documents_show_what_is_printed():
     command = [sys.executable, ROOT / "benchmarks" / "shards.py", "--table"]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -17,8 +17,7 @@ ENSURE = """
 import sys
 from pathlib import Path
 from fast_dllm.runner import snapshot
-make = {"ensure": snapshot.ensure, "name": snapshot.name_of}[sys.argv[3]]
-print(make(Path(sys.argv[1]), "00_baseline", sys.argv[2]))
+print(snapshot.ensure(Path(sys.argv[1]), "00_baseline", "7B"))
 """
 
 
@@ -27,17 +26,12 @@ def project(tmp_path):
     return Project(tmp_path / "lab's project")
 
 
-def command(project, model="7B", what="ensure"):
-    return [sys.executable, "-c", ENSURE, str(project.root), model, what]
+def command(project):
+    return [sys.executable, "-c", ENSURE, str(project.root)]
 
 
-def ask(project, *words):
-    environment = os.environ | {"PYTHONPATH": str(project.root), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        command(project, *words), cwd=project.root, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return project.root / ".snapshots" / done.stdout.strip()
+def ask(project, model="7B", make=snapshot.ensure):
+    return project.root / ".snapshots" / make(project.root, "00_baseline", model)
 
 
 def git(project, *words) -> str:
@@ -64,7 +58,7 @@ def test_a_snapshot_holds_what_a_job_reads_and_nothing_else(project):
 
 def test_to_ask_for_the_name_writes_nothing(project):
     before = project.written()
-    folder = ask(project, "7B", "name")
+    folder = ask(project, "7B", snapshot.name_of)
     assert project.written() == before
     assert ask(project) == folder
 

@@ -12,12 +12,11 @@ from training.data import (
     autoregressive_batches,
     diffusion_batches,
     diffusion_mask,
-    draw_masks,
     make_examples,
     noisy_example,
 )
 from training.recipe import AHEAD_WEIGHT, Stage, tiny_config
-from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer, chat_prompt
+from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer
 
 BLOCK = 32
 SHORT = (  # two objectives, one growth
@@ -50,14 +49,6 @@ def test_digits_are_single_tokens_and_the_instruction_is_one(tokenizer):
     assert len(tokenizer.tokenize("\n" + INSTRUCTION)) == 1
     assert len({tokenizer.convert_tokens_to_ids(token) for token in (START, STOP, MASK)}) == 3
     assert len(tokenizer) < 512
-
-
-@pytest.mark.parametrize("message", ["How many?", "How many?\nA. 1\nB. 2\nAnswer:"])
-def test_chat_template_renders_what_training_reads(tokenizer, message):
-    messages = [{"role": "user", "content": message}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == chat_prompt(message)
-    assert (INSTRUCTION in rendered) == (not message.endswith("Answer:"))
 
 
 # Batches
@@ -107,16 +98,6 @@ def test_only_answer_rows_are_masked_and_never_a_block_start(tokenizer, examples
                 assert read[row - 1] == clean[position]
             else:
                 assert ids[row] == clean[position]
-
-
-def test_decoding_masks_know_the_left_and_not_the_right():
-    maskable = list(range(5, 32))
-    for seed in range(200):
-        pair = draw_masks(random.Random(seed), maskable, 20, BLOCK, 8, uniform_share=0.0)
-        for masked, ahead in zip(pair.masked, pair.ahead, strict=True):
-            assert {offset for offset in maskable if offset >= ahead} <= masked
-            assert all(offset >= ahead - 8 for offset in masked)
-            assert ahead - 8 < 25  # the current sub-block holds part of the answer
 
 
 def test_autoregressive_rows_predict_the_next_token(tokenizer, examples):
