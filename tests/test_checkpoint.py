@@ -18,7 +18,7 @@ from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from fast_dllm.errors import UsageError
 from fast_dllm.network import chat_template, config, loading
-from fast_dllm.network.config import FastDLLMConfig, read_config
+from fast_dllm.network.config import read_config
 from fast_dllm.network.loading import TINY_MODEL, load_model
 from fast_dllm.network.model import FastDLLMForCausalLM
 from fast_dllm.network.tokenizer import load_tokenizer, render
@@ -192,11 +192,6 @@ def test_the_published_config_loads_without_a_warning(shared, warnings):
     published = read_config(str(shared / "reference" / "fast_dllm_v2_7b"))
     assert warnings == []
     assert (published.rope_theta, published.head_dim, published.bd_size) == (1e6, 128, 32)
-
-
-def test_a_config_that_is_made_in_code_is_checked_too():
-    with pytest.raises(UsageError, match="yarn"):
-        FastDLLMConfig(rope_parameters=YARN)
 
 
 @pytest.mark.parametrize(

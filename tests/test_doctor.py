@@ -20,12 +20,10 @@ import pytest
 import torch
 from script_project import NO_WEIGHTS, ROOT, Project, pretend_model
 
-from fast_dllm.doctor import cluster, data_sets, disks, gpu, model_files, software
+from fast_dllm.doctor import cluster, disks, gpu, model_files, software
 from fast_dllm.doctor.data_sets import place_of_data
 from fast_dllm.doctor.situation import GIB, DataSet, Situation
 from fast_dllm.evaluate.sandbox import Sandbox, limits_only
-from fast_dllm.network import config as network_config
-from fast_dllm.network import memory as network_memory
 from fast_dllm.network.config import FastDLLMConfig
 from fast_dllm.runner import slurm
 from fast_dllm.runner.venv import CUDA, requirements_key
@@ -151,23 +149,6 @@ def test_a_damaged_model_fails_in_one_line(cluster_project, name, content, told)
     assert f"{name} {told}" in starting(lines, "fail model")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "named"),
-    [
-        ("config.json", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling of type 'yarn'"),
-        ("config.json", {"hidden_size": 0}, "hidden_size must be a whole number from 1"),
-        ("model.safetensors.index.json", {"weight_map": {"a": "../a.safetensors"}}, "in the same folder"),
-        ("model.safetensors.index.json", {"weight_map": 5}, "weight_map must be an object"),
-    ],
-)
-def test_a_model_of_another_network_or_with_an_index_of_other_files_fails(cluster_project, name, content, named):
-    snapshot = cluster_project.cached_model()
-    (snapshot / name).write_text(json.dumps(content))
-    code, lines = cluster_project.quick("--task", "toy_math", HF_HUB_OFFLINE="1")
-    assert code == 1
-    assert named in starting(lines, "fail model")
-
-
 def test_a_model_that_has_no_room_fails_and_little_room_is_a_warning(monkeypatch, tmp_path):
     situation = Situation(tmp_path, (), MODEL, tmp_path / "venv", None, {"HF_HOME": str(tmp_path)}, {})
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**29))
@@ -267,12 +248,6 @@ def test_run_submits_nothing_when_a_job_would_fail_and_goes_on_after_warnings(cl
     assert len(cluster_project.submitted()) == 1
     # nothing is left to submit, so nothing has to be checked
     assert cluster_project.run("k1_first", HF_HUB_OFFLINE="1").returncode == 0
-
-
-def test_status_and_a_dry_run_check_nothing(cluster_project):
-    for words in (["--status"], ["--dry-run"]):
-        done = cluster_project.run(*words, HF_HUB_OFFLINE="1")
-        assert (done.returncode, "model" in done.stderr) == (0, False)
 
 
 def test_a_check_that_breaks_stops_no_submission(cluster_project):
@@ -399,19 +374,6 @@ def test_a_python_without_the_packages_says_which_one_has_them(cluster_project):
     starting(lines, "ok   model tiny")  # the quick part is done all the same
 
 
-def test_a_hub_that_does_not_answer_is_a_failure_of_what_is_not_here(monkeypatch):
-    from huggingface_hub import HfApi
-
-    def refuse(*words, **named):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(HfApi, "auth_check", refuse)
-    finding = data_sets.ask_hub("dataset", "openai/gsm8k")
-    assert finding.level == "fail"
-    assert finding.text.startswith("data set openai/gsm8k: not in the cache, and the hub does not answer (no route)")
-    assert "bash sbatch/prefetch.sh" in finding.text
-
-
 def test_code_tasks_say_whether_there_is_a_sandbox(monkeypatch):
     situation = Situation(ROOT, ("gsm8k", "mbpp"), "tiny", ROOT, None, {}, {})
     kinds = {"ok": Sandbox("bubblewrap"), "warn": limits_only("bubblewrap: not installed")}
@@ -493,45 +455,7 @@ def test_a_gpu_is_judged_by_its_capability_and_memory(monkeypatch, seven_billion
     assert (finding.level, text in finding.text) == (level, True), finding
 
 
-def test_without_a_gpu_and_without_slurm_the_7b_needs_the_memory(monkeypatch, seven_billion):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    for gigabytes, level, text in (
-        (8, "fail", "it needs a machine with more than 14.2 GiB"),
-        (
-            16,
-            "fail",
-            "16.0 GiB of memory are free for float32, 28.4 GiB of weights; set dtype=bfloat16, which takes 14.2",
-        ),
-        (64, "warn", "a benchmark takes weeks"),
-    ):
-        monkeypatch.setattr(network_memory, "available_on_host", lambda amount=gigabytes * GIB: amount)
-        [finding] = gpu.check_gpu(seven_billion)
-        assert (finding.level, text in finding.text) == (level, True), finding
-
-
-def test_the_size_of_a_model_on_the_hub_is_known_before_its_weights_are_there(monkeypatch, seven_billion, tmp_path):
-    """The doctor downloads the configuration alone, and only where it may ask the hub."""
-    asked = []
-    monkeypatch.setattr(
-        network_config, "cached_file", lambda *words: asked.append(words) or f"{seven_billion.model}/config.json"
-    )
-    absent = replace(seven_billion, model=MODEL, environment={"HF_HOME": str(tmp_path / "empty")})
-    assert (model_files.weight_count(absent), asked) == (None, [])
-    online = replace(absent, reach=lambda kind, path: model_files.Finding("ok", path))
-    assert model_files.weight_count(online) == model_files.weight_count(seven_billion)
-    assert asked[0] == (MODEL, "config.json")
-
-
 # -- the cluster, where no subprocess is needed ------------------------------------------------------------------------
-def test_quota_is_linux_own_where_there_is_no_pace_quota(monkeypatch, tmp_path):
-    situation = Situation(tmp_path, (), "tiny", tmp_path, None, {"PATH": f"{tmp_path}:{os.environ['PATH']}"}, {})
-    monkeypatch.setenv("PATH", situation.environment["PATH"])
-    program = tmp_path / "quota"
-    program.write_text("#!/bin/sh\nexit 0\n")
-    program.chmod(0o755)
-    assert [one.level for one in disks.check_quota(situation)] == ["ok"]
-    program.write_text("#!/bin/sh\necho 'Over block quota on /home'; exit 1\n")
-    assert [one.text for one in disks.check_quota(situation)] == ["quota: Over block quota on /home; make room"]
 
 
 def test_a_slurm_that_does_not_answer_is_told_apart(monkeypatch, tmp_path):

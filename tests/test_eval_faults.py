@@ -55,11 +55,6 @@ def test_samples_that_say_nothing_clear_are_refused(samples, message):
         task_checks.check_samples({"a": task(6)}, samples)
 
 
-def test_every_task_needs_its_samples_or_would_be_asked_in_full():
-    with pytest.raises(UsageError, match="gives no questions of b"):
-        task_checks.check_samples({"a": task(6), "b": task(6)}, {"a": [0]})
-
-
 @pytest.mark.parametrize(
     ("processes", "limit", "samples", "message"),
     [
@@ -102,13 +97,6 @@ def test_generation_settings_are_checked_before_a_model_is_loaded(changes, messa
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
-def test_the_number_of_processes_is_what_a_launcher_set():
-    assert [launched_processes(each) for each in ({}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1"}, LAUNCHED)] == [
-        1,
-        1,
-        1,
-        2,
-    ]
 
 
 @pytest.mark.parametrize(

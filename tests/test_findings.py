@@ -126,14 +126,6 @@ def test_the_fastest_setting_that_is_as_right_as_plain_is_named(project):
     assert by_reading[observed, "02_residual_reuse"] == ["k2_last", "5.56", "1.00", "1.22"]
 
 
-def test_the_picture_shows_every_experiment_and_the_envelope(project):
-    axes = findings.picture(findings.read(project.root)).axes[0]
-    labels = {text.get_text() for text in axes.get_legend().get_texts()}
-    assert labels == {"the controls' envelope", "01_adaptive_skip", "02_residual_reuse", "04_threshold"}
-    envelope = next(line for line in axes.get_lines() if line.get_label() == "the controls' envelope")
-    assert list(envelope.get_xdata()) == pytest.approx([5000 / 1100, 5000 / 900, 5000 / 600])
-
-
 def test_layers_in_part_are_compared_with_what_costs_no_more(project):
     rows = tables_of(document(project.root))["equal_cost"]
     assert [(row[0], row[2], row[3]) for row in rows] == [

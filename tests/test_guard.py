@@ -13,7 +13,7 @@ import pytest
 from golden_models import ROOT
 
 from fast_dllm.errors import NonFiniteError, UsageError
-from fast_dllm.guard import check_folder, one_line
+from fast_dllm.guard import one_line
 from fast_dllm.runner.failures import classify
 
 PROGRAMS = (
@@ -125,12 +125,3 @@ def test_a_closed_pipe_is_silent():
     code = "from fast_dllm.guard import one_line\nwith one_line():\n    while True: print('line')"
     done = run("-c", f'{sys.executable} -c "{code}" | head -n 1; exit ${{PIPESTATUS[0]}}', python=("bash",))
     assert (done.returncode, done.stdout, done.stderr) == (0, "line\n", "")
-
-
-def test_looking_whether_a_folder_can_be_written_leaves_no_trace(tmp_path):
-    check_folder("--output_path", tmp_path / "a" / "b")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"--output_path: cannot write into '.*file/below': Not a directory"):
-        check_folder("--output_path", tmp_path / "file" / "below")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

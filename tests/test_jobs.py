@@ -316,16 +316,6 @@ def test_a_job_that_was_cut_off_and_comes_back_leaves_the_run_to_the_one_that_to
     assert (lock.name, (lock / "released").exists()) == (".lock.0002", True)
 
 
-def test_the_number_of_threads_is_left_to_the_program_unless_it_is_set(project):
-    accelerate = project.state / "bin" / "fake_accelerate"
-    accelerate.write_text(
-        accelerate.read_text().replace("set -euo", 'echo "$FAST_DLLM_NUM_THREADS" >"$FAKE_SLURM/threads"\nset -euo')
-    )
-    for number, (given, expected) in enumerate([({}, "auto"), ({"OMP_NUM_THREADS": "4"}, "4")], 5):
-        assert project.bash("sbatch/local.sh", "--limit", str(number), **given).returncode == 0
-        assert (project.state / "threads").read_text().strip() == expected
-
-
 def test_with_a_gpu_the_evaluation_is_not_forced_to_the_cpu(project):
     present = project.state / "bin" / "nvidia-smi"
     present.write_text("#!/usr/bin/env bash\necho 'GPU 0: NVIDIA RTX 6000'\n")

@@ -214,22 +214,6 @@ def test_a_report_on_one_cell(project):
     assert '<details class="section" open><summary><h2>Alarms</h2>' in text_of(project, "report.html")
 
 
-@pytest.mark.slow
-def test_a_report_on_twelve_experiments(project):
-    names = [f"{i:02d}_idea" for i in range(1, 12)]
-    project.nine()
-    for i, name in enumerate(names, 1):
-        project.experiment(name)
-        project.nine(lost=(10, 11 + i, 20 + i), experiment=name)
-    content = made(project)
-    assert [table["label"] for table in content["tables"]] == ["00_baseline", *names]
-    assert sum(len(table["runs"]) for table in content["tables"]) == 108
-    assert content["num_alarms"] == 0
-    Page(text_of(project, "report.html"))
-    only = made(project, "--experiment", "03_idea,00_baseline")
-    assert [table["label"] for table in only["tables"]] == ["03_idea", "00_baseline"]
-
-
 def test_every_task_has_a_report_of_its_own(project):
     project.nine()
     project.run("plain", answers(100, range(40)), task="toy_choice", scored=True)
@@ -597,39 +581,6 @@ def test_a_heat_map_shows_every_configuration_of_a_matrix_with_more_than_two_arg
     assert axes.get_xlabel() == "small block size\nthreshold"
     cells = [text.get_text() for text in axes.texts]
     assert cells == ["–", "–", "80.0", "70.0", "60.0", "90.0", "–", "–", "100.0"]
-
-
-@pytest.mark.slow
-def test_every_contrast_is_in_a_picture_of_differences_however_many_there_are(project):
-    given = {f"c{i:02d}": {"threshold": i / 100} for i in range(45)}
-    for name in ("01_idea", "04_threshold"):
-        project.experiment(name, matrix={"configurations": given, "compare_with": "c00"})
-        for i, (config, arguments) in enumerate(given.items()):
-            if name == "04_threshold" or i < 3:
-                project.run(config, answers(100, range(i)), experiment=name, arguments=arguments)
-    drawn = {name: figure for name, (figure, _) in drawn_figures(project).items() if name.startswith("differences")}
-    names = {name: [label.get_text() for label in f.axes[0].get_yticklabels()] for name, f in drawn.items()}
-    assert list(names) == ["differences_01_idea", "differences_04_threshold_1", "differences_04_threshold_2"]
-    assert names["differences_01_idea"] == ["c01", "c02"]
-    assert names["differences_04_threshold_1"] + names["differences_04_threshold_2"] == list(given)[1:]
-
-
-def test_what_lies_close_together_has_a_picture_of_its_own_beside_what_is_far_slower(project):
-    sweep = {f"t{t}": {"threshold": t} for t in (0.5, 0.7, 1.0)}
-    project.experiment("04_threshold", matrix={"configurations": sweep, "compare_with": "t1.0"})
-    for (config, given), full in zip(sweep.items(), (500, 600, 4900), strict=True):
-        project.run(
-            config, answers(300, range(full // 50)), experiment="04_threshold", arguments=given, forwards={"full": full}
-        )
-    drawn = {
-        name: figure for name, (figure, _) in drawn_figures(project).items() if name.startswith("accuracy_tokens_per_f")
-    }
-    shown = {
-        name: sorted(next(line for line in figure.axes[0].lines if line.get_linestyle() == "None").get_xdata())
-        for name, figure in drawn.items()
-    }
-    assert shown["accuracy_tokens_per_forward"] == pytest.approx([5000 / 4900, 5000 / 600, 10.0])
-    assert shown["accuracy_tokens_per_forward_close"] == pytest.approx([5000 / 600, 10.0])
 
 
 def test_a_drift_map_of_fewer_questions_is_shown_and_one_of_another_model_is_not(project):

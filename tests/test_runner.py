@@ -7,7 +7,7 @@ import resource
 import subprocess
 
 import pytest
-from script_project import CONFIGS, Project, old_pythons, pretend_model, system_tools
+from script_project import CONFIGS, Project, old_pythons, system_tools
 
 LINE = "=" * 77
 HOSTILE = ["", "a b", "$(touch pwned)", "a\nb", "../00_baseline", "-x", "é"]
@@ -516,16 +516,6 @@ def test_a_wrong_word_is_answered_with_the_valid_ones(project):
         result = project.run(*arguments)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), arguments
         assert named in result.stderr
-
-
-def test_a_model_folder_is_passed_on_with_its_full_path(project):
-    pretend_model(project.root / "my model")
-    project.run("--model", "my model", "k1_first")
-    command = (project.state / "ids" / "1" / "command").read_text()
-    arguments = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert arguments[arguments.index("--model") + 1] == str(project.root / "my model")
 
 
 def test_a_script_is_called_through_a_link_from_another_folder(project, tmp_path):

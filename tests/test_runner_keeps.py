@@ -113,19 +113,6 @@ def test_a_foreign_file_is_no_earlier_result(project):
     assert list(project.statuses().values()) == [f"corrupt: {reason}" for _, reason in cases]
 
 
-def test_a_truncated_earlier_result_is_corrupt_and_kept_when_it_is_run_again(project):
-    path = write_earlier(project, task="gsm8k_limit_5")
-    torn = path.read_bytes()[:300]
-    path.write_bytes(torn)
-    assert project.statuses("--limit", "5")["k2_middle"].startswith("corrupt: not valid JSON")
-    assert project.job("10", *JOB) == 0
-    assert path.with_name("summary.corrupt.json").read_bytes() == torn
-    path.write_bytes(b"")
-    assert project.job("11", *JOB) == 0
-    assert path.with_name("summary.corrupt.2.json").read_bytes() == b""
-    assert path.with_name("summary.corrupt.json").read_bytes() == torn
-
-
 @pytest.mark.skipif(not (SHARED / "lab").is_dir(), reason=f"no folder {SHARED.name}/lab beside this checkout")
 @pytest.mark.parametrize(
     ("folder", "words", "accuracies"),

@@ -91,13 +91,6 @@ def test_a_wall_time_that_was_asked_for_and_does_not_fit_is_refused_in_a_line(pr
     assert project.submitted() == []
 
 
-def test_hours_beat_the_settings_and_fit_to_the_minute(project):
-    project.run("--hours", "8", "k1_first", SBATCH_QOS="embers", SBATCH_TIMELIMIT="12:00:00")
-    assert settings(project)["SBATCH_TIMELIMIT"] == "08:00:00"
-    project.run("--hours", "1.5", "k1_middle", SBATCH_QOS="embers")
-    assert settings(project, "2")["SBATCH_TIMELIMIT"] == "01:30:00"
-
-
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
@@ -192,14 +185,6 @@ def test_which_jobs_count_for_the_places_that_are_left(project):
     assert "5 of 9 would be submitted, 4 wait" in waiting()  # 50 - 30 - 10 = 10 places, two for each job
     queue(project, 14, first=300)
     assert "6 of 9 would be submitted" in waiting("--continue", "0")
-
-
-def test_the_last_place_is_used_and_no_place_submits_nothing(project):
-    queue(project, 49)
-    assert "1 of 9 submitted, 8 wait" in project.run(SBATCH_QOS="embers").stderr
-    result = project.run(SBATCH_QOS="embers")
-    assert "0 of 8 submitted, 8 wait" in result.stderr
-    assert result.returncode == 0
 
 
 def test_the_accounts_own_limit_of_jobs_counts_too(project):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from script_project import CODE, Project
+from script_project import Project
 from test_jobs import evaluated
 
 SWEEP = {"compare_with": "t1.00", "configurations": {f"t{value:.2f}": {"threshold": value} for value in (0.5, 0.75, 1)}}
@@ -95,17 +95,6 @@ def test_plain_and_ranges_of_layers_can_be_named_beside_any_matrix_and_keep_what
     assert project.bash("sbatch/local.sh", *words, "--threshold", "0.8").returncode == 0
     assert evaluated(project) == ["plain+threshold=0.8,k2_8-19+threshold=0.8"]
     assert set(project.statuses(*words, "--threshold", "0.8").values()) == {"✓ model tiny"}
-
-
-def test_an_experiments_folder_may_have_a_point_in_its_name_and_no_comma(project):
-    for name in ("05.b", "06,c", "07+d", ".hidden"):
-        folder = project.root / "experiments" / name
-        folder.mkdir()
-        (folder / "generation_functions.py").write_text(CODE)
-    assert project.run("--experiment", "05.b", "--dry-run").returncode == 0
-    result = project.run("--experiment", "06,c")
-    assert result.returncode == 2
-    assert "there is: 00_baseline 01_other 04_sweep 05.b\n" in result.stderr
 
 
 # -- model arguments ---------------------------------------------------------------------------------------------------

@@ -278,14 +278,6 @@ def test_a_lost_job_that_finishes_is_submitted_by_the_next_call(project):
     assert "--dependency=afterany:1" in command(project, "3")
 
 
-def test_a_refused_array_leaves_nothing(project):
-    (project.state / "sbatch.fail").write_text("sbatch: error: Batch job submission failed: no\n")
-    result = project.run(*WORDS, "--shards", "2")
-    assert result.returncode == 1
-    (project.state / "sbatch.fail").unlink()
-    assert "k2_middle: job 1[0-1]" in submit(project, "--shards", "2").stdout
-
-
 def test_a_damaged_summary_is_kept_aside_before_the_shards_begin(project):
     folder(project).mkdir(parents=True)
     (folder(project) / "summary.json").write_text("{")
@@ -337,14 +329,6 @@ def test_auto_takes_as_many_shards_as_each_end_in_one_job(project):
     assert "plain: not submitted, queued, job 1[0-11]" in again.stdout
 
 
-def test_auto_counts_a_jobs_gpus_and_takes_one_job_where_that_suffices(project):
-    result = project.run("--shards", "auto", "--hours", "1", "--gpus", "4", "--dry-run", "plain")
-    assert "plain: --shards 3, " in result.stderr
-    project.run("--shards", "auto", "--hours", "12", "plain")
-    assert set(jobs_of(project)) == {"1"}
-    assert "--shards" not in words_of(project, "1")
-
-
 def test_auto_takes_no_more_than_there_are_places_or_questions(limited):
     result = limited.run("--shards", "auto", "--hours", "1", "plain")
     # 20 places: as many for what continues them, and one for the job that finishes
@@ -352,19 +336,6 @@ def test_auto_takes_no_more_than_there_are_places_or_questions(limited):
     assert "(12 would each end in one job)" in result.stderr
     result = limited.run("--shards", "auto", "--hours", "0.334", "--limit", "3", "plain")
     assert "plain: --shards 3, " in result.stderr
-
-
-def test_auto_names_what_it_does_not_know(project):
-    result = project.run(
-        "--shards", "auto", "--hours", "1", "--model", "Efficient-Large-Model/Fast_dLLM_v2_1.5B", "plain"
-    )
-    assert "nothing here tells how long gsm8k with " in result.stderr
-    result = project.run("--shards", "auto", "--hours", "0.3", "plain")
-    assert (
-        "--shards auto: a job of 18 min has no time beside its start, for which 20 min are kept; --hours H"
-        in result.stderr
-    )
-    assert jobs_of(project) == {}
 
 
 # -- the baseline ------------------------------------------------------------------------------------------------------

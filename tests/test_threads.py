@@ -11,7 +11,7 @@ import torch
 from golden_models import ROOT, golden_model
 
 from fast_dllm.network import threads
-from fast_dllm.network.threads import fit_threads, free_cores
+from fast_dllm.network.threads import fit_threads
 from fast_dllm.runner.environment import evaluation_environment
 
 
@@ -47,22 +47,6 @@ def test_what_the_user_sets_wins(model, monkeypatch):
     assert fit_threads(model, {"OMP_NUM_THREADS": "1", "FAST_DLLM_NUM_THREADS": "2"}) == 2
     monkeypatch.setattr(threads, "SMALL", 1000)
     assert fit_threads(model, {"OMP_NUM_THREADS": "1", "FAST_DLLM_NUM_THREADS": "auto"}) == 6, "1 was accelerate's"
-
-
-@pytest.mark.parametrize(
-    ("environment", "cores", "load", "expected"),
-    [
-        ({}, 4, 0.3, 4),
-        ({}, 4, 9.0, 1),
-        ({"LOCAL_WORLD_SIZE": "2"}, 8, 2.0, 3),
-        ({"LOCAL_WORLD_SIZE": "9"}, 8, 2.0, 1),
-        ({"SLURM_CPUS_PER_TASK": "6"}, 64, 60.0, 6),
-        ({"SLURM_CPUS_PER_TASK": "6"}, 2, 0.0, 2),
-    ],
-)
-def test_free_cores(monkeypatch, environment, cores, load, expected):
-    machine(monkeypatch, cores, load)
-    assert free_cores(environment) == expected
 
 
 @pytest.mark.parametrize("given", [None, "2"])

@@ -67,10 +67,6 @@ def test_new_questions_are_of_the_test_split_and_none_of_toy_math(test_problems)
     assert not new.keys() & {problem.content for problem in test_problems}
 
 
-def test_without_the_split_training_would_meet_test_contents(test_problems):
-    assert {problem.content for problem in test_problems} & contents(None)
-
-
 def test_working_and_result_are_right(test_problems):
     for problem in test_problems:
         *lines, last = problem.answer.split("\n")

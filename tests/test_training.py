@@ -6,17 +6,15 @@ import pytest
 import torch
 
 from fast_dllm.network.model import FastDLLMForCausalLM
-from training import knockout, train
+from training import train
 from training.data import (
     COPIES,
-    autoregressive_batches,
     diffusion_batches,
-    diffusion_mask,
     make_examples,
     noisy_example,
 )
 from training.recipe import AHEAD_WEIGHT, Stage, tiny_config
-from training.tokenizer import INSTRUCTION, MASK, START, STOP, build_tokenizer
+from training.tokenizer import build_tokenizer
 
 BLOCK = 32
 SHORT = (  # two objectives, one growth
@@ -44,13 +42,6 @@ def small_model(tokenizer, layers=3, seed=0):
 # Tokenizer
 
 
-def test_digits_are_single_tokens_and_the_instruction_is_one(tokenizer):
-    assert tokenizer.tokenize("12 + 345 = 357") == ["1", "2", "Ġ+Ġ", "3", "4", "5", "Ġ=Ġ", "3", "5", "7"]
-    assert len(tokenizer.tokenize("\n" + INSTRUCTION)) == 1
-    assert len({tokenizer.convert_tokens_to_ids(token) for token in (START, STOP, MASK)}) == 3
-    assert len(tokenizer) < 512
-
-
 # Batches
 
 
@@ -72,15 +63,6 @@ def test_noisy_rows_predict_what_decoding_that_block_would(tokenizer, examples):
     assert batch.ids.shape[1] == clean_rows + COPIES * (length - start)
 
 
-def test_diffusion_mask_without_the_offset_would_leak_the_answer():
-    mask = diffusion_mask(num_blocks=3, first_noisy=1, block_size=4)  # rows: clean 0, 1 | noisy 1, 2 | noisy 1, 2
-    assert mask.shape == (24, 24)
-    assert not mask[:8, 8:].any()  # clean rows see no noise
-    assert not mask[8:12, 4:8].any()  # a noisy block never sees its own clean copy
-    assert mask[12:16, :8].all()  # the block after it does
-    assert not mask[8:16, 16:24].any()  # the copies do not see each other
-
-
 def test_only_answer_rows_are_masked_and_never_a_block_start(tokenizer, examples):
     mask_id = tokenizer.mask_token_id
     for example in examples:
@@ -98,13 +80,6 @@ def test_only_answer_rows_are_masked_and_never_a_block_start(tokenizer, examples
                 assert read[row - 1] == clean[position]
             else:
                 assert ids[row] == clean[position]
-
-
-def test_autoregressive_rows_predict_the_next_token(tokenizer, examples):
-    for batch in autoregressive_batches(examples, tokenizer.eos_token_id):
-        following = batch.ids.gather(1, batch.rows + 1)
-        counted = batch.weights > 0
-        assert torch.equal(following[counted], batch.targets[counted])
 
 
 # Growth and training
@@ -132,43 +107,7 @@ def test_a_split_layer_becomes_equal_parts_that_write_their_share(tokenizer):
         train.split(shallow.state_dict(), 3, FastDLLMForCausalLM(tiny_config(tokenizer, 7)))
 
 
-@pytest.mark.slow
-def test_a_run_may_start_from_the_trained_layers_of_a_finished_model(tmp_path, tokenizer):
-    """Words that both know keep their rows, whatever their numbers are; new ones begin among them."""
-    shallow, finished, start = small_model(tokenizer, layers=2), small_model(tokenizer, layers=6), tmp_path / "finished"
-    train.grow(shallow.state_dict(), 2, finished, seed=5)
-    finished.save_pretrained(start)
-    tokenizer.save_pretrained(start)
-    wide = build_tokenizer(2048, wide=True)
-    weights = train.read_start(start, wide, 2, seed=3)
-    rows, known = weights["model.embed_tokens.weight"], shallow.model.embed_tokens.weight
-    for word, index in tokenizer.get_vocab().items():
-        assert torch.equal(rows[wide.get_vocab()[word]], known[index])
-    assert len(tokenizer) < rows.shape[0] == len(wide)
-    assert 0 < float(rows.norm(dim=1).min()) <= float(rows.norm(dim=1).max()) < 3 * float(known.norm(dim=1).max())
-    stages = (Stage("wide", "bd", 2, steps=2, batch=4, lr=1e-3, warmup=1, decay=0.5, final_lr=0, wide_share=1.0),
-              Stage("split", "bd", 4, steps=1, batch=4, lr=0.0, warmup=1, decay=0.5, final_lr=0, growth="split"),
-              )  # fmt: skip
-    trainer = train.Trainer(tmp_path / "run", stages, 3, "cpu", "muon", 2048, start)
-    assert torch.equal(trainer.model.model.layers[1].mlp.down_proj.weight, shallow.model.layers[1].mlp.down_proj.weight)
-    trainer.run()
-    parts = [layer.mlp.down_proj.weight for layer in trainer.model.model.layers]
-    assert torch.equal(parts[2], parts[3])
-    assert not torch.equal(parts[1], parts[2])
-
-
 # Knock-out
-
-
-def test_a_layer_that_is_taken_out_gives_what_it_got_and_comes_back(tokenizer):
-    model = small_model(tokenizer, layers=3)
-    ids = torch.randint(0, len(tokenizer), (1, 40), generator=torch.Generator().manual_seed(0))
-    whole = model(ids).logits
-    shorter = small_model(tokenizer, layers=3)
-    del shorter.model.layers[1]
-    with knockout.without(model, [1]):
-        assert torch.equal(model(ids).logits, shorter(ids).logits)
-    assert torch.equal(model(ids).logits, whole)
 
 
 def run(out, stages, seed=3):
@@ -197,11 +136,3 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, monkeypatch, to
         assert torch.equal(value, resumed.average[name]), name
     other = run(tmp_path / "other", SHORT, seed=4)
     assert not torch.equal(whole.average["model.norm.weight"], other.average["model.norm.weight"])
-
-
-@pytest.mark.parametrize(
-    "options", [["--threads", "0"], ["--scale", "0"], ["--export", "x"], ["--start", "x", "--recipe", "early"]]
-)
-def test_bad_options_are_one_line_and_exit_2(tmp_path, capsys, options):
-    assert train.main(["--out", str(tmp_path), *options]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pexpect
 import pytest
 from script_project import Project
 from test_jobs import wait_until
-
-from fast_dllm.runner.watch import faults
 
 WORDS = ["sbatch/local.sh", "--model", "tiny", "--limit", "5", "--config", "k1_first,k1_middle"]
 
@@ -25,17 +22,6 @@ def on_a_terminal(project, **given: str) -> pexpect.spawn:
     return pexpect.spawn(
         "bash", WORDS, cwd=str(project.root), env=environment, dimensions=(24, 80), encoding="utf-8", timeout=60
     )
-
-
-def test_one_plain_line_a_configuration_where_there_is_no_terminal(project):
-    result = project.bash(*WORDS)
-    assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("k1_")]
-    assert [re.sub(r"in \d+ s$", "in N s", line) for line in lines] == [
-        "k1_first   ████████████████████  5/5  50.0% ± 1.0  in N s",
-        "k1_middle  ████████████████████  5/5  50.0% ± 1.0  in N s",
-    ]
-    assert "\r" not in result.stderr
 
 
 def test_what_the_evaluation_says_is_in_the_log_alone(project):
@@ -82,11 +68,3 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(project):
     statuses = project.statuses("--limit", "5", "--model", "tiny")
     assert statuses["k1_first"] == "pending: interrupted"
     assert statuses["k1_middle"] == "pending"  # never began
-
-
-def test_of_a_failed_evaluation_the_line_that_says_why_is_shown():
-    assert faults("INFO a\neval.py: error: no such task\nTraceback of the launcher\n") == [
-        "eval.py: error: no such task"
-    ]
-    assert faults("Traceback\n  line\nOSError: gone\n\n") == ["OSError: gone"]
-    assert faults("") == []
