@@ -9,12 +9,11 @@ import itertools
 import os
 import random
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from golden_models import generate, golden_model
+from golden_models import golden_model
 from margins import assert_same_but_for_rounding
 from test_eval import load, model_args, run_eval
 from test_graphs import COMMON, cases, prompts
@@ -173,27 +172,6 @@ def test_the_weights_are_those_of_now(model):
     assert_same_layers(model, *block_inputs(model, cache, [0], [64], 8, 0))
     layer.input_layernorm.weight = torch.nn.Parameter(layer.input_layernorm.weight * 3, requires_grad=False)
     assert_same_layers(model, *block_inputs(model, cache, [0], [64], 8, 0))
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_two_threads_answer_beside_each_other(model):
-    settings = COMMON | {"refresh": "rows"}
-    batch = prompts(40, 70)
-    expected = [generate(golden_model("tiny36"), [each], **settings)[0].tokens for each in batch]
-    for _ in range(3):
-        got: dict[int, list[int]] = {}
-
-        def answer(place: int, got: dict[int, list[int]] = got) -> None:
-            got[place] = generate(model, [batch[place]], **settings)[0].tokens
-
-        threads = [threading.Thread(target=answer, args=(place,), daemon=True) for place in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(600)  # a bound on hanging; compiling takes minutes on a busy machine
-            assert not thread.is_alive(), "each waits for the other"
-        assert [got[place] for place in range(2)] == expected
 
 
 @pytest.mark.slow

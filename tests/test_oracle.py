@@ -103,36 +103,6 @@ def test_wrong_rotary_tables_are_caught(monkeypatch, tables):
     caught(lambda name: lambda ids: golden_model(name)(ids).logits)
 
 
-def by_head(weight: Tensor, heads: int, order) -> Tensor:
-    """A projection's output rows, or its bias, with each head's rows (or the heads) put in another order."""
-    return order(weight.unflatten(0, (heads, -1))).flatten(0, 1)
-
-
-def pairs_interleaved(model: FastDLLMForCausalLM) -> None:
-    """Queries and keys turn in pairs (2 i, 2 i + 1) instead of (i, i + half)."""
-    config = model.config
-    order = torch.arange(config.head_dim).view(-1, 2).t().flatten()
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        for linear, heads in (
-            (attention.q_proj, config.num_attention_heads),
-            (attention.k_proj, config.num_key_value_heads),
-        ):
-            linear.weight.data = by_head(linear.weight.data, heads, lambda x: x[:, order])
-            linear.bias.data = by_head(linear.bias.data, heads, lambda x: x[:, order])
-
-
-def heads_misfolded(model: FastDLLMForCausalLM) -> None:
-    """Query head h reads key head h % K instead of h // (H / K)."""
-    heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
-    order = torch.arange(heads).view(-1, kv_heads).t().flatten()
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        attention.q_proj.weight.data = by_head(attention.q_proj.weight.data, heads, lambda x: x[order])
-        attention.q_proj.bias.data = by_head(attention.q_proj.bias.data, heads, lambda x: x[order])
-        attention.o_proj.weight.data = by_head(attention.o_proj.weight.data.t(), heads, lambda x: x[order]).t()
-
-
 def without(*names: str):
     """Biases left out, or norm weights left at one."""
 
@@ -147,8 +117,6 @@ def without(*names: str):
 @pytest.mark.parametrize(
     "change",
     [
-        pairs_interleaved,
-        heads_misfolded,
         without("model.norm.weight"),
         without("model.layers.9.input_layernorm.weight"),
         without("model.layers.5.self_attn.k_proj.bias"),

@@ -9,12 +9,10 @@ import sys
 
 import pytest
 import torch
-from golden_models import ROOT, generate, golden_json, golden_model
+from golden_models import generate, golden_json, golden_model
 
 from benchmarks.decode import PARTS
 from benchmarks.straightforward import Straightforward
-from fast_dllm.decode import experiments
-from fast_dllm.spec.matrix import matrix_of
 
 
 def run(capsys, monkeypatch, name: str, *words: str) -> tuple[str, dict]:
@@ -53,18 +51,6 @@ def test_decode_beside_a_straightforward_form_and_a_peer(capsys, monkeypatch):
         assert all(shares[part] > 0 for part, _ in PARTS), "each is met; how much it takes depends on the load"
     assert "1 of 1 answers equal" in text
     assert found["settings"]["set"] == {}
-
-
-@pytest.mark.slow
-def test_decode_runs_every_configuration_of_every_experiment(capsys, monkeypatch):
-    words = ["--random_weights", "14x64", "--runs", "1", "--prompt_tokens", "40", "--new_tokens", "32", "--every"]
-    text, report = run(capsys, monkeypatch, "decode", *words)
-    named = [f"{name} {each}" for name in experiments.available() for each in matrix_of(name, ROOT).names]
-    assert list(report["every"]) == named
-    assert all(f"  {name}\n" in text for name in named)
-    nine = [report["every"][f"00_baseline k{k}_{subset}"] for k in (1, 2, 3) for subset in ("first", "last")]
-    forwards = [each["full_depth_forwards"] for each in nine]
-    assert forwards[0] == forwards[1] > forwards[2] == forwards[3] > forwards[4] == forwards[5]
 
 
 @pytest.mark.slow
