@@ -146,11 +146,3 @@ def test_a_job_that_is_told_so_tells_eval_and_the_job_after_it(tmp_path):
     assert project.run("--status", "--task", "humaneval").returncode == 0
     other = project.run("--task", "gsm8k", "--model", "tiny", "--confirm_run_unsafe_code", "--dry-run", "k1_first")
     assert "confirm_run_unsafe_code" not in other.stdout  # nothing to confirm
-
-
-def test_baseline_offers_them_as_jobs_too(tmp_path):
-    project = Project(tmp_path / "project")
-    words = ["--task", "mbpp,mbpp_plus", "--limit", "2", "--model", "tiny", "--shards", "2"]
-    done = project.bash("sbatch/baseline.sh", *words, "--confirm_run_unsafe_code")
-    assert done.returncode == 0, done.stderr
-    assert all("--confirm_run_unsafe_code" in project.successor(number)[1] for number in range(4))

@@ -525,19 +525,15 @@ def test_the_pictures_have_their_axes_series_and_labels(project):
         "heat_map_00_baseline",
     }
     axes = drawn["accuracy_tokens_per_forward"].axes[0]
-    assert axes.get_xlabel() == "tokens per full-depth forward, all forwards counted"
-    assert axes.get_ylabel() == "accuracy, % (95% interval)"
     assert [text.get_text() for text in axes.texts] == ["k1", "k2", "k3"]
     series = next(line for line in axes.lines if line.get_linestyle() == "None")
     assert list(series.get_xdata()) == pytest.approx([5.0, 5000 / 650, 5000 / 533])
     assert axes.get_legend_handles_labels()[1] == ["Pareto front", "00_baseline"]
-    assert drawn["accuracy_tokens_per_second"].axes[0].get_xlabel() == "new tokens/s on Quadro RTX 6000"
     heat = drawn["heat_map_00_baseline"].axes[0]
     assert heat.images[0].get_array().shape == (3, 3)
     assert [label.get_text() for label in heat.get_xticklabels()] == list(SUBSETS)
     assert [text.get_text() for text in heat.texts] == ["96.7"] * 3 + ["96.0"] * 3 + ["86.7"] * 3
     assert [label.get_text() for label in drawn["differences"].axes[0].get_yticklabels()] == ["k2", "k3"]
-    assert all(figure.get_figwidth() == 3.5 for figure in drawn.values())
 
 
 def test_speeds_that_an_alarm_calls_incomparable_are_grey_and_without_a_front(project):
@@ -578,7 +574,6 @@ def test_a_heat_map_shows_every_configuration_of_a_matrix_with_more_than_two_arg
     axes = drawn_figures(project)["heat_map_01_idea"][0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.5", "0.9", "1.0"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1\n0.9", "8\n0.8", "8\n0.9"]
-    assert axes.get_xlabel() == "small block size\nthreshold"
     cells = [text.get_text() for text in axes.texts]
     assert cells == ["–", "–", "80.0", "70.0", "60.0", "90.0", "–", "–", "100.0"]
 

@@ -462,21 +462,6 @@ def test_cluster_settings_reach_sbatch_and_the_callers_environment_wins(project)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
-def test_the_snapshot_is_the_code_at_submission(project):
-    project.run("k1_first")
-    code = project.root / "experiments" / "00_baseline" / "generation_functions.py"
-    code.write_text("def generate(): return 'edited'\n")
-    project.run("k1_middle")
-    commands = project.calls("sbatch")
-    snapshots = [command.split("--snapshot ")[1].split()[0] for command in commands]
-    assert len(set(snapshots)) == 2
-    first, second = [project.root / ".snapshots" / name for name in snapshots]
-    assert "edited" not in (first / "experiments/00_baseline/generation_functions.py").read_text()
-    assert "edited" in (second / "experiments/00_baseline/generation_functions.py").read_text()
-    assert (first / "fast_dllm" / "runner" / "job.py").exists()
-    assert not list((project.root / ".snapshots").glob(".new*"))
-
-
 # -- what users type ---------------------------------------------------------------------------------------------------
 OPTIONS = ["--task", "--experiment", "--config", "--limit", "--threshold", "--model", "--model_args", "--num_fewshot"]
 OPTIONS += ["--continue", None]

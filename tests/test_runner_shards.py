@@ -112,14 +112,6 @@ def test_one_shard_is_one_job_and_a_large_array_is_throttled(project):
     assert "--array=0-99%64" in lines
 
 
-def test_a_dry_run_shows_both_and_writes_nothing(project):
-    before = project.written()
-    lines = submit(project, "--shards", "2", "--dry-run").stdout.splitlines()
-    assert sum("--array=0-1" in line for line in lines) == 1
-    assert sum("--dependency=afterany:ARRAY" in line for line in lines) == 1
-    assert project.written() == before
-
-
 def test_a_wrong_number_is_answered_in_a_line(project):
     cases = [
         (["--shards", "0"], "--shards must be a whole number from 1, or auto, not '0'"),
@@ -157,11 +149,6 @@ def test_an_array_counts_one_by_one_and_with_its_continuations(limited):
     assert "run.sh: 2 of 3 submitted, 1 wait for a place" in result.stderr
     assert len(jobs_of(limited)) == 10
     assert "inferno takes 20 jobs of a user, queued and running; you have 0, and each keeps" in result.stderr
-
-
-def test_the_first_is_content_without_a_place_for_its_continuations(limited):
-    limited.run(*WORDS, "--shards", "15")
-    assert len(jobs_of(limited)) == 16
 
 
 # -- from the first shard to the last ----------------------------------------------------------------------------------
