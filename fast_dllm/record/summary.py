@@ -287,8 +287,6 @@ def parse_summary(content: Mapping[str, object]) -> Summary:
 # -- the lab's first runner --------------------------------------------------------------------------------------------
 # Keys that only a summary of this runner has: one that lost its schema version does not pass for the other form.
 _NOT_EARLIER = ("experiment", "num_samples", "generation_code_sha256")
-# Questions of a group's smallest subtask: a limit counts in each subtask.
-_SMALLEST_SUBTASK = {"mmlu": 100, "minerva_math": 474, "toy_choice": 300}
 
 
 def _is_earlier_form(content: Mapping[str, object]) -> bool:
@@ -353,8 +351,10 @@ def _num_questions(name: str, limit: float | None) -> int | None:
     """The questions of a task with a limit; None where that would be a guess."""
     task = TASKS.get(name)
     size = task.questions if task else None
-    if limit is None or limit < 1:
-        return size if limit is None else None
-    if task is not None and name in _SMALLEST_SUBTASK:
-        return int(limit) * task.subtasks if limit <= _SMALLEST_SUBTASK[name] else None
+    if limit is None:
+        return size
+    if limit < 1:
+        return None
+    if task and task.subtasks:  # the limit counts for each
+        return int(limit) * task.subtasks if limit <= task.smallest_subtask else None
     return int(limit if size is None else min(limit, size))

