@@ -79,9 +79,10 @@ def test_a_job_leaves_a_complete_summary_and_a_copy_under_artifacts(project):
         "launch", "--quiet", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
         "--dynamo_backend", "no", "--cpu", str(project.root / "eval.py"),
         "--tasks", "gsm8k", "--batch_size", "1", "--num_fewshot", "0",
-        "--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn", "--limit", "5", "--model_args",
-        "model_path=tiny,threshold=0.9,show_speed=True,experiment_name=00_baseline,reuse_k=2,layer_subset=middle",
-        "--output_path", "results/00_baseline/gsm8k_limit_5/k2_middle/",
+        "--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn", "--limit", "5",
+        "--configurations", "k2_middle", "--model_args",
+        "model_path=tiny,show_speed=True,experiment_name=00_baseline",
+        "--output_path", "results/00_baseline/gsm8k_limit_5/",
     ]  # fmt: skip
 
 
@@ -656,7 +657,7 @@ def test_a_configuration_that_is_taken_over_leaves_the_others_of_its_process(pro
     assert running.returncode == 75
     assert "00_baseline/gsm8k_limit_5/k1_middle was taken over by" in told
     assert "failed: k1_middle\n" in told
-    assert evaluated(project) == ["k1_first,k1_middle,k1_last", ""]
+    assert evaluated(project) == ["k1_first,k1_middle,k1_last", "k1_last"]
     assert not (project.folder("k1_middle", "gsm8k_limit_5") / "summary.json").exists()
     statuses = project.statuses("--limit", "5")
     assert [config for config, state in statuses.items() if state.startswith("✓")] == ["k1_first", "k1_last"]

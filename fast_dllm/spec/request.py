@@ -10,7 +10,7 @@ from typing import Iterable, Mapping
 from fast_dllm.errors import UsageError
 from fast_dllm.spec import matrix as matrices
 from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT, DEFAULT_MODEL
-from fast_dllm.spec.matrix import GENERATION_FILE, NAME, NINE, Matrix
+from fast_dllm.spec.matrix import GENERATION_FILE, NAME, Matrix
 from fast_dllm.spec.shard_names import parse_sharding
 from fast_dllm.spec.tasks import TASKS, Task, check_task, split_tasks, task_folder, unconfirmed
 from fast_dllm.spec.values import canonical, check_arguments, parse_arguments
@@ -228,28 +228,22 @@ def resolve_model(text: str, folder: Path, option: str = "--model") -> str:
 
 # -- the evaluation's command ------------------------------------------------------------------------------------------
 def evaluation_words(request: Request, runs: list[Run], batch_size: str) -> list[str]:
-    """eval.py's words for these runs of one task. Several, and those whose folder reuse_k and layer_subset alone do not
-    tell, are named (`--configurations`); a folder's name says what it changes of a configuration."""
-    first = runs[0]
-    words = ["--tasks", first.task.name, "--batch_size", batch_size]
-    words += ["--num_fewshot", str(first.arguments["num_fewshot"])]
+    """eval.py's words for these runs of one task. A folder's name says which configuration a run is, and what it
+    changes of it."""
+    task = runs[0].task.name
+    words = ["--tasks", task, "--batch_size", batch_size]
+    words += ["--num_fewshot", str(runs[0].arguments["num_fewshot"])]
     words += ["--model", "fast_dllm_v2", "--apply_chat_template", "--fewshot_as_multiturn"]
     words += ["--limit", str(request.limit)] if request.limit is not None else []
-    words += request.words_of_confirmation(first.task.name)
+    words += request.words_of_confirmation(task)
     if request.shard:
         words += ["--shard", f"{request.shard.partition('-')[0]}/{parse_sharding(request.shard)[0]}"]
-    arguments: dict[str, object] = {"model_path": request.model_or_default}
-    folder = f"results/{request.experiment}/{task_folder(first.task.name, request.limit)}/"
-    common = {"show_speed": True, "experiment_name": request.experiment}
+    arguments = {
+        "model_path": request.model_or_default,
+        "show_speed": True,
+        "experiment_name": request.experiment,
+    }
     if "graphs" in request.command_line_arguments:
-        common["graphs"] = request.command_line_arguments["graphs"]
-    if len(runs) == 1 and first.folder == first.name and (first.name == "plain" or first.name in NINE.configurations):
-        matrix_arguments = matrices.arguments_of(request.matrix, first.name, request.defaults)
-        arguments.update({"threshold": first.arguments["threshold"], **common})
-        if first.name != "plain":
-            arguments.update((key, value) for key, value in matrix_arguments.items() if key not in arguments)
-        folder += f"{first.folder}/"
-    else:
-        words += ["--configurations", ",".join(run.folder for run in runs)]
-        arguments.update(common)
-    return [*words, "--model_args", join_arguments(arguments), "--output_path", folder]
+        arguments["graphs"] = request.command_line_arguments["graphs"]
+    words += ["--configurations", ",".join(run.folder for run in runs), "--model_args", join_arguments(arguments)]
+    return [*words, "--output_path", f"results/{request.experiment}/{task_folder(task, request.limit)}/"]
