@@ -65,7 +65,7 @@ CLAIMS = (
     ("01_adaptive_skip/r0.80_s1", None),
     ("01_adaptive_skip/r0.80_s1", "07_rules/prefix0.30"),
     ("01_adaptive_skip/r0.80_s1", "07_rules/prefix0.40"),
-    ("05_two_bars/p0.90_t0.98_s32", None),
+    ("05_two_bars/p0.90_t0.98_s32", "05_two_bars/p0.90_t0.98_s8"),
     ("00_baseline/k2_middle", None),
     ("00_baseline/k2_middle", "07_rules/w16_t0.90"),
     ("07_rules/w16_t0.90", None),
