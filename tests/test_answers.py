@@ -306,16 +306,6 @@ def test_who_was_taken_over_writes_nothing_more(tmp_path):
         assert {key: found[key] for key in found} == {"a": "1", "b": "of the second"}
 
 
-def test_two_that_end_at_once_both_clear_up(tmp_path):
-    stores = [AnswerStore(tmp_path, {"model": "tiny"}) for _ in range(2)]
-    for store in stores:
-        store.append({"a": "1"}, Cost(requests=1))
-        assert store.cost == Cost(requests=1)
-    for store in stores:
-        store.discard()
-    assert list(tmp_path.iterdir()) == []
-
-
 WRITER = """
 import sys
 from pathlib import Path

@@ -35,10 +35,7 @@ def test_frames_lead_to_what_generate_returns(chatbot, conversation):
     assert last.num_tokens == len(last.cells) == len(expected.tokens)
     without_stop = expected.tokens[:-1] if expected.tokens[-1] == ids.stop else expected.tokens
     assert last.text == chatbot.tokenizer.decode(without_stop, skip_special_tokens=True)
-    assert conversation.messages == [
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": last.text},
-    ]
+    assert conversation.messages == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": last.text}]
 
 
 def test_every_frame_shows_whole_blocks_and_what_is_new(chatbot, conversation):

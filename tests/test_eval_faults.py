@@ -99,10 +99,7 @@ def test_generation_settings_are_checked_before_a_model_is_loaded(changes, messa
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "0"}, LAUNCHED | {"RANK": ""}],
-)
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "0"}, LAUNCHED | {"RANK": ""}])
 def test_what_no_launcher_set_is_refused(environment):
     with pytest.raises(UsageError, match="unset WORLD_SIZE, or start the processes with accelerate launch or torchrun"):
         launched_processes(environment)
@@ -159,14 +156,7 @@ def test_without_a_network_the_documented_launch_ends_soon_with_the_first_cause(
 @pytest.mark.slow
 def test_a_task_by_the_path_of_its_yaml_on_a_terminal_that_lacks_characters(short_random, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    words = [
-        "--tasks",
-        str(TASKS / "made_up_sums.yaml"),
-        "--limit",
-        "2",
-        "--model_args",
-        model_args(short_random),
-    ]
+    words = ["--tasks", str(TASKS / "made_up_sums.yaml"), "--limit", "2", "--model_args", model_args(short_random)]
     done = run_eval(*words, "--output_path", f"{tmp_path}/out", tasks=None)
     assert done.returncode == 0, done.stderr
     again = run_here(*words, "--output_path", f"{tmp_path}/out", tasks=None)  # the same run, not another one's result

@@ -241,15 +241,6 @@ def test_only_the_forwards_that_are_recorded_ask_for_compiled_kernels(taped, mon
     assert set(used) == {32}
 
 
-def test_the_cache_is_no_longer_than_the_model(taped):
-    limit = taped.config.max_position_embeddings
-    with taped.execution.executor(1, limit, 32) as executor:
-        assert executor.cache.max_length == limit
-    with pytest.raises(UsageError, match="positions"):
-        taped.execution.executor(1, limit + 1, 32)
-    assert isinstance(taped.execution.executor(1, 64, 32), GraphExecutor), "the refusal gave it back"
-
-
 def test_a_second_run_beside_the_first_decodes_without_graphs(taped):
     (alone,) = generate(taped, prompts(40), **COMMON)
     first = experiments.load(None).denoise(taped, prompts(40), **COMMON)

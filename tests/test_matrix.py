@@ -75,14 +75,8 @@ def test_a_file_gives_names_arguments_and_order(root):
         (SWEEP | {"configurations": {"a+b": {}}}, "'a\\+b' is no name"),
         (SWEEP | {"configurations": {"..": {}}}, "'..' is no name"),
         (SWEEP | {"configurations": {"a": 1}}, "an object of model arguments, not 1"),
-        (
-            SWEEP | {"configurations": {"a": {"treshold": 1}}},
-            "unknown model argument 'treshold'; valid",
-        ),
-        (
-            SWEEP | {"configurations": {"a": {"threshold": 2}}},
-            "a: threshold must be a number from 0 to 1",
-        ),
+        (SWEEP | {"configurations": {"a": {"treshold": 1}}}, "unknown model argument 'treshold'; valid"),
+        (SWEEP | {"configurations": {"a": {"threshold": 2}}}, "a: threshold must be a number from 0 to 1"),
         (SWEEP | {"control": "yes"}, "control must be true or false, not 'yes'"),
         (SWEEP | {"configurations": {"a": {"tolerance": "much"}}}, "tolerance must be a number, not 'much'"),
         (SWEEP | {"configurations": {"a": {"model_path": "tiny"}}}, "unknown model argument 'model_path'"),
@@ -205,12 +199,6 @@ def test_a_built_in_name_keeps_its_meaning(root, name, arguments, refused):
 def test_the_folder_follows_what_ran(root, overrides, folder):
     assert names_of(root, overrides=overrides) == folder
     assert "," not in folder
-
-
-def test_the_examples_of_a_task_count_where_its_own_are_known(root):
-    defaults = matrix.defaults_of("09_mine", root) | {"num_fewshot": 0}
-    assert matrix.folder_name(matrix.NINE, "k1_last", {"num_fewshot": 5}, defaults) == "k1_last+num_fewshot=5"
-    assert matrix.folder_name(matrix.NINE, "k1_last", {"num_fewshot": 0}, defaults) == "k1_last"
 
 
 def test_the_command_line_beats_the_matrix_which_beats_the_defaults(root):

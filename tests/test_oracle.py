@@ -66,15 +66,7 @@ def caught(forward_of) -> None:
             assert_forward_is_the_references(name, forward_of(name))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"rms_norm_eps": 2e-6},
-        {"rope_theta": 1e6 + 100},
-        {"bd_size": 31},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", [{"rms_norm_eps": 2e-6}, {"rope_theta": 1e6 + 100}, {"bd_size": 31}], ids=str)
 def test_a_wrong_constant_is_caught(changes):
     def forward_of(name: str):
         model = golden_model(name, **changes)
@@ -94,9 +86,7 @@ def tables_with_both_sines_positive(positions: Tensor, config, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize(
-    "tables",
-    [tables_rounded_to_bfloat16, tables_with_both_sines_positive],
-    ids=lambda tables: tables.__name__,
+    "tables", [tables_rounded_to_bfloat16, tables_with_both_sines_positive], ids=lambda tables: tables.__name__
 )
 def test_wrong_rotary_tables_are_caught(monkeypatch, tables):
     monkeypatch.setattr(network, "rope_tables", tables)

@@ -444,10 +444,7 @@ def test_a_terminal_sees_no_control_characters(project, tmp_path, capsys):
     ("words", "message"),
     [
         (["--experiment", "99_none"], "unknown experiment '99_none'; there are: 00_baseline"),
-        (
-            ["--task", "nope"],
-            "unknown task 'nope'; valid: gpqa_main_n_shot, gsm8k, humaneval, ",
-        ),
+        (["--task", "nope"], "unknown task 'nope'; valid: gpqa_main_n_shot, gsm8k, humaneval, "),
         (["--task", "toy_math", "--limit", "7"], "no results of toy_math_limit_7; there are: toy_math"),
         (["--limit", "0"], "--limit must be a whole number of at least 1, not '0'"),
         (["--limit", "x"], "--limit must be a whole number"),

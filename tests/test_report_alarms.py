@@ -357,12 +357,7 @@ def test_of_three_the_experiment_that_is_alone_is_told(project):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"gpu": "L40S"},
-        {"dtype": "bfloat16"},
-        {"model_revision": "files-sha256:2"},
-        {"graphs": "compiled"},
-    ],
+    [{"gpu": "L40S"}, {"dtype": "bfloat16"}, {"model_revision": "files-sha256:2"}, {"graphs": "compiled"}],
     ids=str,
 )
 def test_plain_decoding_elsewhere_may_differ(project, changes):

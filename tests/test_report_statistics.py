@@ -135,11 +135,7 @@ def test_the_stratified_interval_covers_as_often_as_it_says():
 
 @pytest.mark.parametrize(
     ("difference", "share", "total", "alpha"),
-    [
-        (-0.02, 0.06, 1319, 0.05),
-        (0.02, 0.05, 1319, 0.05 / 6),
-        (-0.5, 0.5, 10, 0.05),
-    ],
+    [(-0.02, 0.06, 1319, 0.05), (0.02, 0.05, 1319, 0.05 / 6), (-0.5, 0.5, 10, 0.05)],
 )
 def test_the_stated_power_is_how_often_the_test_finds_the_difference(difference, share, total, alpha):
     draw, rounds = np.random.default_rng(4), 8000

@@ -87,16 +87,6 @@ def test_a_builder_on_the_same_node_is_seen_to_be_dead_at_once(project):
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.slow
-def test_a_slow_builder_that_lives_is_waited_for(project):
-    project.pretend_nodes()
-    slow = start(project, node="n1", FAKE_UV_SECONDS="8")
-    wait_until(lambda: builds(project))
-    assert start(project, node="n2", DEAD_SECONDS="4").wait(40) == 0
-    assert slow.wait(10) == 0
-    assert len(builds(project)) == 1
-
-
 def test_a_failed_build_is_an_error_with_its_log_and_the_next_command_tries_again(project):
     failing = project.state / "uv.log.fail"
     failing.touch()

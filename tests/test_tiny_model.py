@@ -22,10 +22,7 @@ from training.tokenizer import INSTRUCTION, build_tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 # (question, working and result); three of each number of steps, none of them a training problem.
 FIXED = (
-    (
-        "Eva has 25 cups. She uses 2. How many cups does she have left?",
-        "25 - 2 = 23 cups.\n#### 23",
-    ),
+    ("Eva has 25 cups. She uses 2. How many cups does she have left?", "25 - 2 = 23 cups.\n#### 23"),
     (
         "Omar collects 46 white cookies and 13 red cookies. How many cookies does Omar have now?",
         "46 + 13 = 59 cookies.\n#### 59",

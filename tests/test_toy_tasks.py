@@ -19,13 +19,11 @@ from tasks.toy.problems import (
     choice_questions,
     make_choice,
     make_problem,
-    math_prompt,
     math_questions,
     new_questions,
 )
 
 TASKS = Path(__file__).resolve().parent.parent / "tasks"
-STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +135,3 @@ def test_toy_math_is_scored_as_gsm8k_is():
     for key in ("doc_to_target", "output_type", "metric_list", "filter_list", "repeats"):
         assert ours[key] == gsm8k[key]
     assert ours["generation_kwargs"]["until"] == gsm8k["generation_kwargs"]["until"]
-
-
-def test_harness_loads_toy_math_without_network(tasks, test_problems):
-    task = tasks["toy_math"]
-    docs = list(task.test_docs())
-    assert len(docs) == len(test_problems) >= 1000
-    assert task.doc_to_text(docs[7]) == math_prompt(test_problems[7])
-    assert STRICT.search(task.doc_to_target(docs[7]))[1] == str(test_problems[7].steps[-1].result)

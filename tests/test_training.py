@@ -7,12 +7,7 @@ import torch
 
 from fast_dllm.network.model import FastDLLMForCausalLM
 from training import train
-from training.data import (
-    COPIES,
-    diffusion_batches,
-    make_examples,
-    noisy_example,
-)
+from training.data import COPIES, diffusion_batches, make_examples, noisy_example
 from training.recipe import AHEAD_WEIGHT, Stage, tiny_config
 from training.tokenizer import build_tokenizer
 

@@ -13,10 +13,7 @@ from fast_dllm.network import kernels
 from fast_dllm.network.loading import load_model
 from fast_dllm.network.modes import use_graphs, use_padded_shapes
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")]
 ARGUMENTS = ("mask_id", "stop_token", "max_new_tokens", "small_block_size", "threshold", "use_block_cache")
 
 

@@ -32,11 +32,7 @@ def test_every_step_works_but_the_gpu_which_this_machine_has_not(project):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"SBATCH_ACCOUNT": "gts-nobody"}, "gts-nobody"),
-        ({"SBATCH_QOS": "nosuch"}, "nosuch"),
-    ],
+    ("settings", "told"), [({"SBATCH_ACCOUNT": "gts-nobody"}, "gts-nobody"), ({"SBATCH_QOS": "nosuch"}, "nosuch")]
 )
 def test_what_slurm_refuses_is_said_before_anything_waits(project, settings, told):
     before = len(project.cluster.jobs())
