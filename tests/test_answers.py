@@ -1,5 +1,6 @@
 """The store of answers: nothing lost but the batch in flight, nothing reused that could differ."""
 
+import hashlib
 import json
 import os
 import random
@@ -222,19 +223,6 @@ def test_a_flipped_bit_anywhere_in_a_line_costs_that_batch_or_nothing(tmp_path):
     assert noticed == 100
 
 
-OLD_LINE = b'{"answers": {"a": "one"}, "counters": {"new_tokens": 10, "forwards.sub": 3}, "costs": {}}\n'
-
-
-def test_lines_without_a_checksum_are_still_read(tmp_path):
-    with AnswerStore(tmp_path, IDENTITY) as store:
-        folder = store.folder
-    (folder / "007.rank0.jsonl").write_bytes(OLD_LINE)
-    with AnswerStore(tmp_path, IDENTITY) as store:
-        assert store["a"] == "one"
-        assert store.cost == Cost(new_tokens=10, forwards={"sub": 3})
-    assert num_answers(tmp_path) == 1
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -261,12 +249,14 @@ def test_lines_without_a_checksum_are_still_read(tmp_path):
     ],
 )
 def test_no_line_blocks_a_resume(tmp_path, line):
+    """Neither without a checksum nor with one that fits."""
     with AnswerStore(tmp_path, IDENTITY) as store:
         store.append({"b": "two"}, COST)
-    (store.folder / "000.rank0.jsonl").write_bytes(line + OLD_LINE.replace(b'"a"', b'"c"'))
+    checked = line[:-2] + f', "sha256": "{hashlib.sha256(line[:-2]).hexdigest()[:16]}"}}\n'.encode()
+    (store.folder / "000.rank0.jsonl").write_bytes(line + checked + BatchRecord({"c": "one"}, COST).to_line())
     with AnswerStore(tmp_path, IDENTITY) as store:
         assert sorted(store) == ["b", "c"]
-        assert store.num_torn == 1
+        assert store.num_torn == 2
     assert num_answers(tmp_path) == 2
 
 

@@ -9,6 +9,8 @@ import pytest
 from script_project import Project
 from test_jobs import wait_until
 
+from fast_dllm.record.batches import BatchRecord
+
 WORDS = ["sbatch/local.sh", "--model", "tiny", "--limit", "5", "--config", "k1_first,k1_middle"]
 
 
@@ -55,9 +57,8 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(project):
     shown.expect("loading the model")
     folder = project.folder("k1_first", "gsm8k_limit_5")
     wait_until((folder / "answers" / "key").is_dir)
-    (folder / "answers" / "key" / "001.rank0.jsonl").write_text(
-        '{"answers": {"a": "1", "b": "2"}, "counters": {}}\n{"ans'
-    )
+    answers = BatchRecord({"a": "1", "b": "2"}).to_line() + b'{"ans'
+    (folder / "answers" / "key" / "001.rank0.jsonl").write_bytes(answers)
     shown.sendintr()
     shown.expect(pexpect.EOF)
     assert shown.wait() == 130

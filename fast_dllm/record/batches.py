@@ -61,13 +61,11 @@ class BatchRecord:
 
     @classmethod
     def from_line(cls, line: bytes) -> BatchRecord:
-        """Parse a line that ends with a newline. Lines of older versions have no checksum. Raises ValueError."""
-        if not line.endswith(b"\n"):
-            raise ValueError("it ends in the middle")
+        """The inverse of `to_line`. Raises ValueError, also for a line that is cut off or damaged."""
         checked = _CHECKED_LINE.fullmatch(line)
-        if checked and _checksum(checked[1]) != checked[2].decode():
-            raise ValueError("the checksum does not fit")
-        content = parse_json(checked[1] + b"}" if checked else line, finite=False)  # a log-likelihood may be -Infinity
+        if not checked or _checksum(checked[1]) != checked[2].decode():
+            raise ValueError("it is cut off, or the checksum does not fit")
+        content = parse_json(checked[1] + b"}", finite=False)  # a log-likelihood may be -Infinity
         if not content.keys() <= _KEYS or not isinstance(content.get("answers"), dict):
             raise ValueError("it is no batch of answers")
         answers = content["answers"]
