@@ -190,7 +190,7 @@ class Bench:
         for name, (compiled, graphs) in steps.items():
             if name != "as written":
                 self.fuse()
-            kernels.compiled_on_cuda.wanted = compiled
+            kernels.compiled_on_cuda.is_enabled = compiled
             use_graphs(self.model, graphs)
             results[name] = self.kinds(self.arguments.context)
             yield f"{name:>21}  " + "  ".join(

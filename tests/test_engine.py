@@ -18,6 +18,7 @@ from transfers import FakeDevice
 from fast_dllm.decode import experiments
 from fast_dllm.decode.decoding_run import DecodingRun, Prompt
 from fast_dllm.decode.engine import Engine
+from fast_dllm.decoding import Forward, Options
 from fast_dllm.errors import NonFiniteError
 from fast_dllm.network import packing
 from fast_dllm.network.eager import EagerExecutor
@@ -195,6 +196,25 @@ def test_two_runs_of_one_engine_do_not_meet(short_model, in_threads):
         events = list(itertools.zip_longest(*runs))
         together = [[event for event in column if event is not None] for column in zip(*events, strict=True)]
     assert together == alone
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        Forward("full", [5, *[319] * 31], wanted=range(8)),
+        Forward("sub", [319] * 8, offset=8, wanted=range(8, 16)),
+    ],
+)
+def test_the_first_position_of_a_window_cannot_be_filled(short_model, forward):
+    """The row that predicts it stands before the window."""
+
+    def decode_one(answer, options):
+        answer.open_block(32)
+        prediction = yield forward
+        yield answer.fill(prediction, 0, 32, {forward.offset: 0})
+
+    with pytest.raises(ValueError, match="nothing predicts the first position of a window"):
+        list(Engine(short_model, decode_one, Options(319, 2, max_new_tokens=32)).run([Prompt([5])]))
 
 
 @pytest.mark.sampled(3)

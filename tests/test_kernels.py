@@ -28,7 +28,7 @@ def test_a_gpu_gets_one_compiled_kernel_and_others_the_written_one(on_cuda, monk
         assert kernel(torch.zeros(1)) == "written"
         assert [kernel(OnGPU()) for _ in range(3)] == ["compiled"] * 3
         assert asked == [{"dynamic": True, "options": kernels.OPTIONS}]
-        on_cuda.wanted = False
+        on_cuda.is_enabled = False
         assert kernel(OnGPU()) == "written"
 
 
@@ -53,7 +53,7 @@ def test_memory_that_is_short_is_not_taken_for_a_compiler_that_is_missing(on_cud
     monkeypatch.setattr(torch, "compile", lambda kernel, **how: full)
     with on_cuda.used(), pytest.raises(torch.OutOfMemoryError):
         on_cuda(lambda x: "written")(OnGPU())
-    assert on_cuda.wanted
+    assert on_cuda.is_enabled
 
 
 @pytest.mark.slow

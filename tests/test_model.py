@@ -144,6 +144,6 @@ def test_a_long_prompt_is_prefilled_in_chunks_with_equal_logits(tiny36):
 
 def test_more_positions_than_the_model_has_are_refused(tiny36):
     with pytest.raises(UsageError, match="4096 positions, the model has 2048"):
-        tiny36.new_cache(1, 4096)
+        tiny36.new_cache(1, 4096, 32)
     with pytest.raises(ValueError, match="whole blocks of 32"):
         eager(tiny36, 1, 64).prefill([0], [[5] * 40])

@@ -15,6 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from fast_dllm.decode.checks import check_forward
 from fast_dllm.decode.forwards import Batch, batch_of, block_rows, choose_store, set_extrapolation
 from fast_dllm.decode.grouping import Group, GroupMember, PendingForward, group_forwards
 from fast_dllm.decode.predictions import predict_states
@@ -76,7 +77,7 @@ class DecodingRun:
             if isinstance(item, DenoisingEvent):
                 yield item
                 continue
-            forward = sequence.check(item)
+            forward = check_forward(sequence, item)
             guess = sequence.matching_guess(forward, self._executor.cache.lengths[sequence.cache_row])
             if guess is not None:
                 forward = self._accept(sequence, guess, forward)
@@ -242,6 +243,6 @@ def _readable_logits(batch: Batch) -> Tensor:
     logits = []
     for entry in batch:
         readable = entry.sequence.readable.at(entry.forward.wanted)
-        assert readable.logits is not None, "`SequenceState.check` compared the step with what can be read"
+        assert readable.logits is not None, "`check_forward` compared the step with what can be read"
         logits.append(readable.logits)
     return torch.stack(logits)

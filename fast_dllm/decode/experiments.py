@@ -115,7 +115,7 @@ class Experiment:
         """Options with these values by name, and defaults for the others. Raises UsageError."""
         for name in values:
             if name not in self.knobs and name not in REQUIRED:
-                raise UsageError(f"{where(self.path)} takes no {name!r}; it takes: {', '.join(self.knobs)}")
+                raise UsageError(f"{short_name(self.path)} takes no {name!r}; it takes: {', '.join(self.knobs)}")
         for name in REQUIRED:
             if name not in values:
                 raise UsageError(f"a network without its tokenizer needs {name}; fast_dllm.load_model gives both")
@@ -150,7 +150,7 @@ def generation_file(name: str | None) -> Path:
     return path
 
 
-def where(path: Path) -> str:
+def short_name(path: Path) -> str:
     """The short name of a policy's file in messages."""
     return path.name if path.parent == ROOT else f"{path.parent.name}/{path.name}"
 
@@ -168,15 +168,15 @@ def load(name: str | None) -> Experiment:
     assert spec is not None, f"{path} ends in .py"
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up there
-    exec(compile(text, str(path), "exec"), module.__dict__)  # this very text, whoever edits the file meanwhile
+    exec(compile(text, str(path), "exec"), module.__dict__)  # the text that is hashed, even if the file is edited now
     options_type, decode_one = getattr(module, "Options", None), getattr(module, "decode_one", None)
     if not (isinstance(options_type, type) and issubclass(options_type, decoding.Options)):
-        raise UsageError(f"{where(path)} has no class Options(decoding.Options) with the experiment's knobs")
+        raise UsageError(f"{short_name(path)} has no class Options(decoding.Options) with the experiment's knobs")
     unset = [each.name for each in fields(options_type) if each.default is MISSING and each.name not in REQUIRED]
     if unset:
-        raise UsageError(f"Options in {where(path)} gives {', '.join(unset)} no default")
+        raise UsageError(f"Options in {short_name(path)} gives {', '.join(unset)} no default")
     if not inspect.isgeneratorfunction(decode_one):
-        raise UsageError(f"{where(path)} has no generator function decode_one(answer, options)")
+        raise UsageError(f"{short_name(path)} has no generator function decode_one(answer, options)")
     if list(inspect.signature(decode_one).parameters) != ["answer", "options"]:
-        raise UsageError(f"decode_one in {where(path)} must take (answer, options), as fast_dllm.decoding says")
+        raise UsageError(f"decode_one in {short_name(path)} must take (answer, options), as fast_dllm.decoding says")
     return Experiment(name, path, options_type, decode_one, text, getattr(module, "subset_layers", None))

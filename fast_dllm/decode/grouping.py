@@ -13,8 +13,8 @@ from fast_dllm.decoding import FORWARD_KINDS, Forward
 
 PADDED_TOKENS = 64  # tokens of padding that one sequence of a shared prefill may run
 JOINING_BLOCKS = 4  # a prefill of at most this many blocks runs inside the forwards of other sequences
-# Where a forward's time grows with its rows: from this number of rows on, sequences of unlike lengths run apart. Then
-# the keys that a shorter sequence reads in vain, and the mask that hides them, cost more than one more forward.
+# If a forward's time grows with its rows, a group of more rows than this is divided by the lengths of the sequences,
+# because the mask, and the masked keys that shorter sequences read, would cost more than one more forward.
 ROWS_OF_ONE_LENGTH = 256
 
 

@@ -8,17 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fast_dllm.decoding import (
-    FORWARD_KINDS,
-    GUESSED_KINDS,
-    MOST_STATES,
-    Answer,
-    DecodeOne,
-    Forward,
-    Options,
-    Policy,
-)
-from fast_dllm.sampling import MEASURES
+from fast_dllm.decoding import FORWARD_KINDS, MOST_STATES, Answer, DecodeOne, Forward, Options, Policy
 
 
 @dataclass(frozen=True)
@@ -116,7 +106,7 @@ class SequenceState:
         for guess in self.guesses:
             if (
                 (guess.forward.kind, guess.start, guess.forward.token_ids) == (forward.kind, length, forward.token_ids)
-                and _contains(guess.prediction.positions, forward.predicted_positions)
+                and contains(guess.prediction.positions, forward.predicted_positions)
                 and guess.previous_block in (None, self.answer.tokens[length - len(forward.token_ids) : length])
             ):
                 return guess
@@ -129,74 +119,14 @@ class SequenceState:
     def count_stored(self, forward: Forward) -> None:
         """Record that a forward has written its rows to its store."""
         assert forward.reuse is not None, "a forward that stores says where"
-        self.times_stored.setdefault(forward.reuse.store_key, Counter()).update(_block_rows(forward))
-
-    def check(self, item: object) -> Forward:
-        """Return what the policy yielded if it is a forward that can be run; else raise TypeError or ValueError.
-
-        Without this check a policy could read predictions or stored values that are not of its forward.
-        """
-        if not isinstance(item, Forward):
-            raise TypeError(f"decode_one yielded {item!r}; it yields Forward and DenoisingEvent")
-        if item.kind not in FORWARD_KINDS:
-            raise ValueError(f"unknown kind of forward {item.kind!r}; there are: {', '.join(FORWARD_KINDS)}")
-        if item.kind in GUESSED_KINDS.values():
-            raise ValueError(f"a policy asks for a {item.kind} forward by its plain kind, as for one that runs")
-        self._check_guesses(item)
-        for positions in (item.wanted, item.keep):
-            if positions.step != 1:
-                raise ValueError(f"a forward's positions must be consecutive, not {positions}")
-        if item.measure and (item.measure not in MEASURES or item.kind == "reused"):
-            raise ValueError(f"no {item.measure!r} of a {item.kind} forward; a forward measures {', '.join(MEASURES)}")
-        positions = self.readable.positions if item.kind == "reused" else item.predicted_positions
-        if item.wanted and not _contains(positions, item.wanted):
-            raise ValueError(f"positions {item.wanted} are wanted, but only {positions} are kept")
-        if item.kind != "reused" and item.reuse is not None:
-            self._check_store(item)
-        reads_cache = item.kind in ("sub", "partial") or (
-            item.reuse is not None and (item.reuse.read or item.reuse.decide)
-        )
-        if reads_cache and not self.is_block_cached:
-            raise ValueError(
-                f"a {item.kind} forward reads the block cache, which a forward with guesses does not write"
-            )
-        return item
-
-    def _check_guesses(self, forward: Forward) -> None:
-        """Raises ValueError for guesses that cannot run beside this forward."""
-        states = forward.states
-        if len(states) == 1:
-            return
-        if len(states) > MOST_STATES:
-            raise ValueError(f"a forward runs at most {MOST_STATES} states, not {len(states)}")
-        size = self.answer.options.block_size
-        for number, state in enumerate(states):
-            is_whole_block = state.kind in GUESSED_KINDS and state.offset == 0 and len(state.token_ids) == size
-            if not is_whole_block or state.reuse is not None or state.measure or (number and state.guesses):
-                raise ValueError(
-                    f"state {number} of a forward with guesses is no plain full or commit forward of a block"
-                )
-            if state.continues is not None:
-                before = states[state.continues] if number and state.continues in range(len(states)) else state
-                if before.continues is not None or before is state:
-                    raise ValueError(f"guess {number} continues state {state.continues}, which is none of this block")
-
-    def _check_store(self, forward: Forward) -> None:
-        """Raises ValueError for a forward that may read rows of a store which were not stored often enough."""
-        reuse = forward.reuse
-        assert reuse is not None, "the forward was asked"
-        times, rows = self.times_stored.get(reuse.store_key, Counter()), _block_rows(forward)
-        needed = 2 if reuse.order and reuse.ahead else 1
-        if (reuse.read or reuse.decide) and any(times[row] < needed for row in rows):
-            how_often = "stored" if needed == 1 else "stored twice"
-            raise ValueError(
-                f"block rows {rows} are read from layers {reuse.layers} before all of them were {how_often}"
-            )
+        self.times_stored.setdefault(forward.reuse.store_key, Counter()).update(rows_run(forward))
 
 
-def _contains(positions: range, part: range) -> bool:
+def contains(positions: range, part: range) -> bool:
+    """Whether all of `part` is within `positions`; both have a step of 1."""
     return positions.start <= part.start and part.stop <= positions.stop
 
 
-def _block_rows(forward: Forward) -> range:
+def rows_run(forward: Forward) -> range:
+    """The rows of the block that a forward runs."""
     return range(forward.offset, forward.offset + len(forward.token_ids))

@@ -1,8 +1,8 @@
-"""python -m fast_dllm.drift: where the layers stand still between denoising steps, and which could rest.
+"""python -m fast_dllm.drift: how much each layer changes between denoising steps, and which layers could be skipped.
 
-Decodes real questions plainly (04_threshold, the whole block on each step) and records how much what each layer gives
-changes from one step to the next. Writes drift.json (sums: --merge adds several up), pictures and ranges.md, the
-predicted error of letting each range of layers rest. Exit status 2: wrong input.
+Decodes real questions plainly (04_threshold, the whole block on each step) and records how much the output of each
+layer changes from one step to the next. Writes drift.json (sums: --merge adds several up), pictures and ranges.md, the
+predicted error of skipping each range of layers. Exit status 2: wrong input.
 
     python -m fast_dllm.drift --model tiny --task toy_math --limit 100
     python -m fast_dllm.drift --merge one/drift.json two/drift.json --output both

@@ -30,7 +30,7 @@ NO_SUID, NO_DEVICES, BIND, RECURSIVE = 2, 4, 4096, 16384
 MOUNT_SETATTR, CURRENT_FOLDER, SUBTREE, READ_ONLY = 442, -100, 0x8000, 1
 
 GRACE_SECONDS = 1.0  # for a program that catches the end of its time
-# What lm_eval's scorer takes away from a program, so that the same programs pass here.
+# What lm_eval's scorer removes before it executes a program. It is removed here too, so that the same programs pass.
 MISSING_NAMES = {
     "builtins": "exit quit help",
     "os": "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate "
@@ -38,7 +38,7 @@ MISSING_NAMES = {
     "shutil": "rmtree move chown",
     "subprocess": "Popen",
 }
-# A program that mentions one of these finds it imported, as in an evaluation: they need some of the names above.
+# If a program mentions one of these, it is imported before the names above are removed, because it needs some of them.
 IMPORTED_BEFORE = ("numpy", "pandas", "scipy", "sympy")
 MISSING_MODULES = ("ipdb", "joblib", "resource", "psutil", "tkinter")
 
@@ -112,7 +112,7 @@ def set_limits(limits):
         resource.setrlimit(number, (value, value))
 
 
-def take_names_away():
+def remove_names():
     import builtins
     import shutil
     import subprocess
@@ -144,8 +144,8 @@ def execute(program, seconds):
         return f"failed: {type(error).__name__}: {error}"
 
 
-def be_the_program(request, verdicts):
-    """In a process of its own: execute the program, write the verdict to the file descriptor `verdicts`, and end."""
+def run_program(request, verdicts):
+    """In a child process: execute the program, write the verdict to the file descriptor `verdicts`, and end."""
     try:
         os.setsid()
         device = os.open(os.devnull, os.O_RDWR)
@@ -154,7 +154,7 @@ def be_the_program(request, verdicts):
         os.chdir(request["home"])
         set_limits(request["limits"])
         give_up_privileges(request["user"])
-        take_names_away()
+        remove_names()
         verdict = execute(request["program"], request["seconds"])
     except BaseException as error:
         verdict = f"not executed: {type(error).__name__}: {error}"
@@ -176,7 +176,7 @@ def children():
                 yield int(folder.name)
 
 
-def end_everything():
+def kill_children():
     """Kill the program and all processes that it started. Those that left its session are children of this process."""
     while True:
         for process in list(children()):
@@ -193,13 +193,13 @@ def watch(request):
     reader, writer = os.pipe()
     if os.fork() == 0:
         os.close(reader)
-        be_the_program(request, writer)
+        run_program(request, writer)
     os.close(writer)
     end = time.monotonic() + request["seconds"] + GRACE_SECONDS
     text = ""
     if select.select([reader], [], [], end - time.monotonic())[0]:
         text = os.read(reader, 4096).decode("utf-8", "replace")
-    end_everything()
+    kill_children()
     return text[len(request["token"]) :] if text.startswith(request["token"]) else "timed out"
 
 

@@ -56,11 +56,11 @@ def find_tasks(config: EvaluatorConfig) -> TaskManager:
 
 
 def keep_documents(manager: TaskManager) -> TaskManager:
-    """Make `process_docs` of every task that `manager` loads give the same documents each time; returns `manager`.
+    """Let every task that `manager` loads have the same documents each time that they are read; returns `manager`.
 
-    lm_eval calls it each time it reads the documents: for the prompts, and again for the right answers. GPQA's function
-    shuffles the four options with a random generator. Its second call would give another order than the prompts have,
-    unless `datasets` has the first result in its cache on disk.
+    lm_eval calls a task's `process_docs` for the prompts, and again for the right answers. GPQA's function shuffles the
+    four options with a random generator. Its second call would give another order than the prompts have, unless
+    `datasets` has the first result in its cache on disk.
     """
     manager._factory = _Factory(meta=manager.metadata)
     return manager
@@ -73,7 +73,7 @@ class _Factory(TaskFactory):
         if data is not None:
             config.update(dataset_path="json", dataset_name=None, dataset_kwargs={"data_files": {"test": str(data)}})
         if callable(config.get("process_docs")):
-            config["process_docs"] = _as_if_first(config["process_docs"])
+            config["process_docs"] = _with_first_state(config["process_docs"])
         return config
 
     def _build_task(self, entry: Entry, overrides: dict | None) -> Task:
@@ -94,7 +94,7 @@ class _Factory(TaskFactory):
             ) from error
 
 
-def _as_if_first(process_docs: Callable) -> Callable:
+def _with_first_state(process_docs: Callable) -> Callable:
     """`process_docs`, with the random generators of its module reset to their first state before each call."""
     generators = [value for value in process_docs.__globals__.values() if isinstance(value, random.Random)]
     states = [(generator, _first_state(generator)) for generator in generators]
@@ -160,8 +160,8 @@ def load_tasks(manager: TaskManager, names: list[str | dict]) -> dict[str, Task]
         if "Duplicate task" not in str(error):
             raise
         raise UsageError(f"--tasks: {line_of(error)}; name each task once") from None
-    load, first_time = manager.load, [loaded]
-    manager.load = lambda wanted: first_time.pop() if first_time and wanted == names else load(wanted)
+    load, preloaded = manager.load, [loaded]
+    manager.load = lambda wanted: preloaded.pop() if preloaded and wanted == names else load(wanted)
     return loaded["tasks"]
 
 
@@ -196,12 +196,15 @@ def _prepare_code_execution(names: list[str]) -> None:
     if len(others) < len(names):
         sandbox = find_sandbox()
         guard = f": {sandbox.missing}" if sandbox.missing else ""
-        _say(f"the model's programs are executed in a sandbox ({sandbox.name}{guard})")
+        _print_once(f"the model's programs are executed in a sandbox ({sandbox.name}{guard})")
     if others:
-        _say(f"{', '.join(others)}: lm_eval's own scorer runs the model's programs, with your rights and no sandbox")
+        _print_once(
+            f"{', '.join(others)}: lm_eval's own scorer runs the model's programs, with your rights and no sandbox"
+        )
 
 
-def _say(text: str) -> None:
+def _print_once(text: str) -> None:
+    """Print a line to stderr, in one of the evaluation's processes."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"eval.py: {text}", file=sys.stderr, flush=True)
 

@@ -30,7 +30,7 @@ class Compiling:
     failed, which is logged in one line."""
 
     def __init__(self) -> None:
-        self.wanted = True
+        self.is_enabled = True
         self._thread = threading.local()
 
     @contextlib.contextmanager
@@ -46,7 +46,7 @@ class Compiling:
         compiled: list[Kernel] = []
 
         def call(x: Tensor, *others: Tensor | float) -> Tensor:
-            if not (x.is_cuda and self.wanted and getattr(self._thread, "used", False)):
+            if not (x.is_cuda and self.is_enabled and getattr(self._thread, "used", False)):
                 return kernel(x, *others)
             try:
                 if not compiled:
@@ -56,7 +56,7 @@ class Compiling:
                 raise
             except Exception as error:
                 # no Triton for this GPU, no C compiler, a cache that cannot be written
-                self.wanted = False
+                self.is_enabled = False
                 first_line = str(error).strip().split("\n")[0]
                 logger.warning("kernels are not compiled, decoding is slower (%s)", first_line)
                 return kernel(x, *others)

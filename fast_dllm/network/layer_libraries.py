@@ -173,10 +173,11 @@ class LayerLibraries:
         return self._folder / f"{self._name(variant)}.pt2"
 
     def _name(self, variant: Variant) -> str:
-        """A hash of all that a library depends on: this file, the layer's shape, torch, the CPU and the variant."""
+        """A hash of all that a library depends on: this file, torch, the CPU, the layer's shape and the variant."""
         shapes = [(name, tuple(parameter.shape)) for name, parameter in self._layer.named_parameters()]
-        about = (shapes, self._config.num_attention_heads, self._config.rms_norm_eps, torch.__version__, _cpu())
-        return hashlib.sha256(repr((_this_file(), *about, *variant)).encode()).hexdigest()[:32]
+        constants = (shapes, self._config.num_attention_heads, self._config.rms_norm_eps)
+        builder = (Path(__file__).read_text(), torch.__version__, _cpu())
+        return hashlib.sha256(repr((builder, constants, variant)).encode()).hexdigest()[:32]
 
     def _compile(self, variant: Variant, path: Path) -> None:
         """Compile the library of a variant and move it to `path` in one step. Raises UsageError if that fails."""
@@ -268,12 +269,6 @@ def decoding_variants(several: bool) -> list[Variant]:
 def library_folder() -> Path:
     """Where libraries are kept: under XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast_dllm" / "layers"
-
-
-@functools.cache
-def _this_file() -> str:
-    """The text of this file."""
-    return Path(__file__).read_text()
 
 
 @functools.cache

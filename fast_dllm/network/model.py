@@ -148,21 +148,20 @@ class FastDLLMForCausalLM(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        block_size: int | None = None,
         rows: Tensor | None = None,
     ) -> Logits:
         """Logits without a cache.
 
         input_ids (B, T); position_ids (B, T) or (T,), default 0..T-1; attention_mask (T, T) or (B, T, T) bool,
-        True = may attend, default block-causal with blocks of `block_size` (default `config.bd_size`); `rows` (B, R)
-        picks the rows whose logits are wanted, default all. Returns logits (B, T or R, V).
+        True = may attend, default block-causal with blocks of `config.bd_size`; rows (B, R): those whose logits are
+        wanted, default all. Returns logits (B, T or R, V).
         """
         B, T = input_ids.shape
         device = input_ids.device
         if position_ids is None:
             position_ids = torch.arange(T, device=device)
         if attention_mask is None:
-            attention_mask = block_causal_mask(T, T, block_size or self.config.bd_size, device)
+            attention_mask = block_causal_mask(T, T, self.config.bd_size, device)
         mask = mask_for_heads(attention_mask, self.config)
         cos, sin = rope_tables(position_ids, self.config, self.dtype)
         hidden = self.model(input_ids, Attend(cos.unsqueeze(-2), sin.unsqueeze(-2), mask))
@@ -170,9 +169,8 @@ class FastDLLMForCausalLM(nn.Module):
             hidden = hidden[torch.arange(B, device=device)[:, None], rows]
         return Logits(self.lm_head(hidden))
 
-    def new_cache(self, batch_size: int, max_length: int, block_size: int | None = None) -> KVCache:
+    def new_cache(self, batch_size: int, max_length: int, block_size: int) -> KVCache:
         """An empty cache for `batch_size` sequences of at most `max_length` positions."""
-        block_size = block_size or self.config.bd_size
         if max_length > self.config.max_position_embeddings:
             raise UsageError(
                 f"prompt and answer need {max_length} positions, the model has {self.config.max_position_embeddings}"

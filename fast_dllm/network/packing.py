@@ -163,7 +163,7 @@ def _candidate_places(
     if not shape.has_next_blocks:
         return CandidatePlaces(slots[:, 0], places.flatten(), None)
     # A row that continues no other one writes its own block a second time, to the same places.
-    before = places - size * (continued != starts)
+    previous_places = places - size * (continued != starts)
     rows = torch.arange(size, device=positions.device)
     sources = torch.cat((starts * size + rows, continued * size + rows))
-    return CandidatePlaces(slots[:, 0], torch.cat((places, before)).flatten(), sources.flatten())
+    return CandidatePlaces(slots[:, 0], torch.cat((places, previous_places)).flatten(), sources.flatten())

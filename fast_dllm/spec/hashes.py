@@ -21,6 +21,7 @@ from fast_dllm.spec.tasks import read_tasks
 
 # Files of fast_dllm/ that can change a token; a file that is absent is left out.
 DECODING_FILES = (
+    "decode/checks.py",
     "decode/decoding_run.py",
     "decode/engine.py",
     "decode/forwards.py",
