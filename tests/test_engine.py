@@ -217,6 +217,20 @@ def test_the_first_position_of_a_window_cannot_be_filled(short_model, forward):
         list(Engine(short_model, decode_one, Options(319, 2, max_new_tokens=32)).run([Prompt([5])]))
 
 
+def test_drawn_tokens_are_those_of_the_wanted_positions_whatever_else_is_kept(short_model):
+    keeps, predictions = [range(8, 16), range(1, 24)], []
+
+    def decode_one(answer, options):
+        answer.open_block(32)
+        keep = keeps[answer.row]
+        predictions.append((yield Forward("full", list(answer.tokens), wanted=range(8, 16), keep=keep)))
+
+    engine = Engine(short_model, decode_one, Options(319, 2, max_new_tokens=32), temperature=1.0)
+    list(engine.run([Prompt([5], torch.Generator().manual_seed(0)) for _ in keeps]))
+    assert predictions[0].tokens == predictions[1].tokens
+    assert predictions[0].confidences == pytest.approx(predictions[1].confidences, abs=1e-4)
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["00_baseline", "02_residual_reuse", "06_lookahead"])
 def test_rows_that_join_at_any_time_get_what_they_get_alone(tiny36, name):

@@ -18,7 +18,7 @@ from fast_dllm.decode import experiments
 from fast_dllm.decode.decoding_run import DecodingRun, Prompt
 from fast_dllm.decode.engine import Engine
 from fast_dllm.decode.sequences import SequenceState
-from fast_dllm.decoding import DenoisingEvent, Forward, Options
+from fast_dllm.decoding import DenoisingEvent, Forward, Options, Reuse
 from fast_dllm.network import packing, recordings
 from fast_dllm.network.compiled import CompiledExecutor
 from fast_dllm.network.graphs import GraphExecution
@@ -254,6 +254,43 @@ def test_a_window_of_a_block_that_only_a_guess_has_run_is_refused(short_model):
     with pytest.raises(ValueError, match="a sub forward reads the block cache"):
         list(Engine(short_model, decode_one, Options(MASK, STOP, max_new_tokens=64)).run([Prompt([5] * SIZE)]))
     assert kinds == ["guessed"]
+
+
+def test_a_window_beside_a_neighbour_that_guesses_reads_its_block(short_model):
+    """All blocks of the shared forward run in scratch room; that of the sequence without guesses is copied from it."""
+    seen = []
+
+    def decode_one(answer, options):
+        answer.open_block(SIZE)
+        first = Forward("full", list(answer.tokens), wanted=range(8))
+        if answer.row == 1:
+            yield replace(first, guesses=(FULL,))
+            return
+        yield first
+        seen.append((yield Forward("sub", [9] * 8, offset=8, wanted=range(9, 16))))
+
+    engine = Engine(short_model, decode_one, Options(MASK, STOP, max_new_tokens=64))
+    list(engine.run([Prompt([5, 6])]))
+    list(engine.run([Prompt([5, 6]), Prompt([7])]))
+    alone, beside = seen
+    assert beside.tokens == alone.tokens
+    assert beside.confidences == pytest.approx(alone.confidences, abs=1e-4)
+
+
+def test_what_was_stored_for_a_block_is_forgotten_when_a_guess_commits_it(short_model):
+    reuse, kinds = Reuse(range(1, 3), "output"), []
+
+    def decode_one(answer, options):
+        block = list(answer.tokens)
+        yield Forward("full", block, reuse=reuse)
+        yield Forward("full", block, guesses=(Forward("commit", block),))
+        kinds.append((yield Forward("commit", block)).kind)
+        yield FULL
+        yield replace(FULL, reuse=replace(reuse, read=True))
+
+    with pytest.raises(ValueError, match="before all of them were stored"):
+        list(Engine(short_model, decode_one, Options(MASK, STOP, max_new_tokens=64)).run([Prompt([5] * SIZE)]))
+    assert kinds == ["guessed_commit"]
 
 
 # -- the policy --------------------------------------------------------------------------------------------------------
