@@ -37,6 +37,7 @@ def test_the_straightforward_form_is_the_same_algorithm(refresh):
         assert form.forwards == {kind: count for kind, count in expected.forwards.items() if count}
 
 
+@pytest.mark.slow
 def test_decode_beside_a_straightforward_form_and_a_peer(capsys, monkeypatch):
     words = ["--random_weights", "2x64", "--runs", "1", "--prompt_tokens", "40", "--new_tokens", "32"]
     text, found = run(capsys, monkeypatch, "decode", *words, "--baseline", "--where", "--threads", "1")
