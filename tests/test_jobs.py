@@ -726,3 +726,11 @@ def test_a_wrong_input_ends_the_local_matrix_at_once_and_is_passed_on(project):
     assert f"failed: {' '.join(CONFIGS)}" in result.stderr
     [log] = (project.root / "logs").rglob("local_*.log")
     assert message in log.read_text()
+
+
+def test_the_array_says_that_it_is_deprecated_and_runs_the_configuration_of_its_number(project):
+    environment = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_JOB_ID": "20", "SLURM_SUBMIT_DIR": str(project.root)}
+    result = project.bash("sbatch/_array.sh", "--limit", "5", "--model", "tiny", **environment)
+    assert result.returncode == 0, result.stderr
+    assert "deprecated: use bash sbatch/run.sh" in result.stderr
+    assert project.statuses("--limit", "5")["k2_middle"] == "✓ model tiny"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Callable
 
 from fast_dllm.errors import UsageError
 from fast_dllm.runner.environment import has_gpu, load_cluster_settings
+from fast_dllm.runner.messages import say
 from fast_dllm.runner.parsers import baseline_parser, job_parser, local_parser, prefetch_parser, run_parser
 from fast_dllm.spec.defaults import AUTO
 from fast_dllm.spec.request import Request, check_count, read_request
@@ -207,6 +208,21 @@ def job(words: list[str]) -> int:
     )
 
 
+def array(words: list[str]) -> int:
+    """The deprecated job array: the configuration whose number in the matrix is this job's number in the array."""
+    say(
+        "_array.sh is deprecated: use bash sbatch/run.sh, which skips what is complete and continues what was "
+        "interrupted"
+    )
+    names = _request(job_parser("_array.sh").parse(words), whole_matrix=True).names
+    number = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    if not number.isdigit():
+        raise UsageError("this is a job array: sbatch sbatch/_array.sh")
+    if int(number) >= len(names):
+        raise UsageError(f"no configuration number {number}; valid: 0 to {len(names) - 1} ({' '.join(names)})")
+    return job([*words, "--config", names[int(number)]])
+
+
 def fetch(words: list[str]) -> int:
     from fast_dllm.runner import prefetch
 
@@ -238,4 +254,5 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "prefetch": ("prefetch.sh", fetch),
     "venv": ("venv.sh", make_venv),
     "job": ("_job.sh", job),
+    "array": ("_array.sh", array),
 }

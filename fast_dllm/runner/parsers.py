@@ -268,10 +268,10 @@ def prefetch_parser() -> ScriptParser:
     return parser
 
 
-def job_parser() -> ScriptParser:
+def job_parser(script: str = "_job.sh") -> ScriptParser:
     parser = ScriptParser(
-        "_job.sh",
-        "sbatch sbatch/_job.sh [OPTION...]",
+        script,
+        f"sbatch sbatch/{script} [OPTION...]",
         "One configuration of one task as a job; run.sh submits it with the code of that moment (--snapshot).",
     )
     group = parser.add_argument_group("options")
