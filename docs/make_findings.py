@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -38,7 +39,7 @@ from fast_dllm.report.claims import (  # noqa: E402
     tables_of_task,
 )
 from fast_dllm.report.compare import Contrast, contrast, corrected, interval_of  # noqa: E402
-from fast_dllm.report.drawing import COLOURS, MARKERS, png, style_of  # noqa: E402
+from fast_dllm.report.drawing import COLOURS, MARKERS, STYLE, png, style_of  # noqa: E402
 from fast_dllm.report.results import RunResult  # noqa: E402
 from fast_dllm.report.same_results import distinct, is_plain  # noqa: E402
 from fast_dllm.report.words import p_text, span  # noqa: E402
@@ -436,7 +437,7 @@ def subjects_picture(root: Path) -> Figure:
                 fmt=MARKERS[index % len(MARKERS)], color=colour, markersize=5, elinewidth=0.7,
                 markeredgecolor="black", markeredgewidth=0.5, label=short(name),
             )  # fmt: skip
-        axes.set_title(f"{task}: plain {100 * plain.accuracy:.1f}%")
+        axes.set_title(f"{task}, plain {100 * plain.accuracy:.1f}%")
         axes.grid(alpha=0.3)
     for axes in panels[len(tasks) :]:
         axes.axis("off")
@@ -508,7 +509,8 @@ def main(words: list[str] | None = None) -> int:
         return int(new != old)
     write_whole(DOCUMENT, new.encode())
     write_whole(PICTURE, png(picture(results)))
-    write_whole(SUBJECTS_PICTURE, png(subjects_picture(ROOT)))
+    with matplotlib.rc_context(STYLE):
+        write_whole(SUBJECTS_PICTURE, png(subjects_picture(ROOT)))
     return 0
 
 
