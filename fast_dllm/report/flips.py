@@ -104,7 +104,8 @@ def flips_of(report: Report, table: ResultTable, most: int = 10, against: RunRes
         if base is None:  # then nothing has changed
             continue
         for each in (run, base):
-            texts.setdefault(str(each.path), _texts(each))
+            if str(each.path) not in texts:
+                texts[str(each.path)] = _texts(each)
         after, before = (texts[str(each.path)].get((task, doc_id)) for each in (run, base))
         sides = split_at_difference(str(before["answer"]), str(after["answer"])) if before and after else (None, None)
         shown = after or before or {}
