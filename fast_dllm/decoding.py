@@ -235,6 +235,7 @@ class Answer:
         self.generation: Generation | None = None
 
     def is_masked(self, position: int) -> bool:
+        """Whether the answer has no token yet at `position`. A prompt's token is never masked, whatever its id."""
         return position >= self.num_prompt and self.tokens[position] == self.options.mask_id
 
     def open_block(self, end: int) -> None:
@@ -255,7 +256,7 @@ class Answer:
 
     def fill(self, prediction: Prediction, start: int, end: int, filled: Mapping[int, int]) -> DenoisingEvent:
         """Write tokens of the prediction, {absolute position: index into the prediction}, and end the answer if it is
-        complete. start, end: the event's.
+        complete. Returns the event for the policy to yield. start, end: the event's.
 
         A step that reads again is counted here, not by the engine: it costs nothing, so one that a policy only looks at
         is no step.

@@ -87,7 +87,7 @@ def set_extrapolation(store: LayerStore, batch: Batch) -> None:
 def choose_store(
     store: LayerStore, batch: Batch, entering: Tensor, cache_rows: Tensor, block_rows: Tensor
 ) -> list[bool]:
-    """Decide for each sequence whether the store replaces its layers. The tensors: see network.executor.Choice."""
+    """For each sequence that asks for reuse: whether the store replaces its layers. Tensors: see executor.Choice."""
     reuses = [entry.forward.reuse for entry in batch if entry.forward.reuse is not None]
     if not any(reuse.decide for reuse in reuses):
         return [reuse.read for reuse in reuses]
