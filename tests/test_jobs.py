@@ -222,6 +222,15 @@ def test_the_lines_of_another_job_say_nothing_about_this_one(project):
     assert failure(project)["class"] == "terminated"
 
 
+def test_a_job_that_slurm_ends_after_its_last_answer_is_complete(project):
+    process = project.start_job("10", *JOB, FAKE_EVAL="linger")
+    wait_until((output(project) / "questions.json.gz").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0, log_of(project)
+    assert not (output(project) / "failure.json").exists()
+    assert len(project.calls("scancel")) == 1  # nothing is left for the job that would continue it
+
+
 CONTINUE = [*JOB, "--after", "9", "--progress", "0+0"]
 
 

@@ -105,9 +105,13 @@ def test_the_defaults_are_the_shared_ones_and_the_knobs(root):
     assert matrix.defaults_of("09_mine", root) == dict(DEFAULTS)
     path.write_text("class Options(Options):\n    tolerance: float = 0.2\n")
     assert set(DEFAULTS) - set(matrix.defaults_of("09_mine", root)) == {"reuse_k", "layer_subset"}
+    write_matrix(root, SWEEP)
     path.write_text("def (")
-    with pytest.raises(UsageError, match=r"09_mine/generation_functions\.py is not Python"):
-        matrix.defaults_of("09_mine", root)
+    with pytest.raises(UsageError, match=r"^experiments/09_mine/generation_functions\.py, line 1: this is not Python"):
+        matrix.matrix_of("09_mine", root)
+    path.write_text("\0")
+    with pytest.raises(UsageError, match=r"^experiments/09_mine/generation_functions\.py"):
+        matrix.matrix_of("09_mine", root)
 
 
 def test_a_default_may_be_an_expression_as_python_itself_reads_it(tmp_path, monkeypatch):

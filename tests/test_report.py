@@ -16,6 +16,7 @@ import pytest
 from golden_models import ROOT
 from report_project import FULL, NINE, SUBSETS, Project, answers, earlier
 
+from fast_dllm.errors import UsageError
 from fast_dllm.report import figures
 from fast_dllm.report.__main__ import collect, main
 from fast_dllm.report.build import build
@@ -463,6 +464,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(project, words, message, capsy
     assert error.count("\n") == 1
     assert message in error
     assert not (project.root / "results" / "report").exists()
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is(project):
+    project.nine()
+    (project.root / "results" / "report").write_text("a file where a folder should be")
+    with pytest.raises(UsageError, match=f"cannot write into '{project.root}/results/report': it is not a folder"):
+        main([], project.root)
 
 
 def test_without_any_result_and_task_there_is_one_line(project, capsys):

@@ -5,9 +5,13 @@ import json
 import os
 import resource
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from script_project import CONFIGS, Project, old_pythons, system_tools
+
+from fast_dllm.errors import UsageError
+from fast_dllm.spec.files import check_writable
 
 LINE = "=" * 77
 HOSTILE = ["", "a b", "$(touch pwned)", "a\nb", "../00_baseline", "-x", "é"]
@@ -517,6 +521,44 @@ def test_a_script_is_called_through_a_link_from_another_folder(project, tmp_path
     words = ["bash", "./local.sh", "--limit", "5", "--model", "tiny"]
     assert subprocess.run(words, cwd=elsewhere, env=project.environment, capture_output=True).returncode == 0
     assert "✓" in project.statuses("--limit", "5", "plain")["plain"]
+
+
+def test_results_that_cannot_be_written_are_one_line_and_nothing_is_begun(project):
+    # a file where a folder should be: permissions do not stop a test that root runs
+    (project.root / "results").write_text("")
+    before = project.written()
+    words = ["--task", "gsm8k", "--limit", "5", "--model", "tiny"]
+    folder = " ".join(repr(str(project.root / "results")).split())  # a line has no two spaces
+    for script in ("run.sh", "local.sh", "baseline.sh"):
+        result = project.bash(f"sbatch/{script}", *words)
+        line = f"{script}: cannot write into {folder}: it is not a folder\n"
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", line)
+    assert project.written() == before
+    assert project.job("10", *words, "--config", "k1_first", "--continue", "2") == 2
+    [line] = (project.root / "logs" / "job_10.log").read_text().splitlines()
+    assert line == f"_job.sh: cannot write into {folder}: it is not a folder"
+    assert project.calls("sbatch") == []  # nor is there a job that would continue it
+
+
+def test_a_folder_that_refuses_later_is_one_line(project):
+    (project.root / ".snapshots").write_text("")
+    result = project.run("--limit", "5", "k1_first")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("run.sh: cannot use '")
+    assert ".snapshots" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_right", "fault"), [(os.ST_RDONLY, True, "file system is read-only"), (0, False, "permission denied")]
+)
+def test_a_folder_that_is_read_only_is_named_with_its_fault(tmp_path, monkeypatch, flags, has_right, fault):
+    check_writable(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    monkeypatch.setattr(os, "access", lambda path, mode: has_right)
+    with pytest.raises(UsageError, match=f"'{tmp_path}': .*{fault}"):
+        check_writable(tmp_path / "new" / "folder")
 
 
 def test_artifacts_that_cannot_be_written_are_a_line_and_the_result_stays(project):

@@ -67,6 +67,9 @@ def test_local_runs_the_matrix_and_then_its_report(project):
     result = project.bash(*words)
     again = "what these results show: bash sbatch/run.sh --report --experiment 04_sweep --task gsm8k --limit 7\n"
     assert result.stderr.endswith(again)
+    result = project.bash(*words, "--threshold", "0.5", FAKE_EVAL="fail:x")
+    assert result.returncode == 1
+    assert "what these results show" not in result.stderr  # there are none
 
 
 def test_a_broken_matrix_or_another_matrixs_configuration_is_one_line_and_exit_2(project):

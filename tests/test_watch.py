@@ -19,10 +19,10 @@ def project(tmp_path):
     return Project(tmp_path / "project")
 
 
-def on_a_terminal(project, **given: str) -> pexpect.spawn:
+def on_a_terminal(project, words: list[str] = WORDS, **given: str) -> pexpect.spawn:
     environment = project.environment | given
     return pexpect.spawn(
-        "bash", WORDS, cwd=str(project.root), env=environment, dimensions=(24, 80), encoding="utf-8", timeout=60
+        "bash", words, cwd=str(project.root), env=environment, dimensions=(24, 80), encoding="utf-8", timeout=60
     )
 
 
@@ -69,3 +69,17 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(project):
     statuses = project.statuses("--limit", "5", "--model", "tiny")
     assert statuses["k1_first"] == "pending: interrupted"
     assert statuses["k1_middle"] == "pending"  # never began
+
+
+@pytest.mark.parametrize(("names", "complete"), [("k1_first", "k1_first is"), (WORDS[-1], "all 2 configurations are")])
+def test_ctrl_c_after_the_last_answer_says_that_the_result_is_complete(project, names, complete):
+    shown = on_a_terminal(project, [*WORDS[:-1], names], FAKE_EVAL="linger")
+    for name in names.split(","):
+        shown.expect(f"\r{name} .* 5/5  50.0%")
+    shown.sendintr()
+    shown.expect(pexpect.EOF)
+    assert shown.wait() == 130
+    report = "bash sbatch/run.sh --report --experiment 00_baseline --task gsm8k --limit 5"
+    assert f"interrupted; {complete} complete. What these results show: {report}" in shown.before.replace("\r\n", "\n")
+    assert not list((project.root / "results").rglob("failure.json"))
+    assert project.statuses("--limit", "5", "--model", "tiny", "k1_first") == {"k1_first": "✓ "}

@@ -21,7 +21,7 @@ from fast_dllm.report.speeds import reference_speed
 from fast_dllm.report.spreadsheets import FILES, spreadsheets
 from fast_dllm.report.terminal import UNLIMITED, laid_out, terminal_width
 from fast_dllm.report.verdict import verdict
-from fast_dllm.spec.files import write_whole
+from fast_dllm.spec.files import check_writable, write_whole
 
 SCHEMA_VERSION = 1
 
@@ -82,6 +82,7 @@ def write(
 
     with_csv: write runs.csv and questions.csv too.
     """
+    check_writable(folder)
     flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
     num_changed = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
     drawn = draw(report)

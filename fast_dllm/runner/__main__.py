@@ -4,6 +4,7 @@ Any Python from 3.8 on, without a venv. It is run by its path, so that the code 
 runs a snapshot of the code, in the project's folder.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ if not __package__:
 
 from fast_dllm.errors import UsageError, line_of, show_any_character
 from fast_dllm.runner.command_line import COMMANDS
+
+# What a folder answers that is read-only, of somebody else, or in fact a file
+REFUSALS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 
 
 def main(command: str, *words: str) -> int:
@@ -29,6 +33,11 @@ def main(command: str, *words: str) -> int:
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in REFUSALS or not error.filename:
+            raise
+        print(f"{script}: cannot use {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from fast_dllm.runner.environment import has_gpu, load_cluster_settings
 from fast_dllm.runner.messages import say
 from fast_dllm.runner.parsers import baseline_parser, job_parser, local_parser, prefetch_parser, run_parser
 from fast_dllm.spec.defaults import AUTO
+from fast_dllm.spec.files import check_writable
 from fast_dllm.spec.request import Request, check_count, read_request
 from fast_dllm.spec.shard_names import MAX_GPUS, MAX_SHARDS, sharding
 from fast_dllm.spec.tasks import ROOT, baseline_tasks
@@ -46,6 +47,13 @@ def _request(
     if executes:
         request.check_confirmed()
     return request
+
+
+def _check_folders(request: Request) -> None:
+    """Raises UsageError if results or logs of the request's runs cannot be written, before anything is begun."""
+    for run in request.runs():
+        for top in ("results", "logs"):
+            check_writable(request.root / top / run.path)
 
 
 def _chain(options: argparse.Namespace) -> Chain:
@@ -108,6 +116,8 @@ def run(words: list[str]) -> int:
         if not options.config:
             request = request.only(request.task, [request.matrix.compare_with])
         rehearsal.check_options(request, words)
+    if not options.dry_run:
+        _check_folders(request)
     load_cluster_settings(request.root)
     os.chdir(str(request.root))
     return rehearsal.rehearse(request, submit) if options.rehearse else submission.run_submission(request, submit)
@@ -156,6 +166,7 @@ def local(words: list[str]) -> int:
     if batch_size != AUTO:
         check_count("--batch_size", batch_size, other=AUTO)
     request = _request(options, whole_matrix=mode != "named").with_model()
+    _check_folders(request)
     load_cluster_settings(request.root)
     # data sets given as folders (openai/gsm8k) and results are looked for in the project's folder
     os.chdir(str(request.root))
@@ -179,6 +190,7 @@ def baseline(words: list[str]) -> int:
         options.task = ",".join(baseline_tasks())
     options.config = ["plain"]
     request = _request(options, several_tasks=True).with_model()
+    _check_folders(request)
     chain = _chain(options)
     submission = None
     if any(value is not None for value in (options.shards, options.gpus, options.gpu, options.hours)):
@@ -203,6 +215,7 @@ def job(words: list[str]) -> int:
     number = os.environ.get("SLURM_ARRAY_TASK_ID")
     shard = f"{number}-of-{sharding(shards, gpus)}" if isinstance(shards, int) and number else None
     request = request.only(request.task, request.names).with_model(shard)
+    _check_folders(request)
     return run_job(
         JobOptions(request, _chain(options), options.snapshot, shards if isinstance(shards, int) else None, gpus)
     )

@@ -290,12 +290,13 @@ def _end(
     """Sort the runs into done, failed and not started, and write failure.json for the first that is not done.
 
     lost: the names of runs whose lock another process has taken over. The exit status of the process decides about a
-    run only if it is the only run.
+    run only if it is the only run, and no signal ended the process.
     """
+    was_stopped = status == failures.INTERRUPTED or log.received_sigterm
     has_failed = False
     for run in runs:
         folder, fault = folder_of(request, run), _fault_of_new_result(request, run)
-        if (status == 0 or len(runs) > 1) and run.name not in lost and not fault:
+        if (status == 0 or len(runs) > 1 or was_stopped) and run.name not in lost and not fault:
             outcome.done.append(run.name)
             remove(folder / "failure.json", *(folder.glob("progress.rank*.json") if request.shard is None else ()))
             if settings.keep:
@@ -314,6 +315,8 @@ def _end(
                 outcome.status = BUSY
             else:
                 outcome.status, outcome.failure_class = _record_failure(run, folder, status, fault, log)
+    if status == failures.INTERRUPTED:
+        outcome.status = status  # Ctrl-C ends the command, even if this result was complete already
 
 
 def _fault_of_new_result(request: Request, run: Run) -> str:

@@ -16,7 +16,7 @@ from fast_dllm.runner.messages import quoted, say
 from fast_dllm.runner.output import frame, print_summary
 from fast_dllm.runner.records import folder_of, is_done
 from fast_dllm.runner.states import examine
-from fast_dllm.spec.request import Request
+from fast_dllm.spec.request import Request, Run
 
 WRONG_INPUT = 2  # eval.py's exit status for it
 
@@ -77,20 +77,37 @@ def run_local(options: LocalOptions) -> int:
         print(*frame(request, examine(request)[0]), sep="\n", flush=True)
     if status == WRONG_INPUT:
         return status
-    limit = ["--limit", str(request.limit)] if request.limit is not None else []
-    report = ["--experiment", request.experiment, "--task", request.task, *limit]
     if options.mode == "named":
-        say(f"what these results show: {quoted(['bash', 'sbatch/run.sh', '--report', *report])}")
+        if done_runs(request):
+            say(f"what these results show: {report_command(request)}")
         return status
     # it prints the verdict, the table of all configurations, and its path
-    done = subprocess.run(["python", "-m", "fast_dllm.report", *report], env=environment)
+    done = subprocess.run(["python", "-m", "fast_dllm.report", *report_words(request)], env=environment)
     return 1 if done.returncode else status
 
 
+def report_words(request: Request) -> list[str]:
+    limit = ["--limit", str(request.limit)] if request.limit is not None else []
+    return ["--experiment", request.experiment, "--task", request.task, *limit]
+
+
+def report_command(request: Request) -> str:
+    return quoted(["bash", "sbatch/run.sh", "--report", *report_words(request)])
+
+
+def done_runs(request: Request) -> list[Run]:
+    """The request's runs that have a whole result."""
+    judge = Judge(request)
+    return [run for run in request.runs() if is_done(request, run, judge)]
+
+
 def say_interrupted(request: Request, words: list[str]) -> None:
-    """After Ctrl-C: what is on disk, and the command that goes on with it."""
-    judge, runs = Judge(request), request.runs()
-    done = [run for run in runs if is_done(request, run, judge)]
+    """After Ctrl-C: what is on disk, and the command that goes on with it, or that shows the result if all is done."""
+    runs, done = request.runs(), done_runs(request)
+    if len(done) == len(runs):
+        complete = f"all {len(runs)} configurations are" if len(runs) > 1 else f"{runs[0].folder} is"
+        say(f"interrupted; {complete} complete. What these results show: {report_command(request)}")
+        return
     progress = f"{len(done)} of {len(runs)} configurations" if len(runs) > 1 else ""
     for run in runs:
         answers = 0 if run in done else num_answers(folder_of(request, run))

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Callable
 
-from fast_dllm.errors import line_of
+from fast_dllm.errors import UsageError, line_of
 
 MOST_BYTES = 16 * 2**20  # of a JSON file that these programs write for each other
 MOST_DEPTH = 32
@@ -168,6 +168,20 @@ def write_whole(path: Path, data: bytes) -> None:
             new.unlink()
         raise
     sync_folder(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UsageError if files cannot be written into a folder, which need not exist yet. Writes nothing itself."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        fault = "it is not a folder"
+    elif os.statvfs(existing).f_flag & os.ST_RDONLY:
+        fault = "its file system is read-only"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        fault = "permission denied"
+    else:
+        return
+    raise UsageError(f"cannot write into {str(existing)!r}: {fault}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import ast
 import operator
 from pathlib import Path
 
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import UsageError, line_of
 
 _OPERATIONS = {
     ast.Add: operator.add,
@@ -35,8 +35,10 @@ def read_knobs(path: Path) -> dict[str, object] | None:
         raise UsageError(f"{_short(path)} cannot be read: {error}") from None
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{_short(path)} is not Python: {' '.join(str(error).split())}") from None
+    except SyntaxError as error:
+        raise UsageError(f"{_short(path)}, line {error.lineno}: this is not Python: {error.msg}") from None
+    except ValueError as error:  # a null byte
+        raise UsageError(f"{_short(path)} is not Python: {line_of(error)}") from None
     constants: dict[str, object] = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "Options":

@@ -63,8 +63,9 @@ def matrix_of(experiment: str | None, root: Path) -> Matrix:
         raise UsageError(f"experiments/{experiment}/{MATRIX_FILE}: not valid JSON, {fault}")
     if content is None:
         return NINE
+    defaults = defaults_of(experiment, root)  # names the file that is at fault itself
     try:
-        return _parse_matrix(content, defaults_of(experiment, root))
+        return _parse_matrix(content, defaults)
     except ValueError as error:
         raise UsageError(f"experiments/{experiment}/{MATRIX_FILE}: {error}") from None
 
