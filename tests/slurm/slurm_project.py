@@ -113,7 +113,7 @@ class SlurmProject:
 
     def processes(self, config: str, limit: int, share: str = "") -> list[int]:
         """The evaluation's processes, by their command line."""
-        wanted = f"results/00_baseline/{TASK}_limit_{limit}/{config}/".encode()
+        names = f"\0--configurations\0{config}\0", f"\0--output_path\0results/00_baseline/{TASK}_limit_{limit}/\0"
         words = share and f"\0--shard\0{share.replace('-of-', '/')}\0"
         found = []
         for entry in Path("/proc").iterdir():
@@ -122,6 +122,6 @@ class SlurmProject:
                     cwd, command = (entry / "cwd").readlink(), (entry / "cmdline").read_bytes()
                 except OSError:
                     continue
-                if wanted in command and words.encode() in command and cwd == self.root:
+                if all(text.encode() in command for text in (*names, words)) and cwd == self.root:
                     found.append(int(entry.name))
         return found
