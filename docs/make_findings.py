@@ -113,7 +113,7 @@ MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Result:
-    """Runs of one experiment whose answers are the same to the last one. is_plain: plain decoding, at some threshold
+    """Runs of one experiment with the same answers in as many forwards. is_plain: plain decoding, at some threshold
     and sub-block; versus: against PLAIN (None: that itself). num_settings: distinct results of its experiment that are
     not plain decoding's; the best of so many is looked for."""
 

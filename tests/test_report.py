@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -19,9 +20,10 @@ from report_project import FULL, NINE, SUBSETS, Project, answers, earlier
 from fast_dllm.errors import UsageError
 from fast_dllm.report import figures
 from fast_dllm.report.__main__ import collect, main
-from fast_dllm.report.build import build
+from fast_dllm.report.build import build_report
 from fast_dllm.report.compare import contrasts
 from fast_dllm.report.folders import read_tables
+from fast_dllm.report.same_results import distinct
 
 BARS = "class Options(Base):\n    reread_above: float = 1.0\n"  # an experiment with a knob
 
@@ -111,6 +113,7 @@ def test_a_clean_matrix(clean):
     [row] = [line for line in printed.splitlines() if line.split()[:1] == ["k3_last"]]
     assert "86.67%" in row
     assert len(row) <= 80
+    assert "every difference with its 95% interval: results/report/toy_math/report.md, under" in printed
     assert printed.rstrip().endswith("wrote results/report/toy_math/report.html")
 
 
@@ -164,7 +167,11 @@ def test_too_few_questions_name_no_best_setting(project, capsys):
 
 def test_no_time_of_a_cpu_is_compared(project):
     project.nine(num_questions=1000, changes={"gpu": None, "device": "cpu"})
+    project.run("k1_first", answers(1000, range(10)), seconds=30.0, changes={"gpu": None, "device": "cpu"})
     content = made(project)
+    assert content["num_alarms"] == 0
+    assert {run["reference_tokens_per_second"] for run in content["tables"][0]["runs"]} == {None}
+    assert "Times on a CPU are not compared" in text_of(project, "report.md")
     assert "count forwards" in content["verdict"][1]
     assert not [sentence for sentence in sentences(content) if "times the tokens/s" in sentence]
 
@@ -255,6 +262,101 @@ def test_against_another_run(project):
     content = made(project, "--against", "01_other/k1_first")
     found = {(c["configs"][0], c["baseline"]) for table in content["tables"] for c in table["contrasts"]}
     assert found == {(f"k{k}_first", "01_other/k1_first") for k in (1, 2, 3)}
+
+
+def test_every_ratio_is_to_the_run_that_against_names(project):
+    project.nine(num_questions=1000, lost=(10, 12, 14))
+    project.experiment("01_other")
+    project.run("k1_first", answers(1000, range(15)), experiment="01_other", seconds=8.0)
+    content = made(project, "--against", "00_baseline/k2_middle", "--csv")
+    gain, cost, _ = content["verdict"]
+    assert "00_baseline/k3 (first = middle = last): 1.22 times the tokens per full-depth forward of k2_middle" in gain
+    assert "(9.38 against 7.69, all forwards counted)" in gain
+    seconds_k3 = 10 / 1.4
+    assert f"{10 / 1.2 / seconds_k3:.2f} times the tokens/s" in cost
+    runs = [run for table in content["tables"] for run in table["runs"]]
+    assert len(runs) == 10
+    for run, row in zip(runs, rows_of(project, "runs.csv"), strict=True):
+        ratio = run["tokens_per_full_depth_forward"] / (5000 / 650)
+        assert run["speed_up_forwards"] == float(row["speed_up_forwards"]) == pytest.approx(ratio)
+        assert run["reference_tokens_per_second"] == pytest.approx(5000 / (10 / 1.2))
+    for table in content["tables"]:
+        for c in table["contrasts"]:
+            first = next(run for run in table["runs"] if run["config"] == c["configs"][0])
+            assert c["forward_gain"] == pytest.approx(first["speed_up_forwards"])
+    text = text_of(project, "report.md").replace("\\", "")
+    assert text.count("Speed-ups are against k2_middle: ") == 1
+    assert text.count("Speed-ups are against 00_baseline/k2_middle: ") == 1
+    assert not re.search("(against|of) (this table's )?k = 1", text)
+    assert "00_baseline: k = 3 runs at 1.17 times the tokens/s of k2_middle on" in " ".join(sentences(content))
+
+
+def test_no_claim_against_a_run_whose_table_is_spoilt(project):
+    project.nine(num_questions=1000)
+    project.experiment("01_other")
+    for config, seed in (("k1_first", 1), ("k1_last", 2)):
+        project.run(config, answers(1000, range(10)), experiment="01_other", changes={"seeds": [seed] * 4})
+    assert made(project)["verdict"][0].startswith("The best setting is 00_baseline/k2 ")
+    spoilt = made(project, "--against", "01_other/k1_first")
+    assert spoilt["verdict"][0].startswith("No setting can be called the best: alarms forbid it (mixed seeds)")
+
+
+STATES = {"n1": {"states": 1}, "n2": {"states": 2}, "n4": {"states": 4}}
+
+
+def guessing(project: Project, configs: tuple[str, ...]) -> None:
+    """06_idea, whose settings have the same answers in fewer forwards: 900, 600 and 500."""
+    project.experiment("06_idea", BARS.replace("reread_above: float = 1.0", "states: int = 1"),
+                       matrix={"configurations": STATES, "compare_with": "n1"})  # fmt: skip
+    for config in configs:
+        full = {"n1": 900, "n2": 600, "n4": 500}[config]
+        project.run(config, answers(1000, range(10)), experiment="06_idea", arguments=STATES[config],
+                    forwards={"full": full})  # fmt: skip
+
+
+def test_the_same_answers_in_fewer_forwards_are_a_result_of_their_own(project):
+    guessing(project, ("n1", "n2", "n4"))
+    content = made(project)
+    assert content["num_alarms"] == 0
+    assert [(c["configs"], c["outcome"]) for c in content["tables"][0]["contrasts"]] == [
+        (["n2"], "identical"),
+        (["n4"], "identical"),
+    ]
+    gain, cost, _ = content["verdict"]
+    assert "The best setting is 06_idea/n4: 1.80 times the tokens per full-depth forward of n1" in gain
+    assert "+0.0 points" in cost
+    assert "(the same answers)" in cost
+    found = " ".join(sentences(content))
+    assert "06_idea: n2 gives the very same answers as n1 on all 1000 questions, at 1.50 times its tokens" in found
+    assert "the same answers, 1.80 times the tokens per full-depth forward" in text_of(project, "report.md")
+
+
+def test_forwards_that_differ_by_rounding_are_one_result(project):
+    for full, num_results in ((903, 1), (950, 2)):
+        for subset, count in (("first", 900), ("middle", full), ("last", 900)):
+            project.run(f"k1_{subset}", answers(300, range(10)), forwards={"full": count})
+        (table,) = read_tables(project.root, "00_baseline", "toy_math")
+        assert len(distinct(table.runs.values())) == num_results
+        assert contrasts(table) == []  # all are the baseline's own computation
+
+
+def test_against_makes_a_candidate_of_a_table_without_its_own_baseline(project):
+    guessing(project, ("n2", "n4"))
+    project.run("k1_first", answers(1000, range(10)), forwards={"full": 900})
+    gain = made(project, "--against", "00_baseline/k1_first")["verdict"][0]
+    assert "06_idea/n4: 1.80 times the tokens per full-depth forward of 00_baseline/k1_first" in gain
+
+
+def test_the_verdict_says_what_cannot_be_told_and_why(project):
+    project.nine(lost=(10, 12, 40))
+    unknown = made(project)["verdict"][-1]
+    assert "whether 1 of the 2 results is more or less accurate than the baseline (too few answers changed" in unknown
+    assert unknown.endswith("; there are no alarms.")
+    shutil.rmtree(project.folder("k3_last"))
+    project.run("k1_first", answers(300, range(10)), seconds=22.0)
+    unknown = made(project)["verdict"][-1]
+    assert "; the accuracy of 00_baseline/k3_last, because of an alarm below (missing); " in unknown
+    assert "; the speed of 00_baseline, because of an alarm below (speed outlier)." in unknown
 
 
 def test_the_curve_to_beat(project):
@@ -452,6 +554,11 @@ def test_a_terminal_sees_no_control_characters(project, tmp_path, capsys):
         (["--limit", "12"], "no results with --limit 12; there are: toy_math"),
         (["--flips", "-1"], "--flips must be a whole number of at least 0"),
         (["--against", "00_baseline/k9"], "--against: no result '00_baseline/k9'; there are: 00_baseline/k1_first"),
+        (
+            ["--experiment", "01_other", "--against", "00_baseline/k1_last"],
+            "--against: --experiment leaves out 00_baseline/k1_last; add it: --experiment 01_other,00_baseline",
+        ),
+        (["--experiment", "01_other", "--against", "00_baseline/k9"], "--against: no result '00_baseline/k9'"),
         (["--import", "/nowhere"], "--import: no folder '/nowhere'"),
         (["--fail-on", "note"], "invalid choice: 'note'"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
@@ -459,6 +566,8 @@ def test_a_terminal_sees_no_control_characters(project, tmp_path, capsys):
 )
 def test_bad_input_is_one_line_and_leaves_nothing(project, words, message, capsys):
     project.nine()
+    project.experiment("01_other")
+    project.run("k1_first", answers(300, range(10)), experiment="01_other")
     assert main(words, project.root) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -509,14 +618,14 @@ def test_the_exit_status_for_scripts(project):
 def drawn_figures(project: Project, *words: str) -> dict:
     _, tables = collect(list(words), project.root)
     ((folder, found),) = tables.items()
-    return figures.draw(build(folder, folder, None, found, project.root, ""))
+    return figures.draw(build_report(folder, folder, None, found, project.root, ""))
 
 
 def points_of_speed(project: Project) -> set[str]:
     """Configurations in the picture of accuracy against seconds."""
     _, tables = collect([], project.root)
     ((folder, found),) = tables.items()
-    report = build(folder, folder, None, found, project.root, "")
+    report = build_report(folder, folder, None, found, project.root, "")
     return {point.run.config for point in figures.points_of(report, lambda run: run.tokens_per_second, report.hardware)}
 
 

@@ -48,7 +48,7 @@ def test_missing_configurations(project):
     shutil.rmtree(project.folder("k3_last"))
     alarm = the(found(project), "missing")
     assert alarm.configs == ("k3_last",)
-    assert "1 of 9 configurations have no result: k3_last" in alarm.text
+    assert "1 of 9 configurations has no result: k3_last" in alarm.text
 
 
 def test_a_run_outside_the_matrix_alone_does_not_call_for_the_matrix(project):
@@ -315,6 +315,23 @@ def test_the_same_forwards_in_another_experiment_in_half_as_long_again(project):
     alarm = the(found(project), "speed_outlier")
     assert (alarm.table, alarm.configs, alarm.spoils) == ("01_other", ("usual",), "speed")
     assert "usual took up to 1.6 times as long as the very same forwards in 00_baseline/k1_first" in alarm.text
+
+
+def test_no_time_of_a_cpu_is_an_outlier_or_slow(project):
+    """Other programs change it."""
+    project.nine()
+    project.experiment("01_other", matrix=PLAIN)
+    project.run("usual", answers(300, range(10)), experiment="01_other", seconds=30.0)
+    project.run("k1_first", answers(300, range(10)), seconds=22.0)
+    for subset in SUBSETS:
+        project.run(f"k2_{subset}", answers(300, range(12)), forwards={**FULL, "full": 350}, seconds=14.0)
+    assert {"speed_outlier", "reuse_slower"} <= kinds(project)
+    for config in NINE:
+        edit_and_seal(project, config, device="cpu", gpu=None)
+    usual = project.folder("usual", "01_other") / "summary.json"
+    edit(usual, device="cpu", gpu=None)
+    reseal(usual)
+    assert kinds(project) == {"missing"}
 
 
 PLAIN = {"configurations": {"usual": {}, "idea": {}}, "compare_with": "usual"}

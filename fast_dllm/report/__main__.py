@@ -97,11 +97,18 @@ def _imports(text: str | None) -> list[ResultTable]:
     return tables
 
 
-def _against(text: str | None, tables: list[ResultTable]) -> RunResult | None:
+def _against(text: str | None, tables: list[ResultTable], root: Path, folder: str) -> RunResult | None:
+    """The run that --against names, of one of the tables. Raises UsageError."""
     if text is None:
         return None
     runs = {f"{table.experiment}/{run.config}": run for table in tables for run in table.runs.values()}
     runs |= {f"{table.label}/{run.config}": run for table in tables for run in table.runs.values()}
+    experiment, _, config = text.partition("/")
+    if text not in runs and experiment in experiments_with_results(root):
+        left_out = read_tables(root, experiment, folder)
+        if any(config in table.runs for table in left_out):
+            names = dict.fromkeys([*(table.experiment for table in tables if not table.is_foreign), experiment])
+            raise UsageError(f"--against: --experiment leaves out {text}; add it: --experiment {','.join(names)}")
     if text not in runs:
         raise UsageError(f"--against: no result {text!r}; there are: {', '.join(sorted(runs)) or 'none'}")
     return runs[text]
@@ -154,11 +161,12 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     began = time.monotonic()
     try:
         options, tables = collect(words, root)
-        against = {folder: _against(options.against, of_task) for folder, of_task in tables.items()}
+        against = {folder: _against(options.against, of_task, root, folder) for folder, of_task in tables.items()}
     except UsageError as error:
         print(f"fast_dllm.report: error: {line_of(error)}", file=sys.stderr)
         return 2
-    from fast_dllm.report.build import build  # SciPy and Matplotlib are loaded once the input is known to be good
+    # SciPy and Matplotlib are loaded once the input is known to be good
+    from fast_dllm.report.build import build_report
     from fast_dllm.report.write import terminal, write
 
     num_alarms = 0
@@ -167,9 +175,13 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
         if len(tables) > 1 and time.monotonic() - began > SILENT_SECONDS:
             print(f"fast_dllm.report: {folder} ({number} of {len(tables)})", file=sys.stderr, flush=True)
         task, limit = task_of_folder(folder)
-        report = build(folder, task, limit, of_task, root, command_of(words, folder), against[folder])
-        path = write(report, root / FOLDER / folder, options.flips, against[folder], options.csv)
-        print(terminal(report, options.brief), f"wrote {path.relative_to(root)}{tables_written}\n", sep="\n")
+        report = build_report(folder, task, limit, of_task, root, command_of(words, folder), against[folder])
+        path = write(report, root / FOLDER / folder, options.flips, options.csv)
+        print(terminal(report, options.brief))
+        if any(report.contrasts.values()):
+            place = path.with_suffix(".md").relative_to(root)
+            print(f"every difference with its 95% interval: {place}, under 'Compared on the same questions'")
+        print(f"wrote {path.relative_to(root)}{tables_written}\n")
         num_alarms += report.num_alarms
     return 3 if options.fail_on == "alarm" and num_alarms else 0
 

@@ -77,7 +77,7 @@ TABLE_RULES: tuple[Rule, ...] = (
             ("mixed_limit", "another number of questions than its folder says"),
         )
     ),
-    Rule("missing", ALARM, "accuracy", files.missing, "{count} of {total} configurations have no result: {names}"),
+    Rule("missing", ALARM, "accuracy", files.missing, "{count} of {total} configurations {have} no result: {names}"),
     Rule("stale", ALARM, "provenance", files.stale,
          "stale, its generation code is no longer the experiment's: {names}"),
     # answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fast_dllm.report.build import Report, forward_gain
+from fast_dllm.report.build import Report
 from fast_dllm.report.compare import Contrast
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.words import name_of
@@ -34,12 +34,11 @@ def candidates_of(report: Report) -> list[tuple[float, Contrast, ResultTable]]:
     """(gain in tokens per forward, contrast, table) of every paired result that no alarm spoils."""
     candidates = []
     for table in report.local_tables:
-        if unfit_kinds(report, table) or report.spoiled(table.label, "reuse"):
+        if unfit_kinds(report, table) or report.alarms_against("reuse", table.label):
             continue
         for contrast in report.contrasts.get(table.label, ()):
-            gain = forward_gain(table, table.runs[contrast.configs[0]])
-            if contrast.paired and gain is not None:
-                candidates.append((gain, contrast, table))
+            if contrast.paired and contrast.forward_gain is not None:
+                candidates.append((contrast.forward_gain, contrast, table))
     return candidates
 
 
@@ -58,7 +57,8 @@ def best_setting(report: Report) -> Best | None:
 
 
 def unfit_kinds(report: Report, table: ResultTable) -> list[str]:
-    """The kinds of the alarms that forbid any claim about the table's accuracies."""
-    few = [a for a in report.alarms if a.kind == "too_few_questions" and a.table == table.label]
-    alarms = (*few, *report.spoiled(table.label, "accuracy"))
+    """The kinds of the alarms that forbid any claim about the table's accuracies, or about those of its baseline."""
+    labels = {table.label, report.against.table if report.against else table.label}
+    few = [a for a in report.alarms if a.kind == "too_few_questions" and a.table in labels]
+    alarms = (*few, *(alarm for label in sorted(labels) for alarm in report.alarms_against("accuracy", label)))
     return list(dict.fromkeys(alarm.kind.replace("_", " ") for alarm in alarms))

@@ -9,19 +9,22 @@ from pathlib import Path
 
 from fast_dllm.report.alarms import ALARM, Alarm, find_alarms
 from fast_dllm.report.aup import aup, pareto
-from fast_dllm.report.compare import Contrast, at_equal_speed, baseline_of, contrasts
+from fast_dllm.report.compare import Contrast, at_equal_speed, baseline_of, contrasts, forward_gain
 from fast_dllm.report.matches import ALL_TABLES
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.same_results import distinct, is_plain, reuses
-from fast_dllm.report.speeds import hardware, outliers
+from fast_dllm.report.speeds import can_time, hardware, outliers, speed_without_reuse
 
 # accuracy alarms that leave the other configurations of a table as they are
 LOCAL = ("missing", "corrupt", "answers_never_stop", "too_few_questions")
 
 
 @dataclass(frozen=True)
-class Parallelism:
-    """An experiment's AUP. unit: what one forward is."""
+class AupEntry:
+    """The accuracy under parallelism (AUP, see aup.py) of one experiment's settings.
+
+    num_points: settings that were run. num_dropped: of these, those that lose too much accuracy to count.
+    """
 
     name: str
     value: float | None
@@ -33,21 +36,23 @@ class Parallelism:
 class Report:
     """Everything that the report says about one task.
 
-    folder: of the task, as `gsm8k_limit_10`; tables: those of this code and the imported ones; contrasts: of each
-    table's label; control: plain decoding's runs; front: those on its Pareto front; equal_speed: results against the
-    control at the same speed, or faster; command: makes this report again.
+    folder: of the task, as `gsm8k_limit_10`; tables: those of this code and the imported ones; against: the run of one
+    of them that replaces every table's baseline; contrasts: of each table's label; control: plain decoding's runs;
+    front: those on its Pareto front; equal_speed: results against the control at the same speed, or faster; command:
+    makes this report again.
     """
 
     folder: str
     task: str
     limit: float | None
     tables: tuple[ResultTable, ...]
+    against: RunResult | None
     alarms: tuple[Alarm, ...]
     contrasts: Mapping[str, tuple[Contrast, ...]]
     control: tuple[RunResult, ...]
     front: tuple[RunResult, ...]
     equal_speed: tuple[tuple[Contrast, RunResult], ...]
-    parallelism: tuple[Parallelism, ...]
+    aup_entries: tuple[AupEntry, ...]
     command: str
     root: Path
 
@@ -63,7 +68,24 @@ class Report:
     def num_alarms(self) -> int:
         return sum(alarm.level == ALARM for alarm in self.alarms)
 
-    def spoiled(self, table: str, claim: str) -> list[Alarm]:
+    def baseline(self, table: ResultTable, run: RunResult | None = None) -> RunResult | None:
+        """What a run of the table is compared with; None if the table has no such run."""
+        return self.against or baseline_of(table, run)
+
+    def forward_gain(self, table: ResultTable, run: RunResult) -> float | None:
+        """The run's tokens per full-depth forward / those of its baseline."""
+        base = self.baseline(table, run)
+        return forward_gain(run, base) if base else None
+
+    def baseline_speed(self, table: ResultTable, run: RunResult) -> float | None:
+        """The baseline's new tokens per second; None where the run's speed cannot be compared with it."""
+        base = self.against
+        if base is None:
+            return speed_without_reuse(table, run, self.outlier_configs(table.label))
+        is_comparable = can_time(run, base) and base.config not in self.outlier_configs(base.table)
+        return base.tokens_per_second if is_comparable else None
+
+    def alarms_against(self, claim: str, table: str) -> list[Alarm]:
         """The alarms that forbid a claim (accuracy, speed, reuse) about a table as a whole."""
         return [
             alarm
@@ -74,13 +96,13 @@ class Report:
             and alarm.kind not in LOCAL
         ]
 
-    def odd_speeds(self, table: str) -> set[str]:
+    def outlier_configs(self, table: str) -> set[str]:
         """The table's configurations that took far longer, or less, than the same work elsewhere."""
         return {
             c for alarm in self.alarms if (alarm.kind, alarm.table) == ("speed_outlier", table) for c in alarm.configs
         }
 
-    def spoiled_speeds(self, table: ResultTable) -> set[str]:
+    def incomparable_configs(self, table: ResultTable) -> set[str]:
         """The table's configurations whose speeds an alarm calls incomparable.
 
         Different hardware is not among them: speeds are drawn for one kind of hardware at a time. Where a run is an
@@ -92,8 +114,8 @@ class Report:
             if (alarm.spoils, alarm.level, alarm.table) == ("speed", ALARM, table.label)
             and alarm.kind not in ("reuse_slower", "mixed_gpu")
         ]
-        odd_in_table = outliers(table).keys()
-        if any(alarm.kind == "speed_outlier" and not odd_in_table & set(alarm.configs) for alarm in alarms):
+        outliers_in_table = outliers(table).keys()
+        if any(alarm.kind == "speed_outlier" and not outliers_in_table & set(alarm.configs) for alarm in alarms):
             return set(table.runs)
         return {config for alarm in alarms for config in alarm.configs}
 
@@ -122,12 +144,13 @@ def control_runs(tables: list[ResultTable]) -> list[RunResult]:
     return of_controls or [run for table, run in with_speed if run.reuse_k == 1 and is_plain(run, table)]
 
 
-def points(runs: list[RunResult]) -> list[tuple[float, float]]:
+def speed_accuracy_points(runs: list[RunResult]) -> list[tuple[float, float]]:
     """(tokens per full-depth forward, accuracy in percent)."""
     return [(run.tokens_per_forward, 100 * run.accuracy) for run in runs if run.tokens_per_forward]
 
 
-def _parallelism(tables: list[ResultTable], front: list[RunResult]) -> list[Parallelism]:
+def _aup_entries(tables: list[ResultTable], front: list[RunResult]) -> list[AupEntry]:
+    """The accuracy under parallelism (AUP) of each table, and of plain decoding's Pareto front."""
     accuracies = [100 * run.accuracy for table in tables for run in table.runs.values()]
     best = max(accuracies, default=0.0)
     entries = []
@@ -135,14 +158,14 @@ def _parallelism(tables: list[ResultTable], front: list[RunResult]) -> list[Para
     if len(front) > 1:
         named.append(("plain decoding, its envelope", front))
     for name, runs in named:
-        curve = sorted(points(runs))
+        curve = sorted(speed_accuracy_points(runs))
         dropped = sum(y < curve[0][1] - 5.0 for _, y in curve) if curve else 0
         if curve:
-            entries.append(Parallelism(name, aup(curve, best), len(curve), dropped))
+            entries.append(AupEntry(name, aup(curve, best), len(curve), dropped))
     return entries
 
 
-def build(
+def build_report(
     folder: str,
     task: str,
     limit: float | None,
@@ -151,10 +174,10 @@ def build(
     command: str,
     against: RunResult | None = None,
 ) -> Report:
-    """The Report of the tables of one task."""
+    """The Report of the tables of one task. against: see Report."""
     local_tables = [table for table in tables if not table.is_foreign and not table.is_scored]
     control = control_runs(local_tables)
-    front = [control[index] for index in pareto(points(control))]
+    front = [control[index] for index in pareto(speed_accuracy_points(control))]
     groups = [
         group
         for table in local_tables
@@ -166,18 +189,19 @@ def build(
         task=task,
         limit=limit,
         tables=tuple(tables),
+        against=against,
         alarms=tuple(find_alarms(tables)),
         contrasts={table.label: tuple(contrasts(table, against)) for table in tables},
         control=tuple(control),
         front=tuple(front),
         equal_speed=tuple(at_equal_speed(groups, control, lambda run: run.tokens_per_forward)),
-        parallelism=tuple(_parallelism(local_tables, front)),
+        aup_entries=tuple(_aup_entries(local_tables, front)),
         command=command,
         root=root,
     )
 
 
-def run_numbers(table: ResultTable, run: RunResult) -> dict[str, float | None]:
+def run_numbers(report: Report, table: ResultTable, run: RunResult) -> dict[str, float | None]:
     """The measured numbers of a run by the names that report.json and runs.csv give them; None: not recorded."""
     return {
         "new_tokens": run.new_tokens,
@@ -187,15 +211,7 @@ def run_numbers(table: ResultTable, run: RunResult) -> dict[str, float | None]:
         "tokens_per_full_depth_forward": run.tokens_per_forward,
         "layer_forwards_per_token": run.layers_per_token,
         "row_layer_forwards_per_token": run.row_layers_per_token,
-        "speed_up_forwards": forward_gain(table, run),
+        "speed_up_forwards": report.forward_gain(table, run),
         **{f"guesses_offered_{kind}": offered for kind, (_, offered) in run.guesses.items()},
         **{f"guesses_accepted_{kind}": accepted for kind, (accepted, _) in run.guesses.items()},
     }
-
-
-def forward_gain(table: ResultTable, run: RunResult) -> float | None:
-    """Tokens per full-depth forward, as a multiple of the run's baseline's."""
-    base = baseline_of(table, run)
-    if base is None or not base.tokens_per_forward or not run.tokens_per_forward:
-        return None
-    return run.tokens_per_forward / base.tokens_per_forward

@@ -30,10 +30,11 @@ LOSSES = (0.01, 0.02)  # the report says how many questions would show these los
 class Contrast:
     """A configuration against its baseline.
 
-    configs: the configurations with this very result (their answers are the same to the last one); paired: on the same
+    configs: the configurations with this very result (the same answers in as many forwards); paired: on the same
     questions, else from totals; flips: answers that differ (None: not known); improved, regressed: right answers won
     and lost; difference, interval: fractions, configuration minus baseline; p_adjusted: after Holm's correction over
-    the table's contrasts; discordant_share: assumed by the power; detectable, needed: see statistics.
+    the table's contrasts; discordant_share: assumed by the power; forward_gain: tokens per full-depth forward / the
+    baseline's (None: not recorded); detectable, needed: see statistics.
     """
 
     table: str
@@ -50,6 +51,7 @@ class Contrast:
     p_value: float
     p_adjusted: float
     discordant_share: float
+    forward_gain: float | None = None
     detectable: float | None = None
     needed: tuple[int | None, ...] = ()
 
@@ -102,6 +104,18 @@ def baseline_of(table: ResultTable, run: RunResult | None = None) -> RunResult |
     return next(iter(same or ones), None)
 
 
+def forward_gain(run: RunResult, base: RunResult) -> float | None:
+    """The run's tokens per full-depth forward / those of `base`; None where one of them is not recorded."""
+    if not run.tokens_per_forward or not base.tokens_per_forward:
+        return None
+    return run.tokens_per_forward / base.tokens_per_forward
+
+
+def name_beside(run: RunResult, table: str) -> str:
+    """The run's name in a text about `table`, a label: with its own table's label if that is another."""
+    return run.config if run.table == table else f"{run.table}/{run.config}"
+
+
 def _strata(pairs: list[tuple[Question, Question]], weighting: str) -> list[Stratum]:
     counts: dict[str, list[int]] = {}
     for question, base_question in pairs:
@@ -119,7 +133,7 @@ def _strata(pairs: list[tuple[Question, Question]], weighting: str) -> list[Stra
 def contrast(table: str, group: list[RunResult], base: RunResult) -> Contrast | None:
     """The group's first run against `base`, before Holm's correction; None without shared questions and counts.
 
-    table: the label of the group's table. group: runs with the same answers.
+    table: the label of the group's table. group: runs with the same result, as `distinct` groups them.
     """
     run = group[0]
     values: dict[str, Any]
@@ -154,10 +168,11 @@ def contrast(table: str, group: list[RunResult], base: RunResult) -> Contrast | 
     return Contrast(
         table=table,
         configs=tuple(each.config for each in group),
-        baseline=base.config if base.table == table else f"{base.table}/{base.config}",
+        baseline=name_beside(base, table),
         difference=difference,
         interval=interval,
         p_adjusted=values["p_value"],
+        forward_gain=forward_gain(run, base),
         **values,
     )
 

@@ -218,7 +218,7 @@ def plain_differs(tables: list[ResultTable]) -> Iterator[Match]:
                 groups.setdefault((table.task, table.limit, settings, facts), []).append(run)
     controls = {table.label for table in tables if table.is_control}
     for group in groups.values():
-        results = distinct(group, whatever_k=True)
+        results = distinct(group, by_answers_alone=True)
         results.sort(
             key=lambda runs: (-len({run.table for run in runs}), not any(run.table in controls for run in runs))
         )

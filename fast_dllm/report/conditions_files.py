@@ -42,7 +42,9 @@ def file_faults(table: ResultTable, kind: str) -> Iterator[Match]:
 def missing(table: ResultTable) -> Iterator[Match]:
     """Configurations of the matrix without a result."""
     if table.missing:
-        yield Match(tuple(table.missing), {"count": len(table.missing), "total": len(table.matrix.configurations)})
+        have = "has" if len(table.missing) == 1 else "have"
+        values = {"count": len(table.missing), "total": len(table.matrix.configurations), "have": have}
+        yield Match(tuple(table.missing), values)
 
 
 def stale(table: ResultTable) -> Iterator[Match]:

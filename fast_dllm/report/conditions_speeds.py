@@ -13,8 +13,8 @@ from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.speeds import (
     hardware,
     outliers,
-    reference_speed,
     slow_groups,
+    speed_without_reuse,
     timed,
     was_interrupted,
 )
@@ -69,14 +69,14 @@ def outliers_of_columns(table: ResultTable) -> Iterator[Match]:
 
 def slower_than_without_reuse(table: ResultTable) -> Iterator[Match]:
     """All columns of one k are slower than k = 1 on the same hardware, so reuse saved nothing."""
-    odd = outliers(table)
+    outlier_runs = outliers(table)
     runs = [
         run
         for config, run in table.runs.items()
-        if run.tokens_per_second and config not in odd and "+" not in config and (run.reuse_k or 1) > 1
+        if run.tokens_per_second and config not in outlier_runs and "+" not in config and (run.reuse_k or 1) > 1
     ]
     for k, group in sorted(by_value(runs, lambda run: run.reuse_k).items()):
-        ratios = [speed / base for run in group if (base := reference_speed(table, run)) for speed in timed([run])]
+        ratios = [speed / base for run in group if (base := speed_without_reuse(table, run)) for speed in timed([run])]
         if ratios and max(ratios) < 1 and median(ratios) < 1 - NOISE:
             yield Match(configs_of(group), {"k": k, "ratio": f"{median(ratios):.2f}"})
 

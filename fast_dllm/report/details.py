@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fast_dllm.report.best_setting import BUDGETS, best_within, candidates_of, unfit_kinds
 from fast_dllm.report.build import Report
-from fast_dllm.report.compare import Contrast, baseline_of, interval_of
+from fast_dllm.report.compare import Contrast, interval_of, name_beside
 from fast_dllm.report.results import ResultTable
 from fast_dllm.report.same_results import columns, num_flips
-from fast_dllm.report.speeds import hardware, is_on_cpu, reference_speed
+from fast_dllm.report.speeds import hardware, is_on_cpu
 from fast_dllm.report.statistics import ALPHA, Interval
 from fast_dllm.report.words import FORWARD_UNIT, listed, name_of, p_text, percent, points, span, value_range
 
@@ -31,7 +31,8 @@ def change(c: Contrast) -> str:
     counts = f"{c.regressed} answers lost, {c.improved} won" if c.paired else "from totals, unpaired"
     size = f"{points(abs(c.difference))} points ({span(c.interval, signed=True)}; {counts}; {p_text(c.p_adjusted)})"
     if c.outcome == "identical":
-        return f"gives the very same answers as {c.baseline} on all {c.num_questions} questions"
+        gain = f", at {c.forward_gain:.2f} times its {FORWARD_UNIT}" if c.forward_gain is not None else ""
+        return f"gives the very same answers as {c.baseline} on all {c.num_questions} questions{gain}"
     if c.outcome == "inconclusive":
         direction = "below" if c.difference < 0 else "above"
         return f"cannot be told from {c.baseline}: {size.replace(' points', f' points {direction}', 1)}"
@@ -60,7 +61,9 @@ def _against_plain(report: Report) -> list[str]:
     sound = [
         (c, best)
         for c, best in report.equal_speed
-        if not any(report.spoiled(label, claim) for label in (c.table, best.table) for claim in ("accuracy", "reuse"))
+        if not any(
+            report.alarms_against(claim, label) for label in (c.table, best.table) for claim in ("accuracy", "reuse")
+        )
     ]
     sentences = []
     for table in report.local_tables:
@@ -99,8 +102,8 @@ def _accuracies(report: Report, table: ResultTable) -> list[str]:
     if kinds:
         return [f"{label}: no verdict on its accuracies ({listed(kinds)})."]
     sentences = []
-    base = baseline_of(table)
-    if base:
+    base = report.baseline(table)
+    if base and base.table == label:
         n = f"{base.num_samples:,} questions" if base.num_samples else "an unknown number of questions"
         value = f"{percent(base.accuracy)} {span(interval_of(base))}"
         sentences.append(f"{label}: {base.config} gets {value} of {n}.")
@@ -133,9 +136,9 @@ def _same_columns(table: ResultTable) -> list[str]:
 
 
 def _speeds(report: Report, table: ResultTable) -> list[str]:
-    """Tokens per second of each k > 1, as a multiple of k = 1, on the named GPU."""
+    """Tokens per second of each k > 1, as a multiple of the baseline's, on the named GPU."""
     # where the code or the answers are mixed, the times are too
-    if report.spoiled(table.label, "speed") or report.spoiled(table.label, "accuracy") or table.is_scored:
+    if report.alarms_against("speed", table.label) or report.alarms_against("accuracy", table.label) or table.is_scored:
         slow = [a.text for a in report.alarms if a.table == table.label and a.kind == "reuse_slower"]
         return [f"{table.label}: {text}." for text in slow]
     sentences = []
@@ -146,13 +149,14 @@ def _speeds(report: Report, table: ResultTable) -> list[str]:
         gains = [
             run.tokens_per_second / base
             for run in runs
-            if (base := reference_speed(table, run, report.odd_speeds(table.label))) and run.tokens_per_second
+            if run is not report.against and (base := report.baseline_speed(table, run)) and run.tokens_per_second
         ]
         if gains:
+            baseline = name_beside(report.against, table.label) if report.against else "k = 1"
             low, high = min(gains), max(gains)
             size = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
             sentences.append(
-                f"{table.label}: k = {k} runs at {size} times the tokens/s of k = 1 on {hardware(runs[0])}."
+                f"{table.label}: k = {k} runs at {size} times the tokens/s of {baseline} on {hardware(runs[0])}."
             )
     return sentences
 
@@ -161,8 +165,9 @@ def _power(report: Report) -> list[str]:
     """Which differences each table could show."""
     sentences = []
     for table in report.tables:
-        known = [(c.detectable, c) for c in report.contrasts.get(table.label, ()) if c.detectable is not None]
-        if not known or report.spoiled(table.label, "accuracy"):
+        contrasts = [c for c in report.contrasts.get(table.label, ()) if c.outcome != "identical"]
+        known = [(c.detectable, c) for c in contrasts if c.detectable is not None]
+        if not known or report.alarms_against("accuracy", table.label):
             continue
         sizes = value_range([100 * detectable for detectable, _ in known], ".1f")
         needed = [c.needed[0] for _, c in known if c.needed and c.needed[0]]

@@ -45,7 +45,7 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Point:
-    """One result in a picture. Several runs with the same answers are one result.
+    """One result in a picture. Several runs with the same answers and forwards are one result.
 
     run: one of these runs. speed: the median of theirs. is_comparable: whether no alarm forbids comparing the speed.
     """
@@ -68,14 +68,16 @@ def points_of(report: Report, speed: Callable[[RunResult], float | None], only: 
     """
     points = []
     for table in report.drawn_tables:
-        odd = {*outliers(table), *report.odd_speeds(table.label)} if only is not None else set()
-        spoiled = report.spoiled_speeds(table)
+        outlier_configs = {*outliers(table), *report.outlier_configs(table.label)} if only is not None else set()
+        incomparable = report.incomparable_configs(table)
         for group in distinct(table.runs.values()):
-            usual = [run for run in group if run.config not in odd and (only is None or hardware(run) == only)]
+            usual = [
+                run for run in group if run.config not in outlier_configs and (only is None or hardware(run) == only)
+            ]
             timed = [(run, value) for run in usual if (value := speed(run))]
             if timed:
                 name = short_name(name_of(tuple(run.config for run in group), table).split(" (")[0])
-                is_comparable = only is None or not {run.config for run, _ in timed} & spoiled
+                is_comparable = only is None or not {run.config for run, _ in timed} & incomparable
                 points.append(Point(table, timed[0][0], median(value for _, value in timed), name, is_comparable))
     return points
 

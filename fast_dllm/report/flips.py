@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from fast_dllm.record.questions import TEXTS_FILE, QuestionsError, read_texts
 from fast_dllm.report.build import Report
-from fast_dllm.report.compare import Contrast, baseline_of
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.same_results import shared_questions
 
@@ -74,14 +73,12 @@ def _kind(correct: float, base_correct: float) -> str:
     return "regressed" if correct < base_correct else "improved" if correct > base_correct else "changed"
 
 
-def _changed(
-    table: ResultTable, contrasts: tuple[Contrast, ...], against: RunResult | None
-) -> dict[tuple[str, int], list[tuple[str, str]]]:
+def _changed(report: Report, table: ResultTable) -> dict[tuple[str, int], list[tuple[str, str]]]:
     """(task, doc_id) -> (kind, configuration) for each contrast in which the answer to that question changed."""
     places: dict[tuple[str, int], list[tuple[str, str]]] = {}
-    for c in contrasts:
+    for c in report.contrasts.get(table.label, ()):
         run = table.runs[c.configs[0]]
-        base = against or baseline_of(table, run)
+        base = report.baseline(table, run)
         for question, base_question in shared_questions(run, base) if c.paired and base else ():
             if question.answer != base_question.answer or question.correct != base_question.correct:
                 places.setdefault((question.task, question.doc_id), []).append(
@@ -90,9 +87,9 @@ def _changed(
     return places
 
 
-def flips_of(report: Report, table: ResultTable, most: int = 10, against: RunResult | None = None) -> list[Flip]:
+def flips_of(report: Report, table: ResultTable, most: int = 10) -> list[Flip]:
     """Up to `most` changed questions of a table: first those regressed, then improved, then with another wording."""
-    places = _changed(table, report.contrasts.get(table.label, ()), against)
+    places = _changed(report, table)
     order = ("regressed", "improved", "changed")
     ranked = sorted(places.items(), key=lambda item: (min(order.index(kind) for kind, _ in item[1]), item[0]))
     texts: dict[str, Mapping] = {}
@@ -100,7 +97,7 @@ def flips_of(report: Report, table: ResultTable, most: int = 10, against: RunRes
     for (task, doc_id), changes in ranked[:most]:
         kind, config = min(changes, key=lambda entry: order.index(entry[0]))
         run = table.runs[config]
-        base = against or baseline_of(table, run)
+        base = report.baseline(table, run)
         if base is None:  # then nothing has changed
             continue
         for each in (run, base):
@@ -116,5 +113,5 @@ def flips_of(report: Report, table: ResultTable, most: int = 10, against: RunRes
     return flips
 
 
-def count_changes(table: ResultTable, contrasts: tuple[Contrast, ...], against: RunResult | None = None) -> int:
-    return len(_changed(table, contrasts, against))
+def count_changes(report: Report, table: ResultTable) -> int:
+    return len(_changed(report, table))

@@ -9,6 +9,7 @@ from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.spec.defaults import DEFAULT_EXPERIMENT
 
 NOT_AN_ANSWER = ("layer_subset", "experiment_name", "batch_size", "show_speed", "device", "model_path", "dtype")
+EQUAL_FORWARDS = 0.005  # a smaller relative difference does not show in a factor with two decimals
 # the arguments that every experiment's plain decoding has
 PLAIN_ARGUMENTS = (
     "threshold", "small_block_size", "bd_size", "use_block_cache", "refresh", "reuse_k", "max_new_tokens",
@@ -113,15 +114,27 @@ def columns(table: ResultTable, alike: bool = True) -> dict[int, list[list[RunRe
     return {k: [group for group in groups.values() if len(group) > 1] for k, groups in sorted(groups_of_k.items())}
 
 
-def distinct(runs: Iterable[RunResult], whatever_k: bool = False) -> list[list[RunResult]]:
-    """Runs grouped by result: one group where all answers are known to be the same, and k is (or `whatever_k`)."""
+def distinct(runs: Iterable[RunResult], by_answers_alone: bool = False) -> list[list[RunResult]]:
+    """Runs grouped by result: a group has the same answers, the same k and as many full-depth forwards.
+
+    by_answers_alone: a group has the same answers, whatever its k and its forwards are.
+    """
     groups: list[list[RunResult]] = []
     for run in runs:
         for group in groups:
-            same_k = whatever_k or run.arguments.get("reuse_k") == group[0].arguments.get("reuse_k")
-            if same_k and num_flips(run, group[0]) == 0:
+            if num_flips(run, group[0]) == 0 and (by_answers_alone or _same_cost(run, group[0])):
                 group.append(run)
                 break
         else:
             groups.append([run])
     return groups
+
+
+def _same_cost(run: RunResult, other: RunResult) -> bool:
+    """Whether k and the number of full-depth forwards are equal. Forwards that are not recorded count as equal."""
+    if run.arguments.get("reuse_k") != other.arguments.get("reuse_k"):
+        return False
+    forwards, other_forwards = run.full_forwards, other.full_forwards
+    if forwards is None or other_forwards is None:
+        return True
+    return abs(forwards - other_forwards) <= EQUAL_FORWARDS * max(forwards, other_forwards)

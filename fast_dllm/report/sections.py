@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fast_dllm.report.alarms import ALARM
-from fast_dllm.report.build import Report, forward_gain
+from fast_dllm.report.build import Report
 from fast_dllm.report.compare import interval_of
 from fast_dllm.report.details import details
 from fast_dllm.report.flips import Flip
@@ -29,9 +29,9 @@ from fast_dllm.report.markdown import (
 from fast_dllm.report.results import RunResult
 from fast_dllm.report.sections_numbers import (
     NONE,
+    aup_section,
     comparison_section,
     matrices_section,
-    parallelism_section,
     value_text,
 )
 from fast_dllm.report.verdict import verdict
@@ -149,7 +149,7 @@ def document_of(
         (Section("Details"), [bullets(sentences) if sentences else paragraph("Nothing has been run.")]),
         (Section("The matrices"), matrices_section(report)),
         (Section("Compared on the same questions"), comparison_section(report)),
-        (Section("Pictures"), [*pictures, *parallelism_section(report)]),
+        (Section("Pictures"), [*pictures, *aup_section(report)]),
         (Section("Flips"), flip_section(report, flips, num_changed)),
         (Section("Provenance"), provenance_section(report)),
     ]
@@ -194,7 +194,7 @@ def terminal_table(report: Report) -> str:
                     span(interval) if interval else NONE,
                     value_text(run.tokens_per_second, ".1f"),
                     value_text(run.tokens_per_forward),
-                    value_text(forward_gain(table, run)),
+                    value_text(report.forward_gain(table, run)),
                 ]
             )
     return document([grid(TERMINAL_HEAD, rows, range(1, len(TERMINAL_HEAD)))]) if rows else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fast_dllm.report.build import Report, forward_gain
-from fast_dllm.report.compare import Contrast, interval_of
+from fast_dllm.report.build import Report
+from fast_dllm.report.compare import Contrast, interval_of, name_beside
 from fast_dllm.report.markdown import grid, heading, paragraph
 from fast_dllm.report.results import ResultTable, RunResult
-from fast_dllm.report.speeds import hardware, outliers, reference_speed
+from fast_dllm.report.speeds import hardware, is_on_cpu, outliers
 from fast_dllm.report.statistics import ALPHA
-from fast_dllm.report.words import by_value, listed, name_of, percent, points, span
+from fast_dllm.report.words import FORWARD_UNIT, by_value, listed, name_of, percent, points, span
 
 NONE = "–"
 
@@ -30,19 +30,19 @@ GUESSES_RUN_ROWS = (
 )
 
 
-def _remarks(table: ResultTable, run: RunResult, odd: set[str]) -> str:
+def _remarks(table: ResultTable, run: RunResult, outlier_configs: set[str]) -> str:
     remarks = [kind.replace("_", " ") for kind, _ in run.faults]
-    if run.config in odd:
+    if run.config in outlier_configs:
         remarks.append("time measured under other conditions")
     if table.is_stale(run):
         remarks.append("stale")
     return ", ".join(dict.fromkeys(remarks))
 
 
-def _matrix_row(report: Report, table: ResultTable, run: RunResult, odd: set[str]) -> list[str]:
-    base = reference_speed(table, run, odd)
+def _matrix_row(report: Report, table: ResultTable, run: RunResult, outlier_configs: set[str]) -> list[str]:
+    base = report.baseline_speed(table, run)
     speed, interval = run.tokens_per_second, interval_of(run)
-    comparable = run.config not in odd and not _other_hardware(table, run)
+    comparable = run.config not in outlier_configs and not _other_hardware(table, run)
     return [
         run.config,
         f"{run.num_samples:,}" if run.num_samples else NONE,
@@ -52,9 +52,9 @@ def _matrix_row(report: Report, table: ResultTable, run: RunResult, odd: set[str
         value_text(run.tokens_per_forward),
         value_text(run.layers_per_token, ".2f"),
         value_text(run.row_layers_per_token, ",.0f"),
-        value_text(forward_gain(table, run)),
+        value_text(report.forward_gain(table, run)),
         value_text(speed / base if speed and base and comparable else None),
-        _remarks(table, run, odd),
+        _remarks(table, run, outlier_configs),
     ]
 
 
@@ -64,26 +64,39 @@ def _other_hardware(table: ResultTable, run: RunResult) -> bool:
 
 
 def matrix_section(report: Report, table: ResultTable) -> list[str]:
-    odd = {*outliers(table), *report.odd_speeds(table.label)}
-    rows = [_matrix_row(report, table, run, odd) for run in table.runs.values()]
+    outlier_configs = {*outliers(table), *report.outlier_configs(table.label)}
+    rows = [_matrix_row(report, table, run, outlier_configs) for run in table.runs.values()]
     rows += [[config, *[NONE] * 9, f"left out: {reason}"] for config, reason in table.problems.items()]
     rows += [[config, *[NONE] * 9, "no result"] for config in table.missing]
     blocks: list[str] = [heading(3, table.label)]
     if not rows:
         return [*blocks, paragraph("Nothing has been run.")]
-    kinds = by_value((run for run in table.runs.values() if run.tokens_per_second), hardware)
-    where = f" on {listed(map(str, kinds))}" if kinds else ""
     blocks.append(grid(MATRIX_HEAD, rows, frozenset(range(1, 10))))
-    blocks.append(
-        paragraph(
-            "Speed-ups are against this table's k = 1: in tokens per full-depth forward, all forwards counted "
-            f"(layers run / layers where the summary counts them), and in new tokens per second{where}, against the "
-            "median of the k = 1 columns (where there are none, the configuration that the others are compared with) "
-            "under the same conditions. "
-            "Intervals are Wilson's."
+    blocks.append(paragraph(f"{_speed_ups(report, table)} Intervals are Wilson's."))
+    return blocks + _guesses(table)
+
+
+def _speed_ups(report: Report, table: ResultTable) -> str:
+    """What the table's speed-ups are against, and how they are measured."""
+    base = report.against or table.runs.get(table.compare_with or "")
+    name = name_beside(base, table.label) if base else "this table's k = 1"
+    forwards = (
+        f"Speed-ups are against {name}: in tokens per full-depth forward, all forwards counted (layers run / layers "
+        "where the summary counts them)"
+    )
+    timed = [run for run in table.runs.values() if run.tokens_per_second]
+    if timed and all(is_on_cpu(run) for run in timed):
+        return f"{forwards}. Times on a CPU are not compared, because other programs change them."
+    where = f" on {listed(map(str, by_value(timed, hardware)))}" if timed else ""
+    time_of_base = (
+        ""
+        if report.against
+        else (
+            " against the median of the k = 1 columns (where there are none, the configuration that the others are "
+            "compared with),"
         )
     )
-    return blocks + _guesses(table)
+    return f"{forwards}, and in new tokens per second{where},{time_of_base} under the same conditions."
 
 
 def _guesses(table: ResultTable) -> list[str]:
@@ -107,7 +120,7 @@ CONTRAST_HEAD = (
     "configuration", "against", "questions", "regressed", "improved", "same", "difference, points", "95% interval", "p",
     "p, Holm", "smallest at 80% power", "needed for 1 / 2 points", "reading",
 )  # fmt: skip
-READING = {"identical": "identical answers", "loses": "worse", "gains": "better", "inconclusive": "inconclusive"}
+READING = {"identical": "the same answers", "loses": "worse", "gains": "better", "inconclusive": "inconclusive"}
 
 
 def _count(value: int | None) -> str:
@@ -120,6 +133,8 @@ def _p(value: float) -> str:
 
 def _contrast_row(c: Contrast, table: ResultTable) -> list[str]:
     reading = READING[c.outcome]
+    if c.outcome == "identical" and c.forward_gain is not None:
+        reading = f"the same answers, {c.forward_gain:.2f} times the {FORWARD_UNIT}"
     if c.outcome == "inconclusive" and c.interval.low >= -0.01:
         reading = "inconclusive; a loss above 1 point is excluded"
     return [
@@ -186,12 +201,12 @@ def comparison_section(report: Report) -> list[str]:
     return blocks or [paragraph("No two configurations that could be compared.")]
 
 
-def parallelism_section(report: Report) -> list[str]:
-    if not report.parallelism:
+def aup_section(report: Report) -> list[str]:
+    if not report.aup_entries:
         return []
     rows = [
-        [p.name, value_text(p.value, ".1f"), str(p.num_points), str(p.num_dropped)]
-        for p in sorted(report.parallelism, key=lambda p: -(p.value or 0))
+        [entry.name, value_text(entry.value, ".1f"), str(entry.num_points), str(entry.num_dropped)]
+        for entry in sorted(report.aup_entries, key=lambda entry: -(entry.value or 0))
     ]
     return [
         heading(3, "AUP"),

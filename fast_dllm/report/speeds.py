@@ -50,10 +50,13 @@ def _same_work(run: RunResult, other: RunResult) -> bool:
 
 
 def outliers(table: ResultTable) -> dict[str, tuple[RunResult, list[RunResult]]]:
-    """Configuration -> (its run, runs of the same work), if their times differ by the factor OUTLIER or more."""
-    odd = {}
+    """Configuration -> (its run, runs of the same work), if their times differ by the factor OUTLIER or more.
+
+    Runs on a CPU are left out: other programs change their times.
+    """
+    outlier_runs = {}
     for group in (group for groups in columns(table).values() for group in groups):
-        with_speed = [(run, speed) for run in group if (speed := run.tokens_per_second)]
+        with_speed = [(run, speed) for run in group if not is_on_cpu(run) and (speed := run.tokens_per_second)]
         for run, speed in with_speed:
             peers = [
                 (other, other_speed) for other, other_speed in with_speed if other is not run and _same_work(run, other)
@@ -64,13 +67,16 @@ def outliers(table: ResultTable) -> dict[str, tuple[RunResult, list[RunResult]]]
             middle, spread = median(speeds), max(speeds) / min(speeds)
             ratio = max(speed / middle, middle / speed)
             if ratio >= OUTLIER and (spread < OUTLIER or len(peers) == 1):
-                odd[run.config] = (run, [other for other, _ in peers])
-    return odd
+                outlier_runs[run.config] = (run, [other for other, _ in peers])
+    return outlier_runs
 
 
 def _forwards_key(table: ResultTable, run: RunResult) -> tuple | None:
-    """A key that is equal for runs with the same forwards on the same hardware; None without counted forwards."""
-    if table.is_foreign or not run.forwards or not run.tokens_per_second or was_interrupted(run):
+    """A key that is equal for runs with the same forwards on the same hardware.
+
+    None without counted forwards, and on a CPU, where other programs change the times.
+    """
+    if is_on_cpu(run) or table.is_foreign or not run.forwards or not run.tokens_per_second or was_interrupted(run):
         return None
     model = tuple(str(run.facts.get(name)) for name in ("model", "model_revision", "dtype"))
     return (*model, *map(str, conditions(run)), run.new_tokens, run.layers_run, *sorted(run.forwards.items()))
@@ -99,22 +105,24 @@ def slow_groups(tables: list[ResultTable]) -> list[tuple[str, list[RunResult], l
     return slow_of_tables
 
 
-def reference_speed(table: ResultTable, run: RunResult, odd: Collection[str] = ()) -> float | None:
+def can_time(run: RunResult, base: RunResult) -> bool:
+    """Whether the times of two runs can be compared: the same conditions, no interruption of `base`, no CPU."""
+    return not is_on_cpu(run) and conditions(base) == conditions(run) and not was_interrupted(base)
+
+
+def speed_without_reuse(table: ResultTable, run: RunResult, outlier_configs: Collection[str] = ()) -> float | None:
     """New tokens per second of the table's k = 1 under the run's conditions: the median of its usual columns.
 
-    A table without such columns has the configuration that its matrix compares with. odd: configurations whose times
-    other tables have shown to be outliers.
+    A table without such columns has the configuration that its matrix compares with. None on a CPU, where other
+    programs change the times. outlier_configs: configurations whose times other tables have shown to be outliers.
     """
-    odd = {*odd, *outliers(table)}
+    outlier_configs = {*outlier_configs, *outliers(table)}
     ones = [one for one in table.runs.values() if one.reuse_k == 1 and one.arguments.get("layer_subset")]
     named = table.runs.get(table.compare_with or "")
     usual = [
         one
         for one in ones or ([named] if named else [])
-        if conditions(one) == conditions(run)
-        and one.config not in odd
-        and "+" not in one.config
-        and not was_interrupted(one)
+        if can_time(run, one) and one.config not in outlier_configs and "+" not in one.config
     ]
     speeds = timed(usual)
     return median(speeds) if speeds else None

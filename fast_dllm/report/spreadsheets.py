@@ -64,7 +64,7 @@ def _run_row(report: Report, table: ResultTable, run: RunResult) -> dict[str, ob
         "accuracy_stderr": run.summary.accuracy_stderr,
         "accuracy_low": interval.low if interval else None,
         "accuracy_high": interval.high if interval else None,
-        **run_numbers(table, run),
+        **run_numbers(report, table, run),
         **{f"forwards_{kind}": count for kind, count in (run.forwards or {}).items() if kind in FORWARD_KINDS},
         **{name: run.facts.get(name) for name in PROVENANCE_COLUMNS},
         "alarms": " ".join(sorted(alarms)),

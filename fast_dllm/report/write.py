@@ -17,7 +17,6 @@ from fast_dllm.report.flips import Flip, count_changes, flips_of
 from fast_dllm.report.page import page
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.sections import document_of, terminal_table, terminal_verdict
-from fast_dllm.report.speeds import reference_speed
 from fast_dllm.report.spreadsheets import FILES, spreadsheets
 from fast_dllm.report.terminal import UNLIMITED, laid_out, terminal_width
 from fast_dllm.report.verdict import verdict
@@ -35,8 +34,8 @@ def _run_facts(report: Report, table: ResultTable, run: RunResult) -> dict[str, 
         "num_samples": run.num_samples,
         "accuracy": run.accuracy,
         "interval": None if interval is None else [interval.low, interval.high],
-        **run_numbers(table, run),
-        "reference_tokens_per_second": reference_speed(table, run, report.odd_speeds(table.label)),
+        **run_numbers(report, table, run),
+        "reference_tokens_per_second": report.baseline_speed(table, run),
         "model_args": dict(run.arguments),
         "facts": dict(run.facts),
         "faults": [list(fault) for fault in run.faults],
@@ -69,22 +68,20 @@ def as_json(report: Report, flips: list[Flip], num_changed: Mapping[str, int]) -
         "tables": tables,
         "envelope": [f"{run.table}/{run.config}" for run in report.front],
         "equal_speed": [asdict(c) | {"outcome": c.outcome} for c, _ in report.equal_speed],
-        "aup": [asdict(entry) for entry in report.parallelism],
+        "aup": [asdict(entry) for entry in report.aup_entries],
         "flips": [{key: value for key, value in asdict(flip).items() if key != "prompt"} for flip in flips],
         "command": report.command,
     }
 
 
-def write(
-    report: Report, folder: Path, most_flips: int, against: RunResult | None = None, with_csv: bool = False
-) -> Path:
+def write(report: Report, folder: Path, most_flips: int, with_csv: bool = False) -> Path:
     """Write all files into `folder`; returns report.html's path. Old pictures and CSV files in it are removed.
 
     with_csv: write runs.csv and questions.csv too.
     """
     check_writable(folder)
-    flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips, against)]
-    num_changed = {t.label: count_changes(t, report.contrasts.get(t.label, ()), against) for t in report.tables}
+    flips = [flip for table in report.tables for flip in flips_of(report, table, most_flips)]
+    num_changed = {table.label: count_changes(report, table) for table in report.tables}
     drawn = draw(report)
     maps = drift_maps(report.root, report.task, {run.facts.get("model") for run in report.runs()})
     captions = {name: caption for pictures in (drawn, maps) for name, (_, caption) in pictures.items()}
