@@ -25,7 +25,7 @@ from fast_dllm.ui.comparison import PAIRS, PROMPT
 from fast_dllm.ui.controls import controls
 from fast_dllm.ui.examples import examples_of
 from fast_dllm.ui.gate import Gate
-from fast_dllm.ui.layers import layers_html
+from fast_dllm.ui.layer_view import layers_html
 from fast_dllm.ui.page_events import Page, Shown, begin, empty_page, refuse, restore, stop_button
 from fast_dllm.ui.replay import choose_step, play, replay, still, tick
 from fast_dllm.ui.style import (

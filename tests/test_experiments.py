@@ -260,3 +260,11 @@ def test_imports_run_one_way_in_every_module_of_the_project():
 def test_the_check_of_imports_can_fail(module, line):
     path = ROOT / module
     assert wrong_imports(project_modules()[path], path, path.read_text() + "\n" + line + "\n")
+
+
+def test_no_class_and_no_file_of_the_package_has_anothers_name():
+    files = [path for path in (ROOT / "fast_dllm").rglob("*.py") if path.stem not in ("__init__", "__main__")]
+    names = [path.name for path in files]
+    for path in files:
+        names += [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []

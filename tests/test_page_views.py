@@ -12,7 +12,7 @@ from fast_dllm.decoding import GUESSED_KINDS
 from fast_dllm.ui.cells import LEGEND, cells_html
 from fast_dllm.ui.chat import AnswerFrame, Cell, Chatbot, with_defaults
 from fast_dllm.ui.comparison import PAIRS, PROMPT, comparison_html, first_difference
-from fast_dllm.ui.layers import layer_states, layers_html
+from fast_dllm.ui.layer_view import layer_states, layers_html
 from fast_dllm.ui.style import STYLE
 
 

@@ -15,7 +15,7 @@ from fast_dllm.ui.cells import cells_html, error_html
 from fast_dllm.ui.chat import AnswerFrame, Chatbot, Conversation, parse_model_args
 from fast_dllm.ui.comparison import comparison_html, first_difference
 from fast_dllm.ui.controls import in_words, read_settings
-from fast_dllm.ui.layers import layers_html
+from fast_dllm.ui.layer_view import layers_html
 from fast_dllm.ui.replay import replay_slider
 from fast_dllm.ui.turns import Turn
 

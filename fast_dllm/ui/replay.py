@@ -8,7 +8,7 @@ import gradio as gr
 
 from fast_dllm.ui.cells import cells_html
 from fast_dllm.ui.chat import AnswerFrame
-from fast_dllm.ui.layers import layers_html
+from fast_dllm.ui.layer_view import layers_html
 
 SKIP: Any = gr.skip()
 
