@@ -228,6 +228,7 @@ def main() -> None:
     build(chatbot).launch(
         server_name=arguments.host, server_port=arguments.port, share=arguments.share, **launch_options(names)
     )
+    raise KeyboardInterrupt  # launch() returns after Ctrl-C, which it takes for itself
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def non_finite(where: str, dtype: object) -> NonFiniteError:
 
 
 class DataError(RuntimeError):
-    """A task's data set cannot be had: the hub does not answer, refuses it, or it is not in the cache."""
+    """A model or a data set cannot be had: the hub does not answer, refuses it, or it is not in the cache."""
 
 
 class TakenOverError(RuntimeError):

@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from golden_models import ROOT
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-from fast_dllm.errors import UsageError
+from fast_dllm.errors import DataError, UsageError
 from fast_dllm.network import chat_template, config, loading
 from fast_dllm.network.config import read_config
 from fast_dllm.network.loading import TINY_MODEL, load_model
@@ -320,3 +321,12 @@ def test_a_chat_template_that_refuses_a_conversation_is_one_line_when_it_does(fo
     assert render(tokenizer, [{"role": "user", "content": "Hi"}], True) == "text"
     with pytest.raises(UsageError, match=r"fails: no system message$"):
         render(tokenizer, [{"role": "system", "content": "Hi"}], True)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_model_that_the_hub_may_have_is_no_wrong_input(monkeypatch, load):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="'somebody/some_model': the hub does not answer"):
+        load("somebody/some_model")
+    with pytest.raises(UsageError, match="cannot load model '/nowhere'"):
+        load("/nowhere")

@@ -472,6 +472,10 @@ def test_a_slurm_that_does_not_answer_is_told_apart(monkeypatch, tmp_path):
     assert finding.level == "fail"
     assert "Slurm does not answer: " in finding.text
     assert "cannot reach the controller" in finding.text
+    lines = "squeue: error: fetch_config: DNS SRV lookup failed\nsqueue: fatal: Could not establish a source"
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{lines}' >&2\nexit 1\n")
+    [finding] = cluster.check_cluster(situation)
+    assert finding.text.startswith("Slurm does not answer: Could not establish a source;")  # the last fault alone
 
 
 def test_the_settings_of_a_surrounding_job_do_not_reach_slurm(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -75,6 +76,51 @@ def test_a_mistake_is_one_line(tmp_path, command, told):
     assert line.startswith(command.split()[0].split("/")[-1] + ": error: ")
     assert told.format(**names) in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch) -> None:
+    """An empty cache and a hub at whose address nobody listens."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+
+
+def run_online(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_without_a_network_the_chat_ends_with_one_line(no_network):
+    done = run_online("run_chatbot.py", "--model", "somebody/some_model", "--once", "hi")
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()  # and none for each try of the hub's client
+    assert line.startswith("run_chatbot.py: cannot load model 'somebody/some_model': the hub does not answer")
+
+
+def test_without_a_network_the_doctor_has_one_line_for_model_and_data(no_network):
+    done = run_online("-m", "fast_dllm.doctor", "--task", "gsm8k", "--model", "somebody/some_model")
+    assert (done.returncode, done.stderr) == (1, "")
+    unreachable = [line for line in done.stdout.splitlines() if "the hub cannot be reached from here" in line]
+    assert [line.partition(":")[0] for line in unreachable] == [
+        "fail model somebody/some_model",
+        "fail data set openai/gsm8k",
+    ]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_page_as_any_program():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    words = [sys.executable, "-u", "app.py", "--model", "tiny", "--port", str(port)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as page:
+        assert page.stdout is not None
+        assert page.stderr is not None
+        assert any("Running on local URL" in line for line in page.stdout)
+        page.send_signal(signal.SIGINT)
+        assert page.stderr.read().splitlines()[-1] == "app.py: interrupted"
+        assert page.wait(60) == 130
 
 
 @pytest.mark.parametrize(

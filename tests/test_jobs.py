@@ -144,6 +144,7 @@ def test_a_complete_configuration_is_not_evaluated_again_unless_forced(project):
         ("requests.exceptions.ConnectionError: Max retries exceeded with url: /api", "hub_network"),
         ("huggingface_hub.errors.OfflineModeIsEnabled: Cannot reach", "hub_network"),
         ("ConnectionError: Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)", "hub_network"),
+        ("eval.py: cannot load model 'a/b': the hub does not answer, and the local cache", "hub_network"),
         ("eval.py: the model's logits are not finite in a full forward", "not_finite"),
         ("Traceback (most recent call last):\nZeroDivisionError: division by zero", "code_error"),
     ],

@@ -178,7 +178,7 @@ class DecodingRun:
             self._executor.commit(sequence.cache_row, slot)
             sequence.forget_block()
         elif slot is not None and sequence.is_block_cached:
-            self._executor.cache.append_scratch(sequence.cache_row, slot)
+            self._executor.cache.copy_slot_to_block(sequence.cache_row, slot)
 
     def _finish(
         self, sequence: SequenceState, member: GroupMember, states: list[StatePrediction], reads_store: bool

@@ -58,7 +58,7 @@ def block_rows(batch: Batch) -> BlockRows:
         [entry.sequence.cache_row for entry in batch],
         [forward.token_ids for forward in forwards],
         [forward.offset for forward in forwards],
-        _padded([forward.rows_of(forward.predicted_positions) for forward in forwards]),
+        _pad_to_longest([forward.rows_of(forward.predicted_positions) for forward in forwards]),
         candidates,
     )
 
@@ -69,7 +69,7 @@ def _continued_entry(index: int, entry: BatchEntry) -> int | None:
     return None if continues is None else index - entry.number + continues
 
 
-def _padded(rows: list[list[int]]) -> list[list[int]]:
+def _pad_to_longest(rows: list[list[int]]) -> list[list[int]]:
     """Lists of one length: the last number of each (0 of an empty one) is repeated."""
     longest = max(map(len, rows))
     return [each + [each[-1] if each else 0] * (longest - len(each)) for each in rows]
@@ -91,14 +91,14 @@ def choose_store(
     reuses = [entry.forward.reuse for entry in batch if entry.forward.reuse is not None]
     if not any(reuse.decide for reuse in reuses):
         return [reuse.read for reuse in reuses]
-    drifts = store.drift(entering, cache_rows, block_rows, _wanted_rows(batch, entering.device))
+    drifts = store.drift(entering, cache_rows, block_rows, _drift_rows(batch, entering.device))
     return [
         reuse.decide(drift) if reuse.decide else reuse.read
         for reuse, drift in zip(reuses, drifts.tolist(), strict=True)  # the decision's own transfer
     ]
 
 
-def _wanted_rows(batch: Batch, device: torch.device) -> Tensor:
+def _drift_rows(batch: Batch, device: torch.device) -> Tensor:
     """(B, R) rows of the window that the wanted predictions are read at: the drift is measured over these."""
     forwards = [entry.forward for entry in batch]
     counts = {len(forward.wanted) for forward in forwards}

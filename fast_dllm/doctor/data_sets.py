@@ -73,7 +73,7 @@ def ask_hub(kind: str, path: str) -> Finding:
     from huggingface_hub import HfApi, get_session
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
-    what = f"{'data set' if kind == 'dataset' else 'model'} {path}"
+    what = _in_words(kind, path)
     get_session().timeout = NETWORK_SECONDS
     try:
         HfApi().auth_check(path, repo_type=kind)
@@ -90,6 +90,19 @@ def ask_hub(kind: str, path: str) -> Finding:
     return Finding(
         "warn", f"{what}: not in the cache; the hub gives it out, bash sbatch/prefetch.sh fetches it once for all jobs"
     )
+
+
+def hub_is_silent(kind: str, path: str) -> Finding:
+    """The finding where the hub could not be reached a moment ago. kind, path: as `ask_hub` takes them."""
+    return Finding(
+        "fail",
+        f"{_in_words(kind, path)}: not in the cache, and the hub cannot be reached from here; where there is a "
+        "network, bash sbatch/prefetch.sh with the same --task and --model fetches it",
+    )
+
+
+def _in_words(kind: str, path: str) -> str:
+    return f"{'data set' if kind == 'dataset' else 'model'} {path}"
 
 
 def data_sets_of(tasks: tuple[str, ...]) -> dict[str, frozenset[DataSet]]:
@@ -111,12 +124,16 @@ def data_sets_of(tasks: tuple[str, ...]) -> dict[str, frozenset[DataSet]]:
 
 def learn_data_sets(situation: Situation) -> Situation:
     """The situation with the data sets of all tasks and the hub to ask; stored in the venv for the quick checks."""
+    from fast_dllm.evaluate.hub import prepare_hub_client
+
+    is_silent = not situation.offline and prepare_hub_client()  # before lm_eval imports the hub's libraries
     data_sets = data_sets_of(situation.tasks)
     if situation.venv and Path(sys.prefix).samefile(situation.venv):
         known = {**situation.data_sets, **data_sets}
         content = {task: sorted([data.path, data.name] for data in needed) for task, needed in known.items()}
         write_json(situation.venv / DATA_SETS_FILE, content)
-    return dataclasses.replace(situation, data_sets=data_sets, reach=None if situation.offline else ask_hub)
+    reach = None if situation.offline else hub_is_silent if is_silent else ask_hub
+    return dataclasses.replace(situation, data_sets=data_sets, reach=reach)
 
 
 def check_sentences(situation: Situation) -> Iterator[Finding]:

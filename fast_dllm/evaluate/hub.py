@@ -28,6 +28,21 @@ def use_cache_without_network(environment: MutableMapping[str, str] = os.environ
     return True
 
 
+def prepare_hub_client() -> bool:
+    """Make the hub's client quick and quiet, for a program that people wait for; returns whether the hub is silent.
+
+    If the hub cannot be reached, the client uses its cache alone. It does not log each time that it tries again.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+    is_silent = use_cache_without_network()
+    if is_silent:
+        constants.HF_HUB_OFFLINE = True  # the client may be imported already, and has read the variable then
+    return is_silent
+
+
 def is_reachable(url: str) -> bool:
     """Whether the host of a URL accepts a connection."""
     parts = urlsplit(url)

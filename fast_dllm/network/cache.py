@@ -42,7 +42,7 @@ class KVCache:
             self.scratch_keys = self.keys.new_zeros(num_layers, batch_size * MOST_STATES, self.block_size, *sizes)
             self.scratch_values = torch.zeros_like(self.scratch_keys)
 
-    def append_scratch(self, cache_row: int, slot: int) -> None:
+    def copy_slot_to_block(self, cache_row: int, slot: int) -> None:
         """Copy the block in a slot to the sequence's current block. Does not change `lengths`."""
         assert self.scratch_keys is not None, "a forward has written this slot"
         assert self.scratch_values is not None, "both were made together"

@@ -95,7 +95,7 @@ class Executor(ABC):
         slot: the place in scratch room where the block ran as a candidate; its keys and values are copied from it.
         """
         if slot is not None:
-            self.cache.append_scratch(cache_row, slot)
+            self.cache.copy_slot_to_block(cache_row, slot)
         self.cache.lengths[cache_row] += self.cache.block_size
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
-from fast_dllm.errors import UsageError, line_of
+from fast_dllm.errors import DataError, UsageError, line_of
 from fast_dllm.network.config import FastDLLMConfig, read_config
 from fast_dllm.network.devices import default_dtype, pick_device, pick_dtype
 from fast_dllm.network.memory import check_fits
@@ -26,13 +27,30 @@ def model_source(path_or_hub_id: str) -> str:
     return str(TINY_MODEL) if path_or_hub_id == "tiny" else path_or_hub_id
 
 
+def loading_error(part: str, path_or_hub_id: str, error: BaseException) -> DataError | UsageError:
+    """The error to raise when a part of a checkpoint cannot be loaded: DataError if only a network is missing.
+
+    part: "model" or "the tokenizer of". error: why. A hub that does not answer says nothing about the user's input.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LocalEntryNotFoundError):
+            return DataError(
+                f"cannot load {part} {path_or_hub_id!r}: the hub does not answer, and the local cache does not have "
+                f"it; where there is a network: bash sbatch/prefetch.sh --model {path_or_hub_id}"
+            )
+        cause = cause.__cause__
+    return UsageError(f"cannot load {part} {path_or_hub_id!r}: {line_of(error)}")
+
+
 def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -> FastDLLMForCausalLM:
     """Load a checkpoint by its tensor names, tensor by tensor to the device.
 
     `path_or_hub_id`: a folder, a hub id, or `tiny` (the embedded model). Raises UsageError where there is no such
     checkpoint, it is of another model type or damaged, its weights do not fit into the device's free memory, or a
-    tensor is missing, extra or of the wrong shape. Weights are downloaded only once the configuration says that they
-    fit. Memory for them is taken only once the configuration and the headers of the weight files agree.
+    tensor is missing, extra or of the wrong shape, and DataError where the hub does not answer. Weights are downloaded
+    only once the configuration says that they fit. Memory for them is taken only once the configuration and the headers
+    of the weight files agree.
     """
     source = model_source(path_or_hub_id)
     target = pick_device(device)
@@ -52,7 +70,7 @@ def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -
         model.requires_grad_(False)
         _read_weights(model, files)
     except (OSError, SafetensorError, ValueError) as error:
-        raise UsageError(f"cannot load model {path_or_hub_id!r}: {line_of(error)}") from error
+        raise loading_error("model", path_or_hub_id, error) from error
     model.eval()
     return model.fuse() if target.type == "cuda" else model  # slower for wide layers on a CPU (docs/performance.md)
 

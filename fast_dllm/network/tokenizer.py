@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from fast_dllm.errors import UsageError, line_of
 from fast_dllm.network.chat_template import check_chat_template, require_chat_template
 from fast_dllm.network.config import read_config
-from fast_dllm.network.loading import model_source
+from fast_dllm.network.loading import loading_error, model_source
 
 MASK_TOKEN = "|<MASK>|"  # Fast-dLLM v2's name for it; a tokenizer with a mask_token of its own need not have it
 
@@ -29,17 +29,18 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a hub id or `tiny`.
 
     Raises UsageError where there is none, where the model's config.json cannot be used, and for an endless chat
-    template. A tokenizer without a chat template is accepted, see `require_chat_template`.
+    template; DataError where the hub does not answer. A tokenizer without a chat template is accepted, see
+    `require_chat_template`.
     """
     source = model_source(path_or_hub_id)
     try:
         config = read_config(source)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load model {path_or_hub_id!r}: {line_of(error)}") from error
+        raise loading_error("model", path_or_hub_id, error) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
     except Exception as error:  # a damaged file gives errors of many kinds, some of them Rust's
-        raise UsageError(f"cannot load the tokenizer of {path_or_hub_id!r}: {line_of(error)}") from error
+        raise loading_error("the tokenizer of", path_or_hub_id, error) from error
     check_chat_template(tokenizer)
     return tokenizer
 

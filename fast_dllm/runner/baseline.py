@@ -15,7 +15,7 @@ from typing import Mapping
 from fast_dllm.errors import UsageError
 from fast_dllm.runner import snapshot, submission, venv
 from fast_dllm.runner.chain import Chain, cancel, decide, submit_successor
-from fast_dllm.runner.environment import evaluation_environment, log_of_this_process
+from fast_dllm.runner.environment import evaluation_environment, stderr_file
 from fast_dllm.runner.evaluation import BUSY, TERMINATED, Settings, StopSignal, evaluate
 from fast_dllm.runner.job import activate, gpu_is_lost
 from fast_dllm.runner.messages import say
@@ -76,7 +76,7 @@ def _run_as_job(options: BaselineOptions) -> int:
     request, chain = options.request, options.chain
     job = os.environ["SLURM_JOB_ID"]
     say(f"job {job} on {socket.gethostname()}: {' '.join(request.tasks)}, code {options.snapshot}")
-    log = log_of_this_process(request.root)
+    log = stderr_file(request.root)
     decision = decide(request, chain, log)
     if not decision.goes_on:
         return decision.exit_status

@@ -61,7 +61,7 @@ def has_gpu() -> bool:
     return any(line.startswith(b"GPU") for line in done.stdout.splitlines())
 
 
-def log_of_this_process(root: Path) -> str:
+def stderr_file(root: Path) -> str:
     """The file that stderr goes to, relative to the project if it is inside; "" where it is no file."""
     try:
         path = os.readlink("/proc/self/fd/2")

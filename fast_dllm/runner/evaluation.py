@@ -20,7 +20,7 @@ from fast_dllm.record.judgement import Judge, Judgement, fault_of_new, set_aside
 from fast_dllm.record.shards import LOCK
 from fast_dllm.record.summary import QUESTIONS_FILE
 from fast_dllm.runner import artifacts, failures
-from fast_dllm.runner.environment import has_gpu, log_of_this_process
+from fast_dllm.runner.environment import has_gpu, stderr_file
 from fast_dllm.runner.messages import say
 from fast_dllm.runner.records import FORCE_FILE, Records, failed_before, folder_of, is_forced, record_job
 from fast_dllm.runner.watch import run_and_watch
@@ -145,7 +145,7 @@ def evaluate(request: Request, task: str, names: list[str], settings: Settings, 
 def _log_of(request: Request, runs: list[Run], settings: Settings) -> str:
     """The log of the evaluation: a job's own output, else a new file; relative to the project's folder."""
     if settings.in_job:
-        return log_of_this_process(request.root)
+        return stderr_file(request.root)
     folder = Path("logs") / (runs[0].path if len(runs) == 1 else runs[0].path.rsplit("/", 1)[0])
     (request.root / folder).mkdir(parents=True, exist_ok=True)
     return str(folder / f"local_{os.getpid()}.log")

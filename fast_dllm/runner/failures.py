@@ -58,7 +58,7 @@ PATTERNS = (
         "hub_network",
         r"Max retries exceeded|Name or service not known|name resolution|Connection(Error| refused| reset)"
         r"|ConnectTimeout|OfflineMode|LocalEntryNotFoundError|LocalEntryNotFound|Couldn.t reach|couldn.t connect to"
-        r"|Network is unreachable|could not be fetched",
+        r"|Network is unreachable|could not be fetched|the hub does not answer",
     ),
 )
 # slurmstepd writes the reason before it sends the signal, often into the line of a progress bar:

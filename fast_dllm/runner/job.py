@@ -23,7 +23,7 @@ from typing import Mapping
 
 from fast_dllm.runner import artifacts, shard_jobs, venv
 from fast_dllm.runner.chain import Chain, cancel, decide, record_failure, submit_successor
-from fast_dllm.runner.environment import evaluation_environment, has_gpu, log_of_this_process
+from fast_dllm.runner.environment import evaluation_environment, has_gpu, stderr_file
 from fast_dllm.runner.evaluation import Outcome, Settings, StopSignal, evaluate
 from fast_dllm.runner.failures import current_job
 from fast_dllm.runner.messages import say
@@ -84,7 +84,7 @@ def run_job(options: JobOptions) -> int:
         artifacts.keep(request, run)  # the job before may have ended between its last answer and this
         return 0
     (request.root / "logs" / run.path).mkdir(parents=True, exist_ok=True)  # of the job that continues this one
-    log = log_of_this_process(request.root)
+    log = stderr_file(request.root)
     decision = decide(request, chain, log)
     if not decision.goes_on:
         return decision.exit_status

@@ -195,11 +195,16 @@ class Job:
         return self.state == "PENDING" and self.reason.startswith("Dependency")
 
 
+def _last_complaint(text: str) -> str:
+    """The last of the errors that a Slurm program printed; those before it tell what the program tried first."""
+    return re.split(r"\b\w+: (?:error|fatal): ", text)[-1].strip()
+
+
 def _ask_queue(*filters: str) -> tuple[list[Job], str]:
     """(jobs, why squeue failed or "")."""
     worked, text = ask("squeue", "--noheader", *filters, "--format=%i|%T|%r|%L|%l|%b|%a|%q|%j|%Z")
     if not worked:
-        return [], text or "it said nothing"
+        return [], _last_complaint(text) or "it said nothing"
     jobs = []
     for fields in (line.split("|", 9) for line in text.splitlines()):
         if len(fields) == 10:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -19,8 +20,9 @@ from fast_dllm.decode import experiments
 from fast_dllm.decode.arguments import NO_VALUE, ModelArguments
 from fast_dllm.decoding import FORWARD_KINDS, STEP_KINDS, DenoisingEvent
 from fast_dllm.errors import UsageError
+from fast_dllm.evaluate.hub import prepare_hub_client
 from fast_dllm.network.chat_template import require_chat_template
-from fast_dllm.network.loading import load_model
+from fast_dllm.network.loading import load_model, model_source
 from fast_dllm.network.modes import use_graphs
 from fast_dllm.network.threads import fit_threads
 from fast_dllm.network.tokenizer import decode, load_tokenizer, render, special_ids
@@ -180,6 +182,8 @@ class Chatbot:
 
     def __init__(self, arguments: ModelArguments):
         self.arguments = arguments
+        if not Path(model_source(arguments.model_path)).is_dir():
+            prepare_hub_client()
         self.tokenizer = load_tokenizer(arguments.model_path)
         require_chat_template(self.tokenizer)
         self.ids = special_ids(self.tokenizer)
