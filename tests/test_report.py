@@ -284,6 +284,10 @@ def test_every_ratio_is_to_the_run_that_against_names(project):
         for c in table["contrasts"]:
             first = next(run for run in table["runs"] if run["config"] == c["configs"][0])
             assert c["forward_gain"] == pytest.approx(first["speed_up_forwards"])
+    assert {(flip["table"], flip["baseline"]) for flip in content["flips"]} == {
+        ("00_baseline", "k2_middle"),
+        ("01_other", "00_baseline/k2_middle"),
+    }
     text = text_of(project, "report.md").replace("\\", "")
     assert text.count("Speed-ups are against k2_middle: ") == 1
     assert text.count("Speed-ups are against 00_baseline/k2_middle: ") == 1

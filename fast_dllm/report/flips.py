@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fast_dllm.record.questions import TEXTS_FILE, QuestionsError, read_texts
 from fast_dllm.report.build import Report
+from fast_dllm.report.compare import name_beside
 from fast_dllm.report.results import ResultTable, RunResult
 from fast_dllm.report.same_results import shared_questions
 
@@ -108,7 +109,7 @@ def flips_of(report: Report, table: ResultTable, most: int = 10) -> list[Flip]:
         shown = after or before or {}
         others = tuple(name for _, name in changes if name != config)
         prompt, target = str(shown.get("prompt", "")), str(shown.get("target", ""))
-        names = (table.label, config, base.config)
+        names = (table.label, config, name_beside(base, table.label))
         flips.append(Flip(*names, others, task, doc_id, kind, prompt, target, *sides))
     return flips
 
