@@ -67,6 +67,10 @@ def test_local_runs_the_matrix_and_then_its_report(project):
     result = project.bash(*words)
     again = "what these results show: bash sbatch/run.sh --report --experiment 04_sweep --task gsm8k --limit 7\n"
     assert result.stderr.endswith(again)
+    before = len(evaluated(project))
+    fault = "fail:eval.py: cannot load model: the hub does not answer"
+    assert project.bash(*words, "--matrix", "--threshold", "0.7", FAKE_EVAL=fault).returncode == 1
+    assert len(evaluated(project)) == before + 1  # no configuration after the first is tried without a model
     result = project.bash(*words, "--threshold", "0.5", FAKE_EVAL="fail:x")
     assert result.returncode == 1
     assert "what these results show" not in result.stderr  # there are none

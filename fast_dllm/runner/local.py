@@ -40,7 +40,7 @@ def run_local(options: LocalOptions) -> int:
     """Evaluate the request's configurations, as many as possible in one process; returns the exit status.
 
     One that fails does not stop the others: they go on in another process. What was wrong with the input of one is
-    wrong for all.
+    wrong for all, and all need the same model and data.
     """
     request = options.request
     folder = venv.ensure(request.code_root, request.root)
@@ -68,7 +68,7 @@ def run_local(options: LocalOptions) -> int:
             say_interrupted(request, options.words)
             return INTERRUPTED
         pending = outcome.not_started
-        if outcome.status == WRONG_INPUT:
+        if outcome.status == WRONG_INPUT or outcome.failure_class == "hub_network":
             failed += pending
             break
     if failed:
