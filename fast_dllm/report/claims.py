@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,15 @@ def speed_ratio(run: RunResult, base: RunResult, steps_only: bool = False) -> Ra
         speeds = [_tokens_per_layer(each, steps_only) for each in (run, base)]
         return Ratio(speeds[0] / speeds[1], None)
     amounts = np.array(columns, dtype=float)  # (questions, 4)
-    draws = np.random.default_rng(0).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), size=DRAWS)
-    low, high = np.quantile(_ratio_of(draws @ amounts), (0.025, 0.975))
+    low, high = np.quantile(_ratio_of(_draws(len(pairs)) @ amounts), (0.025, 0.975))
     return Ratio(float(_ratio_of(amounts.sum(axis=0))), Interval(float(low), float(high)))
+
+
+@lru_cache(maxsize=4)
+def _draws(num_questions: int) -> np.ndarray:
+    """(DRAWS, questions): how often each question is in each sample of the bootstrap. Equal for equal arguments."""
+    shares = np.full(num_questions, 1 / num_questions)
+    return np.random.default_rng(0).multinomial(num_questions, shares, size=DRAWS).astype(float)
 
 
 def _costs(question: Question, steps_only: bool) -> tuple[float | None, float | None]:
