@@ -139,6 +139,16 @@ def test_files_that_another_process_removed_at_the_end_do_not_change_what_was_do
             store.total([own, other])
 
 
+def test_what_was_found_at_the_start_is_counted_when_another_process_removes_the_files(tmp_path):
+    with AnswerStore(tmp_path, IDENTITY) as first:
+        first.append({"a": "one"}, Cost(requests=1, new_tokens=10))
+        second = AnswerStore(tmp_path, IDENTITY)
+        first.discard()
+    total = second.total([Ledger()])  # it has added nothing
+    assert total.answers == {"a": "one"}
+    assert total.cost.requests == 1
+
+
 def test_an_answer_that_two_processes_gave_counts_once(tmp_path):
     stores = [AnswerStore(tmp_path, IDENTITY, shard=shard) for shard in ("0-of-2", "1-of-2")]
     own = {key: Cost(new_tokens=tokens) for key, tokens in (("a", 1), ("b", 10), ("c", 100))}

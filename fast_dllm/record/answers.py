@@ -207,16 +207,17 @@ class AnswerStore:
         return ledger
 
     def total(self, ledgers: Sequence[Ledger]) -> Ledger:
-        """The answers and costs of all processes and segments of the run. ledgers: those of the current processes.
+        """The answers and costs of all processes and segments of the run. ledgers: what the current processes added.
 
-        If another process took over this run, it may have finished it and removed the files. Then the result is what
-        this process knows, if it is the only one; otherwise TakenOverError is raised.
+        If another process took over this run, it may have finished it and removed the files, also those with the
+        answers that were found at the start. Then the result is what this process knows, if it is the only one;
+        otherwise TakenOverError is raised.
         """
         try:
             total = self.recount()
         except FileNotFoundError:
             total = Ledger()
-        if all(ledger.answers.keys() <= total.answers.keys() for ledger in ledgers):
+        if all(ledger.answers.keys() <= total.answers.keys() for ledger in (*ledgers, self._ledger)):
             return total
         if len(ledgers) > 1:
             raise TakenOverError(f"another process has finished {self.run_folder}")
