@@ -110,6 +110,7 @@ def test_without_a_network_the_doctor_has_one_line_for_model_and_data(no_network
 # app.py, which gets a Ctrl-C half a second after gradio begins to wait for one
 INTERRUPTED_PAGE = """
 import os, runpy, signal, sys, threading, gradio
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests beside itself ignores it
 wait = gradio.Blocks.block_thread
 def interrupted(blocks):
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()

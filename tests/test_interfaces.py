@@ -17,8 +17,8 @@ UP = "\x1b[1A\x1b[2K"  # to the line above, and erase it
 
 
 @pytest.fixture
-def terminal(short_random, tmp_path):
-    arguments = ["run_chatbot.py", "--model", str(short_random), "--model_args", "max_new_tokens=64"]
+def terminal(random_model, tmp_path):
+    arguments = ["run_chatbot.py", "--model", str(random_model), "--model_args", "max_new_tokens=64"]
     child = pexpect.spawn(
         sys.executable,
         arguments,
