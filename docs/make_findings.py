@@ -108,6 +108,7 @@ LABELS = {
 }
 LABELLED_IN_WHOLE = (PLAIN, "06_lookahead/n4_r0.90_s1")
 RIVALS = ("00", "01", "04", "07")  # what layers in part are compared with
+Tasks = Mapping[str, Mapping[str, RunResult]]  # task -> `experiment/configuration` -> run, see runs_by_task
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -287,7 +288,7 @@ def at_equal_cost(results: list[Result]) -> str:
     return table(["layers in part", ALL_FORWARDS, "at no more cost", ALL_FORWARDS, "points", "p"], rows)
 
 
-def runs_by_task(root: Path) -> dict[str, dict[str, RunResult]]:
+def runs_by_task(root: Path) -> Tasks:
     """Task -> `experiment/configuration` -> run, for the tasks that have plain decoding. It is called PLAIN in each.
     The tasks of another model are called `toy_math, MODEL`."""
     by_task = {task: runs_of_task(root, task) for task in (TASK, *OTHER_TASKS)}
@@ -311,9 +312,8 @@ def times(ratio: Ratio) -> str:
     return f"{ratio.value:.2f} [{ratio.interval.low:.2f}, {ratio.interval.high:.2f}]"
 
 
-def claims(root: Path) -> str:
+def claims(tasks: Tasks) -> str:
     """Each claim of CLAIMS on each task, and pooled over the two sets of one task."""
-    tasks = runs_by_task(root)
     rows = []
     found = compare([(setting, base or PLAIN) for setting, base in CLAIMS], tasks)
     for setting, base in ((setting, base or PLAIN) for setting, base in CLAIMS):
@@ -333,10 +333,10 @@ def claims(root: Path) -> str:
     return table(["", "questions", "points", "p", f"x {ALL_FORWARDS}", f"x {SPEED}"], rows)
 
 
-def key_settings(root: Path) -> str:
+def key_settings(tasks: Tasks) -> str:
     """Right answers and tokens per forward of KEY_SETTINGS on every task."""
     rows = []
-    for task, runs in runs_by_task(root).items():
+    for task, runs in tasks.items():
         for name in KEY_SETTINGS:
             if name in runs:
                 run, plain = runs[name], runs[PLAIN]
@@ -351,9 +351,9 @@ def key_settings(root: Path) -> str:
     return table(["questions", "setting", "right, %", "points from plain", ALL_FORWARDS, "x plain"], rows)
 
 
-def by_length(root: Path) -> str:
+def by_length(tasks: Tasks) -> str:
     """Tokens per forward of plain decoding and of two settings, for short and long answers of the wide task."""
-    runs = runs_by_task(root).get(OTHER_TASKS[1], {})
+    runs = tasks.get(OTHER_TASKS[1], {})
     names = [
         name
         for name in (PLAIN, "00_baseline/k2_middle", "07_rules/prefix0.20", "01_adaptive_skip/r0.90_s1")
@@ -383,7 +383,7 @@ TABLES: Mapping[str, Callable[[list[Result]], str]] = {
     "equal_accuracy": at_equal_accuracy,
     "equal_cost": at_equal_cost,
 }
-OF_ALL_TASKS: Mapping[str, Callable[[Path], str]] = {
+OF_ALL_TASKS: Mapping[str, Callable[[Tasks], str]] = {
     "claims": claims,
     "key_settings": key_settings,
     "by_length": by_length,
@@ -413,9 +413,8 @@ def picture(results: list[Result]) -> Figure:
     return figure
 
 
-def subjects_picture(root: Path) -> Figure:
+def subjects_picture(tasks: Tasks) -> Figure:
     """Points against speed, both from plain decoding's, of KEY_SETTINGS: one panel for each set of questions."""
-    tasks = runs_by_task(root)
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")
     columns = len(tasks) // 2 + 1  # at least one panel is left for the legend
     panels = list(figure.subplots(2, columns, sharex=True, sharey=True).flat)
@@ -482,14 +481,14 @@ def _label(axes: Axes, results: list[Result], labels: Mapping[str, tuple[str, tu
                 )
 
 
-def filled(text: str, results: list[Result], root: Path = ROOT) -> str:
+def filled(text: str, results: list[Result], tasks: Tasks) -> str:
     """The document with its tables made anew. Raises UsageError for a mark that names none."""
 
     def made(match: re.Match[str]) -> str:
         if match[2] in TABLES:
             return f"{match[1]}{TABLES[match[2]](results)}{match[3]}"
         if match[2] in OF_ALL_TASKS:
-            return f"{match[1]}{OF_ALL_TASKS[match[2]](root)}{match[3]}"
+            return f"{match[1]}{OF_ALL_TASKS[match[2]](tasks)}{match[3]}"
         raise UsageError(f"no table {match[2]!r}; there are: {', '.join([*TABLES, *OF_ALL_TASKS])}")
 
     return MARK.sub(made, text)
@@ -501,7 +500,8 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     old = DOCUMENT.read_text(encoding="utf-8")
     results = read()
-    new = filled(old, results)
+    tasks = runs_by_task(ROOT)
+    new = filled(old, results, tasks)
     if options.check:
         print(
             "docs/findings.md is what the results give" if new == old else "docs/findings.md differs from the results"
@@ -510,7 +510,7 @@ def main(words: list[str] | None = None) -> int:
     write_whole(DOCUMENT, new.encode())
     write_whole(PICTURE, png(picture(results)))
     with matplotlib.rc_context(STYLE):
-        write_whole(SUBJECTS_PICTURE, png(subjects_picture(ROOT)))
+        write_whole(SUBJECTS_PICTURE, png(subjects_picture(tasks)))
     return 0
 
 

@@ -61,7 +61,7 @@ def project(tmp_path):
 
 def document(root):
     marks = "".join(f"<!-- table: {name} -->\nbefore\n<!-- end -->\n" for name in findings.TABLES)
-    return findings.filled(f"Words.\n\n{marks}", findings.read(root))
+    return findings.filled(f"Words.\n\n{marks}", findings.read(root), {})
 
 
 @pytest.mark.slow  # the bootstrap of all ratios on all subjects
@@ -91,6 +91,7 @@ def test_a_changed_number_is_seen(tmp_path, monkeypatch, capsys):
     (tmp_path / "findings.md").write_text(text.replace(row, row.replace("9", "8", 1)))
     monkeypatch.setattr(findings, "DOCUMENT", tmp_path / "findings.md")
     monkeypatch.setattr(findings, "PICTURE", tmp_path / "findings.png")
+    monkeypatch.setattr(findings, "SUBJECTS_PICTURE", tmp_path / "findings_subjects.png")
     assert findings.main(["--check"]) == 1
     assert "differs" in capsys.readouterr().out
     assert findings.main([]) == 0
@@ -148,7 +149,7 @@ def test_what_is_missing_is_one_line(project, tmp_path):
     with pytest.raises(
         UsageError, match="no table 'nothing'; there are: every_result, equal_accuracy, equal_cost, claims, "
     ):
-        findings.filled("<!-- table: nothing -->\n<!-- end -->", findings.read(project.root))
+        findings.filled("<!-- table: nothing -->\n<!-- end -->", findings.read(project.root), {})
     (tmp_path / "empty" / "experiments").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"no result of 04_threshold/s8_t0\.90 on toy_math; there are: none"):
         findings.read(tmp_path / "empty")

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fast_dllm.drift.sums import CLASSES, DISTANCES, QUANTITIES, SKIPPED_STEPS, SUMS, DriftSums
-from fast_dllm.report.drawing import COLOURS, COLUMN, MARKERS
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+from fast_dllm.report.drawing import COLOURS, COLUMN, MARKERS, new_figure
 
 
 def _heat_map(figure: Figure, axes, values: np.ndarray, title: str, most: float) -> None:
@@ -30,7 +23,7 @@ def _recorded_steps(sums: DriftSums) -> slice:
 
 def layer_step(sums: DriftSums) -> Figure:
     """What each layer adds, against the step before: layer by step."""
-    figure = _figure(COLUMN, 2.6)
+    figure = new_figure(2.6)
     values = 100 * sums.relative("residual", ("layer", "step"))
     steps = _recorded_steps(sums)
     values[:, : steps.start] = np.nan
@@ -40,7 +33,7 @@ def layer_step(sums: DriftSums) -> Figure:
 
 def row_class(sums: DriftSums) -> Figure:
     """The same for rows just unmasked, still masked, and unmasked before."""
-    figure = _figure(2 * COLUMN, 2.4)
+    figure = new_figure(2.4, 2 * COLUMN)
     steps = _recorded_steps(sums)
     maps = [100 * sums.relative("residual", ("layer", "step"), rows) for rows in CLASSES]
     most = max(np.nanmax(each) if np.isfinite(each).any() else 0.0 for each in maps)
@@ -51,7 +44,7 @@ def row_class(sums: DriftSums) -> Figure:
 
 def depth(sums: DriftSums) -> Figure:
     """Each quantity against depth, and the residual by distance to the nearest row just unmasked."""
-    figure = _figure(2 * COLUMN, 3.2)
+    figure = new_figure(3.2, 2 * COLUMN)
     left, right = figure.subplots(1, 2)
     layers = np.arange(sums.num_layers)
     every = max(sums.num_layers // 6, 1)
@@ -87,7 +80,7 @@ def _legend_below(axes, title: str) -> None:
 
 def ranges(sums: DriftSums) -> Figure:
     """The predicted error of skipping each range of layers, for each k and age of what is stored."""
-    figure = _figure(2 * COLUMN, 2.8)
+    figure = new_figure(2.8, 2 * COLUMN)
     costs = [100 * sums.cost(skipped) for skipped in SKIPPED_STEPS]
     most = max(np.nanmax(cost) for cost in costs)
     for axes, cost, skipped in zip(figure.subplots(1, len(SKIPPED_STEPS)), costs, SKIPPED_STEPS, strict=True):
